@@ -1,0 +1,18 @@
+"""Data: sources of text, packing to memory-mapped arrays, and loaders whose order is a function of (seed,
+step)."""
+
+from bilevel.data.arrays import ArrayDataset as ArrayDataset
+from bilevel.data.arrays import Dataset as Dataset
+from bilevel.data.arrays import NumpyBatch as NumpyBatch
+from bilevel.data.loader import Loader as Loader
+from bilevel.data.loader import evaluation_batches as evaluation_batches
+from bilevel.data.packed import PackedText as PackedText
+from bilevel.data.packed import pack as pack
+from bilevel.data.permutation import permute as permute
+from bilevel.data.prefetch import Prefetcher as Prefetcher
+from bilevel.data.prefetch import prefetch as prefetch
+from bilevel.data.sources import Document as Document
+from bilevel.data.sources import Source as Source
+from bilevel.data.sources import open_source as open_source
+from bilevel.data.splits import open_specific as open_specific
+from bilevel.data.views import RowView as RowView

@@ -1,0 +1,213 @@
+"""Text files and JSON lines, compressed with gzip or not."""
+
+from __future__ import annotations
+
+import glob
+import gzip
+import io
+import json
+import os
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO, Literal, cast
+
+from bilevel.data._source import Document, Source, digest
+from bilevel.types import UserError
+
+Documents = Literal["line", "file"]
+
+JSON_SUFFIXES = (".jsonl", ".json")
+TEXT_SUFFIXES = (".txt", *JSON_SUFFIXES)
+ARRAY_SUFFIXES = (".npy", ".npz")
+_GZIP_MAGIC = b"\x1f\x8b"
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_BLOCK = 1 << 20
+_SAMPLE = 1 << 16
+_FOLDER_KINDS = ".txt, .jsonl or .json files (.gz or not)"
+
+
+def files_source(spec: str, field: str | None, documents: Documents) -> Source:
+    """The source made of the files that `spec` names (see `open_source`)."""
+    return source_of_files(spec, expand(spec), field, documents)
+
+
+def source_of_files(name: str, paths: list[Path], field: str | None, documents: Documents) -> Source:
+    """The source called `name` that reads `paths` one after another."""
+    for path in paths:
+        _check_kind(path, field, documents)
+    key = field or "text"
+
+    def read() -> Iterator[Document]:
+        for path in paths:
+            yield from map(Document, _documents(path, key, documents))
+
+    return Source(name, read, lambda: digest(["files", key, documents, *map(file_fingerprint, paths)]))
+
+
+def expand(spec: str) -> list[Path]:
+    """The files that `spec` names: a file, a folder, a glob, or several of these separated by commas.
+
+    Raises:
+        UserError: something does not exist, or matches no file.
+    """
+    # A name that exists is taken as it is, even with a comma or a bracket in it.
+    names = [spec] if Path(spec).expanduser().exists() else [name.strip() for name in spec.split(",")]
+    return [path for name in names for path in _expand_one(name, spec)]
+
+
+def _expand_one(name: str, spec: str) -> list[Path]:
+    path = Path(name).expanduser()
+    if not name:
+        raise UserError(f"The data specification {spec!r} holds an empty name; write file names separated by commas.")
+    if path.is_dir():
+        found = text_files(path)
+        if not found:
+            raise UserError(f"The folder {name} holds no {_FOLDER_KINDS}; name the files, or a glob that matches them.")
+        return found
+    if path.exists():
+        return [path]
+    if glob.has_magic(name):
+        found = sorted(Path(match) for match in glob.glob(str(path), recursive=True))
+        found = [match for match in found if match.is_file()]
+        if not found:
+            raise UserError(f"No file matches {name}; check the pattern and the folder it starts from.")
+        return found
+    raise UserError(f"The file {name} does not exist; check the path (it is taken relative to {Path.cwd()}).")
+
+
+def text_files(folder: Path) -> list[Path]:
+    """The text and JSON-lines files directly in `folder`, sorted by name; hidden files do not count."""
+    return sorted(
+        path
+        for path in folder.iterdir()
+        if kind_of(path) in TEXT_SUFFIXES and not path.name.startswith(".") and path.is_file()
+    )
+
+
+def kind_of(path: Path) -> str:
+    """The suffix in lower case that says what is in the file, a final `.gz` left out."""
+    name = path.name.lower().removesuffix(".gz")
+    return Path(name).suffix
+
+
+def _check_kind(path: Path, field: str | None, documents: Documents) -> None:
+    kind = kind_of(path)
+    if kind in ARRAY_SUFFIXES:
+        raise UserError(f"{path} holds arrays, not text; open it with ArrayDataset.open.")
+    if not os.access(path, os.R_OK):
+        raise UserError(f"The file {path} cannot be read; change its permissions.")
+    if path.stat().st_size == 0:
+        raise UserError(f"The file {path} is empty; give a file with text in it, or leave this one out.")
+    if kind in JSON_SUFFIXES:
+        if documents == "file":
+            raise UserError(f"{path} holds JSON lines, one document a line; documents='file' is for plain text only.")
+    elif field is not None:
+        raise UserError(f"field={field!r} names a field of JSON lines, but {path} is plain text; leave the field out.")
+
+
+def file_fingerprint(path: Path) -> str:
+    """A digest that notices a changed file and reads at most 1 MiB of it; see `Source.fingerprint`."""
+    status = path.stat()
+    with path.open("rb") as file:
+        if status.st_size <= _BLOCK:
+            return digest([path.name, file.read()])
+        samples = []
+        for position in (0, (status.st_size - _SAMPLE) // 2, status.st_size - _SAMPLE):
+            file.seek(position)
+            samples.append(file.read(_SAMPLE))
+    return digest([path.name, status.st_size, status.st_mtime_ns, *samples])
+
+
+def _documents(path: Path, field: str, documents: Documents) -> Iterator[bytes]:
+    if documents == "file":
+        text = b"".join(line for block in line_blocks(path) for line in block)
+        if not text.strip():
+            raise UserError(f"The file {path} holds no text; give a file with text in it.")
+        yield text
+        return
+    number, blank = 0, True
+    is_json = kind_of(path) in JSON_SUFFIXES
+    for block in line_blocks(path):
+        for line in block:
+            number += 1
+            text = line.removesuffix(b"\n").removesuffix(b"\r")
+            if is_json and text.strip():
+                text = _json_text(text, field, path, number)
+            if text.strip():
+                blank = False
+                yield text
+            else:
+                yield b""
+    if blank:
+        raise UserError(f"The file {path} holds no text ({number} lines, all blank); give a file with text in it.")
+
+
+def line_blocks(path: Path) -> Iterator[list[bytes]]:
+    """Stream the lines of a file, line ends included, in lists of about 1 MiB, checked to be UTF-8.
+
+    Raises:
+        UserError: the gzip stream is broken, or a line is not UTF-8.
+    """
+    with path.open("rb") as raw:
+        compressed = path.name.lower().endswith(".gz") or raw.peek(2)[:2] == _GZIP_MAGIC
+        # GzipFile.readline is Python code; a BufferedReader around it splits lines in C.
+        stream = io.BufferedReader(cast(io.RawIOBase, gzip.GzipFile(fileobj=raw)), _BLOCK) if compressed else raw
+        before = 0
+        while block := _next_block(stream, path):
+            if before == 0:
+                block[0] = block[0].removeprefix(_BYTE_ORDER_MARK)
+            _check_utf8(block, path, before)
+            before += len(block)
+            yield block
+
+
+def _next_block(stream: BinaryIO, path: Path) -> list[bytes]:
+    try:
+        return stream.readlines(_BLOCK)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise UserError(
+            f"{path} is not a complete gzip file ({error}); copy or compress it again, "
+            "or remove .gz from its name if it is not compressed."
+        ) from error
+
+
+def _check_utf8(lines: list[bytes], path: Path, before: int) -> None:
+    try:
+        b"".join(lines).decode("utf-8")
+    except UnicodeDecodeError:
+        for number, line in enumerate(lines, start=before + 1):
+            try:
+                line.decode("utf-8")
+            except UnicodeDecodeError as error:
+                raise UserError(
+                    f"{path}, line {number}: byte {error.start + 1} of the line (0x{line[error.start]:02x}) "
+                    "is not UTF-8; convert the file to UTF-8 (for example with iconv) or remove the line."
+                ) from error
+
+
+def _json_text(line: bytes, field: str, path: Path, number: int) -> bytes:
+    where = f"{path}, line {number}"
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where}: not valid JSON ({error}); every line must hold one JSON object.") from error
+    if not isinstance(record, dict):
+        kind = type(record).__name__
+        raise UserError(f"{where}: a JSON {kind} instead of an object; write one JSON object a line.")
+    if field not in record:
+        found = ", ".join(map(repr, list(record)[:20])) or "none"
+        raise UserError(f"{where}: no field {field!r}; the fields found are: {found}; name the text with field=...")
+    text = record[field]
+    if not isinstance(text, str):
+        kind = type(text).__name__
+        raise UserError(
+            f"{where}: the field {field!r} holds a {kind} instead of a string; name the text with field=..."
+        )
+    try:
+        return text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"{where}: the field {field!r} holds half a surrogate pair at character {error.start + 1}; "
+            "remove it or write the whole character."
+        ) from error

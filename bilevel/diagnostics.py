@@ -1,0 +1,43 @@
+"""Numbers that make the behaviour of the weights visible: collapse, and which domains are preferred."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from bilevel.types import Array, Metrics
+
+
+def weight_metrics(logits: Array, axis_name: str | None = None) -> Metrics:
+    """Spread of the weights w = softmax(logits) over a big batch of `[B]` logits.
+
+    Returns:
+      `effective_sample_size` = 1/Σw², between 1 and B; `weight_entropy` = −Σ w log w in nats, between 0 and log B;
+      `largest_weight` = max w, between 1/B and 1. All float32 scalars.
+    """
+    if axis_name is not None:
+        logits = jax.lax.all_gather(logits, axis_name, tiled=True)
+    log_weights = jax.nn.log_softmax(logits)
+    weights = jnp.exp(log_weights)
+    return {
+        "effective_sample_size": 1.0 / jnp.sum(weights**2),
+        "weight_entropy": -jnp.sum(jnp.where(weights > 0, weights * log_weights, 0.0)),
+        "largest_weight": jnp.max(weights),
+    }
+
+
+def domain_shares(labels: Array, num_domains: int, weights: Array | None = None) -> Array:
+    """Share of each known domain among rows.
+
+    Args:
+      labels: int32 `[b]` domain numbers in 0..num_domains−1; others are left out.
+      num_domains: how many domains there are.
+      weights: `[b]` weights of the rows; None counts rows.
+
+    Returns:
+      float32 `[num_domains]`, summing to 1 (all 0 without any row).
+    """
+    mass = jnp.ones(labels.shape, jnp.float32) if weights is None else weights
+    known = (labels >= 0) & (labels < num_domains)
+    sums = jnp.zeros(num_domains, jnp.float32).at[jnp.where(known, labels, 0)].add(jnp.where(known, mass, 0.0))
+    return sums / jnp.maximum(jnp.sum(sums), jnp.finfo(jnp.float32).tiny)

@@ -1,0 +1,188 @@
+"""Filters: from the logits of a big batch to the positions of the rows that survive, B → b.
+
+Choosing has two parts, each a pure function. A *temperature* sets the scale of the logits, which is free under a softmax
+(the effective sample size of an untempered weighting network swings between one row and all of them). *select* then
+draws positions. The same temperature divides the logits wherever the weights enter the α-gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from bilevel.types import Array, UserError
+
+Scope = Literal["global", "local"]
+
+
+class Filter(NamedTuple):
+    """A rule that picks k of B rows."""
+
+    select: Callable[[Array, Array, int], Array]
+    """(key, logits `[B]` already tempered, k) -> positions int32 `[k]`."""
+    temperature: Callable[[Array], Array]
+    """Raw logits `[B]` -> positive float32 scalar τ that divides them; carries no derivative."""
+    scope: Scope = "global"
+    """Under a mapped axis: "global" chooses over the rows of all devices, "local" lets each device choose of its own."""
+    name: str = "filter"
+
+
+def gumbel_top_k(
+    *,
+    temperature: float = 1.0,
+    min_effective_fraction: float = 0.0,
+    max_spread: float | None = None,
+    scope: Scope = "global",
+    shards: int = 1,
+) -> Filter:
+    """Draws without replacement, in proportion to the softmax of the logits: top-k of logits plus Gumbel noise.
+
+    The first k' of k positions are themselves such a draw of k' rows.
+
+    Args:
+      temperature: τ ≥ this. 1 leaves the logits as they are.
+      min_effective_fraction: floor under the effective sample size, as a fraction of B: τ is raised until
+        (Σw)²/Σw² ≥ fraction·B. 0 switches it off.
+      max_spread: bound on (largest − smallest logit)/τ, kept by raising τ; None switches it off.
+      scope: see `Filter`.
+      shards: with scope "local" under `jit` (no mapped axis), the number of equal consecutive groups of the batch that
+        choose for themselves: the number of devices, so that no rows move between them.
+
+    Raises:
+      UserError: for a value out of range.
+
+    Reference: Kool, van Hoof, Welling, "Stochastic beams and where to find them", ICML 2019, section 2; Grangier et al.,
+      section 4.2 (b) and 6.2. The floor and the bound are ours.
+    """
+
+    def select(key: Array, logits: Array, k: int) -> Array:
+        noisy = logits + jax.random.gumbel(key, logits.shape, logits.dtype)
+        return jax.lax.top_k(noisy, k)[1]
+
+    rule = _temperature_rule(temperature, min_effective_fraction, max_spread)
+    return _scoped(Filter(select, rule, scope, "gumbel_top_k"), shards)
+
+
+def importance(
+    *,
+    temperature: float = 1.0,
+    min_effective_fraction: float = 0.0,
+    max_spread: float | None = None,
+    scope: Scope = "global",
+    shards: int = 1,
+) -> Filter:
+    """Draws with replacement from the softmax of the logits: unbiased, with repeats. Arguments as `gumbel_top_k`.
+
+    Reference: Grangier et al., section 4.2 (a).
+    """
+
+    def select(key: Array, logits: Array, k: int) -> Array:
+        cumulative = jnp.cumsum(jax.nn.softmax(logits))
+        draws = jax.random.uniform(key, (k,), logits.dtype) * cumulative[-1]
+        found = jnp.searchsorted(cumulative, draws, side="right")
+        return jnp.minimum(found, logits.shape[0] - 1).astype(jnp.int32)
+
+    rule = _temperature_rule(temperature, min_effective_fraction, max_spread)
+    return _scoped(Filter(select, rule, scope, "importance"), shards)
+
+
+def top_k(
+    *,
+    temperature: float = 1.0,
+    min_effective_fraction: float = 0.0,
+    max_spread: float | None = None,
+    scope: Scope = "global",
+    shards: int = 1,
+) -> Filter:
+    """Keeps the rows with the largest logits; no randomness. Arguments as `gumbel_top_k`.
+
+    The temperature does not change what is kept, only the weights in the α-gradient.
+    """
+    rule = _temperature_rule(temperature, min_effective_fraction, max_spread)
+    return _scoped(Filter(lambda key, logits, k: jax.lax.top_k(logits, k)[1], rule, scope, "top_k"), shards)
+
+
+def uniform(*, scope: Scope = "global", shards: int = 1) -> Filter:
+    """Draws without replacement and without regard to the logits: the control."""
+
+    def select(key: Array, logits: Array, k: int) -> Array:
+        return jax.lax.top_k(jax.random.uniform(key, logits.shape), k)[1]
+
+    return _scoped(Filter(select, lambda logits: jnp.ones(()), scope, "uniform"), shards)
+
+
+def effective_sample_size(logits: Array) -> Array:
+    """(Σw)²/Σw² of the softmax of `[B]` logits: between 1 (one row has all the weight) and B (uniform)."""
+    return jnp.exp(2.0 * jax.nn.logsumexp(logits) - jax.nn.logsumexp(2.0 * logits))
+
+
+def temperature_for(logits: Array, smallest: float, min_effective_size: float) -> Array:
+    """The smallest τ ≥ `smallest` at which the effective sample size of logits/τ reaches `min_effective_size`.
+
+    The effective sample size grows with τ, so bisection on log τ finds it: 24 halvings of a range of e²⁰ leave 1e-6.
+    """
+
+    def halve(_: int, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
+        low, high = bounds
+        middle = 0.5 * (low + high)
+        enough = effective_sample_size(logits / (smallest * jnp.exp(middle))) >= min_effective_size
+        return jnp.where(enough, low, middle), jnp.where(enough, middle, high)
+
+    zero = jnp.zeros((), logits.dtype)
+    _, high = jax.lax.fori_loop(0, 24, halve, (zero, zero + 20.0))
+    enough = effective_sample_size(logits / smallest) >= min_effective_size
+    return smallest * jnp.exp(jnp.where(enough, 0.0, high))
+
+
+def _temperature_rule(
+    temperature: float, min_effective_fraction: float, max_spread: float | None
+) -> Callable[[Array], Array]:
+    if temperature <= 0:
+        raise UserError(f"The filter's temperature={temperature} must be positive: 1 leaves the logits as they are.")
+    if not 0 <= min_effective_fraction < 1:
+        raise UserError(
+            f"The filter's min_effective_fraction={min_effective_fraction} must lie in [0, 1); 0 switches it off."
+        )
+    if max_spread is not None and max_spread <= 0:
+        raise UserError(f"The filter's max_spread={max_spread} must be positive, or None for no bound.")
+
+    def rule(logits: Array) -> Array:
+        logits = jax.lax.stop_gradient(logits)
+        value = jnp.full((), temperature, logits.dtype)
+        if max_spread is not None:
+            value = jnp.maximum(value, (jnp.max(logits) - jnp.min(logits)) / max_spread)
+        if min_effective_fraction > 0:
+            needed = temperature_for(logits, temperature, min_effective_fraction * logits.shape[0])
+            value = jnp.maximum(value, needed)
+        return value
+
+    return rule
+
+
+def _scoped(rule: Filter, shards: int) -> Filter:
+    if rule.scope not in ("global", "local"):
+        raise UserError(f'The filter\'s scope is "{rule.scope}"; it must be "global" or "local".')
+    if shards < 1 or (shards > 1 and rule.scope == "global"):
+        raise UserError(
+            f'shards={shards} with scope="{rule.scope}": give a positive number of shards, and scope="local" for more than 1.'
+        )
+    if shards == 1:
+        return rule
+
+    def select(key: Array, logits: Array, k: int) -> Array:
+        size = logits.shape[0]
+        if size % shards or k % shards:
+            raise UserError(
+                f"A local filter over {shards} shards cannot divide {size} rows into {k} equally: make both multiples."
+            )
+        groups = logits.reshape(shards, size // shards)
+        inside = jax.vmap(lambda i, row: rule.select(jax.random.fold_in(key, i), row, k // shards))(
+            jnp.arange(shards), groups
+        )
+        offsets = jnp.arange(shards, dtype=inside.dtype)[:, None] * (size // shards)
+        return (inside + offsets).reshape(-1)
+
+    return rule._replace(select=select)

@@ -1,0 +1,13 @@
+"""The methods that learn the weighting network, one file each."""
+
+from bilevel.methods.anograd import AnogradState as AnogradState
+from bilevel.methods.anograd import anograd as anograd
+from bilevel.methods.base import Method as Method
+from bilevel.methods.base import MethodUpdate as MethodUpdate
+from bilevel.methods.base import Problem as Problem
+from bilevel.methods.dds import DDSState as DDSState
+from bilevel.methods.dds import dds as dds
+from bilevel.methods.fixed import frozen as frozen
+from bilevel.methods.fixed import uniform as uniform
+from bilevel.methods.soba import SOBAState as SOBAState
+from bilevel.methods.soba import soba as soba

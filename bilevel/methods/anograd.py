@@ -1,0 +1,64 @@
+"""Anograd: the cosine between the weighted generic gradient and the specific gradient."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from bilevel import trees
+from bilevel.methods.base import Method, MethodUpdate, Problem, check_decay
+from bilevel.types import Params
+
+
+class AnogradState(NamedTuple):
+    """State of `anograd`."""
+
+    specific_gradient: Params
+    """Moving average of ∇L_spec(θ), changed on α-steps; None without averaging."""
+
+
+def anograd(*, average_specific: float = 0.0) -> Method:
+    """Aligned normalised gradient: turns the weighted generic gradient towards the specific one.
+
+    With g = Σ w_i ∇ℓ_i, ĝ = g/‖g‖, ŝ = ∇L_spec(θ)/‖∇L_spec(θ)‖ and c = ⟨ĝ, ŝ⟩, the probe is the gradient of −c in g,
+
+        p = −(ŝ − c ĝ)/‖g‖.
+
+    Rows with large gradients gain nothing from their size, unlike with DDS.
+
+    Args:
+      average_specific: decay of a moving average of ∇L_spec over α-steps; see `dds`. 0 is the paper's.
+
+    Reference: Grangier, Ablin, Hannun, "Adaptive Training Distributions with Scalable Online Bilevel Optimization",
+      section 4.3.3.
+    """
+    check_decay(average_specific)
+
+    def init(part: Params) -> AnogradState:
+        return AnogradState(jax.tree.map(jnp.zeros_like, part) if average_specific else None)
+
+    def update(problem: Problem, state: AnogradState) -> MethodUpdate:
+        rows = problem.first_order()
+        loss, specific = problem.specific_gradient(trees.after(problem.params, rows.gradient))
+        if average_specific:
+            specific = trees.average(specific, state.specific_gradient, average_specific)
+            state = AnogradState(specific)
+        probe = cosine_probe(problem.subset.restrict(rows.gradient), specific)
+        return MethodUpdate(rows.losses, rows.aux, rows.gradient, rows.alignments(probe), loss, state)
+
+    return Method(init, update)
+
+
+def cosine_probe(generic: Params, specific: Params) -> Params:
+    """The gradient of −cos(g, s) in g; 0 where either vector is 0."""
+    tiny = jnp.finfo(jnp.float32).tiny
+    generic_norm = jnp.maximum(trees.norm(generic), tiny)
+    specific_norm = jnp.maximum(trees.norm(specific), tiny)
+    cosine = trees.dot(generic, specific) / (generic_norm * specific_norm)
+
+    def leaf(g: jax.Array, s: jax.Array) -> jax.Array:
+        return -((s / specific_norm - cosine * g / generic_norm) / generic_norm).astype(g.dtype)
+
+    return jax.tree.map(leaf, generic, specific)

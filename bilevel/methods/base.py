@@ -1,0 +1,63 @@
+"""What a method is, and what it may evaluate.
+
+Every bilevel method has the same α-gradient, Σ_i a_i(p) ∇_α w_i(α), and differs only in its probe p. A method therefore
+only chooses p, through the few evaluations that `Problem` offers, and keeps a state of its own between α-steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from bilevel.linearization import FirstOrder, SecondOrder
+from bilevel.trees import Subset
+from bilevel.types import Array, LossAux, Params, UserError
+
+
+class Problem(NamedTuple):
+    """The inner problem at the current θ, as a method sees it. Rows are those of the α-batch."""
+
+    params: Params
+    """θ, the full tree."""
+    subset: Subset
+    """The part of θ that probes live in (everything, unless the step was built with `param_filter`)."""
+    first_order: Callable[[], FirstOrder]
+    """One linearisation of the rows' losses at θ. Call it once."""
+    second_order: Callable[[Params], SecondOrder]
+    """Probe, known beforehand -> losses, gradient, alignments and Hessian product at θ."""
+    specific_gradient: Callable[[Params], tuple[Array, Params]]
+    """Full θ' -> (L_spec(θ'), ∇L_spec(θ') over the chosen part), mean over the specific batch of all devices."""
+    lookahead: Callable[[Params], tuple[Params, Callable[[Params], Params]]]
+    """Gradient g -> (θ⁺ = θ + U(g), the pullback (∂U/∂g)ᵀ over the chosen part), U the update of θ's optimizer."""
+
+
+class MethodUpdate(NamedTuple):
+    """What a method returns from one α-step."""
+
+    losses: Array
+    """float32 `[b]`, at θ."""
+    aux: LossAux
+    gradient: Params
+    """Σ w_i ∇ℓ_i of the rows."""
+    alignments: Array
+    """a_i(p), float32 `[b]`: what a row costs the specific loss to first order, if its weight grows."""
+    specific_loss: Array
+    """float32 scalar, at the point where the method evaluated it."""
+    state: Any
+
+
+class Method(NamedTuple):
+    """A method: a pair of pure functions. Hyper-parameters live in the closure, arrays in the state."""
+
+    init: Callable[[Params], Any]
+    """The chosen part of θ -> the method's state. Fixes every shape and dtype."""
+    update: Callable[[Problem, Any], MethodUpdate] | None
+    """None for a method that never changes α."""
+    uses_weights: bool = True
+    """False if rows are drawn uniformly, without scoring them."""
+
+
+def check_decay(decay: float) -> None:
+    """Refuses a decay of the averaged specific gradient outside [0, 1)."""
+    if not 0.0 <= decay < 1.0:
+        raise UserError(f"average_specific={decay} must lie in [0, 1); 0 switches the averaging off.")

@@ -1,0 +1,147 @@
+"""A byte-level transformer decoder: the language model of Grangier et al., table 1 and table 9."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bilevel.types import Array, Batch, LossAux, LossFn, ModelState, Params, UserError
+
+VOCABULARY = 256
+"""Bytes. Byte 0 stands before the first position, as in flax's own language model."""
+
+
+@dataclass(frozen=True)
+class TransformerConfig:
+    """Shape of the decoder."""
+
+    layers: int = 4
+    width: int = 128
+    heads: int = 4
+    feed_forward: int = 512
+    dropout: float = 0.0
+    dtype: Any = jnp.float32
+    """Type of the computation; parameters, softmax and losses stay float32."""
+    attention: Literal["auto", "xla", "cudnn"] = "auto"
+    """"auto" takes the fused kernel on NVIDIA GPUs for 16-bit computation; fused kernels have no forward-mode derivative."""
+    remat: bool = False
+    """Recompute each block in the backward pass instead of keeping its activations."""
+
+    def __post_init__(self) -> None:
+        if self.width % self.heads or self.width % 2:
+            raise UserError(
+                f"The transformer's width {self.width} must be even and a multiple of its {self.heads} heads."
+            )
+
+
+SIZES: dict[str, TransformerConfig] = {
+    "xs": TransformerConfig(layers=2, width=64, heads=4, feed_forward=256),
+    "small": TransformerConfig(layers=4, width=128, heads=4, feed_forward=512),
+    "medium": TransformerConfig(layers=6, width=256, heads=8, feed_forward=1024),
+    "large": TransformerConfig(layers=12, width=256, heads=8, feed_forward=1024),
+}
+"""Named sizes; small and large are the paper's, with exactly its 824,064 and 9,530,880 parameters."""
+
+
+class Block(nn.Module):
+    """Pre-normalised causal self-attention and feed-forward network, `[b, T, width]` -> the same."""
+
+    config: TransformerConfig
+
+    @nn.compact
+    def __call__(self, x: Array, deterministic: bool) -> Array:
+        """Apply the block."""
+        c = self.config
+        head_width = c.width // c.heads
+        h = nn.LayerNorm(dtype=c.dtype, name="attention_norm")(x)
+        project = nn.DenseGeneral((3, c.heads, head_width), use_bias=False, dtype=c.dtype, name="qkv")
+        q, k, v = jnp.moveaxis(project(h), -3, 0)
+        h = jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation=attention_kernel(c))
+        h = nn.DenseGeneral(c.width, axis=(-2, -1), use_bias=False, dtype=c.dtype, name="out")(h)
+        x = x + nn.Dropout(c.dropout)(h, deterministic=deterministic)
+        h = nn.LayerNorm(dtype=c.dtype, name="mlp_norm")(x)
+        h = nn.Dense(c.feed_forward, dtype=c.dtype, name="up")(h)
+        h = nn.Dense(c.width, dtype=c.dtype, name="down")(nn.gelu(h))
+        return x + nn.Dropout(c.dropout)(h, deterministic=deterministic)
+
+
+class Transformer(nn.Module):
+    """Decoder over bytes with sinusoidal positions and tied embeddings."""
+
+    config: TransformerConfig
+
+    @nn.compact
+    def __call__(self, tokens: Array, deterministic: bool = True) -> Array:
+        """Bytes `[b, T]` (any integer type) -> logits of each byte given those before it, float32 `[b, T, 256]`."""
+        c = self.config
+        embedding = self.param("embedding", nn.initializers.normal(c.width**-0.5), (VOCABULARY, c.width))
+        shifted = jnp.pad(tokens.astype(jnp.int32), ((0, 0), (1, 0)))[:, :-1]
+        # A product with one-hot rows: its derivative is a product too, where a gather's would be a slow scatter.
+        x = (
+            jax.nn.one_hot(shifted, VOCABULARY, dtype=c.dtype)
+            @ embedding.astype(c.dtype)
+            * np.sqrt(c.width).astype(np.float32)
+        )
+        x = x + jnp.asarray(positions(tokens.shape[1], c.width), c.dtype)
+        x = nn.Dropout(c.dropout)(x, deterministic=deterministic)
+        block = nn.remat(Block, static_argnums=(2,)) if c.remat else Block
+        for i in range(c.layers):
+            x = block(c, name=f"block_{i}")(x, deterministic)
+        x = nn.LayerNorm(dtype=c.dtype, name="final_norm")(x)
+        logits = jnp.einsum("btd,vd->btv", x, embedding.astype(c.dtype), preferred_element_type=jnp.float32)
+        return logits
+
+
+def attention_kernel(config: TransformerConfig) -> Literal["xla", "cudnn"]:
+    """The attention implementation for this configuration on this machine."""
+    if config.attention != "auto":
+        return config.attention
+    half = jnp.dtype(config.dtype).itemsize == 2
+    return "cudnn" if half and jax.default_backend() == "gpu" else "xla"
+
+
+def positions(length: int, width: int) -> np.ndarray:
+    """Sinusoidal positions, float32 `[length, width]` (Vaswani et al. 2017, section 3.5)."""
+    angles = np.arange(length)[:, None] / 10_000 ** (np.arange(0, width, 2) / width)
+    return np.concatenate([np.sin(angles), np.cos(angles)], axis=1).astype(np.float32)
+
+
+def byte_losses(logits: Array, tokens: Array, length: Array) -> tuple[Array, Array]:
+    """Negative log-likelihoods in nats.
+
+    Args:
+      logits: float32 `[b, T, 256]`.
+      tokens: `[b, T]` bytes.
+      length: int32 `[b]`, number of real bytes of each row.
+
+    Returns:
+      (mean over the row's real bytes, sum over them), both float32 `[b]`.
+    """
+    is_target = tokens.astype(jnp.int32)[..., None] == jnp.arange(logits.shape[-1])
+    chosen = jnp.sum(jnp.where(is_target, logits, 0.0), axis=-1)
+    nats = jax.nn.logsumexp(logits, axis=-1) - chosen
+    real = jnp.arange(tokens.shape[1]) < length[:, None]
+    sums = jnp.sum(jnp.where(real, nats, 0.0), axis=1)
+    return sums / jnp.maximum(length, 1).astype(sums.dtype), sums
+
+
+def language_model_loss(model: Transformer) -> LossFn:
+    """The loss of a batch {"tokens": `[b, T]`, "length": `[b]`}: each row's mean nats per byte, float32 `[b]`."""
+
+    def loss(params: Params, model_state: ModelState, batch: Batch, rng: Array) -> tuple[Array, LossAux]:
+        dropout = model.config.dropout > 0
+        logits = model.apply(
+            {"params": params},
+            batch["tokens"],
+            deterministic=not dropout,
+            rngs={"dropout": rng} if dropout else None,
+        )
+        mean, _ = byte_losses(logits, batch["tokens"], batch["length"])  # pyright: ignore[reportArgumentType]
+        return mean, LossAux(model_state, {})
+
+    return loss

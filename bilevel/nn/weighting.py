@@ -1,0 +1,94 @@
+"""Weighting networks over byte batches: cheap, ending in one logit a row, 0 at first so that training starts uniform."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bilevel.types import Array, Batch, LogitFn, Params
+
+
+def masked_mean(x: Array, length: Array) -> Array:
+    """Mean over the first `length` positions, `[b, T, d]` -> `[b, d]`."""
+    real = jnp.arange(x.shape[1]) < length[:, None]
+    sums = jnp.sum(jnp.where(real[..., None], x, 0), axis=1)
+    return sums / jnp.maximum(length, 1)[:, None].astype(x.dtype)
+
+
+class ConvWeighting(nn.Module):
+    """Convolutions over embedded bytes, mean pooling, a linear logit: the paper's (2 layers, latent dimension 128).
+
+    Reference: Grangier et al., table 1. The kernel width is not given there.
+    """
+
+    layers: int = 2
+    width: int = 128
+    kernel: int = 7
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, tokens: Array, length: Array) -> Array:
+        """Bytes `[b, T]`, lengths `[b]` -> logits, float32 `[b]`."""
+        x = nn.Embed(256, self.width, dtype=self.dtype, name="embedding")(tokens.astype(jnp.int32))
+        real = (jnp.arange(tokens.shape[1]) < length[:, None])[..., None]
+        for i in range(self.layers):
+            # Padding contributes zeros, so that a row's logit does not depend on how far it is padded.
+            x = nn.Conv(self.width, (self.kernel,), dtype=self.dtype, name=f"conv_{i}")(jnp.where(real, x, 0))
+            x = nn.relu(x)
+        logits = nn.Dense(1, kernel_init=nn.initializers.zeros, name="logit")(masked_mean(x, length))
+        return logits[:, 0].astype(jnp.float32)
+
+
+class NGramWeighting(nn.Module):
+    """Mean of the embeddings of hashed byte n-grams, then one hidden layer: no convolution over the text."""
+
+    width: int = 64
+    orders: tuple[int, ...] = (1, 2, 3, 4)
+    buckets: int = 1 << 14
+    hidden: int = 64
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, tokens: Array, length: Array) -> Array:
+        """Bytes `[b, T]`, lengths `[b]` -> logits, float32 `[b]`."""
+        tables = self.param("tables", nn.initializers.normal(1.0), (len(self.orders) * self.buckets, self.width))
+        pooled = []
+        for i, order in enumerate(self.orders):
+            inside = max(tokens.shape[1] - order + 1, 1)
+            rows = ngram_hashes(tokens, order, self.buckets)[:, :inside] + i * self.buckets
+            count = jnp.clip(length - order + 1, 0, inside)
+            pooled.append(masked_mean(jnp.take(tables, rows, axis=0).astype(self.dtype), count))
+        # Means of ~T unit vectors shrink like 1/sqrt(T): restore unit scale for the hidden layer.
+        x = jnp.concatenate(pooled, axis=-1) * np.sqrt(tokens.shape[1]).astype(np.float32)
+        x = nn.relu(nn.Dense(self.hidden, dtype=self.dtype, name="hidden")(x))
+        return nn.Dense(1, kernel_init=nn.initializers.zeros, name="logit")(x)[:, 0].astype(jnp.float32)
+
+
+def ngram_hashes(tokens: Array, order: int, buckets: int) -> Array:
+    """Bucket of the n-gram that starts at each position, int32 `[b, T]`; those that run over the end are meaningless.
+
+    Unigrams map to themselves; longer ones are mixed by multiplication with odd constants modulo 2³² (Knuth's method).
+    """
+    x = tokens.astype(jnp.uint32)
+    code = jnp.zeros_like(x)
+    for offset in range(order):
+        code = code * np.uint32(257) + jnp.roll(x, -offset, axis=1) + np.uint32(order > 1)
+    if order > 1:
+        code = code * np.uint32(2_654_435_761)
+        code = code ^ (code >> np.uint32(15))
+    return (code % np.uint32(buckets)).astype(jnp.int32)
+
+
+def logit_fn(module: nn.Module) -> LogitFn:
+    """The `LogitFn` of a module over (tokens, length)."""
+
+    def logits(params: Params, batch: Batch) -> Array:
+        out = module.apply({"params": params}, batch["tokens"], batch["length"])
+        assert isinstance(out, jax.Array)
+        return out
+
+    return logits

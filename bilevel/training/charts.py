@@ -1,0 +1,135 @@
+"""The charts of a report, as SVG text."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from bilevel.training.metrics import Row
+from bilevel.types import UserError
+
+# Okabe and Ito's palette, which colour-blind readers can tell apart, without its yellow (too pale on white).
+_COLORS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#8A8A8A")
+_DASHES = ("-", "--", "-.", ":")
+_MOST_POINTS = 400
+_LIGHT = {"ink": "#333333", "grid": "#DDDDDD"}
+_DARK = {"ink": "#CCCCCC", "grid": "#444444"}
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of a chart."""
+
+    label: str
+    x: np.ndarray
+    """float64 `[n]`."""
+    y: np.ndarray
+    """float64 `[n]`."""
+    thin: Sequence[tuple[np.ndarray, np.ndarray]] = field(default=())
+    """(x, y) of the seeds that the line is the mean of."""
+    level: float | None = None
+    """A dotted horizontal line of the same colour."""
+
+
+def series(rows: Sequence[Row], name: str, x: str = "step") -> tuple[np.ndarray, np.ndarray]:
+    """Return the (x, y) of a metric where it is finite, both float64 `[n]`."""
+    points = [(row[x], row[name]) for row in rows if name in row and math.isfinite(row[name])]
+    array = np.asarray(points, dtype=np.float64).reshape(-1, 2)
+    return array[:, 0], array[:, 1]
+
+
+def mean_line(label: str, seeds: Sequence[Sequence[Row]], name: str, x: str = "step") -> Line:
+    """Return the mean of a metric over seeds, at the steps that all seeds with this metric have.
+
+    With `x="seconds"` the seconds are averaged too.
+    """
+    known = [[row for row in rows if math.isfinite(row.get(name, math.nan))] for rows in seeds]
+    known = [rows for rows in known if rows]
+    thin = [series(rows, name, x) for rows in known]
+    if not known:
+        return Line(label, np.zeros(0), np.zeros(0))
+    steps = sorted(set.intersection(*({row["step"] for row in rows} for rows in known)))
+    tables = [{row["step"]: row for row in rows} for rows in known]
+    means = {key: np.asarray([np.mean([t[s][key] for t in tables]) for s in steps]) for key in (x, name)}
+    return Line(label, means[x], means[name], thin if len(thin) > 1 else ())
+
+
+def draw(lines: Sequence[Line], *, x_label: str, y_label: str, log_y: bool = False, dark: bool = False) -> str:
+    """Draw a line chart.
+
+    Args:
+        lines: what to draw; more than 7 get other dashes.
+        x_label: name of the x axis with its unit.
+        y_label: name of the y axis with its unit.
+        log_y: logarithmic y axis.
+        dark: for a dark page; the background is transparent.
+
+    Returns:
+        The text of an SVG file.
+
+    Raises:
+        UserError: matplotlib is not installed.
+    """
+    try:
+        from matplotlib import rc_context
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise UserError("Drawing the report needs matplotlib: run `pip install 'bilevel[experiments]'`.") from error
+    with rc_context(_style(_DARK if dark else _LIGHT)):
+        figure = Figure(figsize=(7.2, 3.8), layout="constrained")
+        axes = figure.subplots()
+        for index, line in enumerate(lines):
+            _draw_line(axes, line, _COLORS[index % len(_COLORS)], _DASHES[index // len(_COLORS) % len(_DASHES)])
+        axes.set_xlabel(x_label)
+        axes.set_ylabel(y_label)
+        if log_y:
+            axes.set_yscale("log")
+        axes.grid(True)
+        axes.set_axisbelow(True)
+        axes.margins(x=0.02)
+        figure.legend(loc="outside right upper", frameon=False, fontsize=9)
+        text = io.StringIO()
+        figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
+    return text.getvalue()
+
+
+def _draw_line(axes: Any, line: Line, color: str, dashes: str) -> None:
+    for x, y in line.thin:
+        axes.plot(*_thinned(x, y), color=color, linewidth=0.8, alpha=0.4)
+    marker = "o" if len(line.x) < 2 else None  # a single point has no line
+    axes.plot(
+        *_thinned(line.x, line.y),
+        color=color, linestyle=dashes, linewidth=2, marker=marker, label=line.label.replace("$", r"\$"),
+    )  # fmt: skip
+    if line.level is not None:
+        axes.axhline(line.level, color=color, linestyle=":", linewidth=1)
+
+
+def _thinned(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Keep at most 400 points, first and last included, so that long runs give small files."""
+    if len(x) <= _MOST_POINTS:
+        return x, y
+    keep = np.linspace(0, len(x) - 1, _MOST_POINTS).round().astype(int)
+    return x[keep], y[keep]
+
+
+def _style(colors: Mapping[str, str]) -> Any:
+    ink = colors["ink"]
+    return {
+        "font.size": 10,
+        "text.color": ink,
+        "axes.labelcolor": ink,
+        "axes.edgecolor": ink,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "xtick.color": ink,
+        "ytick.color": ink,
+        "grid.color": colors["grid"],
+        "grid.linewidth": 0.6,
+        "svg.hashsalt": "bilevel",  # the same run gives the same file
+    }

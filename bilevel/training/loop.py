@@ -1,0 +1,290 @@
+"""The loop that every run shares: steps, metrics, evaluation, checkpoints, stopping and continuing."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+
+from bilevel.training.checkpoints import Checkpoints
+from bilevel.training.feed import Data, Item, feed
+from bilevel.training.interval import Interval
+from bilevel.training.metrics import MetricsWriter, Row
+from bilevel.training.programs import Programs, Step, StepChoice
+from bilevel.training.progress import Progress
+from bilevel.training.run_dir import hold_run_dir
+from bilevel.training.signals import StopSignals
+from bilevel.training.timing import Stopwatch
+from bilevel.types import UserError
+
+METRICS_NAME = "metrics.jsonl"
+CHECKPOINTS_NAME = "checkpoints"
+TENSORBOARD_NAME = "tensorboard"
+
+# Each queued step keeps its batches in device memory; this many are enough to keep a device busy.
+_STEPS_AHEAD = 8
+
+Evaluate = Callable[[Any], Mapping[str, float]]
+OnSelected = Callable[[np.ndarray, int], Mapping[str, float]]
+
+
+class TrainingDiverged(UserError):
+    """The loss or the parameters are no longer finite."""
+
+
+@dataclass(frozen=True)
+class LoopConfig:
+    """How long to train, and how often to do what."""
+
+    num_steps: int
+    """Steps in all, those of earlier starts of this run included."""
+    log_every: int = 50
+    """Steps between two rows of metrics."""
+    evaluate_every: int = 500
+    """Steps between two evaluations; there is one after the last step too. 0: only that one."""
+    checkpoint_every: int = 500
+    """Steps between two checkpoints; there is one after the last step too. 0: only that one."""
+    keep: int = 2
+    """How many checkpoints are kept."""
+    progress: bool = True
+    """Show a progress bar (lines when stderr is not a terminal)."""
+    stop_signals: bool = True
+    """SIGTERM and SIGINT finish the step, save and return."""
+    tensorboard: bool = False
+    """Mirror the metrics to TensorBoard events in the run directory."""
+
+    def __post_init__(self) -> None:
+        """Check the numbers.
+
+        Raises:
+            UserError: one is out of range.
+        """
+        smallest = {"num_steps": 1, "log_every": 1, "evaluate_every": 0, "checkpoint_every": 0, "keep": 1}
+        for name, least in smallest.items():
+            if getattr(self, name) < least:
+                raise UserError(f"{name} is {getattr(self, name)}: give {least} or more.")
+
+
+class TrainResult(NamedTuple):
+    """What `train` returns."""
+
+    state: Any
+    """The state after the last step."""
+    history: list[Row]
+    """The rows of metrics of the whole run, those of earlier starts included (on process 0)."""
+    stopped_early: bool
+    """A signal ended the run before `num_steps`."""
+    seconds: float
+    """Training seconds of the whole run: without compiling, evaluating and saving."""
+    compile_seconds: float
+    """Seconds of the first call of each step function in this start, which compiles."""
+
+
+def train(
+    step: Step | StepChoice,
+    state: Any,
+    *,
+    data: Data,
+    config: LoopConfig,
+    run_dir: Path | None = None,
+    evaluate: Evaluate | None = None,
+    on_selected: OnSelected | None = None,
+) -> TrainResult:
+    """Train until `config.num_steps`, continuing from the newest checkpoint of `run_dir`.
+
+    The batches of a step are a function of its number alone, so a run that was killed and continued ends with
+    the same parameters, bit for bit, as one that was not. A row of metrics is the mean since the row before;
+    rows are written every `log_every` steps and at each evaluation and checkpoint, before the checkpoint.
+
+    Args:
+        step: `(state, big_batch, specific_batch) -> (state, metrics)`; jitted here with the state donated,
+            unless it is jitted already. An object with `at(step) -> function` (`bilevel.TrainStep`) chooses
+            the function for each step. `metrics` are scalars (`generic_loss` must be finite; NaN elsewhere
+            means "not computed") and `selected`, int32 `[b]`, the positions in the big batch of the rows that
+            were trained on.
+        state: the initial state, with a `step` field. It is donated: do not use it afterwards. On continuing
+            it is only the template that gives the tree, the types and the shardings.
+        data: the loaders and how batches get to the devices.
+        config: how long to train, and how often to do what.
+        run_dir: where metrics and checkpoints go; None keeps nothing on disk.
+        evaluate: `(state) -> {name: value}`, added to the row; called in every process.
+        on_selected: `(ids, step) -> {name: value}`, added to the row; `ids`, int32 `[n]`, are the data rows
+            trained on since the row before. Called in process 0 only. The big batches need an `id`.
+
+    Returns:
+        The final state, the metrics and the times.
+
+    Raises:
+        TrainingDiverged: the loss or the parameters are not finite; the last checkpoint is from before that.
+        UserError: the run directory cannot be used.
+    """
+    state = jax.tree.map(_strong, state)
+    with contextlib.ExitStack() as stack:
+        signals = stack.enter_context(StopSignals(config.stop_signals))
+        checkpoints = writer = None
+        first = jax.process_index() == 0
+        if run_dir is not None:
+            if first:
+                stack.enter_context(hold_run_dir(run_dir))
+            checkpoints = stack.enter_context(Checkpoints(run_dir / CHECKPOINTS_NAME, config.keep))
+            restored = checkpoints.restore_latest(state)
+            state = state if restored is None else restored[1]
+        start = int(jax.device_get(state.step))
+        if start > config.num_steps:
+            raise UserError(
+                f"{run_dir} has been trained for {start} steps already, and {config.num_steps} are asked "
+                "for: ask for more steps, or give another --run-dir."
+            )
+        if run_dir is not None and first:
+            tensorboard = run_dir / TENSORBOARD_NAME if config.tensorboard else None
+            writer = stack.enter_context(MetricsWriter(run_dir / METRICS_NAME, start, tensorboard))
+        progress = stack.enter_context(Progress(start, config.num_steps, config.progress and first))
+        items = stack.enter_context(feed(data, start, config.num_steps))
+        run = _Run(step, config, run_dir, evaluate, on_selected, checkpoints, writer, signals, progress)
+        return run(state, items)
+
+
+class _Run:
+    """One start of a run: the mutable part of the loop."""
+
+    def __init__(
+        self,
+        step: Step | StepChoice,
+        config: LoopConfig,
+        run_dir: Path | None,
+        evaluate: Evaluate | None,
+        on_selected: OnSelected | None,
+        checkpoints: Checkpoints | None,
+        writer: MetricsWriter | None,
+        signals: StopSignals,
+        progress: Progress,
+    ):
+        self._programs = Programs(step)
+        self._config = config
+        self._run_dir = run_dir
+        self._evaluate = evaluate
+        self._on_selected = on_selected
+        self._checkpoints = checkpoints
+        self._writer = writer
+        self._signals = signals
+        self._progress = progress
+        self._history: list[Row] = [] if writer is None else list(writer.rows)
+        self._stopwatch = Stopwatch(_common(self._history[-1]["seconds"] if self._history else 0.0))
+        self._interval = Interval(on_selected is not None)
+        self._compile_seconds = 0.0
+
+    def __call__(self, state: Any, items: Iterator[tuple[int, Item]]) -> TrainResult:
+        stop, done = False, self._config.num_steps
+        for number, item in items:
+            state = self._one_step(number, state, item)
+            done = number + 1
+            stop = self._must_stop(done)
+            if stop or self._due(done, self._config.log_every) or self._evaluates(done) or self._saves(done):
+                self._finish_interval(state, done, stop)
+            if stop:
+                break
+        stopped_early = stop and done < self._config.num_steps
+        seconds = self._stopwatch.stop()
+        return TrainResult(state, self._history, stopped_early, seconds, self._compile_seconds)
+
+    def _one_step(self, number: int, state: Any, item: Item) -> Any:
+        program, new = self._programs.at(number)
+        if new:
+            state, metrics = self._first_call(program, state, item)
+        else:
+            state, metrics = program(state, item.generic, item.specific)
+        self._interval.add(number + 1, metrics, item.ids)
+        self._interval.bound(_STEPS_AHEAD)
+        self._progress.advance()
+        return state
+
+    def _first_call(self, program: Step, state: Any, item: Item) -> tuple[Any, Mapping[str, Any]]:
+        """Call a program that compiles now. Training time stands still meanwhile."""
+        jax.block_until_ready(state)
+        self._stopwatch.stop()
+        began = time.perf_counter()
+        result = jax.block_until_ready(program(state, item.generic, item.specific))
+        self._compile_seconds += time.perf_counter() - began
+        self._stopwatch.start()
+        return result
+
+    def _finish_interval(self, state: Any, done: int, stop: bool) -> None:
+        """Write a row; evaluate and save when it is time. Training time stands still meanwhile."""
+        jax.block_until_ready(state)
+        seconds = self._stopwatch.stop()
+        fetched = self._interval.take()
+        bad = fetched.first_bad("generic_loss")
+        if bad is not None:
+            self._diverged(f"The generic loss is {bad[1]} at step {bad[0]}")
+        evaluates, saves = self._evaluates(done), stop or self._saves(done)
+        if (evaluates or saves) and not jax.device_get(_all_finite(_parameters(state))):
+            self._diverged(f"The parameters are not finite after step {done}, though the generic loss was")
+        values = fetched.means()
+        if evaluates and self._evaluate is not None:
+            values.update(self._evaluate(state))
+        if self._on_selected is not None and fetched.selected_ids is not None and jax.process_index() == 0:
+            values.update(self._on_selected(fetched.selected_ids, done))
+        self._record(done, seconds, values)
+        if saves and self._checkpoints is not None:
+            self._checkpoints.save(done, state, wait=stop or done == self._config.num_steps)
+        self._stopwatch.start()
+
+    def _record(self, done: int, seconds: float, values: Mapping[str, float]) -> None:
+        row = {"step": done, "seconds": seconds, **{name: float(value) for name, value in values.items()}}
+        self._history.append(row if self._writer is None else self._writer.write(done, seconds, values))
+        self._progress.show(done, values)
+
+    def _diverged(self, what: str) -> NoReturn:
+        advice = "lower the learning rate or clip the gradients"
+        if self._checkpoints is None:
+            raise TrainingDiverged(f"{what}: {advice}.")
+        self._checkpoints.wait()
+        last = self._checkpoints.latest_step()
+        kept = "there is no checkpoint yet" if last is None else f"the last good checkpoint is that of step {last}"
+        raise TrainingDiverged(f"{what} ({kept}, in {self._run_dir}): {advice}, and give another --run-dir.")
+
+    def _must_stop(self, done: int) -> bool:
+        # Several processes must stop at the same step; they ask each other only where they wait anyway.
+        if jax.process_count() > 1 and not self._due(done, self._config.log_every):
+            return False
+        return self._signals.agreed()
+
+    def _evaluates(self, done: int) -> bool:
+        return self._due(done, self._config.evaluate_every)
+
+    def _saves(self, done: int) -> bool:
+        return self._due(done, self._config.checkpoint_every)
+
+    def _due(self, done: int, every: int) -> bool:
+        return done == self._config.num_steps or (every > 0 and done % every == 0)
+
+
+def _strong(leaf: Any) -> jax.Array:
+    """Make an array without a weak type: a checkpoint cannot store it, and it may change the arithmetic."""
+    array = jnp.asarray(leaf)
+    return jax.lax.convert_element_type(array, array.dtype) if getattr(array, "weak_type", False) else array
+
+
+def _parameters(state: Any) -> Any:
+    return (getattr(state, "params", state), getattr(state, "weight_params", None))
+
+
+@jax.jit
+def _all_finite(tree: Any) -> jax.Array:
+    floats = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
+    return jnp.asarray([jnp.isfinite(leaf).all() for leaf in floats]).all()
+
+
+def _common(seconds: float) -> float:
+    """Return process 0's value in every process."""
+    if jax.process_count() == 1:
+        return seconds
+    return float(multihost_utils.broadcast_one_to_all(np.asarray(seconds)))

@@ -1,0 +1,121 @@
+"""Metrics as JSON lines: one object a line, `step`, `seconds` and the values."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from bilevel.training.run_dir import write_atomically
+from bilevel.types import UserError
+
+Row = dict[str, Any]
+
+
+class MetricsWriter:
+    """Appends rows to a JSON-lines file, and mirrors them to TensorBoard on request. A context manager.
+
+    Each row reaches the operating system before `write` returns, so that it outlives the process.
+
+    Args:
+        path: the file; created if needed.
+        resume_step: rows of later steps, and a torn last line, are dropped, so that no step occurs twice.
+        tensorboard: directory of TensorBoard events, or None.
+
+    Raises:
+        UserError: the file cannot be read or written, or tensorboardX is not installed.
+    """
+
+    def __init__(self, path: str | Path, resume_step: int = 0, tensorboard: Path | None = None):
+        self._path = Path(path)
+        self._mirror = None if tensorboard is None else _tensorboard(tensorboard, resume_step)
+        rows = read_metrics(self._path) if self._path.exists() else []
+        self.rows: list[Row] = [row for row in rows if row["step"] <= resume_step]
+        """All rows that the file holds."""
+        before = self._path.read_bytes() if self._path.exists() else b""
+        text = "".join(_line(row) for row in self.rows)
+        if text.encode() != before:
+            write_atomically(self._path, text)
+        try:
+            self._file = open(self._path, "a", encoding="utf-8")  # noqa: SIM115 (closed by `close`)
+        except OSError as error:
+            raise UserError(f"Cannot write {self._path} ({error.strerror}): check the permissions there.") from error
+
+    def __enter__(self) -> MetricsWriter:
+        return self
+
+    def __exit__(self, *unused: object) -> None:
+        self.close()
+
+    def write(self, step: int, seconds: float, values: Mapping[str, float]) -> Row:
+        """Append one row and return it. Values that are not finite are written as null.
+
+        Raises:
+            ValueError: `step` is not larger than that of the row before.
+        """
+        if self.rows and step <= self.rows[-1]["step"]:
+            raise ValueError(f"the row of step {step} follows that of step {self.rows[-1]['step']}")
+        row = {"step": int(step), "seconds": float(seconds), **{name: float(v) for name, v in values.items()}}
+        self._file.write(_line(row))
+        self._file.flush()
+        if self._mirror is not None:
+            for name, value in row.items():
+                if name != "step" and math.isfinite(value):
+                    self._mirror.add_scalar(name, value, step)
+        self.rows.append(row)
+        return row
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+        if self._mirror is not None:
+            self._mirror.close()
+
+
+def read_metrics(path: str | Path) -> list[Row]:
+    """Read the rows of a metrics file; null becomes NaN, and a torn last line is left out.
+
+    Raises:
+        UserError: the file cannot be read, or a line before the last is not a row.
+    """
+    try:
+        lines = Path(path).read_bytes().split(b"\n")
+    except OSError as error:
+        raise UserError(f"Cannot read the metrics file {path} ({error.strerror}): check the path.") from error
+    while lines and not lines[-1].strip():
+        lines.pop()
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        row = _parse(line)
+        if row is not None:
+            rows.append(row)
+        elif number < len(lines):
+            raise UserError(f"Line {number} of {path} is not a row of metrics: delete that line.")
+    return rows
+
+
+def _parse(line: bytes) -> Row | None:
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    if not isinstance(row, dict) or not isinstance(row.get("step"), int):
+        return None
+    return {name: math.nan if value is None else value for name, value in row.items()}
+
+
+def _line(row: Row) -> str:
+    finite = {name: value if math.isfinite(value) else None for name, value in row.items()}
+    return json.dumps(finite, allow_nan=False) + "\n"
+
+
+def _tensorboard(directory: Path, resume_step: int) -> Any:
+    try:
+        from tensorboardX import SummaryWriter
+    except ImportError as error:
+        raise UserError(
+            "Writing TensorBoard events needs tensorboardX: run `pip install 'bilevel[tensorboard]'`."
+        ) from error
+    return SummaryWriter(str(directory), purge_step=resume_step + 1)

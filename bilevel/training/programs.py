@@ -1,0 +1,38 @@
+"""The compiled programs of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol, TypeAlias
+
+import jax
+
+from bilevel.types import Batch
+
+Step: TypeAlias = Callable[[Any, Batch, Batch], tuple[Any, Mapping[str, Any]]]
+
+
+class StepChoice(Protocol):
+    """Chooses the step function by the number of the step; `bilevel.TrainStep` is one."""
+
+    def at(self, step: int, /) -> Step:
+        """Return the function for `step` (counted from 0): always the same object for the same function."""
+        ...
+
+
+class Programs:
+    """The step functions, jitted with a donated state unless they are jitted already."""
+
+    def __init__(self, step: Step | StepChoice):
+        self._step = step
+        self._jitted: dict[Step, Step] = {}
+
+    def at(self, step: int) -> tuple[Step, bool]:
+        """Return the program for a step, and whether it is called for the first time (and compiles)."""
+        function: Any = self._step
+        if hasattr(function, "at"):
+            function = function.at(step)
+        new = function not in self._jitted
+        if new:
+            self._jitted[function] = function if hasattr(function, "lower") else jax.jit(function, donate_argnums=0)
+        return self._jitted[function], new

@@ -1,0 +1,140 @@
+"""The directory of a run: its settings, and a lock against a second process."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from bilevel.types import UserError
+
+CONFIG_NAME = "config.json"
+_LOCK_NAME = ".lock"
+_SHOWN = 3
+
+
+def prepare_run_dir(path: str | Path, config: Mapping[str, Any], *, may_change: Collection[str] = ()) -> Path:
+    """Create the directory of a run and write its settings to `config.json`, or compare them with it.
+
+    Only process 0 of a multi-process run touches the disk.
+
+    Args:
+        path: the run directory.
+        config: the settings; nested mappings are compared by dotted names such as `model.width`. Values that
+            JSON does not have (paths, types) are stored as text.
+        may_change: dotted names of settings that may differ when the run continues (the number of steps, how
+            often to log); a name also covers everything below it.
+
+    Returns:
+        `path` as a `Path`.
+
+    Raises:
+        UserError: the directory cannot be written, is in use, or holds a run with other settings.
+    """
+    path = Path(path)
+    if jax.process_index() != 0:
+        return path
+    settings = json.loads(json.dumps(config, default=str))
+    with hold_run_dir(path):
+        file = path / CONFIG_NAME
+        if file.exists():
+            _check_same(file, settings, may_change)
+        write_atomically(file, json.dumps(settings, indent=2) + "\n")
+    return path
+
+
+@contextlib.contextmanager
+def hold_run_dir(path: Path) -> Iterator[None]:
+    """Hold the lock of a run directory (created if needed); it is released however the process dies.
+
+    Raises:
+        UserError: another process holds it, or the directory cannot be written.
+    """
+    import fcntl  # not on Windows, where importing this module must still work
+
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        file = open(path / _LOCK_NAME, "a+")  # noqa: SIM115 (closed below)
+    except OSError as error:
+        raise UserError(
+            f"Cannot write to the run directory {path} ({error.strerror}): give another --run-dir."
+        ) from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(
+                f"Another process is running in {path}: wait for its end, stop it, or give another --run-dir."
+            ) from error
+        yield
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replace the file by `text`; a reader (or a crash) sees the old content or the new, never a part.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise UserError(
+            f"Cannot write {path} ({error.strerror}): check the permissions and the free space there."
+        ) from error
+
+
+def _check_same(file: Path, settings: dict[str, Any], may_change: Collection[str]) -> None:
+    try:
+        before = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(before, dict):
+            raise ValueError("it is not a JSON object")
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"Cannot read the settings in {file} ({error}): repair it, or give another --run-dir."
+        ) from error
+    old, new = flatten(before), flatten(settings)
+    names = [*new, *(name for name in old if name not in new)]
+    differing = [
+        f"{name} was {_show(old, name)}, now {_show(new, name)}"
+        for name in names
+        if old.get(name, _ABSENT) != new.get(name, _ABSENT) and not _covered(name, may_change)
+    ]
+    if differing:
+        shown = "; ".join(differing[:_SHOWN])
+        more = f"; and {len(differing) - _SHOWN} more" if len(differing) > _SHOWN else ""
+        raise UserError(
+            f"{file.parent} holds a run with other settings ({shown}{more}): "
+            "give another --run-dir, or the same settings to continue that run."
+        )
+
+
+_ABSENT = object()
+
+
+def _show(settings: dict[str, Any], name: str) -> str:
+    return json.dumps(settings[name], ensure_ascii=False) if name in settings else "absent"
+
+
+def _covered(name: str, may_change: Collection[str]) -> bool:
+    return any(name == allowed or name.startswith(f"{allowed}.") for allowed in may_change)
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return the values of nested mappings by dotted name."""
+    flat = {}
+    for name, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            flat.update(flatten(value, f"{prefix}{name}."))
+        else:
+            flat[prefix + name] = value
+    return flat

@@ -1,0 +1,116 @@
+"""Arithmetic on parameter trees, and the choice of a part of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from bilevel.types import Array, Params, UserError
+
+
+def dot(a: Params, b: Params) -> Array:
+    """Inner product of two trees of one structure, accumulated in float32 or wider."""
+    products = jax.tree.map(lambda x, y: jnp.sum(widen(x) * widen(y)), a, b)
+    return sum(jax.tree.leaves(products), start=jnp.zeros(()))
+
+
+def norm(a: Params) -> Array:
+    """Euclidean norm of a tree."""
+    return jnp.sqrt(dot(a, a))
+
+
+def axpy(scale: Any, x: Params, y: Params) -> Params:
+    """`y + scale·x`, leaf by leaf, in the types of `y`."""
+    return jax.tree.map(lambda xi, yi: (yi + scale * xi).astype(yi.dtype), x, y)
+
+
+def average(new: Params, old: Params, decay: float) -> Params:
+    """`decay·old + (1 − decay)·new`, leaf by leaf, in the types of `old`."""
+    return jax.tree.map(lambda x, y: (decay * y + (1.0 - decay) * x).astype(y.dtype), new, old)
+
+
+def widen(x: Array) -> Array:
+    """`x` in at least float32, so that sums over many parameters keep their digits."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def after(value: Any, *dependencies: Any) -> Any:
+    """`value`, available to the compiler only once `dependencies` are computed.
+
+    Two independent backward passes in one program are scheduled into each other on CPU and then take almost twice as long
+    as one after the other; optimization barriers are dropped before scheduling there, so the order is a data dependence.
+    Values become NaN if a dependency's first element is, in which case the step is lost anyway.
+    """
+    touched = sum((jnp.ravel(x)[0].astype(jnp.float32) for x in jax.tree.leaves(dependencies)), start=jnp.zeros(()))
+    return jax.tree.map(lambda x: jnp.where(touched == touched, x, jnp.nan).astype(x.dtype), value)
+
+
+def take(batch: Any, indices: Array) -> Any:
+    """The rows `indices` of every array of a batch."""
+    return jax.tree.map(lambda x: jnp.take(x, indices, axis=0), batch)
+
+
+def num_rows(batch: Any) -> int:
+    """The length of the leading axis that all arrays of a batch share.
+
+    Raises:
+      UserError: if the batch is empty, or two of its arrays disagree.
+    """
+    rows = {jax.tree_util.keystr(path): x.shape[0] for path, x in jax.tree_util.tree_leaves_with_path(batch)}
+    if len(set(rows.values())) != 1:
+        found = ", ".join(f"{name or 'array'}: {n}" for name, n in rows.items()) or "no arrays"
+        raise UserError(
+            f"A batch must be a tree of arrays with one common leading axis, but found {found}: make them equal."
+        )
+    return next(iter(rows.values()))
+
+
+class Subset(NamedTuple):
+    """The part of the parameters that the probe lives in; leaves outside are None, which is an empty subtree."""
+
+    restrict: Callable[[Params], Params]
+    """Full tree -> the part."""
+    merge: Callable[[Params, Params], Params]
+    """(part, full tree) -> the full tree with the part's leaves replaced."""
+    embed: Callable[[Params, Params], Params]
+    """(part, full tree) -> the part with zeros elsewhere."""
+    is_everything: bool
+
+
+def make_subset(param_filter: Callable[[str], bool] | None, params: Params) -> Subset:
+    """Chooses the leaves whose path, as in `"layer_3/mlp/kernel"`, satisfies `param_filter`; None chooses all.
+
+    Raises:
+      UserError: if no leaf satisfies it.
+    """
+    if param_filter is None:
+        return Subset(lambda tree: tree, lambda part, _: part, lambda part, _: part, True)
+    paths = [
+        jax.tree_util.keystr(path, simple=True, separator="/")
+        for path, _ in jax.tree_util.tree_leaves_with_path(params)
+    ]
+    chosen = [param_filter(path) for path in paths]
+    if not any(chosen):
+        raise UserError(
+            f"param_filter accepts none of the {len(paths)} parameters ({', '.join(paths[:3])}, …): "
+            "let it accept the paths that the probe should cover."
+        )
+    structure = jax.tree.structure(params)
+
+    def restrict(tree: Params) -> Params:
+        leaves = structure.flatten_up_to(tree)
+        return structure.unflatten([x if keep else None for x, keep in zip(leaves, chosen, strict=True)])
+
+    def fill(part: Params, tree: Params, other: Callable[[Array], Array]) -> Params:
+        inner, outer = structure.flatten_up_to(part), structure.flatten_up_to(tree)
+        return structure.unflatten([x if keep else other(y) for x, y, keep in zip(inner, outer, chosen, strict=True)])
+
+    return Subset(
+        restrict,
+        lambda part, tree: fill(part, tree, lambda y: y),
+        lambda part, tree: fill(part, tree, jnp.zeros_like),
+        False,
+    )

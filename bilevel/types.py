@@ -1,0 +1,49 @@
+"""The vocabulary of the library: batches, losses, logits, and the error that users see.
+
+Everything here is a plain type. A batch is any pytree of arrays that share their leading axis; the library never looks
+inside it. Parameters are any pytree of floating-point arrays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol, TypeAlias
+
+import jax
+
+Array: TypeAlias = jax.Array
+Batch: TypeAlias = Any
+"""A pytree of arrays that share their leading axis."""
+Params: TypeAlias = Any
+"""A pytree of floating-point arrays."""
+ModelState: TypeAlias = Any
+"""What a model changes while it trains besides its parameters (BatchNorm statistics); `{}` when there is nothing."""
+Metrics: TypeAlias = dict[str, Array]
+
+
+class UserError(ValueError):
+    """A mistake that the user can correct; the message says what was found, where, and what to do."""
+
+
+class LossAux(NamedTuple):
+    """What a loss returns besides the losses."""
+
+    model_state: ModelState
+    """The model state after this evaluation. Only the θ-update's own evaluation is allowed to keep it."""
+    metrics: dict[str, Array]
+    """Per-example metrics, each `[b]`; `{}` when there are none."""
+
+
+class LossFn(Protocol):
+    """Per-example losses: `loss(params, model_state, batch, rng) -> (losses, aux)`, losses float32 `[b]`.
+
+    For sequences an example's loss is the mean over its own unpadded tokens.
+    """
+
+    def __call__(self, params: Params, model_state: ModelState, batch: Batch, rng: Array, /) -> tuple[Array, LossAux]:
+        """Evaluate the losses of one batch."""
+        ...
+
+
+LogitFn: TypeAlias = Callable[[Params, Batch], Array]
+"""The weighting network: `weighting(weight_params, batch) -> logits`, float32 `[b]`. It never sees θ."""

@@ -1,0 +1,26 @@
+"""What every experiment's command line shares: typed flags, and errors in one sentence."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+from bilevel.types import UserError
+
+Config = TypeVar("Config")
+
+
+def run(config_type: type[Config], main: Callable[[Config], None], arguments: Sequence[str] | None = None) -> None:
+    """Parses the flags into `config_type` and calls `main`; a user's mistake ends in one sentence and exit code 2."""
+    try:
+        import tyro
+    except ImportError:
+        sys.exit("error: the experiments need tyro: pip install 'bilevel[experiments]'")
+    try:
+        main(tyro.cli(config_type, args=arguments))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,1 @@
+"""Language modelling with learned data weights: `python -m experiments.language_modeling --help`."""

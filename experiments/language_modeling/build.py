@@ -1,0 +1,168 @@
+"""From flags to parts: data, model, method, step."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import bilevel
+from bilevel import filters, methods
+from bilevel.data import Loader, PackedText, RowView, open_source, open_specific, pack
+from bilevel.linearization import Derivatives
+from bilevel.nn.transformer import SIZES, Transformer, language_model_loss
+from bilevel.nn.weighting import ConvWeighting, NGramWeighting, logit_fn
+from bilevel.state import TrainState
+from bilevel.step import TrainStep, make_step
+from bilevel.types import LogitFn, UserError
+from experiments.language_modeling.config import Config, settings_of
+
+HELD_OUT_EVERY = 50
+"""Of generic data that comes without a valid part, the documents with a number divisible by this are held out."""
+
+
+@dataclass(frozen=True)
+class Corpora:
+    """All data of one experiment, packed."""
+
+    generic: PackedText
+    generic_train: RowView
+    generic_valid: RowView
+    specific: dict[str, PackedText]
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """Share of each labelled domain in the generic training rows; empty without labels."""
+        return self.shares_among(self.generic_train.positions)
+
+    def shares_among(self, rows: np.ndarray) -> dict[str, float]:
+        """Share of each labelled domain among rows of the generic data; empty without labels."""
+        if self.generic.labels is None:
+            return {}
+        counts = np.bincount(self.generic.labels[rows], minlength=len(self.generic.label_names))
+        return dict(zip(self.generic.label_names, (counts / max(len(rows), 1)).tolist(), strict=True))
+
+
+def load_corpora(config: Config) -> Corpora:
+    """Opens, packs and splits the data.
+
+    Raises:
+      UserError: for data that is missing, broken or too small.
+    """
+    data, cache = config.data, Path(config.data.cache_dir).expanduser()
+    source = open_source(data.generic, field=data.field, documents=data.documents)
+    generic = pack(source, length=config.length, cache_dir=cache, labels=data.generic_labels)
+    parts = open_specific(data.specific, field=data.field, documents=data.documents)
+    specific = {name: pack(part, length=config.length, cache_dir=cache) for name, part in parts.items()}
+    held_out = np.asarray(generic.document) % HELD_OUT_EVERY == 0
+    if not held_out.any() or held_out.all():
+        raise UserError(f"{generic.name} has {len(generic)} rows, too few to hold some out: give more generic data.")
+    return Corpora(
+        generic,
+        RowView(generic, np.flatnonzero(~held_out)),
+        RowView(generic, np.flatnonzero(held_out)),
+        specific,
+    )
+
+
+def build_model(config: Config) -> Transformer:
+    """The main model."""
+    dtype = jnp.dtype(config.model.dtype)
+    return Transformer(dataclasses.replace(SIZES[config.model.size], dtype=dtype, remat=config.model.remat))
+
+
+def build_weighting(config: Config) -> ConvWeighting | NGramWeighting:
+    """The weighting network's module."""
+    m = config.model
+    if m.weighting == "conv":
+        return ConvWeighting(layers=m.weighting_layers, width=m.weighting_width)
+    return NGramWeighting(width=m.weighting_width, hidden=m.weighting_width)
+
+
+def build_step(config: Config, method: str, model: Transformer, weighting: LogitFn) -> TrainStep:
+    """The train step of a method."""
+    s = settings_of(config, method)
+    warmup = min(config.warmup, config.steps // 2)
+    schedule = optax.warmup_cosine_decay_schedule(0.0, config.learning_rate, warmup, config.steps)
+    derivatives: Derivatives = bilevel.Forward() if s["derivatives"] == "forward" else bilevel.Finite()
+    return make_step(
+        language_model_loss(model),
+        weighting,
+        optax.adam(schedule, b2=0.98),
+        optax.adamw(s["weight_learning_rate"], weight_decay=s["weight_decay"]),
+        build_method(method, s),
+        batch_size=config.batch_size,
+        filter=None if method == "uniform" else build_filter(s),
+        derivatives=derivatives,
+        estimator=s["estimator"],
+        alpha_batch=s["alpha_batch"],
+        alpha_batch_size=s["alpha_batch_size"],
+        update_every=s["update_every"],
+        normalize_alignments=s["normalize_alignments"],
+    )
+
+
+def build_filter(settings: dict[str, Any]) -> filters.Filter:
+    """The filter that the settings name."""
+    if settings["filter"] == "uniform":
+        return filters.uniform()
+    factory = {"gumbel_top_k": filters.gumbel_top_k, "importance": filters.importance, "top_k": filters.top_k}
+    return factory[settings["filter"]](
+        temperature=settings["temperature"], min_effective_fraction=settings["min_effective_fraction"]
+    )
+
+
+def build_method(method: str, settings: dict[str, Any]) -> methods.Method:
+    """The method with its settings."""
+    if method == "soba":
+        rate = settings["tracker_learning_rate"]
+        trackers = {
+            "sgd": optax.sgd(rate),
+            "momentum": optax.sgd(rate, momentum=0.9),
+            "adam": optax.adam(rate, b2=0.98),
+        }
+        return methods.soba(trackers[settings["tracker"]], damping=settings["damping"])
+    if method in ("dds", "anograd"):
+        factory = methods.dds if method == "dds" else methods.anograd
+        return factory(average_specific=settings["average_specific"])
+    return methods.frozen() if method == "frozen" else methods.uniform()
+
+
+def build_loaders(config: Config, method: str, seed: int, corpora: Corpora) -> tuple[Loader, Loader]:
+    """Loaders of the big batches and of the specific batches. Uniform sampling loads only the rows it trains on."""
+    size = config.batch_size if method == "uniform" else config.big_batch_size
+    if size < config.batch_size:
+        raise UserError(
+            f"--big-batch-size {size} is smaller than --batch-size {config.batch_size}: "
+            "the filter picks the batch from the big batch, so give a larger big batch."
+        )
+    specific_size = settings_of(config, method)["specific_batch_size"]
+    loader = functools.partial(Loader, process_index=jax.process_index(), process_count=jax.process_count())
+    generic = loader(corpora.generic_train, size, seed=seed)
+    return generic, loader(corpora.specific["train"], specific_size, seed=seed + 1_000_003)
+
+
+def init_state(config: Config, seed: int, step: TrainStep, model: Transformer, weighting: Any) -> TrainState:
+    """The initial state; the same main model for every method of a seed."""
+    model_key, weight_key, step_key = jax.random.split(jax.random.key(seed), 3)
+    tokens, length = jnp.zeros((1, config.length), jnp.uint8), jnp.full((1,), config.length, jnp.int32)
+
+    def create() -> TrainState:
+        params = model.init(model_key, tokens)["params"]
+        weight_params = weighting.init(weight_key, tokens, length)["params"]
+        return step.init(step_key, params, weight_params)
+
+    return jax.jit(create)()
+
+
+def logits_of(config: Config) -> tuple[Any, LogitFn]:
+    """The weighting network: its module, and the function over batches."""
+    module = build_weighting(config)
+    return module, logit_fn(module)

@@ -1,0 +1,120 @@
+"""The table over methods and seeds, and the report."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bilevel.training import Document, RunRecord, read_metrics, write_report
+from experiments.language_modeling.build import Corpora
+from experiments.language_modeling.config import Config
+from experiments.language_modeling.run import run_name, settings_dict
+
+COLUMNS = {
+    "specific_test_loss": "specific test loss",
+    "specific_valid_loss": "specific valid loss",
+    "generic_loss": "generic loss",
+    "steps": "steps",
+    "seconds": "seconds",
+    "steps_to_uniform": "steps to uniform's end",
+    "seconds_to_uniform": "seconds to uniform's end",
+    "effective_sample_size": "effective sample size",
+    "finetuned_specific_test_loss": "test loss, fine-tuned",
+}
+
+
+def compare(config: Config, results: Sequence[dict[str, Any]], corpora: Corpora) -> str:
+    """Writes comparison.json, comparison.md and report.html; returns the table."""
+    metrics = {
+        (r["method"], r["seed"]): read_metrics(config.run_dir / run_name(r["method"], r["seed"]) / "metrics.jsonl")
+        for r in results
+    }
+    rows = [_with_crossing(result, metrics) for result in results]
+    text = table(rows)
+    config.run_dir.mkdir(parents=True, exist_ok=True)
+    (config.run_dir / "comparison.json").write_text(json.dumps(rows, indent=2) + "\n")
+    (config.run_dir / "comparison.md").write_text(text + "\n")
+    _report(config, rows, metrics, corpora)
+    return text
+
+
+def _with_crossing(result: dict[str, Any], metrics: dict[tuple[str, int], list[dict[str, Any]]]) -> dict[str, Any]:
+    """Adds the step and the second at which the run passes the loss that uniform of the same seed ends with."""
+    baseline = _evaluations(metrics.get(("uniform", result["seed"]), []))
+    own = _evaluations(metrics[result["method"], result["seed"]])
+    found = next((row for row in own if baseline and row["specific_valid_loss"] <= _end(baseline)), None)
+    return result | {
+        "steps_to_uniform": found and found["step"],
+        "seconds_to_uniform": found and found["seconds"],
+    }
+
+
+def _evaluations(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [row for row in rows if row.get("specific_valid_loss") is not None]
+
+
+def _end(rows: Sequence[dict[str, Any]]) -> float:
+    return rows[-1]["specific_valid_loss"]
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """A Markdown table: one line a method, mean ± standard deviation over seeds. Losses are in nats per byte."""
+    shown = [name for name in COLUMNS if any(row.get(name) is not None for row in rows)]
+    lines = ["| method | seeds | " + " | ".join(COLUMNS[name] for name in shown) + " |"]
+    lines.append("|" + " --- |" * (len(shown) + 2))
+    for method in dict.fromkeys(row["method"] for row in rows):
+        own = [row for row in rows if row["method"] == method]
+        cells = [_cell(name, [row.get(name) for row in own]) for name in shown]
+        lines.append(f"| {method} | {len(own)} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _cell(name: str, values: Sequence[Any]) -> str:
+    known = [float(v) for v in values if v is not None and not math.isnan(v)]
+    if len(known) < len(values) or not known:
+        return "–"
+    digits = 3 if name.endswith("loss") else 0
+    mean = f"{np.mean(known):.{digits}f}"
+    return mean if len(known) == 1 else f"{mean} ± {np.std(known, ddof=1):.{digits}f}"
+
+
+def _report(
+    config: Config,
+    rows: Sequence[dict[str, Any]],
+    metrics: dict[tuple[str, int], list[dict[str, Any]]],
+    corpora: Corpora,
+) -> None:
+    records = []
+    for row in rows:
+        summary = {COLUMNS[name]: row[name] for name in COLUMNS if row.get(name) is not None}
+        records.append(RunRecord(row["method"], row["seed"], metrics[row["method"], row["seed"]], summary))
+    documents = _documents(config, rows)
+    first = rows[0]
+    write_report(
+        config.run_dir / "report.html",
+        records,
+        title="Language modelling with learned data weights",
+        introduction=f"Generic: {config.data.generic}. Specific: {config.data.specific}. Losses in nats per byte.",
+        settings=settings_dict(config, first["method"], first["seed"]),
+        loss_unit="nats per byte",
+        generic_shares=corpora.shares,
+        highest=documents.get("highest", ()),
+        lowest=documents.get("lowest", ()),
+    )
+
+
+def _documents(config: Config, rows: Sequence[dict[str, Any]]) -> dict[str, list[Document]]:
+    """The best learned run's highest- and lowest-weighted documents."""
+    learned = [row for row in rows if row["method"] != "uniform"]
+    if not learned:
+        return {}
+    best = min(learned, key=lambda row: row["specific_valid_loss"])
+    file = Path(config.run_dir) / run_name(best["method"], best["seed"]) / "documents.json"
+    if not file.exists():
+        return {}
+    return {name: [Document(*d) for d in found] for name, found in json.loads(file.read_text()).items()}

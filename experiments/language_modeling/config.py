@@ -1,0 +1,218 @@
+"""The flags of the language-modelling experiment, and the settings of its methods."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from bilevel.types import UserError
+
+METHODS = ("uniform", "dds", "soba", "anograd", "frozen")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where the text comes from."""
+
+    generic: str = "python:stdlib"
+    """Generic data: files, globs or folders (comma-separated; plain text or JSON lines, gzipped or not),
+    tfds:NAME[:SPLIT[:FIELD]], or python:stdlib, the source files of Python's standard library."""
+    specific: str = "python:topics"
+    """Specific data: a folder with train, valid and test files, or anything that --data.generic takes (then split 80/10/10
+    by a hash of the text), or python:topics, Python's language reference."""
+    generic_labels: Path | None = None
+    """Tab-separated file whose first column names the domain of each generic document, for analysis only."""
+    field: str | None = None
+    """Name of the text field of JSON lines (default: text)."""
+    documents: Literal["line", "file"] = "line"
+    """Whether a line or a whole file of plain text is one document."""
+    cache_dir: Path = Path("~/.cache/bilevel")
+    """Where packed data is kept."""
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The main model and the weighting network."""
+
+    size: Literal["xs", "small", "medium", "large"] = "xs"
+    """Decoder: xs 2 layers/64, small 4/128 and large 12/256 (both the paper's), medium 6/256."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type of the main model's computation; parameters and losses stay float32."""
+    remat: bool = False
+    """Recompute blocks in the backward pass to save memory."""
+    weighting: Literal["conv", "ngram"] = "ngram"
+    """Weighting network: convolutions over bytes, or a bag of hashed n-grams."""
+    weighting_layers: int = 1
+    """Layers of the convolutional weighting network (the paper: 2)."""
+    weighting_width: int = 32
+    """Width of the weighting network (the paper: 128)."""
+
+
+@dataclass(frozen=True)
+class MethodConfig:
+    """How the weights are learned. What is not given here comes from the preset of the method."""
+
+    preset: Literal["default", "paper"] = "default"
+    """default: what did best on validation data at small batches; paper: the settings of the ATD paper."""
+    estimator: Literal["softmax", "score"] | None = None
+    """Estimator of the α-gradient."""
+    alpha_batch: Literal["filtered", "uniform"] | None = None
+    """Where the rows of the α-gradient come from."""
+    alpha_batch_size: int | None = None
+    """Rows in the α-gradient; 0: those of the θ-update."""
+    specific_batch_size: int | None = None
+    """Specific rows in an α-step."""
+    update_every: int | None = None
+    """θ-updates for each α-update."""
+    derivatives: Literal["forward", "finite"] | None = None
+    """Exact forward mode, or finite differences (cheaper)."""
+    normalize_alignments: bool | None = None
+    """Scale the alignments of each α-step to root mean square 1."""
+    weight_learning_rate: float | None = None
+    """Learning rate of the weighting network (Adam)."""
+    weight_decay: float | None = None
+    """Decoupled weight decay of the weighting network."""
+    temperature: float | None = None
+    """Temperature of the filter."""
+    min_effective_fraction: float | None = None
+    """Floor under the effective sample size, as a fraction of the big batch."""
+    filter: Literal["gumbel_top_k", "importance", "top_k", "uniform"] | None = None
+    """How rows are picked from the big batch."""
+    average_specific: float | None = None
+    """DDS, Anograd: decay of the moving average of the specific gradient."""
+    tracker: Literal["sgd", "momentum", "adam"] | None = None
+    """SOBA: optimizer of v."""
+    tracker_learning_rate: float | None = None
+    """SOBA: learning rate of v."""
+    damping: float | None = None
+    """SOBA: λ, added to the Hessian."""
+    frozen_from: Path | None = None
+    """frozen: run directory (METHOD-seedN) whose last checkpoint gives the weighting network."""
+
+
+PAPER: dict[str, Any] = {
+    "estimator": "softmax",
+    "alpha_batch": "filtered",
+    "alpha_batch_size": 0,
+    "specific_batch_size": 0,  # as many as --batch-size
+    "update_every": 1,
+    "derivatives": "forward",
+    "normalize_alignments": False,
+    "weight_learning_rate": 1e-3,
+    "weight_decay": 0.0,
+    "temperature": 1.0,
+    "min_effective_fraction": 0.0,
+    "filter": "gumbel_top_k",
+    "average_specific": 0.0,
+    "tracker": "adam",
+    "tracker_learning_rate": 2e-3,
+    "damping": 0.0,
+}
+"""The ATD paper's settings (sections 4.2, 4.3 and 6.2), with the prototype's learning rates where it is silent."""
+
+DEFAULT: dict[str, Any] = PAPER | {
+    "estimator": "score",
+    "update_every": 4,
+    "derivatives": "finite",
+    "normalize_alignments": True,
+    "weight_learning_rate": 3e-3,
+    "min_effective_fraction": 0.05,
+    "tracker": "sgd",
+    "tracker_learning_rate": 0.05,
+    "damping": 0.1,
+}
+"""Tuned on validation data; `benchmarks/RESULTS.md` has the measurements."""
+
+PRESETS: dict[str, dict[str, dict[str, Any]]] = {
+    "default": dict.fromkeys(METHODS, DEFAULT),
+    "paper": {
+        "soba": PAPER,
+        "dds": PAPER | {"alpha_batch": "uniform"},
+        "anograd": PAPER | {"alpha_batch": "uniform"},
+        "uniform": PAPER,
+        "frozen": PAPER,
+    },
+}
+
+
+@dataclass(frozen=True)
+class Config:
+    """Language modelling with learned data weights.
+
+    Trains a byte-level transformer on the generic data that a weighting network prefers, and learns that network so that
+    the loss on the specific data falls. By default it compares SOBA with uniform sampling on text that ships with Python.
+
+    Reference: Grangier, Ablin, Hannun, "Adaptive Training Distributions with Scalable Online Bilevel Optimization",
+    section 5.2.
+    """
+
+    method: Literal["uniform", "dds", "soba", "anograd", "frozen"] | None = None
+    """Train one method only, instead of --compare."""
+    compare: str = "uniform,soba"
+    """Methods to train under the same budget, comma-separated."""
+    steps: int = 3000
+    """θ-updates."""
+    seed: int = 0
+    """First seed; decides the initial parameters, the order of the data and all random draws."""
+    seeds: int = 1
+    """Number of seeds: seed, seed + 1, …"""
+    batch_size: int = 16
+    """b: rows in a θ-update."""
+    big_batch_size: int = 512
+    """B: rows that the weighting network scores for it."""
+    length: int = 64
+    """T: bytes in a row."""
+    learning_rate: float = 2e-3
+    """Peak learning rate of θ (Adam; warm-up, then cosine decay to 0)."""
+    warmup: int = 100
+    """Steps of warm-up."""
+    finetune_steps: int = 0
+    """Longest fine-tuning on the specific data after training; the best step on valid is kept. 0: none."""
+    finetune_learning_rate: float = 5e-4
+    """Learning rate of fine-tuning."""
+    run_dir: Path = Path("runs/language_modeling")
+    """Where everything is written; the same command continues there."""
+    eval_only: bool = False
+    """Evaluate the checkpoints in the run directory, without training."""
+    log_every: int = 50
+    """Steps between two rows of metrics."""
+    evaluate_every: int = 250
+    """Steps between two evaluations."""
+    checkpoint_every: int = 1000
+    """Steps between two checkpoints."""
+    evaluate_rows: int = 2048
+    """Most rows in an evaluation while training; the final ones use all."""
+    progress: bool = True
+    """Show a progress bar."""
+    tensorboard: bool = False
+    """Also write TensorBoard events."""
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    weights: MethodConfig = field(default_factory=MethodConfig)
+
+    def methods(self) -> list[str]:
+        """The methods to train.
+
+        Raises:
+          UserError: if one is unknown.
+        """
+        names = [self.method] if self.method else [name.strip() for name in self.compare.split(",") if name.strip()]
+        for name in names:
+            if name not in METHODS:
+                raise UserError(
+                    f'--compare names the method "{name}", which does not exist: choose from {", ".join(METHODS)}.'
+                )
+        if not names:
+            raise UserError(f"--compare is empty: name at least one of {', '.join(METHODS)}.")
+        return list(dict.fromkeys(names))
+
+
+def settings_of(config: Config, method: str) -> dict[str, Any]:
+    """The preset of a method, with what the user gave in its place."""
+    given = {k: v for k, v in dataclasses.asdict(config.weights).items() if v is not None and k != "preset"}
+    settings = PRESETS[config.weights.preset][method] | given
+    settings["specific_batch_size"] = settings["specific_batch_size"] or config.batch_size
+    settings["alpha_batch_size"] = settings["alpha_batch_size"] or None
+    return settings

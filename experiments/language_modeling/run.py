@@ -1,0 +1,226 @@
+"""One run: one method, one seed, in a directory of its own."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from bilevel import sharding
+from bilevel.data import Dataset, PackedText, evaluation_batches
+from bilevel.nn.transformer import Transformer, byte_losses
+from bilevel.state import TrainState
+from bilevel.training import Checkpoints, Data, Document, LoopConfig, TrainResult, prepare_run_dir, train
+from bilevel.types import Array, LogitFn, Params, UserError
+from experiments.language_modeling import build
+from experiments.language_modeling.config import Config, settings_of
+from experiments.language_modeling.finetune import finetune
+
+RESULT_NAME = "result.json"
+EVALUATION_BATCH = 256
+MAY_CHANGE = (
+    "log_every", "evaluate_every", "checkpoint_every", "progress", "tensorboard", "data.cache_dir",
+)  # fmt: skip
+
+
+class Evaluator:
+    """Nats per byte of data sets, with one compiled program."""
+
+    def __init__(self, model: Transformer):
+        def sums(params: Params, batch: Any) -> tuple[Array, Array]:
+            logits = model.apply({"params": params}, batch["tokens"])
+            _, nats = byte_losses(logits, batch["tokens"], batch["length"])  # pyright: ignore[reportArgumentType]
+            return (nats * batch["mask"]).sum(), (batch["length"] * batch["mask"]).sum()
+
+        self._sums = jax.jit(sums)
+
+    def __call__(self, params: Params, dataset: Dataset, limit: int | None = None) -> float:
+        """Total nats over total bytes of (at most `limit`) rows."""
+        params = jax.tree.map(_local, params)
+        found = [self._sums(params, batch) for batch in evaluation_batches(dataset, EVALUATION_BATCH, limit)]
+        nats, count = np.sum(jax.device_get(found), axis=0)
+        return float(nats / count)
+
+
+def _local(x: Array) -> Any:
+    """This process's copy of a replicated array: every process evaluates for itself."""
+    return x.addressable_data(0) if not x.is_fully_addressable else x
+
+
+def run_name(method: str, seed: int) -> str:
+    """Directory of one run below the run directory."""
+    return f"{method}-seed{seed}"
+
+
+def settings_dict(config: Config, method: str, seed: int) -> dict[str, Any]:
+    """What decides the outcome of a run: two runs with equal settings give equal results."""
+    everything = dataclasses.asdict(config) | {"method": method, "seed": seed, "weights": settings_of(config, method)}
+    for name in ("compare", "seeds", "run_dir", "eval_only"):
+        del everything[name]
+    return everything
+
+
+def run(config: Config, method: str, seed: int, corpora: build.Corpora) -> dict[str, Any] | None:
+    """Trains (or continues, or only evaluates) one run.
+
+    Returns:
+      The summary, as written to result.json; None if a signal stopped the run before its end.
+    """
+    directory = config.run_dir / run_name(method, seed)
+    prepare_run_dir(directory, settings_dict(config, method, seed), may_change=MAY_CHANGE)
+    done = directory / RESULT_NAME
+    if done.exists() and not config.eval_only:
+        return json.loads(done.read_text())
+    model, (module, weighting) = build.build_model(config), build.logits_of(config)
+    step = build.build_step(config, method, model, weighting)
+    state = build.init_state(config, seed, step, model, module)
+    mesh = sharding.make_mesh()
+    generic, specific = build.build_loaders(config, method, seed, corpora)
+    sharding.check_divides(mesh, batch_size=config.batch_size, specific_batch_size=specific.batch_size)
+    if mesh.size > 1:
+        state = sharding.place_state(mesh, state)
+    evaluator = Evaluator(model)
+    if config.eval_only:
+        return _evaluate_checkpoint(directory, state, evaluator, corpora)
+    if method == "frozen":
+        state = dataclasses.replace(state, weight_params=_weights_from(config, state))
+
+    def place(batch: Any) -> Any:
+        return sharding.place_batch(mesh, batch) if mesh.size > 1 else jax.device_put(batch)
+
+    result = train(
+        step,
+        state,
+        data=Data(generic, specific, place, place),
+        config=_loop_config(config),
+        run_dir=directory,
+        evaluate=_evaluation(config, evaluator, corpora),
+        on_selected=_share_counter(corpora),
+    )
+    if result.stopped_early:
+        return None
+    summary = _summary(config, method, seed, result, evaluator, corpora)
+    summary |= finetune(config, seed, result.state.params, model, evaluator, corpora)
+    if method != "uniform" and jax.process_index() == 0:
+        _write_documents(directory, result.state, weighting, corpora)
+    if jax.process_index() == 0:
+        done.write_text(json.dumps(summary, indent=2) + "\n")
+    return summary
+
+
+def _loop_config(config: Config) -> LoopConfig:
+    return LoopConfig(
+        num_steps=config.steps,
+        log_every=config.log_every,
+        evaluate_every=config.evaluate_every,
+        checkpoint_every=config.checkpoint_every,
+        progress=config.progress,
+        tensorboard=config.tensorboard,
+    )
+
+
+def _evaluation(
+    config: Config, evaluator: Evaluator, corpora: build.Corpora
+) -> Callable[[TrainState], Mapping[str, float]]:
+    def evaluate(state: TrainState) -> Mapping[str, float]:
+        valid = evaluator(state.params, corpora.specific["valid"], config.evaluate_rows)
+        held_out = evaluator(state.params, corpora.generic_valid, config.evaluate_rows)
+        return {"specific_valid_loss": valid, "generic_valid_loss": held_out}
+
+    return evaluate
+
+
+def _share_counter(corpora: build.Corpora) -> Callable[[np.ndarray, int], Mapping[str, float]] | None:
+    if corpora.generic.labels is None:
+        return None
+
+    def shares(ids: np.ndarray, step: int) -> Mapping[str, float]:
+        return {f"share/{name}": share for name, share in corpora.shares_among(ids).items()}
+
+    return shares
+
+
+def losses_of(params: Params, evaluator: Evaluator, corpora: build.Corpora) -> dict[str, float]:
+    """The final losses, on all rows, in nats per byte."""
+    return {
+        "specific_valid_loss": evaluator(params, corpora.specific["valid"]),
+        "specific_test_loss": evaluator(params, corpora.specific["test"]),
+        "generic_loss": evaluator(params, corpora.generic_valid),
+    }
+
+
+def _summary(
+    config: Config, method: str, seed: int, result: TrainResult, evaluator: Evaluator, corpora: build.Corpora
+) -> dict[str, Any]:
+    tail = result.history[-max(1, len(result.history) // 5) :]
+    sizes = [row["effective_sample_size"] for row in tail if row.get("effective_sample_size")]
+    return {
+        "method": method,
+        "seed": seed,
+        "steps": config.steps,
+        "seconds": result.seconds,
+        **losses_of(result.state.params, evaluator, corpora),
+        "effective_sample_size": float(np.mean(sizes)) if sizes else math.nan,
+    }
+
+
+def _evaluate_checkpoint(
+    directory: Path, state: TrainState, evaluator: Evaluator, corpora: build.Corpora
+) -> dict[str, Any]:
+    method, seed = directory.name.rsplit("-seed", 1)
+    with Checkpoints(directory / "checkpoints") as checkpoints:
+        restored = checkpoints.restore_latest(state)
+    if restored is None:
+        raise UserError(f"{directory} holds no checkpoint to evaluate: train first, without --eval-only.")
+    step, state = restored
+    losses = losses_of(state.params, evaluator, corpora)
+    return {"method": method, "seed": int(seed), "steps": step, "seconds": math.nan, **losses}
+
+
+def _weights_from(config: Config, state: TrainState) -> Params:
+    """The weighting network of another run's last checkpoint."""
+    source = config.weights.frozen_from
+    if source is None:
+        raise UserError(
+            "The method frozen needs --weights.frozen-from: the directory METHOD-seedN of a run that learned weights."
+        )
+    result = source / "weights.npz"
+    if not result.exists():
+        raise UserError(f"{result} does not exist: give the directory of a finished run of dds, soba or anograd.")
+    template, tree = jax.tree.flatten(state.weight_params)
+    with np.load(result) as stored:
+        leaves = [stored[f"leaf_{i}"] for i in range(len(stored.files))]
+    if [x.shape for x in leaves] != [x.shape for x in template]:
+        raise UserError(
+            f"The weighting network in {result} has other shapes than this one: give the same --model.weighting* flags."
+        )
+    return jax.tree.unflatten(tree, [jax.numpy.asarray(x) for x in leaves])
+
+
+def _write_documents(directory: Path, state: TrainState, weighting: LogitFn, corpora: build.Corpora) -> None:
+    """Keeps the weighting network, and the generic rows that it likes most and least."""
+    weight_params = jax.tree.map(lambda x: np.asarray(_local(x)), state.weight_params)
+    leaves = jax.tree.leaves(weight_params)
+    np.savez(directory / "weights.npz", **{f"leaf_{i}": leaf for i, leaf in enumerate(leaves)})
+    logits_of = jax.jit(weighting)
+    ids, logits = [], []
+    for batch in evaluation_batches(corpora.generic_train, 512, 16_384):
+        real = batch.pop("mask") > 0
+        logits.append(np.asarray(logits_of(weight_params, batch))[real])
+        ids.append(batch["id"][real])
+    ids, logits = np.concatenate(ids), np.concatenate(logits)
+    order = np.argsort(-logits)
+    chosen = {"highest": order[:12], "lowest": order[::-1][:12]}
+    documents = {k: [_document(corpora.generic, int(ids[i]), float(logits[i])) for i in v] for k, v in chosen.items()}
+    (directory / "documents.json").write_text(json.dumps(documents, indent=2) + "\n")
+
+
+def _document(generic: PackedText, row: int, logit: float) -> Document:
+    label = "" if generic.labels is None else generic.label_names[generic.labels[row]]
+    return Document(logit, label, generic.text(row))

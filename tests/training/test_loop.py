@@ -1,0 +1,255 @@
+"""What the loop does besides stopping and continuing."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from itertools import chain
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from training_toy import ROWS, SMALL, ToyLoader, toy_data, toy_evaluate, toy_state, toy_step, toy_train
+
+import bilevel
+from bilevel import data as library_data
+from bilevel.data import ArrayDataset
+from bilevel.training import Checkpoints, Data, LoopConfig, TrainingDiverged, train
+from bilevel.types import UserError
+
+
+def by_hand(num_steps: int) -> tuple[Any, list[dict[str, Any]]]:
+    state, loaders, rows = toy_state(), (ToyLoader(1), ToyLoader(2)), []
+    for step in range(num_steps):
+        state, metrics = jax.jit(toy_step)(state, *(loader.batch(step) for loader in loaders))
+        rows.append(metrics)
+    return state, rows
+
+
+def test_equals_a_plain_loop():
+    result = toy_train(None, num_steps=12)
+    state, metrics = by_hand(12)
+    np.testing.assert_array_equal(result.state.params["w"], state.params["w"])
+    assert [row["step"] for row in result.history] == [5, 10, 12]
+    for row, steps in zip(result.history, [range(5), range(5, 10), range(10, 12)], strict=True):
+        for name in ("generic_loss", "specific_loss"):  # the second is NaN at every other step
+            expected = np.nanmean([float(metrics[step][name]) for step in steps])
+            assert row[name] == pytest.approx(expected)
+    assert ["specific_valid_loss" in row for row in result.history] == [False, True, True]
+
+
+def test_selected_ids_reach_the_callback():
+    seen: dict[int, list[int]] = {}
+
+    def on_selected(ids: np.ndarray, step: int) -> dict[str, float]:
+        seen[step] = ids.tolist()
+        return {"share/low": float(np.mean(ids < ROWS // 2))}
+
+    result = toy_train(None, num_steps=7, on_selected=on_selected)
+    _, metrics = by_hand(7)
+    loader = ToyLoader(1)
+    ids = [loader.batch(step)["id"][np.asarray(metrics[step]["selected"])].tolist() for step in range(7)]
+    assert seen == {5: list(chain(*ids[:5])), 7: list(chain(*ids[5:]))}
+    assert len(seen[5]) == 5 * SMALL
+    assert result.history[-1]["share/low"] == np.mean(np.asarray(seen[7]) < ROWS // 2)
+
+
+def test_nan_loss_names_the_step_and_keeps_the_last_good_checkpoint(tmp_path: Path):
+    with pytest.raises(TrainingDiverged, match=r"nan at step 18 .*checkpoint is that of step 10.*learning rate"):
+        toy_train(tmp_path, data=toy_data(poison=17))
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        restored = checkpoints.restore_latest(toy_state())
+    assert restored is not None
+    assert restored[0] == 10
+    assert np.isfinite(restored[1].params["w"]).all()
+    healthy = toy_train(tmp_path)  # the same directory with good data goes on from there
+    assert [row["step"] for row in healthy.history] == [5, 10, 15, 20, 25, 30]
+
+
+def test_nan_parameters_are_not_saved(tmp_path: Path):
+    def breaks(state: Any, big: Any, specific: Any) -> Any:
+        new, metrics = toy_step(state, big, specific)
+        params = jax.tree.map(lambda p: jnp.where(state.step == 19, jnp.nan, p), new.params)
+        return new._replace(params=params), metrics
+
+    with pytest.raises(TrainingDiverged, match="parameters are not finite after step 20"):
+        toy_train(tmp_path, step=breaks)
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        assert checkpoints.latest_step() == 10
+
+
+def test_diverged_without_run_dir():
+    with pytest.raises(TrainingDiverged, match=r"nan at step 1: lower the learning rate"):
+        toy_train(None, data=toy_data(poison=0))
+
+
+def test_continues_and_adds_up_seconds(tmp_path: Path):
+    first = toy_train(tmp_path, num_steps=20)
+    assert first.compile_seconds > 0
+    more = toy_train(tmp_path, num_steps=40)
+    assert [row["step"] for row in more.history] == list(range(5, 41, 5))
+    assert more.seconds > first.history[-1]["seconds"] > 0
+    again = toy_train(tmp_path, num_steps=40)  # nothing left to do
+    assert again.history == more.history
+    assert again.seconds == pytest.approx(more.seconds, abs=0.01)
+    assert again.compile_seconds == 0
+    with pytest.raises(UserError, match="trained for 40 steps already, and 30 are asked for"):
+        toy_train(tmp_path, num_steps=30)
+
+
+def test_seconds_leave_out_evaluation():
+    def slow_evaluation(state: Any) -> dict[str, float]:
+        time.sleep(0.3)
+        return toy_evaluate(state)
+
+    config = LoopConfig(num_steps=8, log_every=4, evaluate_every=4, progress=False)
+    result = train(toy_step, toy_state(), data=toy_data(), config=config, evaluate=slow_evaluation)
+    assert result.seconds < 0.3
+    slow = toy_train(None, num_steps=8, data=toy_data(delay=0.05))  # waiting for data does count
+    assert slow.seconds > 0.15
+
+
+def test_one_compilation(tmp_path: Path):
+    traces = []
+
+    def counted(state: Any, big: Any, specific: Any) -> Any:
+        traces.append(1)
+        return toy_step(state, big, specific)
+
+    toy_train(tmp_path, num_steps=20, step=counted)
+    assert len(traces) == 1
+    toy_train(tmp_path, num_steps=40, step=counted)  # the restored state is of the same types
+    assert len(traces) == 1
+
+
+def test_weak_types_survive_continuing(tmp_path: Path):
+    def weak() -> Any:
+        return toy_state()._replace(step=0, ema=jnp.asarray(1.0))  # a Python number and a weak type
+
+    def step(state: Any, big: Any, specific: Any) -> Any:
+        new, metrics = toy_step(state, big, specific)
+        return new._replace(ema=state.ema * 0.5), metrics
+
+    toy_train(tmp_path, num_steps=10, state=weak(), step=step)
+    assert float(toy_train(tmp_path, num_steps=12, state=weak(), step=step).state.ema) == 0.5**12
+
+
+def test_shardings_survive_continuing(tmp_path: Path):
+    mesh = jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+
+    def place(batch: Any) -> Any:
+        return jax.device_put(batch, replicated)
+
+    data = Data(ToyLoader(1), ToyLoader(2), place, place)
+    for num_steps in (10, 20):
+        result = toy_train(tmp_path, num_steps=num_steps, data=data, state=place(toy_state()))
+    assert result.state.params["w"].sharding.is_equivalent_to(replicated, 1)
+
+
+def test_error_of_a_loader_reaches_the_caller(tmp_path: Path):
+    class Broken(ToyLoader):
+        def batch(self, step: int, /) -> dict[str, np.ndarray]:
+            if step == 13:
+                raise UserError("row 7 of some.txt is not UTF-8: save the file as UTF-8.")
+            return super().batch(step)
+
+    with pytest.raises(UserError, match=r"row 7 of some\.txt"):
+        toy_train(tmp_path, data=Data(Broken(1), ToyLoader(2)))
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        assert checkpoints.latest_step() == 10
+
+
+@pytest.mark.parametrize("name", ["num_steps", "log_every", "evaluate_every", "checkpoint_every", "keep"])
+def test_bad_numbers(name: str):
+    with pytest.raises(UserError, match=f"{name} is -1"):
+        dataclasses.replace(LoopConfig(num_steps=5), **{name: -1})
+
+
+def test_plain_progress_lines(capsys: pytest.CaptureFixture[str]):
+    toy_train(None, num_steps=10, progress=True)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith("step 5/10  generic_loss ")
+    assert lines[-1].startswith("step 10/10  generic_loss ")
+
+
+def test_tensorboard_mirror(tmp_path: Path):
+    pytest.importorskip("tensorboardX")
+    toy_train(tmp_path, num_steps=10, tensorboard=True)
+    assert list((tmp_path / "tensorboard").glob("events.*"))
+
+
+def test_rows_are_finite_or_nan_only_where_nothing_was_computed():
+    result = toy_train(None, num_steps=2, log_every=1, evaluate_every=0)
+    assert [math.isnan(row["specific_loss"]) for row in result.history] == [False, True]
+
+
+def test_a_step_choice_gives_the_function_of_each_step():
+    class Choice(NamedTuple):
+        even: Any
+        odd: Any
+
+        def at(self, step: int, /) -> Any:
+            return self.odd if step % 2 else self.even
+
+    traces = []
+
+    def program(name: str) -> Any:
+        def step(state: Any, big: Any, specific: Any) -> Any:
+            traces.append(name)
+            new, metrics = toy_step(state, big, specific)
+            return new, {**metrics, "odd": jnp.float32(name == "odd")}
+
+        return step
+
+    result = toy_train(None, num_steps=7, step=Choice(program("even"), program("odd")), log_every=1)
+    assert [row["odd"] for row in result.history] == [0, 1, 0, 1, 0, 1, 0]
+    assert traces == ["even", "odd"]
+    assert_same_params(result.state, by_hand(7)[0])
+
+
+def assert_same_params(one: Any, other: Any) -> None:
+    for a, b in zip(jax.tree.leaves(one.params), jax.tree.leaves(other.params), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_with_the_step_and_loaders_of_the_library(tmp_path: Path):
+    def loss(params: Any, model_state: Any, batch: Any, rng: Any) -> Any:
+        return (batch["x"] @ params["w"] - batch["y"]) ** 2, bilevel.LossAux(model_state, {})
+
+    def rows(seed: int) -> Any:
+        x = np.random.default_rng(seed).normal(size=(40, 3)).astype(np.float32)
+        return ArrayDataset({"x": x, "y": x.sum(axis=1)}, "toy")
+
+    def start(num_steps: int, run_dir: Path | None) -> Any:
+        parts = bilevel.make_step(
+            loss,
+            lambda alpha, batch: batch["x"] @ alpha["a"],
+            optax.adam(0.1),
+            optax.sgd(0.1),
+            bilevel.soba(optax.sgd(0.01)),
+            batch_size=4,
+            update_every=2,
+        )
+        state = parts.init(jax.random.key(0), {"w": jnp.zeros(3)}, {"a": jnp.zeros(3)})
+        data = Data(library_data.Loader(rows(0), 16, seed=0), library_data.Loader(rows(1), 4, seed=1))
+        config = LoopConfig(num_steps=num_steps, log_every=4, checkpoint_every=6, progress=False)
+        return train(
+            parts, state, data=data, config=config, run_dir=run_dir, on_selected=lambda ids, step: {"n": len(ids)}
+        )
+
+    straight = start(16, None)
+    start(10, tmp_path)
+    continued = start(16, tmp_path)
+    for a, b in zip(jax.tree.leaves(straight.state), jax.tree.leaves(continued.state), strict=True):
+        if jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
+            a, b = jax.random.key_data(a), jax.random.key_data(b)
+        np.testing.assert_array_equal(a, b)
+    assert [row["step"] for row in straight.history] == [4, 6, 8, 12, 16]
+    assert straight.history[0]["n"] == 16
+    assert straight.history[-1]["effective_sample_size"] > 1

@@ -1,0 +1,102 @@
+"""Run directories: settings, lock."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from training_toy import toy_train
+
+from bilevel.training import hold_run_dir, prepare_run_dir
+from bilevel.types import UserError
+
+CONFIG = {
+    "seed": 1,
+    "model": {"width": 8, "layers": 2},
+    "steps": 10,
+    "data": Path("some/where"),
+    "names": ("a",),
+}
+
+
+def test_creates_and_accepts_the_same_again(tmp_path: Path):
+    path = prepare_run_dir(tmp_path / "a" / "run", CONFIG)
+    assert path == tmp_path / "a" / "run"
+    written = json.loads((path / "config.json").read_text())
+    assert written == CONFIG | {"data": "some/where", "names": ["a"]}
+    prepare_run_dir(path, CONFIG)
+    assert sorted(file.name for file in path.iterdir()) == [".lock", "config.json"]
+
+
+def test_other_settings_are_named(tmp_path: Path):
+    prepare_run_dir(tmp_path, CONFIG)
+    other = {**CONFIG, "model": {"width": 16, "layers": 2}, "extra": "x"}
+    del other["seed"]
+    with pytest.raises(UserError) as caught:
+        prepare_run_dir(tmp_path, other)
+    message = str(caught.value)
+    for part in (
+        "model.width was 8, now 16",
+        'extra was absent, now "x"',
+        "seed was 1, now absent",
+        "--run-dir",
+    ):
+        assert part in message
+    assert "layers" not in message
+    assert json.loads((tmp_path / "config.json").read_text())["seed"] == 1
+
+
+def test_only_the_first_differences_are_shown(tmp_path: Path):
+    prepare_run_dir(tmp_path, {str(i): i for i in range(10)})
+    with pytest.raises(UserError, match="2 was 2, now 3; and 7 more"):
+        prepare_run_dir(tmp_path, {str(i): i + 1 for i in range(10)})
+
+
+def test_settings_that_may_change(tmp_path: Path):
+    prepare_run_dir(tmp_path, CONFIG)
+    changed = {**CONFIG, "steps": 20, "model": {"width": 9, "layers": 3}}
+    prepare_run_dir(tmp_path, changed, may_change={"steps", "model"})
+    assert json.loads((tmp_path / "config.json").read_text())["steps"] == 20
+
+
+@pytest.mark.parametrize("content", ["{", "[1]", ""])
+def test_unreadable_settings(tmp_path: Path, content: str):
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(UserError, match=r"Cannot read the settings in .*config\.json"):
+        prepare_run_dir(tmp_path, CONFIG)
+
+
+def test_unwritable(tmp_path: Path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"Cannot write to the run directory .*file/run \(Not a directory\)"):
+        prepare_run_dir(tmp_path / "file" / "run", CONFIG)
+    with pytest.raises(UserError, match="Cannot write to the run directory"):
+        toy_train(tmp_path / "file" / "run")
+
+
+def test_lock(tmp_path: Path):
+    with hold_run_dir(tmp_path):
+        with pytest.raises(UserError, match=f"Another process is running in {tmp_path}"):
+            prepare_run_dir(tmp_path, CONFIG)
+        with pytest.raises(UserError, match="Another process is running"):
+            toy_train(tmp_path)
+    prepare_run_dir(tmp_path, CONFIG)
+
+
+def test_lock_is_released_by_death(tmp_path: Path):
+    lock = str(tmp_path / ".lock")
+    code = f"import fcntl; f = open({lock!r}, 'a'); fcntl.flock(f, 2); print(1, flush=True); input()"
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "1\n"
+        with pytest.raises(UserError, match="Another process"), hold_run_dir(tmp_path):
+            pass
+        holder.kill()
+        holder.wait()
+        with hold_run_dir(tmp_path):
+            pass
