@@ -46,7 +46,13 @@ class Checkpoints:
             raise UserError(f"keep={keep} checkpoints would keep none: give a number of at least 1.")
         self._directory = Path(directory).absolute()
         _silence_orbax()
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, cleanup_tmp_directories=True)
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep,
+            create=True,
+            cleanup_tmp_directories=True,
+            # Otherwise a directory that cannot be created leaves a thread that waits for it for minutes.
+            async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
+        )
         try:
             self._manager = ocp.CheckpointManager(
                 self._directory, options=options, item_handlers={_ITEM: ocp.StandardCheckpointHandler()}

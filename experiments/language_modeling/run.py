@@ -60,7 +60,8 @@ def run_name(method: str, seed: int) -> str:
 
 def settings_dict(config: Config, method: str, seed: int) -> dict[str, Any]:
     """What decides the outcome of a run: two runs with equal settings give equal results."""
-    everything = dataclasses.asdict(config) | {"method": method, "seed": seed, "weights": settings_of(config, method)}
+    weights = {} if method == "uniform" else settings_of(config, method)
+    everything = dataclasses.asdict(config) | {"method": method, "seed": seed, "weights": weights}
     for name in ("compare", "seeds", "run_dir", "eval_only"):
         del everything[name]
     return everything

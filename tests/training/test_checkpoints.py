@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import shutil
 from pathlib import Path
 from typing import Any
@@ -195,3 +196,21 @@ def test_orbax_is_silent(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.restore_latest(example_state())
     assert capfd.readouterr() == ("", "")
+
+
+def test_full_disk_is_a_user_error_and_loses_nothing(tmp_path: Path):
+    state = {"a": jax.random.normal(jax.random.key(0), (300, 300))}
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, state, wait=True)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))  # larger files cannot be written
+        try:
+            with pytest.raises(UserError, match=r"could not be written to .*check the free space"):
+                checkpoints.save(2, state, wait=True)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    with Checkpoints(tmp_path) as checkpoints:
+        restored = checkpoints.restore_latest(state)
+        assert restored is not None
+        assert restored[0] == 1
+        checkpoints.save(2, state)

@@ -224,18 +224,19 @@ def test_with_the_step_and_loaders_of_the_library(tmp_path: Path):
 
     def rows(seed: int) -> Any:
         x = np.random.default_rng(seed).normal(size=(40, 3)).astype(np.float32)
-        return ArrayDataset({"x": x, "y": x.sum(axis=1)}, "toy")
+        return ArrayDataset({"x": x, "y": x.sum(axis=1)}, name="toy")
+
+    parts = bilevel.make_step(
+        loss,
+        lambda alpha, batch: batch["x"] @ alpha["a"],
+        optax.adam(0.1),
+        optax.sgd(0.1),
+        bilevel.soba(optax.sgd(0.01)),
+        batch_size=4,
+        update_every=2,
+    )
 
     def start(num_steps: int, run_dir: Path | None) -> Any:
-        parts = bilevel.make_step(
-            loss,
-            lambda alpha, batch: batch["x"] @ alpha["a"],
-            optax.adam(0.1),
-            optax.sgd(0.1),
-            bilevel.soba(optax.sgd(0.01)),
-            batch_size=4,
-            update_every=2,
-        )
         state = parts.init(jax.random.key(0), {"w": jnp.zeros(3)}, {"a": jnp.zeros(3)})
         data = Data(library_data.Loader(rows(0), 16, seed=0), library_data.Loader(rows(1), 4, seed=1))
         config = LoopConfig(num_steps=num_steps, log_every=4, checkpoint_every=6, progress=False)

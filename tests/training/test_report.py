@@ -101,7 +101,7 @@ def test_sections_without_data_are_left_out(tmp_path: Path):
 
 
 def test_same_runs_give_the_same_file(tmp_path: Path):
-    runs = [RunRecord("DDS", 0, rows(0.0))]
+    runs = [RunRecord("DDS", 0, [{"step": 1, "seconds": 1.0, "effective_sample_size": 2.0}])]
     assert report(tmp_path, runs) == report(tmp_path, runs)
 
 

@@ -6,7 +6,6 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -81,7 +80,7 @@ def toy_train(
     num_steps: int = 30,
     data: Data | None = None,
     state: ToyState | None = None,
-    step: Callable[..., Any] = toy_step,
+    step: Any = toy_step,
     on_selected: Any = None,
     **config: Any,
 ) -> TrainResult:
