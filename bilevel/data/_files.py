@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, Literal, cast
 
+from bilevel.data._array_text import array_documents
 from bilevel.data._source import Document, Source, digest
 from bilevel.types import UserError
 
@@ -93,15 +94,13 @@ def kind_of(path: Path) -> str:
 
 def _check_kind(path: Path, field: str | None, documents: Documents) -> None:
     kind = kind_of(path)
-    if kind in ARRAY_SUFFIXES:
-        raise UserError(f"{path} holds arrays, not text; open it with ArrayDataset.open.")
     if not os.access(path, os.R_OK):
         raise UserError(f"The file {path} cannot be read; change its permissions.")
     if path.stat().st_size == 0:
         raise UserError(f"The file {path} is empty; give a file with text in it, or leave this one out.")
-    if kind in JSON_SUFFIXES:
+    if kind in JSON_SUFFIXES + ARRAY_SUFFIXES:
         if documents == "file":
-            raise UserError(f"{path} holds JSON lines, one document a line; documents='file' is for plain text only.")
+            raise UserError(f"{path} holds one document a line or row; documents='file' is for plain text only.")
     elif field is not None:
         raise UserError(f"field={field!r} names a field of JSON lines, but {path} is plain text; leave the field out.")
 
@@ -120,6 +119,9 @@ def file_fingerprint(path: Path) -> str:
 
 
 def _documents(path: Path, field: str, documents: Documents) -> Iterator[bytes]:
+    if kind_of(path) in ARRAY_SUFFIXES:
+        yield from array_documents(path, field)
+        return
     if documents == "file":
         text = b"".join(line for block in line_blocks(path) for line in block)
         if not text.strip():

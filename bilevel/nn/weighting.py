@@ -46,10 +46,10 @@ class ConvWeighting(nn.Module):
 class NGramWeighting(nn.Module):
     """Mean of the embeddings of hashed byte n-grams, then one hidden layer: no convolution over the text."""
 
-    width: int = 64
+    width: int = 32
     orders: tuple[int, ...] = (1, 2, 3, 4)
-    buckets: int = 1 << 14
-    hidden: int = 64
+    buckets: int = 1 << 12
+    hidden: int = 32
     dtype: Any = jnp.float32
 
     @nn.compact

@@ -117,16 +117,18 @@ DEFAULT: dict[str, Any] = PAPER | {
     "update_every": 4,
     "derivatives": "finite",
     "normalize_alignments": True,
-    "weight_learning_rate": 3e-3,
-    "min_effective_fraction": 0.05,
-    "tracker": "sgd",
-    "tracker_learning_rate": 0.05,
-    "damping": 0.1,
+    "weight_learning_rate": 1e-2,
 }
 """Tuned on validation data; `benchmarks/RESULTS.md` has the measurements."""
 
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
-    "default": dict.fromkeys(METHODS, DEFAULT),
+    "default": {
+        "soba": DEFAULT,
+        "dds": DEFAULT | {"average_specific": 0.9},
+        "anograd": DEFAULT | {"average_specific": 0.95},
+        "uniform": DEFAULT,
+        "frozen": DEFAULT,
+    },
     "paper": {
         "soba": PAPER,
         "dds": PAPER | {"alpha_batch": "uniform"},
