@@ -306,7 +306,7 @@ class _Parts:
         values, pullback, aux = jax.vjp(self._row_losses(state, inner), self._spread(state.params), has_aux=True)
         (gradient,) = pullback(inner.weights.astype(values.dtype))
         nothing = jnp.full((), jnp.nan)
-        metrics = dict.fromkeys(("specific_loss", "weight_gradient_norm", "alignment_rms"), nothing)
+        metrics: Metrics = {"specific_loss": nothing, "weight_gradient_norm": nothing, "alignment_rms": nothing}
         return self._move(state, values, aux, self._sum(gradient), metrics)
 
     def _learn(self, state: TrainState, inner: _Inner, outer: _Inner, problem: Problem, temperature: Array) -> _Moved:

@@ -19,9 +19,9 @@ def open_source(spec: str, *, field: str | None = None, documents: Literal["line
     Args:
         spec: one of
             - a file, a folder, a glob, or several of these separated by commas. Files are plain text or, with
-              the suffix .jsonl or .json, JSON lines; either may be compressed with gzip. .npy and .npz files hold strings, or rows of bytes (uint8
-              `[n, T]`, zeros after the end). A folder gives all
-              .txt, .jsonl and .json files (.gz or not) directly in it, sorted by name;
+              the suffix .jsonl or .json, JSON lines; either may be compressed with gzip. .npy and .npz files hold
+              strings, or rows of bytes (uint8 `[n, T]`, zeros after the end). A folder gives all .txt,
+              .jsonl and .json files (.gz or not) directly in it, sorted by name;
             - `tfds:NAME[:SPLIT[:FIELD]]`, read through `tfds.data_source`; SPLIT is `train` by default. The
               environment variable TFDS_DATA_DIR says where the data are;
             - `python:stdlib`, the source code of the running Python's standard library, labelled by module;

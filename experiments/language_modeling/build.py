@@ -89,8 +89,9 @@ def build_weighting(config: Config) -> ConvWeighting | NGramWeighting:
 def build_step(config: Config, method: str, model: Transformer, weighting: LogitFn) -> TrainStep:
     """The train step of a method."""
     s = settings_of(config, method)
-    warmup = min(config.warmup, config.steps // 2)
-    schedule = optax.warmup_cosine_decay_schedule(0.0, config.learning_rate, warmup, config.steps)
+    horizon = config.schedule_steps or config.steps
+    warmup = min(config.warmup, horizon // 2)
+    schedule = optax.warmup_cosine_decay_schedule(0.0, config.learning_rate, warmup, horizon)
     derivatives: Derivatives = bilevel.Forward() if s["derivatives"] == "forward" else bilevel.Finite()
     return make_step(
         language_model_loss(model),

@@ -170,6 +170,8 @@ class Config:
     """Peak learning rate of θ (Adam; warm-up, then cosine decay to 0)."""
     warmup: int = 100
     """Steps of warm-up."""
+    schedule_steps: int = 0
+    """Length of the learning-rate schedule, if training is to stop before its end; 0: --steps."""
     finetune_steps: int = 0
     """Longest fine-tuning on the specific data after training; the best step on valid is kept. 0: none."""
     finetune_learning_rate: float = 5e-4

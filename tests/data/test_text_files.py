@@ -160,7 +160,7 @@ def test_options_that_do_not_fit(tmp_path: Path):
     fails("python:topics", "leave out field", field="text")
     fails("tfds:x", "documents='file' is for plain text", documents="file")
     for name in ("a.npy", "a.npz"):
-        fails(write(tmp_path / name, "x"), name, "arrays, not text", "ArrayDataset.open")
+        fails(write(tmp_path / name, "x"), name, "one document a line or row", documents="file")
 
 
 def test_a_file_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -1,0 +1,117 @@
+"""What the methods' settings do: each variant trained for the first quarter of the README's comparison, valid loss.
+
+    python benchmarks/tune_lm.py --data-dir DATA --run-dir runs/tune [--variants soba,dds] [--specific rct_abstracts]
+
+Prints a Markdown table. DATA holds lm/generic and lm/specific. Finished variants are not run again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from experiments import cli
+from experiments.language_modeling import build
+from experiments.language_modeling.config import Config, DataConfig, MethodConfig, ModelConfig
+from experiments.language_modeling.run import run
+
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "uniform": ("uniform", {}),
+    "soba": ("soba", {}),
+    "soba, paper's settings": ("soba", {"preset": "paper"}),
+    "soba, every step": ("soba", {"update_every": 1}),
+    "soba, every 8th step": ("soba", {"update_every": 8}),
+    "soba, forward": ("soba", {"derivatives": "forward"}),
+    "soba, softmax": ("soba", {"estimator": "softmax"}),
+    "soba, alignments as they are": ("soba", {"normalize_alignments": False}),
+    "soba, weight rate 1e-3": ("soba", {"weight_learning_rate": 1e-3}),
+    "soba, weight rate 3e-3": ("soba", {"weight_learning_rate": 3e-3}),
+    "soba, weight rate 3e-2": ("soba", {"weight_learning_rate": 3e-2}),
+    "soba, SGD tracker 0.05": ("soba", {"tracker": "sgd", "tracker_learning_rate": 0.05}),
+    "soba, SGD tracker 0.05, damping 0.1": (
+        "soba",
+        {"tracker": "sgd", "tracker_learning_rate": 0.05, "damping": 0.1},
+    ),
+    "soba, tracker rate 5e-4": ("soba", {"tracker_learning_rate": 5e-4}),
+    "soba, tracker rate 5e-3": ("soba", {"tracker_learning_rate": 5e-3}),
+    "soba, damping 0.05": ("soba", {"damping": 0.05}),
+    "soba, floor 0.01": ("soba", {"min_effective_fraction": 0.01}),
+    "soba, floor 0.05": ("soba", {"min_effective_fraction": 0.05}),
+    "soba, 64 specific rows": ("soba", {"specific_batch_size": 64}),
+    "soba, 64 alpha rows": ("soba", {"alpha_batch_size": 64}),
+    "dds": ("dds", {}),
+    "dds, paper's settings": ("dds", {"preset": "paper"}),
+    "dds, no averaging": ("dds", {"average_specific": 0.0}),
+    "dds, averaging 0.98": ("dds", {"average_specific": 0.98}),
+    "dds, uniform alpha rows": ("dds", {"alpha_batch": "uniform", "estimator": "softmax"}),
+    "anograd": ("anograd", {}),
+    "anograd, paper's settings": ("anograd", {"preset": "paper"}),
+    "anograd, no averaging": ("anograd", {"average_specific": 0.0}),
+    "anograd, uniform alpha rows": ("anograd", {"alpha_batch": "uniform", "estimator": "softmax"}),
+    "anograd, 64 uniform alpha rows": (
+        "anograd",
+        {"alpha_batch": "uniform", "estimator": "softmax", "alpha_batch_size": 64},
+    ),
+    "soba, convolution": ("soba", {"weighting": "conv"}),
+    "dds, convolution": ("dds", {"weighting": "conv"}),
+}
+"""Name -> (method, what differs from its preset)."""
+
+
+@dataclass(frozen=True)
+class TuneConfig:
+    """Short runs of many settings."""
+
+    data_dir: Path
+    """Folder that holds lm/generic and lm/specific."""
+    run_dir: Path = Path("runs/tune")
+    """Where the runs are kept."""
+    specific: str = "rct_abstracts"
+    """Specific set."""
+    variants: str = ""
+    """Names of variants, separated by semicolons; all by default."""
+    steps: int = 1500
+    """θ-updates, of a schedule of 6,000."""
+    seed: int = 0
+    """Seed."""
+
+
+def main(options: TuneConfig) -> None:
+    """Runs the variants and prints the table."""
+    names = [name.strip() for name in options.variants.split(";") if name.strip()] or list(VARIANTS)
+    print("| settings | specific valid loss | seconds | effective sample size |\n| --- | --- | --- | --- |")
+    for name in names:
+        config, method = _config(options, name)
+        result = run(config, method, options.seed, build.load_corpora(config))
+        if result is None:
+            return
+        size = result["effective_sample_size"]
+        print(f"| {name} | {result['specific_valid_loss']:.3f} | {result['seconds']:.0f} | {size:.0f} |", flush=True)
+
+
+def _config(options: TuneConfig, name: str) -> tuple[Config, str]:
+    method, settings = VARIANTS[name]
+    weighting = settings.get("weighting", "ngram")
+    weights = MethodConfig(**{k: v for k, v in settings.items() if k != "weighting"})
+    folder = options.data_dir / "lm"
+    config = Config(
+        method=method,  # pyright: ignore[reportArgumentType]
+        steps=options.steps,
+        schedule_steps=6000,
+        seed=options.seed,
+        progress=False,
+        evaluate_every=500,
+        run_dir=options.run_dir / options.specific / name.replace(" ", "_").replace(",", ""),
+        data=DataConfig(
+            generic=str(folder / "generic" / "train.txt.gz"), specific=str(folder / "specific" / options.specific)
+        ),
+        model=dataclasses.replace(ModelConfig(), weighting=weighting),
+        weights=weights,
+    )
+    return config, method
+
+
+if __name__ == "__main__":
+    cli.run(TuneConfig, main)
