@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,7 @@ from bilevel import diagnostics, estimators, filters, selection, trees
 from bilevel.estimators import Estimator
 from bilevel.linearization import Derivatives, Finite, FirstOrder, RowLosses, SecondOrder
 from bilevel.methods.base import Method, MethodUpdate, Problem
+from bilevel.options import AlphaBatch, Mode, StepOptions
 from bilevel.state import TrainState
 from bilevel.types import Array, Batch, LogitFn, LossAux, LossFn, Metrics, ModelState, Params, UserError
 
@@ -45,47 +46,6 @@ class TrainStep(NamedTuple):
         return self.learn if step % self.update_every == 0 else self.plain
 
 
-@dataclass(frozen=True)
-class StepOptions:
-    """How a step combines its parts. See `make_step` for what the fields mean."""
-
-    batch_size: int
-    mode: Literal["sparse", "dense"] = "sparse"
-    estimator: Estimator = "softmax"
-    alpha_batch: Literal["filtered", "uniform"] = "filtered"
-    alpha_batch_size: int | None = None
-    update_every: int = 4
-    normalize_alignments: bool = False
-    ema_decay: float | None = None
-    axis_name: str | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("batch_size", "update_every"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name}={getattr(self, name)} must be at least 1.")
-        if self.mode not in ("sparse", "dense"):
-            raise UserError(f'mode="{self.mode}" is unknown: choose "sparse" or "dense".')
-        if self.estimator not in ("softmax", "score"):
-            raise UserError(f'estimator="{self.estimator}" is unknown: choose "softmax" or "score".')
-        if self.alpha_batch not in ("filtered", "uniform"):
-            raise UserError(f'alpha_batch="{self.alpha_batch}" is unknown: choose "filtered" or "uniform".')
-        if self.alpha_batch_size is not None and self.alpha_batch_size < 2:
-            raise UserError(f"alpha_batch_size={self.alpha_batch_size} must be at least 2: one row has no rival.")
-        if self.estimator == "score" and (self.alpha_batch == "uniform" or self.mode == "dense"):
-            raise UserError(
-                'estimator="score" needs rows drawn in proportion to their weights: '
-                'use it with mode="sparse" and alpha_batch="filtered", or choose "softmax".'
-            )
-        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
-            raise UserError(f"ema_decay={self.ema_decay} must lie in (0, 1), or be None for no average.")
-
-    @property
-    def shares_rows(self) -> bool:
-        """Whether one linearisation of the losses serves both the θ-update and the α-gradient."""
-        own_size = self.alpha_batch_size not in (None, self.batch_size)
-        return self.mode == "dense" or (self.alpha_batch == "filtered" and not own_size)
-
-
 def make_step(
     loss: LossFn,
     weighting: LogitFn,
@@ -98,9 +58,9 @@ def make_step(
     derivatives: Derivatives | None = None,
     specific_loss: LossFn | None = None,
     param_filter: Callable[[str], bool] | None = None,
-    mode: Literal["sparse", "dense"] = "sparse",
+    mode: Mode = "sparse",
     estimator: Estimator = "softmax",
-    alpha_batch: Literal["filtered", "uniform"] = "filtered",
+    alpha_batch: AlphaBatch = "filtered",
     alpha_batch_size: int | None = None,
     update_every: int = 4,
     normalize_alignments: bool = False,
