@@ -183,26 +183,24 @@ def _domains(methods: Mapping[str, Sequence[RunRecord]], generic: Mapping[str, f
     if not content:
         return ""
     note = (
-        f"<p>At most {_MOST_DOMAINS} domains: those whose share among the selected rows rose most above "
+        f"<p>At most {_MOST_DOMAINS} domains: those whose share among the selected rows ends furthest above "
         "their share in the generic data, which is the dotted line.</p>"
     )
     return section("Domains", note + content)
 
 
-def _rank(generic: Mapping[str, float]) -> Callable[[Line], tuple[float, float]]:
-    def key(line: Line) -> tuple[float, float]:
-        share = generic.get(line.label, 0.0)
-        ratio = float(line.y.max()) / share if share > 0 else 0.0
-        return (-ratio, -float(line.y[-1]))
+def _rank(generic: Mapping[str, float]) -> Callable[[Line], float]:
+    """Gain in share, largest first: ratios alone would put domains of a few rows in front."""
+    return lambda line: generic.get(line.label, 0.0) - _end_share(line)
 
-    return key
+
+def _end_share(line: Line) -> float:
+    return float(np.mean(line.y[-max(1, round(_END * len(line.y))) :]))
 
 
 def _share_row(line: Line, generic: Mapping[str, float]) -> list[Any]:
-    share = generic.get(line.label)
-    end = float(np.mean(line.y[-max(1, round(_END * len(line.y))) :]))
-    ratio = end / share if share else None
-    return [line.label, cell(_percent(share)), cell(100 * end), cell(ratio)]
+    share, end = generic.get(line.label), _end_share(line)
+    return [line.label, cell(_percent(share)), cell(100 * end), cell(end / share if share else None)]
 
 
 def _percent(share: float | None) -> float | None:
