@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -57,9 +58,19 @@ def place_batch(mesh: Mesh, batch: Batch) -> Batch:
 
 
 def place_state(mesh: Mesh, state: Any) -> Any:
-    """The same state on every device. Every process must hold the same values."""
+    """The same state on every device. Every process must hold the same values.
+
+    Better still, create the state there: `jax.jit(init, out_shardings=replicated(mesh))`.
+    """
     sharding = replicated(mesh)
-    return jax.tree.map(lambda x: jax.device_put(x, sharding), state)
+
+    def leaf(x: Any) -> Any:
+        if isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+            data = jax.device_put(np.asarray(jax.random.key_data(x)), sharding)
+            return jax.random.wrap_key_data(data, impl=jax.random.key_impl(x))
+        return jax.device_put(np.asarray(x), sharding)
+
+    return jax.tree.map(leaf, state)
 
 
 def start_processes(coordinator: str | None = None, count: int | None = None, index: int | None = None) -> None:

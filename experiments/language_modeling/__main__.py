@@ -12,6 +12,7 @@ import sys
 
 import jax
 
+from bilevel import sharding
 from bilevel.types import UserError
 from experiments import cli
 from experiments.language_modeling import build, comparison
@@ -27,6 +28,9 @@ def main(config: Config) -> None:
     if config.seeds < 1:
         raise UserError(f"--seeds {config.seeds} must be at least 1.")
     methods = config.methods()
+    if config.coordinator is not None:
+        address = None if config.coordinator == "auto" else config.coordinator
+        sharding.start_processes(address, config.processes, config.process)
     corpora = build.load_corpora(config)
     results = []
     for seed in range(config.seed, config.seed + config.seeds):

@@ -12,9 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh
 
 import bilevel
-from bilevel import filters, methods
+from bilevel import filters, methods, sharding
 from bilevel.data import Loader, PackedText, RowView, open_source, open_specific, pack
 from bilevel.linearization import Derivatives
 from bilevel.nn.transformer import SIZES, Transformer, language_model_loss
@@ -150,8 +151,10 @@ def build_loaders(config: Config, method: str, seed: int, corpora: Corpora) -> t
     return generic, loader(corpora.specific["train"], specific_size, seed=seed + 1_000_003)
 
 
-def init_state(config: Config, seed: int, step: TrainStep, model: Transformer, weighting: Any) -> TrainState:
-    """The initial state; the same main model for every method of a seed."""
+def init_state(
+    config: Config, seed: int, step: TrainStep, model: Transformer, weighting: Any, mesh: Mesh
+) -> TrainState:
+    """The initial state, on all devices of the mesh; the same main model for every method of a seed."""
     model_key, weight_key, step_key = jax.random.split(jax.random.key(seed), 3)
     tokens, length = jnp.zeros((1, config.length), jnp.uint8), jnp.full((1,), config.length, jnp.int32)
 
@@ -160,7 +163,7 @@ def init_state(config: Config, seed: int, step: TrainStep, model: Transformer, w
         weight_params = weighting.init(weight_key, tokens, length)["params"]
         return step.init(step_key, params, weight_params)
 
-    return jax.jit(create)()
+    return jax.jit(create, out_shardings=sharding.replicated(mesh) if mesh.size > 1 else None)()
 
 
 def logits_of(config: Config) -> tuple[Any, LogitFn]:

@@ -192,6 +192,12 @@ class Config:
     """Show a progress bar."""
     tensorboard: bool = False
     """Also write TensorBoard events."""
+    coordinator: str | None = None
+    """Multi-process run: HOST:PORT of process 0 ("auto": ask the cluster's environment). Start one process a host."""
+    processes: int | None = None
+    """Multi-process run: number of processes."""
+    process: int | None = None
+    """Multi-process run: number of this process, from 0."""
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     weights: MethodConfig = field(default_factory=MethodConfig)

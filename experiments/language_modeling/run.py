@@ -62,7 +62,7 @@ def settings_dict(config: Config, method: str, seed: int) -> dict[str, Any]:
     """What decides the outcome of a run: two runs with equal settings give equal results."""
     weights = {} if method == "uniform" else settings_of(config, method)
     everything = dataclasses.asdict(config) | {"method": method, "seed": seed, "weights": weights}
-    for name in ("compare", "seeds", "run_dir", "eval_only"):
+    for name in ("compare", "seeds", "run_dir", "eval_only", "coordinator", "processes", "process"):
         del everything[name]
     return everything
 
@@ -80,12 +80,10 @@ def run(config: Config, method: str, seed: int, corpora: build.Corpora) -> dict[
         return json.loads(done.read_text())
     model, (module, weighting) = build.build_model(config), build.logits_of(config)
     step = build.build_step(config, method, model, weighting)
-    state = build.init_state(config, seed, step, model, module)
     mesh = sharding.make_mesh()
+    state = build.init_state(config, seed, step, model, module, mesh)
     generic, specific = build.build_loaders(config, method, seed, corpora)
     sharding.check_divides(mesh, batch_size=config.batch_size, specific_batch_size=specific.batch_size)
-    if mesh.size > 1:
-        state = sharding.place_state(mesh, state)
     evaluator = Evaluator(model)
     if config.eval_only:
         return _evaluate_checkpoint(directory, state, evaluator, corpora)
@@ -201,7 +199,8 @@ def _weights_from(config: Config, state: TrainState) -> Params:
         raise UserError(
             f"The weighting network in {result} has other shapes than this one: give the same --model.weighting* flags."
         )
-    return jax.tree.unflatten(tree, [jax.numpy.asarray(x) for x in leaves])
+    placed = [jax.device_put(new, old.sharding) for new, old in zip(leaves, template, strict=True)]
+    return jax.tree.unflatten(tree, placed)
 
 
 def _write_documents(directory: Path, state: TrainState, weighting: LogitFn, corpora: build.Corpora) -> None:
