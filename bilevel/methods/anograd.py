@@ -19,7 +19,7 @@ class AnogradState(NamedTuple):
     """Moving average of ∇L_spec(θ), changed on α-steps; None without averaging."""
 
 
-def anograd(*, average_specific: float = 0.0) -> Method:
+def anograd(*, average_specific: float = 0.0, through_optimizer: bool = False) -> Method:
     """Aligned normalised gradient: turns the weighted generic gradient towards the specific one.
 
     With g = Σ w_i ∇ℓ_i, ĝ = g/‖g‖, ŝ = ∇L_spec(θ)/‖∇L_spec(θ)‖ and c = ⟨ĝ, ŝ⟩, the probe is the gradient of −c in g,
@@ -30,6 +30,9 @@ def anograd(*, average_specific: float = 0.0) -> Method:
 
     Args:
       average_specific: decay of a moving average of ∇L_spec over α-steps; see `dds`. 0 is the paper's.
+      through_optimizer: compare the specific gradient with the move U(g) that θ's optimizer makes of g, in place of g:
+        p = (∂U/∂g)ᵀ ∇_U cos(U, ∇L_spec). The same as the paper's for SGD, where U = −ρg; for Adam it measures rows in the
+        geometry in which θ moves.
 
     Reference: Grangier, Ablin, Hannun, "Adaptive Training Distributions with Scalable Online Bilevel Optimization",
       section 4.3.3.
@@ -45,7 +48,13 @@ def anograd(*, average_specific: float = 0.0) -> Method:
         if average_specific:
             specific = trees.average(specific, state.specific_gradient, average_specific)
             state = AnogradState(specific)
-        probe = cosine_probe(problem.subset.restrict(rows.gradient), specific)
+        if through_optimizer:
+            moved, pullback = problem.lookahead(rows.gradient)
+            back = jax.tree.map(lambda before, after: before - after, problem.params, moved)
+            towards = cosine_probe(problem.subset.restrict(back), specific)
+            probe = pullback(jax.tree.map(jnp.negative, towards))
+        else:
+            probe = cosine_probe(problem.subset.restrict(rows.gradient), specific)
         return MethodUpdate(rows.losses, rows.aux, rows.gradient, rows.alignments(probe), loss, state)
 
     return Method(init, update)

@@ -131,9 +131,12 @@ def build_method(method: str, settings: dict[str, Any]) -> methods.Method:
             "adam": optax.adam(rate, b2=0.98),
         }
         return methods.soba(trackers[settings["tracker"]], damping=settings["damping"])
-    if method in ("dds", "anograd"):
-        factory = methods.dds if method == "dds" else methods.anograd
-        return factory(average_specific=settings["average_specific"])
+    if method == "dds":
+        return methods.dds(average_specific=settings["average_specific"])
+    if method == "anograd":
+        return methods.anograd(
+            average_specific=settings["average_specific"], through_optimizer=settings["through_optimizer"]
+        )
     return methods.frozen() if method == "frozen" else methods.uniform()
 
 

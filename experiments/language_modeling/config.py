@@ -82,6 +82,8 @@ class MethodConfig:
     """How rows are picked from the big batch."""
     average_specific: float | None = None
     """DDS, Anograd: decay of the moving average of the specific gradient."""
+    through_optimizer: bool | None = None
+    """Anograd: compare the specific gradient with the optimizer's move, not with the gradient."""
     tracker: Literal["sgd", "momentum", "adam"] | None = None
     """SOBA: optimizer of v."""
     tracker_learning_rate: float | None = None
@@ -106,6 +108,7 @@ PAPER: dict[str, Any] = {
     "min_effective_fraction": 0.0,
     "filter": "gumbel_top_k",
     "average_specific": 0.0,
+    "through_optimizer": False,
     "tracker": "adam",
     "tracker_learning_rate": 2e-3,
     "damping": 0.0,
@@ -125,7 +128,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "default": {
         "soba": DEFAULT,
         "dds": DEFAULT | {"average_specific": 0.9},
-        "anograd": DEFAULT | {"average_specific": 0.95},
+        "anograd": DEFAULT | {"average_specific": 0.95, "through_optimizer": True},
         "uniform": DEFAULT,
         "frozen": DEFAULT,
     },
