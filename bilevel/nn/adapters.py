@@ -1,0 +1,59 @@
+"""Flax modules as losses: a thin adapter for linen, and one for NNX."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+from flax import nnx
+
+from bilevel.types import Array, Batch, LossAux, LossFn, ModelState, Params
+
+
+def linen_loss(module: nn.Module, losses: Callable[[Any, Batch], Array], *, inputs: str, **apply: Any) -> LossFn:
+    """The loss of a linen module; its mutable collections (`batch_stats`, …) are the model state.
+
+    Args:
+      module: called on `batch[inputs]`.
+      losses: (outputs, batch) -> per-example losses, float32 `[b]`.
+      inputs: name of the inputs in the batch.
+      **apply: keyword arguments of the module's call, such as `train=True`.
+
+    Returns:
+      A loss over params = variables["params"] and model_state = the other collections.
+    """
+
+    def loss(params: Params, model_state: ModelState, batch: Batch, rng: Array) -> tuple[Array, LossAux]:
+        outputs, changed = module.apply(
+            {"params": params, **model_state},
+            batch[inputs],
+            mutable=list(model_state),
+            rngs={"dropout": rng},
+            **apply,
+        )
+        return losses(outputs, batch), LossAux({**model_state, **changed}, {})
+
+    return loss
+
+
+def nnx_loss(graphdef: Any, losses: Callable[[Any, Batch], Array], *, inputs: str) -> LossFn:
+    """The loss of an NNX module, split by `graphdef, params, model_state = nnx.split(module, nnx.Param, ...)`.
+
+    Args:
+      graphdef: the static part of the split.
+      losses: (outputs, batch) -> per-example losses, float32 `[b]`.
+      inputs: name of the inputs in the batch.
+
+    Returns:
+      A loss over params and model_state, the two states of the split.
+    """
+
+    def loss(params: Params, model_state: ModelState, batch: Batch, rng: Array) -> tuple[Array, LossAux]:
+        # A copy: merged variables would otherwise be mutated across levels of differentiation.
+        module = nnx.merge(graphdef, params, model_state, copy=True)
+        outputs = module(batch[inputs])
+        _, _, changed = nnx.split(module, nnx.Param, ...)
+        return losses(outputs, batch), LossAux(changed, {})
+
+    return loss

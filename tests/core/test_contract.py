@@ -1,0 +1,146 @@
+"""One contract for all methods: shapes fixed at the start, no second compilation, nothing changed behind the caller."""
+
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+import pytest
+import toy
+
+import bilevel
+from bilevel.types import UserError
+
+METHODS = {
+    "uniform": bilevel.uniform,
+    "frozen": bilevel.frozen,
+    "dds": bilevel.dds,
+    "dds averaged": lambda: bilevel.dds(average_specific=0.9),
+    "anograd": lambda: bilevel.anograd(average_specific=0.9, through_optimizer=True),
+    "soba": lambda: bilevel.soba(optax.adam(0.01)),
+}
+BIG, SMALL = 12, 4
+
+
+def build(name: str, **options: Any) -> bilevel.TrainStep:
+    return bilevel.make_step(
+        options.pop("loss", toy.loss),
+        options.pop("weighting", toy.weighting),
+        optax.adam(0.01),
+        optax.adam(0.01),
+        METHODS[name](),
+        batch_size=options.pop("batch_size", SMALL),
+        **options,
+    )
+
+
+def batches(step: int) -> tuple[Any, Any]:
+    return toy.arrays(step, BIG), toy.arrays(100 + step, 3)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_contract(name: str) -> None:
+    traces: list[int] = []
+    traced = 0
+
+    def loss(*args: Any) -> Any:
+        traces.append(1)
+        return toy.loss(*args)
+
+    train = build(name, loss=loss, ema_decay=0.9, update_every=3)
+    p, wp, key = toy.params(1), toy.weight_params(2), jax.random.key(0)
+    state = train.init(key, p, wp)
+    abstract = jax.eval_shape(train.init, key, p, wp)
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), state) == jax.tree.map(lambda x: (x.shape, x.dtype), abstract)
+
+    step = jax.jit(train.step, donate_argnums=0)
+    at = {due: jax.jit(train.at(due)) for due in (0, 1)}
+    apart = train.init(key, p, wp)
+    for i in range(5):
+        state, metrics = step(state, *batches(i))
+        apart, _ = at[0 if i % 3 == 0 else 1](apart, *batches(i))
+        if i == 1:
+            traced = len(traces)
+    assert len(traces) == traced
+    assert step._cache_size() == 1  # pyright: ignore[reportFunctionMemberAccess]
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), state) == jax.tree.map(lambda x: (x.shape, x.dtype), abstract)
+    for x, y in zip(jax.tree.leaves(state.params), jax.tree.leaves(apart.params), strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-7)
+    np.testing.assert_array_equal(p["last"]["kernel"], toy.params(1)["last"]["kernel"])  # not donated away
+    assert int(state.step) == 5
+    assert metrics["selected"].shape == (SMALL,)
+    learns = name not in ("uniform", "frozen")
+    assert (toy.relative_error(state.weight_params, wp) > 0) == learns
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_jit_equals_eager(name: str) -> None:
+    train = build(name, update_every=1)
+    state, step = train.init(jax.random.key(0), toy.params(1), toy.weight_params(2)), jax.jit(train.step)
+    for i in range(2):  # Adam's very first move does not depend on the size of the gradient: nothing to compare
+        state, _ = step(state, *batches(i))
+    eager, _ = train.step(state, *batches(2))
+    jitted, _ = step(state, *batches(2))
+    assert toy.relative_error(eager.params, jitted.params) < 1e-5
+    assert toy.relative_error(eager.weight_params, jitted.weight_params) < 1e-3
+
+
+def test_alpha_changes_on_due_steps_only() -> None:
+    train = build("dds", update_every=3)
+    state = train.init(jax.random.key(0), toy.params(1), toy.weight_params(2))
+    moved = []
+    for i in range(7):
+        before = state.weight_params
+        state, metrics = jax.jit(train.step)(state, *batches(i))
+        moved.append(toy.relative_error(state.weight_params, before) > 0)
+        assert bool(np.isnan(metrics["specific_loss"])) != moved[-1]
+    assert moved == [True, False, False, True, False, False, True]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"update_every": 0}, "update_every=0 must be at least 1"),
+        ({"estimator": "magic"}, 'estimator="magic" is unknown'),
+        ({"alpha_batch": "all"}, 'alpha_batch="all" is unknown'),
+        ({"mode": "thick"}, 'mode="thick" is unknown'),
+        ({"alpha_batch_size": 1}, "alpha_batch_size=1 must be at least 2"),
+        ({"estimator": "score", "mode": "dense"}, "needs rows drawn in proportion to their weights"),
+        ({"ema_decay": 1.0}, "ema_decay=1.0 must lie in"),
+    ],
+)
+def test_options_that_do_not_fit(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        build("dds", **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch_size": BIG + 1}, f"asks for {BIG + 1} rows but the big batch has only {BIG}"),
+        ({"mode": "dense"}, f"has {BIG} rows and batch_size={SMALL}"),
+        ({"loss": lambda *a: (toy.loss(*a)[0].sum(), toy.loss(*a)[1])}, r"The loss returned an array of shape \(\)"),
+        ({"weighting": lambda wp, b: b["x"]}, "must return one logit a row"),
+        ({"param_filter": lambda path: False}, "param_filter accepts none of the 3 parameters"),
+    ],
+)
+def test_shapes_that_do_not_fit(options: dict[str, Any], message: str) -> None:
+    train = build("dds", **options)
+
+    def start_and_step() -> None:
+        state = train.init(jax.random.key(0), toy.params(1), toy.weight_params(2))
+        train.step(state, *batches(0))
+
+    with pytest.raises(UserError, match=message):
+        start_and_step()
+
+
+def test_factories_refuse_what_makes_no_sense() -> None:
+    for make, message in (
+        (lambda: bilevel.dds(average_specific=1.0), "average_specific=1.0 must lie in"),
+        (lambda: bilevel.soba(optax.sgd(1.0), damping=-1.0), "damping=-1.0"),
+        (lambda: bilevel.soba(optax.sgd(1.0), max_norm=0.0), "max_norm=0.0"),
+        (lambda: bilevel.Finite(0.0), r"Finite\(scale=0.0\)"),
+    ):
+        with pytest.raises(UserError, match=message):
+            make()
