@@ -259,7 +259,7 @@ class _Parts:
         else:
             rows = selection.pick(key, scores, big_batch, options.batch_size, self.filter, axis)
         share = options.batch_size // devices
-        return rows, jnp.full((share,), 1.0 / options.batch_size)
+        return rows, self._spread(jnp.full((share,), 1.0 / options.batch_size))
 
     def _plain(self, state: TrainState, inner: _Inner) -> _Moved:
         """The θ-update alone: what every training step costs."""
@@ -305,7 +305,7 @@ class _Parts:
             rule = filters.uniform(scope=self.filter.scope)
         rows = selection.pick(pick_key, scores, big_batch, count, rule, axis)
         if options.alpha_batch == "filtered":
-            weights = jnp.full((count // selection.axis_size(axis),), 1.0 / count)
+            weights = self._spread(jnp.full((count // selection.axis_size(axis),), 1.0 / count))
         else:
             logits = self.weighting(state.weight_params, rows.batch) / scores.temperature
             weights = estimators.softmax(logits, axis)

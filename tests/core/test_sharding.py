@@ -1,0 +1,108 @@
+"""One device = eight devices under jit = eight under shard_map = two processes, within float reassociation."""
+
+import socket
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+import sharded_run as run
+import toy
+from jax.sharding import PartitionSpec
+
+import bilevel
+from bilevel import filters, sharding
+from bilevel.types import UserError
+
+SAME = 1e-4
+
+
+def values(state: bilevel.TrainState) -> np.ndarray:
+    return toy.flat((state.params, state.weight_params, state.method_state.v))
+
+
+def alone(**options: Any) -> bilevel.TrainState:
+    return run.on_mesh(sharding.make_mesh(jax.devices()[:1]), **options)
+
+
+@pytest.mark.parametrize("derivatives", [bilevel.Forward(), bilevel.Finite()])
+def test_eight_devices_under_jit(derivatives: Any) -> None:
+    bound = SAME if isinstance(derivatives, bilevel.Forward) else 2e-2
+    spread = run.on_mesh(sharding.make_mesh(), derivatives=derivatives)
+    assert len(jax.tree.leaves(spread.params)[0].sharding.device_set) == 8
+    assert toy.relative_error(values(spread), values(alone(derivatives=derivatives))) < bound
+
+
+def in_shard_map(check_vma: bool, **options: Any) -> bilevel.TrainState:
+    train, mesh = run.build(axis_name="data", **options), sharding.make_mesh()
+    rows, same = PartitionSpec("data"), PartitionSpec()
+    step = jax.jit(
+        jax.shard_map(
+            lambda *a: train.step(*a)[0],
+            mesh=mesh,
+            in_specs=(same, rows, rows),
+            out_specs=same,
+            check_vma=check_vma,
+        )
+    )
+    state = run.start(train)
+    for i in range(run.STEPS):
+        state = step(state, *run.batches(i))
+    return state
+
+
+@pytest.mark.parametrize("check_vma", [False, True])
+@pytest.mark.parametrize("estimator", ["softmax", "score"])
+def test_shard_map_with_an_axis_name(check_vma: bool, estimator: str) -> None:
+    spread = in_shard_map(check_vma, estimator=estimator)
+    assert toy.relative_error(values(spread), values(alone(estimator=estimator))) < SAME
+
+
+def test_pmap_with_an_axis_name() -> None:
+    train = run.build(axis_name="i")
+    step = jax.pmap(train.step, axis_name="i", in_axes=(None, 0, 0), out_axes=None)
+    state = run.start(train)
+    for i in range(run.STEPS):
+        split = [jax.tree.map(lambda x: x.reshape(8, -1, *x.shape[1:]), batch) for batch in run.batches(i)]
+        state = jax.pmap(lambda *a: train.step(*a)[0], axis_name="i", in_axes=(None, 0, 0), out_axes=None)(
+            state, *split
+        )
+    del step
+    assert toy.relative_error(values(state), values(alone())) < SAME
+
+
+def test_local_filters_move_no_rows() -> None:
+    """Each device filters its own rows: the rows of the θ-update come in equal numbers from every device."""
+    rule = filters.gumbel_top_k(scope="local", shards=8)
+    train = run.build(filter=rule)
+    state = run.start(train)
+    _, metrics = jax.jit(train.step)(state, *run.batches(0))
+    owners = np.asarray(metrics["selected"]) // (run.BIG // 8)
+    assert np.bincount(owners, minlength=8).tolist() == [run.SMALL // 8] * 8
+    moved = in_shard_map(False, filter=filters.gumbel_top_k(scope="local"))
+    assert np.isfinite(values(moved)).all()
+
+
+def test_two_processes() -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    script = Path(__file__).with_name("sharded_run.py")
+    start = partial(subprocess.Popen, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    running = [start([sys.executable, str(script), port, "2", str(i)]) for i in range(2)]
+    outputs = [process.communicate(timeout=200) for process in running]
+    assert [process.returncode for process in running] == [0, 0], outputs[0][1][-2000:] + outputs[1][1][-2000:]
+    found = [next(line for line in out.splitlines() if line.startswith("RESULT")) for out, _ in outputs]
+    assert found[0] == found[1]
+    numbers = np.asarray([float.fromhex(x) for x in found[0].split()[1:]])
+    state = alone()
+    assert toy.relative_error(numbers, toy.flat((state.params, state.weight_params))) < SAME
+
+
+def test_sizes_that_the_mesh_does_not_divide() -> None:
+    with pytest.raises(UserError, match="batch_size=12 cannot be divided among 8 devices: choose a multiple of 8"):
+        sharding.check_divides(sharding.make_mesh(), batch_size=12)

@@ -1,0 +1,99 @@
+"""The language model and the weighting networks."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bilevel.nn.transformer import SIZES, Transformer, TransformerConfig, byte_losses, language_model_loss
+from bilevel.nn.weighting import ConvWeighting, NGramWeighting, logit_fn
+from bilevel.types import UserError
+
+LENGTH = 24
+TINY = TransformerConfig(layers=2, width=16, heads=2, feed_forward=32)
+
+
+def batch(rows: int = 3) -> dict[str, Any]:
+    tokens = np.random.default_rng(0).integers(1, 256, (rows, LENGTH)).astype(np.uint8)
+    return {"tokens": jnp.asarray(tokens), "length": jnp.full(rows, LENGTH, jnp.int32)}
+
+
+def init(model: Transformer) -> Any:
+    return model.init(jax.random.key(0), jnp.zeros((1, LENGTH), jnp.uint8))["params"]
+
+
+@pytest.mark.parametrize(("size", "count"), [("small", 824_064), ("large", 9_530_880)])
+def test_sizes_are_the_papers(size: str, count: int) -> None:
+    """Grangier et al., table 9."""
+    shapes = jax.eval_shape(lambda: init(Transformer(SIZES[size])))
+    assert sum(x.size for x in jax.tree.leaves(shapes)) == count
+
+
+def test_a_byte_changes_only_what_follows_it() -> None:
+    model = Transformer(TINY)
+    params, tokens = init(model), batch()["tokens"]
+    before = np.asarray(model.apply({"params": params}, tokens))
+    after = np.asarray(model.apply({"params": params}, tokens.at[:, 10].set(7)))
+    np.testing.assert_array_equal(before[:, :11], after[:, :11])
+    assert np.abs(before[:, 11:] - after[:, 11:]).max() > 1e-3
+
+
+def test_padding_does_not_count() -> None:
+    model, rows = Transformer(TINY), batch()
+    rows["length"] = jnp.asarray([5, 24, 1])
+    loss = language_model_loss(model)
+    params = init(model)
+    changed = rows | {"tokens": rows["tokens"].at[0, 5:].set(0).at[2, 1:].set(99)}
+    first, second = (loss(params, {}, b, jax.random.key(0))[0] for b in (rows, changed))
+    np.testing.assert_allclose(first, second, rtol=1e-6)
+
+
+def test_losses_are_mean_negative_log_likelihoods() -> None:
+    rows = batch(2)
+    logits = jax.random.normal(jax.random.key(1), (2, LENGTH, 256))
+    mean, total = byte_losses(logits, rows["tokens"], jnp.asarray([LENGTH, 4]))
+    log_p = np.asarray(jax.nn.log_softmax(logits))
+    nats = -np.take_along_axis(log_p, np.asarray(rows["tokens"], np.int64)[..., None], 2)[..., 0]
+    np.testing.assert_allclose(mean, [nats[0].mean(), nats[1, :4].mean()], rtol=1e-5)
+    np.testing.assert_allclose(total, [nats[0].sum(), nats[1, :4].sum()], rtol=1e-5)
+
+
+@pytest.mark.parametrize("options", [{"dtype": jnp.bfloat16}, {"remat": True}])
+def test_options_keep_the_function(options: dict[str, Any]) -> None:
+    rows, reference = batch(), Transformer(TINY)
+    model = Transformer(TransformerConfig(layers=2, width=16, heads=2, feed_forward=32, **options))
+    params = init(model)
+    assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(params))
+
+    def mean(m: Transformer) -> Any:
+        loss = language_model_loss(m)
+        return jax.value_and_grad(lambda p: loss(p, {}, rows, jax.random.key(0))[0].mean())(params)
+
+    (value, gradient), (wanted, exact) = mean(model), mean(reference)
+    assert value.dtype == jnp.float32
+    bound = 2e-2 if "dtype" in options else 1e-6
+    assert value == pytest.approx(float(wanted), rel=bound)
+    difference = jax.tree.map(lambda a, b: jnp.linalg.norm(a - b) / (jnp.linalg.norm(b) + 1e-6), gradient, exact)
+    assert max(map(float, jax.tree.leaves(difference))) < 10 * bound
+
+
+def test_a_width_that_heads_do_not_divide() -> None:
+    with pytest.raises(UserError, match="width 30 must be even and a multiple of its 4 heads"):
+        TransformerConfig(width=30)
+
+
+@pytest.mark.parametrize("module", [ConvWeighting(layers=2, width=8), NGramWeighting(width=8, buckets=64)])
+def test_weighting_networks(module: Any) -> None:
+    rows = batch()
+    params = module.init(jax.random.key(0), rows["tokens"], rows["length"])["params"]
+    logits = logit_fn(module)
+    np.testing.assert_array_equal(logits(params, rows), 0)  # training starts from uniform weights
+    params = jax.tree.map(lambda x: x + 0.1 * jax.random.normal(jax.random.key(1), x.shape), params)
+    short = rows | {"length": jnp.asarray([10, 3, 1])}
+    padded = short | {"tokens": jnp.where(jnp.arange(LENGTH) < short["length"][:, None], rows["tokens"], 0)}
+    first, second = logits(params, short), logits(params, padded)
+    assert first.dtype == jnp.float32
+    assert len(np.unique(np.asarray(first))) == 3
+    np.testing.assert_allclose(first, second, rtol=1e-5)
