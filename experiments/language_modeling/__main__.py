@@ -27,6 +27,8 @@ def main(config: Config) -> None:
     """Runs all methods and seeds, and writes the comparison."""
     if config.seeds < 1:
         raise UserError(f"--seeds {config.seeds} must be at least 1.")
+    if config.steps < 1:
+        raise UserError(f"--steps {config.steps} must be at least 1.")
     methods = config.methods()
     if config.coordinator is not None:
         address = None if config.coordinator == "auto" else config.coordinator

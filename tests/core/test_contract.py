@@ -41,7 +41,7 @@ def batches(step: int) -> tuple[Any, Any]:
 @pytest.mark.parametrize("name", METHODS)
 def test_contract(name: str) -> None:
     traces: list[int] = []
-    traced = 0
+    traced, metrics = 0, {}
 
     def loss(*args: Any) -> Any:
         traces.append(1)
@@ -62,7 +62,7 @@ def test_contract(name: str) -> None:
         if i == 1:
             traced = len(traces)
     assert len(traces) == traced
-    assert step._cache_size() == 1  # pyright: ignore[reportFunctionMemberAccess]
+    assert step._cache_size() == 1  # pyright: ignore[reportAttributeAccessIssue]
     assert jax.tree.map(lambda x: (x.shape, x.dtype), state) == jax.tree.map(lambda x: (x.shape, x.dtype), abstract)
     for x, y in zip(jax.tree.leaves(state.params), jax.tree.leaves(apart.params), strict=True):
         np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-7)

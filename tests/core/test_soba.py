@@ -6,6 +6,7 @@ import numpy as np
 import optax
 import pytest
 import toy
+from jax.flatten_util import ravel_pytree
 
 import bilevel
 from bilevel import trees
@@ -54,11 +55,11 @@ def test_hessian_product(derivatives: bilevel.Forward | bilevel.Finite) -> None:
     found = derivatives.second_order(
         lambda q: toy.loss(q, {}, batch, None), p, weights, probe, subset, lambda tree: tree
     )
-    flat, unravel = jax.flatten_util.ravel_pytree(p)
+    flat, unravel = ravel_pytree(p)
     hessian = jax.hessian(lambda x: jnp.sum(weights * toy.losses(unravel(x), batch)))(flat)
-    direction = jax.flatten_util.ravel_pytree(probe)[0]
+    direction = ravel_pytree(probe)[0]
     bound = 1e-5 if isinstance(derivatives, bilevel.Forward) else 2e-2
-    assert toy.relative_error(jax.flatten_util.ravel_pytree(found.hessian_product)[0], hessian @ direction) < bound
+    assert toy.relative_error(ravel_pytree(found.hessian_product)[0], hessian @ direction) < bound
     alignments = jax.jacobian(lambda x: toy.losses(unravel(x), batch))(flat) @ direction
     assert toy.relative_error(found.alignments, alignments) < bound
 

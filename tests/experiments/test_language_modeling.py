@@ -1,0 +1,272 @@
+"""The language-modelling experiment end to end, as a user calls it, at tiny sizes."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from bilevel import sharding
+from experiments import cli
+from experiments.language_modeling.__main__ import STOPPED, main
+from experiments.language_modeling.config import Config
+
+WORDS = ["the", "cat", "sat", "on", "a", "mat", "while", "rain", "fell", "over", "old", "town", "people", "ran"]
+STEPS = 12
+
+
+@pytest.fixture(autouse=True)
+def one_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    mesh = sharding.make_mesh(jax.devices()[:1])
+    monkeypatch.setattr(sharding, "make_mesh", lambda: mesh)
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """Generic text with labels, half of it like the specific text."""
+    rng = np.random.default_rng(0)
+
+    def lines(count: int, upper: bool) -> list[str]:
+        made = [" ".join(rng.choice(WORDS, 8)) for _ in range(count)]
+        return [line.upper() if upper else line for line in made]
+
+    generic = [line for pair in zip(lines(150, False), lines(150, True), strict=True) for line in pair]
+    (tmp_path / "generic.txt").write_text("\n".join(generic) + "\n")
+    (tmp_path / "labels.tsv").write_text("lower\tx\n<script>UPPER\tx\n" * 150)
+    (tmp_path / "specific").mkdir()
+    for part, count in (("train", 60), ("valid", 20), ("test", 20)):
+        (tmp_path / "specific" / f"{part}.txt").write_text("\n".join(lines(count, True)) + "\n")
+    return tmp_path
+
+
+def flags(data: Path, **given: object) -> list[str]:
+    chosen: dict[str, object] = {
+        "steps": STEPS,
+        "length": 16,
+        "batch-size": 4,
+        "big-batch-size": 16,
+        "warmup": 2,
+        "log-every": 4,
+        "evaluate-every": 4,
+        "checkpoint-every": 4,
+        "run-dir": data / "run",
+        "data.generic": data / "generic.txt",
+        "data.specific": data / "specific",
+        "data.cache-dir": data / "cache",
+        **{name.replace("__", ".").replace("_", "-"): value for name, value in given.items()},
+    }
+    return [x for name, value in chosen.items() for x in (f"--{name}", str(value))] + ["--no-progress"]
+
+
+def call(data: Path, *more: str, **given: object) -> None:
+    cli.run(Config, main, [*flags(data, **given), *more])
+
+
+def results(data: Path) -> list[dict]:
+    return json.loads((data / "run" / "comparison.json").read_text())
+
+
+def test_comparison_writes_what_it_promises(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    call(data, compare="uniform,soba", data__generic_labels=data / "labels.tsv", finetune_steps=20)
+    rows = results(data)
+    assert [row["method"] for row in rows] == ["uniform", "soba"]
+    for row in rows:
+        for name in ("seconds", "specific_valid_loss", "specific_test_loss", "generic_loss"):
+            assert math.isfinite(row[name]), name
+        assert (row["seed"], row["steps"]) == (0, STEPS)
+        assert row["finetuned_specific_valid_loss"] < row["specific_valid_loss"]
+    table = (data / "run" / "comparison.md").read_text()
+    assert table.strip() in capsys.readouterr().out
+    lines = (data / "run" / "soba-seed0" / "metrics.jsonl").read_text().splitlines()
+    metrics = [json.loads(line) for line in lines]
+    assert [row["step"] for row in metrics] == [4, 8, 12]
+    assert metrics[-1]["share/lower"] + metrics[-1]["share/<script>UPPER"] == pytest.approx(1)
+    report = (data / "run" / "report.html").read_text()
+    assert "<img" in report
+    assert "data:image" in report
+    assert "http://" not in report
+    assert "https://" not in report
+    assert "<script>UPPER" not in report
+    assert "&lt;script&gt;UPPER" in report
+
+
+def test_the_same_command_skips_what_is_done(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    call(data, compare="uniform")
+    first = results(data)
+    file = data / "run" / "uniform-seed0" / "metrics.jsonl"
+    written = file.stat().st_mtime_ns
+    call(data, compare="uniform,dds")
+    assert file.stat().st_mtime_ns == written
+    assert results(data)[0] == first[0]
+    assert results(data)[1]["method"] == "dds"
+
+
+def test_seeds_and_reproducibility(data: Path) -> None:
+    call(data, compare="dds", seeds=2)
+    first = results(data)
+    call(data, compare="dds", seed=1, run_dir=data / "again")
+    second = json.loads((data / "again" / "comparison.json").read_text())
+    assert first[1]["specific_test_loss"] == second[0]["specific_test_loss"]
+    assert first[1]["specific_test_loss"] != first[0]["specific_test_loss"]
+
+
+def test_frozen_weights_and_evaluation_only(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    call(data, method="soba")
+    call(data, method="frozen", weights__frozen_from=data / "run" / "soba-seed0")
+    weights = [np.load(data / "run" / f"{m}-seed0" / "weights.npz") for m in ("soba", "frozen")]
+    for name in weights[0].files:
+        np.testing.assert_array_equal(weights[0][name], weights[1][name])
+    wanted = results(data)[0]["specific_test_loss"]
+    capsys.readouterr()
+    call(data, "--eval-only", method="frozen", weights__frozen_from=data / "run" / "soba-seed0")
+    assert f"{wanted:.3f}" in capsys.readouterr().out
+
+
+def test_paper_preset_and_other_settings(data: Path) -> None:
+    call(data, compare="soba,anograd", weights__preset="paper", steps=4)
+    call(
+        data,
+        compare="soba",
+        run_dir=data / "b",
+        steps=4,
+        weights__estimator="softmax",
+        weights__alpha_batch="uniform",
+        weights__alpha_batch_size=8,
+        weights__tracker="momentum",
+        weights__filter="importance",
+        model__weighting="conv",
+        weights__min_effective_fraction=0.2,
+    )
+    rows = (data / "b" / "soba-seed0" / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(rows[-1])["effective_sample_size"] >= 0.2 * 16 * 0.999
+
+
+def start(data: Path, **given: object) -> subprocess.Popen[str]:
+    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    command = [sys.executable, "-m", "experiments.language_modeling", *flags(data, **given)]
+    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 120
+    while not path.exists():
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def final_weights(directory: Path) -> list[np.ndarray]:
+    with np.load(directory / "soba-seed0" / "weights.npz") as stored:
+        return [stored[name] for name in stored.files]
+
+
+def test_kill_terminate_and_continue(data: Path) -> None:
+    """SIGKILL, then SIGTERM, then to the end: bit for bit what an uninterrupted run gives."""
+    given: dict[str, object] = {"method": "soba", "steps": 600, "checkpoint_every": 25, "evaluate_every": 200}
+    for stop, marker, code in ((signal.SIGKILL, "25", -9), (signal.SIGTERM, None, STOPPED)):
+        process = start(data, **given)
+        checkpoints = data / "run" / "soba-seed0" / "checkpoints"
+        known = set(checkpoints.glob("*")) if marker is None else set()
+        if marker is not None:
+            wait_for(checkpoints / marker, process)
+        else:
+            while not set(checkpoints.glob("*")) - known:
+                assert process.poll() is None, process.communicate()[1]
+                time.sleep(0.02)
+        process.send_signal(stop)
+        _, error = process.communicate(timeout=120)
+        assert process.returncode == code, error
+    call(data, **given)
+    call(data, **given, run_dir=data / "whole")
+    for a, b in zip(final_weights(data / "run"), final_weights(data / "whole"), strict=True):
+        np.testing.assert_array_equal(a, b)
+    steps = [
+        [json.loads(line)["step"] for line in (data / name / "soba-seed0" / "metrics.jsonl").read_text().splitlines()]
+        for name in ("run", "whole")
+    ]
+    assert len(steps[0]) == len(set(steps[0]))
+    assert set(steps[1]) <= set(steps[0])
+
+
+BAD_INPUT = {
+    "missing file": ({"data__generic": "nowhere.txt"}, ["nowhere.txt", "does not exist"]),
+    "empty file": ({"data__generic": "EMPTY"}, ["empty.txt is empty"]),
+    "not UTF-8": ({"data__generic": "LATIN"}, ["latin.txt", "line 2"]),
+    "small specific set": ({"weights__specific_batch_size": 5000}, ["A batch of 5000 rows", "specific"]),
+    "b > B": ({"big_batch_size": 2}, ["--big-batch-size 2 is smaller than --batch-size 4"]),
+    "unknown method": ({"compare": "uniform,magic"}, ['"magic"', "choose from uniform, dds, soba"]),
+    "unknown data set": ({"data__generic": "tfds:no_such_set"}, ["no_such_set"]),
+    "unwritable directory": ({"run_dir": "BELOW"}, ["Cannot write to the run directory", "give another --run-dir"]),
+    "no steps": ({"steps": 0}, ["--steps 0 must be at least 1"]),
+    "negative seed": ({"seed": -1}, ["seed is -1"]),
+    "no seeds": ({"seeds": 0}, ["--seeds 0 must be at least 1"]),
+    "frozen without weights": ({"method": "frozen"}, ["--weights.frozen-from"]),
+    "nothing to evaluate": ({"eval_only": None}, ["holds no checkpoint to evaluate"]),
+}
+
+
+@pytest.mark.parametrize("case", BAD_INPUT)
+def test_bad_input_gets_one_sentence(case: str, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given, words = BAD_INPUT[case]
+    (data / "empty.txt").touch()
+    (data / "latin.txt").write_bytes(b"good line\nbad \xe9\xe8 line\n")
+    paths = {"EMPTY": data / "empty.txt", "LATIN": data / "latin.txt", "BELOW": data / "generic.txt" / "run"}
+    chosen = {name: paths.get(value, value) for name, value in given.items() if value is not None}  # pyright: ignore
+    more = ["--eval-only"] if "eval_only" in given else []
+    with pytest.raises(SystemExit) as stop:
+        call(data, *more, **{"compare": "soba", **chosen})
+    error = capsys.readouterr().err.strip()
+    assert stop.value.code == 2
+    message = next(line for line in error.splitlines() if line.startswith("error: "))
+    assert "Traceback" not in error
+    for word in words:
+        assert word in message
+
+
+def test_other_settings_in_a_run_directory(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    call(data, method="uniform")
+    with pytest.raises(SystemExit):
+        call(data, method="uniform", learning_rate=0.5)
+    assert "learning_rate" in capsys.readouterr().err
+
+
+def test_a_diverging_run_names_the_step_and_keeps_the_last_good_checkpoint(
+    data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        call(data, method="uniform", learning_rate=1e38, steps=400, warmup=300)
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert "at step" in error or "after step" in error
+    kept = [path.name for path in (data / "run" / "uniform-seed0" / "checkpoints").glob("[0-9]*")]
+    assert "checkpoint" in error
+    assert all(int(step) < 400 for step in kept)
+
+
+@pytest.mark.data
+def test_short_comparison_on_real_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = os.environ.get("BILEVEL_DATA")
+    if not folder or not (Path(folder) / "lm" / "generic" / "train.txt.gz").exists():
+        pytest.skip("BILEVEL_DATA does not name a folder with lm/generic and lm/specific")
+    lm = Path(folder) / "lm"
+    cli.run(
+        Config,
+        main,
+        [
+            *("--compare", "uniform,soba", "--steps", "400", "--run-dir", str(tmp_path / "run"), "--no-progress"),
+            *("--data.generic", str(lm / "generic" / "train.txt.gz"), "--data.cache-dir", str(tmp_path / "cache")),
+            *("--data.generic-labels", str(lm / "generic" / "train.labels.tsv.gz")),
+            *("--data.specific", str(lm / "specific" / "rct_abstracts")),
+        ],
+    )
+    uniform, soba = json.loads((tmp_path / "run" / "comparison.json").read_text())
+    assert soba["specific_test_loss"] < uniform["specific_test_loss"] < 2.9
+    last = json.loads((tmp_path / "run" / "soba-seed0" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert last["share/biomedical_articles"] > 3 * 0.0085  # its share in the generic data
