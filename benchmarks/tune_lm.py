@@ -1,6 +1,6 @@
 """What the methods' settings do: each variant trained for the first quarter of the README's comparison, valid loss.
 
-    python -m benchmarks.tune_lm --data-dir DATA --run-dir runs/tune [--variants "soba; dds, no averaging"] [--specific rct_abstracts]
+    python -m benchmarks.tune_lm --data-dir DATA --run-dir runs/tune [--variants "soba; dds, no averaging"]
 
 Prints a Markdown table. DATA holds lm/generic and lm/specific. Finished variants are not run again.
 """
