@@ -23,10 +23,9 @@ import jax
 import jax.numpy as jnp
 
 from bilevel import trees
+from bilevel.rows import RowLosses
 from bilevel.types import Array, LossAux, Params, UserError
 
-RowLosses: TypeAlias = Callable[[Params], tuple[Array, LossAux]]
-"""θ -> (losses `[b]`, aux) of fixed rows, with the model state and the random key fixed too."""
 Reduce: TypeAlias = Callable[[Params], Params]
 """Sums a tree over the devices that share the batch; the identity without a mapped axis."""
 
@@ -77,12 +76,6 @@ class Derivatives(Protocol):
         ...
 
 
-def _pulled_back(losses: RowLosses, params: Params, weights: Array) -> tuple[Array, LossAux, Params]:
-    values, pullback, aux = jax.vjp(losses, params, has_aux=True)
-    (gradient,) = pullback(weights.astype(values.dtype))
-    return values, aux, gradient
-
-
 @dataclass(frozen=True)
 class Forward:
     """Exact derivatives by forward mode; the reference."""
@@ -91,16 +84,32 @@ class Forward:
         self, losses: RowLosses, params: Params, weights: Array, subset: trees.Subset, reduce: Reduce
     ) -> FirstOrder:
         """See the module's text."""
+        if losses.parts > 1:
+            return self._first_order_in_parts(losses, params, weights, subset, reduce)
         if subset.is_everything:
             values, tangents, aux = jax.linearize(losses, params, has_aux=True)
             (gradient,) = jax.linear_transpose(tangents, params)(weights.astype(values.dtype))
         else:
-            values, aux, gradient = _pulled_back(losses, params, weights)
+            values, aux, gradient = losses.pulled_back(params, weights)
             # The same forward pass again, for the compiler to merge: only the chosen part carries tangents.
             _, tangents, _ = jax.linearize(
                 lambda part: losses(subset.merge(part, params)), subset.restrict(params), has_aux=True
             )
         return FirstOrder(values, aux, reduce(gradient), tangents)
+
+    def _first_order_in_parts(
+        self, losses: RowLosses, params: Params, weights: Array, subset: trees.Subset, reduce: Reduce
+    ) -> FirstOrder:
+        """A linearisation of all parts would keep all their activations: alignments evaluate them again, 3F each."""
+        values, aux, gradient = losses.pulled_back(params, weights)
+
+        def alignments(probe: Params) -> Array:
+            def evaluate(part: Params) -> Array:
+                return losses(subset.merge(part, params))[0]
+
+            return jax.jvp(evaluate, (subset.restrict(params),), (probe,))[1]
+
+        return FirstOrder(values, aux, reduce(gradient), alignments)
 
     def second_order(
         self,
@@ -114,7 +123,7 @@ class Forward:
         """See the module's text."""
 
         def evaluate(part: Params) -> tuple[tuple[Array, Params], LossAux]:
-            values, aux, gradient = _pulled_back(losses, subset.merge(part, params), weights)
+            values, aux, gradient = losses.pulled_back(subset.merge(part, params), weights)
             return (values, gradient), aux
 
         (values, gradient), (alignments, product), aux = jax.jvp(
@@ -145,7 +154,7 @@ class Finite:
         self, losses: RowLosses, params: Params, weights: Array, subset: trees.Subset, reduce: Reduce
     ) -> FirstOrder:
         """See the module's text."""
-        values, aux, gradient = _pulled_back(losses, params, weights)
+        values, aux, gradient = losses.pulled_back(params, weights)
         part = subset.restrict(params)
 
         def alignments(probe: Params) -> Array:
@@ -165,11 +174,11 @@ class Finite:
         reduce: Reduce,
     ) -> SecondOrder:
         """See the module's text."""
-        values, aux, gradient = _pulled_back(losses, params, weights)
+        values, aux, gradient = losses.pulled_back(params, weights)
         part = subset.restrict(params)
         epsilon = self.step_size(part, probe)
         moved = trees.after(subset.merge(trees.axpy(epsilon, probe, part), params), gradient)
-        moved_values, _, moved_gradient = _pulled_back(losses, moved, weights)
+        moved_values, _, moved_gradient = losses.pulled_back(moved, weights)
         product = jax.tree.map(
             lambda after, before: (after - before) / epsilon,
             subset.restrict(moved_gradient),

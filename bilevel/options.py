@@ -24,10 +24,11 @@ class StepOptions:
     update_every: int = 4
     normalize_alignments: bool = False
     ema_decay: float | None = None
+    micro_batches: int = 1
     axis_name: str | None = None
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "update_every"):
+        for name in ("batch_size", "update_every", "micro_batches"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name}={getattr(self, name)} must be at least 1.")
         if self.mode not in ("sparse", "dense"):

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from bilevel import trees
+from bilevel.collectives import axis_size
 from bilevel.filters import Filter
 from bilevel.types import Array, Batch, LogitFn, Params, UserError
 
@@ -28,11 +29,6 @@ class Rows(NamedTuple):
     batch: Batch
     positions: Array
     """int32: where the rows were in the big batch (of all devices for scope "global")."""
-
-
-def axis_size(axis_name: str | None) -> int:
-    """Number of devices along the mapped axis, 1 without one."""
-    return 1 if axis_name is None else jax.lax.axis_size(axis_name)
 
 
 def score(weighting: LogitFn, weight_params: Params, big_batch: Batch, rule: Filter, axis_name: str | None) -> Scores:

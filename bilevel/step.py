@@ -20,10 +20,12 @@ import jax.numpy as jnp
 import optax
 
 from bilevel import diagnostics, estimators, filters, selection, trees
+from bilevel.collectives import axis_size, fold_index, mean_over, spread, sum_over
 from bilevel.estimators import Estimator
-from bilevel.linearization import Derivatives, Finite, FirstOrder, RowLosses, SecondOrder
+from bilevel.linearization import Derivatives, Finite
 from bilevel.methods.base import Method, MethodUpdate, Problem
 from bilevel.options import AlphaBatch, Mode, StepOptions
+from bilevel.problem import Evaluations
 from bilevel.state import TrainState
 from bilevel.types import Array, Batch, LogitFn, LossAux, LossFn, Metrics, ModelState, Params, UserError
 
@@ -65,6 +67,7 @@ def make_step(
     update_every: int = 4,
     normalize_alignments: bool = False,
     ema_decay: float | None = None,
+    micro_batches: int = 1,
     axis_name: str | None = None,
 ) -> TrainStep:
     """Builds the train step of one method.
@@ -92,6 +95,8 @@ def make_step(
       update_every: α and the method's state change on steps 0, k, 2k, …; the others cost no more than scoring.
       normalize_alignments: scale the alignments of each α-step to root mean square 1.
       ema_decay: keep an exponential moving average of (params, model_state) with this decay.
+      micro_batches: evaluate the b rows (and the specific batch) in this many equal parts, one after the other: the same update
+        to rounding with the activations of one part in memory. See `bilevel.rows.RowLosses`.
       axis_name: the mapped axis of `pmap` or `shard_map` that the rows are spread over. Leave None under plain `jit`, also
         with sharded arrays.
 
@@ -105,18 +110,18 @@ def make_step(
       UserError: for options that do not go together, now; for shapes that do not fit, when the step is traced.
     """
     options = StepOptions(
-        batch_size, mode, estimator, alpha_batch, alpha_batch_size, update_every, normalize_alignments, ema_decay, axis_name
+        batch_size, mode, estimator, alpha_batch, alpha_batch_size, update_every, normalize_alignments, ema_decay,
+        micro_batches, axis_name,
     )  # fmt: skip
     parts = _Parts(
-        loss,
-        specific_loss or loss,
+        Evaluations(
+            loss, specific_loss or loss, optimizer, derivatives or Finite(), param_filter, micro_batches, axis_name
+        ),
         weighting,
         optimizer,
         weight_optimizer,
         method,
         filter or (filters.gumbel_top_k() if method.uses_weights else filters.uniform()),
-        derivatives or Finite(),
-        param_filter,
         options,
     )
     learn = parts.plain if method.update is None else parts.learn
@@ -157,21 +162,18 @@ class _Moved(NamedTuple):
 class _Parts:
     """The parts of a step and the pure functions over them."""
 
-    loss: LossFn
-    specific_loss: LossFn
+    evaluations: Evaluations
     weighting: LogitFn
     optimizer: optax.GradientTransformation
     weight_optimizer: optax.GradientTransformation
     method: Method
     filter: filters.Filter
-    derivatives: Derivatives
-    param_filter: Callable[[str], bool] | None
     options: StepOptions
 
     def init(
         self, rng: Array, params: Params, weight_params: Params, model_state: ModelState | None = None
     ) -> TrainState:
-        subset = trees.make_subset(self.param_filter, params)
+        subset = self.evaluations.subset(params)
         # Copies, so that donating the state takes no array away from the caller.
         params, weight_params, rng = jax.tree.map(jnp.copy, (params, weight_params, rng))
         model_state = jax.tree.map(jnp.copy, {} if model_state is None else model_state)
@@ -209,17 +211,16 @@ class _Parts:
         scores = self._score(state, big_batch)
         rows, inner = self._inner(keys, scores, big_batch)
         outer = inner if self.options.shares_rows else self._alpha_rows(state, scores, big_batch, keys.alpha)
-        problem = self._problem(state, outer, specific_batch, keys.specific)
+        losses = self.evaluations.rows(state, outer.batch, outer.rng)
+        problem = self.evaluations.problem(state, losses, outer.weights, specific_batch, keys.specific)
         moved = self._learn(state, inner, outer, problem, scores.temperature)
         return self._finish(state, moved, scores, rows)
 
     def _keys(self, state: TrainState) -> _Keys:
         key = jax.random.fold_in(state.rng, state.step)
         keys = _Keys(*jax.random.split(key, 4))
-        if self.options.axis_name is None:
-            return keys
-        me = jax.lax.axis_index(self.options.axis_name)
-        return keys._replace(loss=jax.random.fold_in(keys.loss, me), specific=jax.random.fold_in(keys.specific, me))
+        axis = self.options.axis_name
+        return keys._replace(loss=fold_index(keys.loss, axis), specific=fold_index(keys.specific, axis))
 
     def _inner(self, keys: _Keys, scores: selection.Scores, big_batch: Batch) -> tuple[selection.Rows, _Inner]:
         rows, weights = self._rows(keys.filter, scores, big_batch)
@@ -239,13 +240,13 @@ class _Parts:
         if self.method.uses_weights:
             return selection.score(self.weighting, state.weight_params, big_batch, self.filter, self.options.axis_name)
         flat = jnp.zeros(trees.num_rows(big_batch))
-        everyone = selection.axis_size(self.options.axis_name) if self.filter.scope == "global" else 1
+        everyone = axis_size(self.options.axis_name) if self.filter.scope == "global" else 1
         return selection.Scores(flat, jnp.tile(flat, everyone), jnp.ones(()))
 
     def _rows(self, key: Array, scores: selection.Scores, big_batch: Batch) -> tuple[selection.Rows, Array]:
         """The rows of the θ-update and their weights, which sum to 1 over all devices."""
         options, axis = self.options, self.options.axis_name
-        local, devices = trees.num_rows(big_batch), selection.axis_size(axis)
+        local, devices = trees.num_rows(big_batch), axis_size(axis)
         if options.mode == "dense":
             if local * devices != options.batch_size:
                 raise UserError(
@@ -259,15 +260,15 @@ class _Parts:
         else:
             rows = selection.pick(key, scores, big_batch, options.batch_size, self.filter, axis)
         share = options.batch_size // devices
-        return rows, self._spread(jnp.full((share,), 1.0 / options.batch_size))
+        return rows, spread(jnp.full((share,), 1.0 / options.batch_size), axis)
 
     def _plain(self, state: TrainState, inner: _Inner) -> _Moved:
         """The θ-update alone: what every training step costs."""
-        values, pullback, aux = jax.vjp(self._row_losses(state, inner), self._spread(state.params), has_aux=True)
-        (gradient,) = pullback(inner.weights.astype(values.dtype))
+        rows = self.evaluations.rows(state, inner.batch, inner.rng)
+        values, aux, gradient = rows.pulled_back(spread(state.params, self.options.axis_name), inner.weights)
         nothing = jnp.full((), jnp.nan)
         metrics: Metrics = {"specific_loss": nothing, "weight_gradient_norm": nothing, "alignment_rms": nothing}
-        return self._move(state, values, aux, self._sum(gradient), metrics)
+        return self._move(state, values, aux, sum_over(gradient, self.options.axis_name), metrics)
 
     def _learn(self, state: TrainState, inner: _Inner, outer: _Inner, problem: Problem, temperature: Array) -> _Moved:
         """The θ-update and the α-update, both from the same θ and α."""
@@ -298,60 +299,24 @@ class _Parts:
         options, axis = self.options, self.options.axis_name
         count = options.alpha_batch_size or options.batch_size
         pick_key, loss_key = jax.random.split(key)
-        if axis is not None:
-            loss_key = jax.random.fold_in(loss_key, jax.lax.axis_index(axis))
         rule = self.filter
         if options.alpha_batch == "uniform":
             rule = filters.uniform(scope=self.filter.scope)
         rows = selection.pick(pick_key, scores, big_batch, count, rule, axis)
         if options.alpha_batch == "filtered":
-            weights = self._spread(jnp.full((count // selection.axis_size(axis),), 1.0 / count))
+            weights = spread(jnp.full((count // axis_size(axis),), 1.0 / count), axis)
         else:
             logits = self.weighting(state.weight_params, rows.batch) / scores.temperature
             weights = estimators.softmax(logits, axis)
-        return _Inner(rows.batch, weights, loss_key)
-
-    def _problem(self, state: TrainState, rows: _Inner, specific_batch: Batch, specific_key: Array) -> Problem:
-        params = self._spread(state.params)
-        subset = trees.make_subset(self.param_filter, state.params)
-        losses = self._row_losses(state, rows)
-
-        def specific_gradient(at: Params) -> tuple[Array, Params]:
-            def mean_loss(part: Params) -> Array:
-                values, _ = self.specific_loss(subset.merge(part, at), state.model_state, specific_batch, specific_key)
-                return jnp.mean(values)
-
-            at = self._spread(at)
-            value, gradient = jax.value_and_grad(mean_loss)(subset.restrict(at))
-            devices = selection.axis_size(self.options.axis_name)
-            return jax.tree.map(lambda x: x / devices, self._sum((value, gradient)))
-
-        def lookahead(gradient: Params) -> tuple[Params, Callable[[Params], Params]]:
-            updates, pullback = jax.vjp(lambda g: self.optimizer.update(g, state.opt_state, state.params)[0], gradient)
-
-            def pull(part: Params) -> Params:
-                (full,) = pullback(subset.embed(part, gradient))
-                return subset.restrict(full)
-
-            return optax.apply_updates(state.params, updates), pull
-
-        def first_order() -> FirstOrder:
-            found = self.derivatives.first_order(losses, params, rows.weights, subset, self._sum)
-            return found._replace(alignments=lambda probe: found.alignments(self._spread(probe)))
-
-        def second_order(probe: Params) -> SecondOrder:
-            probe = self._spread(probe)
-            return self.derivatives.second_order(losses, params, rows.weights, probe, subset, self._sum)
-
-        return Problem(state.params, subset, first_order, second_order, specific_gradient, lookahead)
+        return _Inner(rows.batch, weights, fold_index(loss_key, axis))
 
     def _weight_gradient(
         self, state: TrainState, rows: Batch, update: MethodUpdate, temperature: Array
     ) -> tuple[Params, Array]:
         """Σ a_i ∇_α w_i by one pass back through the weighting network; and the alignments' root mean square."""
         options, axis = self.options, self.options.axis_name
-        logits, pullback = jax.vjp(lambda p: self.weighting(p, rows), self._spread(state.weight_params))
-        count = logits.shape[0] * selection.axis_size(axis)
+        logits, pullback = jax.vjp(lambda p: self.weighting(p, rows), spread(state.weight_params, axis))
+        count = logits.shape[0] * axis_size(axis)
         alignments = update.alignments.astype(jnp.promote_types(update.alignments.dtype, jnp.float32))
         cotangents = estimators.logit_cotangents(
             alignments,
@@ -363,26 +328,13 @@ class _Parts:
         )
         (gradient,) = pullback((cotangents / temperature).astype(logits.dtype))
         rms = jnp.sqrt(estimators.total(alignments**2, axis) / count)
-        return self._sum(gradient), rms
-
-    def _row_losses(self, state: TrainState, rows: _Inner) -> RowLosses:
-        def losses(params: Params) -> tuple[Array, LossAux]:
-            values, aux = self.loss(params, state.model_state, rows.batch, rows.rng)
-            count = trees.num_rows(rows.batch)
-            if values.shape != (count,):
-                raise UserError(
-                    f"The loss returned an array of shape {values.shape} for {count} rows; "
-                    f"it must return one loss a row, shape ({count},)."
-                )
-            return values, aux
-
-        return losses
+        return sum_over(gradient, axis), rms
 
     def _move(self, state: TrainState, losses: Array, aux: LossAux, gradient: Params, metrics: Metrics) -> _Moved:
         updates, opt_state = self.optimizer.update(gradient, state.opt_state, state.params)
         return _Moved(
             losses,
-            self._average(aux.model_state),
+            mean_over(aux.model_state, self.options.axis_name),
             optax.apply_updates(state.params, updates),
             opt_state,
             state.weight_params,
@@ -406,18 +358,3 @@ class _Parts:
             ema=ema,
             rng=state.rng,
         )
-
-    def _sum(self, tree: Any) -> Any:
-        """Sum over the mapped axis."""
-        return tree if self.options.axis_name is None else jax.lax.psum(tree, self.options.axis_name)
-
-    def _average(self, tree: Any) -> Any:
-        """Mean over the mapped axis: devices keep one common model state."""
-        return tree if self.options.axis_name is None else jax.lax.pmean(tree, self.options.axis_name)
-
-    def _spread(self, tree: Any) -> Any:
-        """Marks replicated values as differing by device, so that differentiation leaves the summing to us."""
-        axis = self.options.axis_name
-        if axis is None:
-            return tree
-        return jax.tree.map(lambda x: jax.lax.pcast(x, axis, to="varying"), tree)

@@ -60,7 +60,7 @@ def soba(
         part = problem.subset.restrict(problem.params)
         probe = jax.tree.map(lambda v, x: v.astype(x.dtype), state.v, part)
         rows = problem.second_order(probe)
-        loss, specific = problem.specific_gradient(trees.after(problem.params, rows.gradient))
+        loss, specific = problem.specific_gradient(trees.after(problem.params, rows.hessian_product))
 
         def direction(hv: Array, v: Array, s: Array) -> Array:
             return (hv + damping * v + s).astype(v.dtype)

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bilevel.nn import lookup
 from bilevel.types import Array, Batch, LogitFn, Params
 
 
@@ -33,14 +34,40 @@ class ConvWeighting(nn.Module):
     @nn.compact
     def __call__(self, tokens: Array, length: Array) -> Array:
         """Bytes `[b, T]`, lengths `[b]` -> logits, float32 `[b]`."""
-        x = nn.Embed(256, self.width, dtype=self.dtype, name="embedding")(tokens.astype(jnp.int32))
-        real = (jnp.arange(tokens.shape[1]) < length[:, None])[..., None]
-        for i in range(self.layers):
+        scale = nn.initializers.variance_scaling(1.0, "fan_in", "normal", out_axis=0)
+        embedding = self.param("embedding", scale, (256, self.width)).astype(self.dtype)
+        kernel, bias = _Kernel(self.kernel, self.width, name="conv_0")(self.dtype)
+        tables = lookup.conv_tables(embedding, kernel)
+        if self.layers == 1:
+            sums = lookup.pooled_byte_conv(tables, bias, tokens, length)
+            pooled = sums / jnp.maximum(length, 1)[:, None].astype(sums.dtype)
+        else:
+            pooled = self._deeper(nn.relu(lookup.byte_conv(tables, bias, tokens, length)), length)
+        logits = nn.Dense(1, kernel_init=nn.initializers.zeros, name="logit")(pooled)
+        return logits[:, 0].astype(jnp.float32)
+
+    def _deeper(self, x: Array, length: Array) -> Array:
+        """The layers after the first, and the mean over positions."""
+        real = (jnp.arange(x.shape[1]) < length[:, None])[..., None]
+        for i in range(1, self.layers):
             # Padding contributes zeros, so that a row's logit does not depend on how far it is padded.
             x = nn.Conv(self.width, (self.kernel,), dtype=self.dtype, name=f"conv_{i}")(jnp.where(real, x, 0))
             x = nn.relu(x)
-        logits = nn.Dense(1, kernel_init=nn.initializers.zeros, name="logit")(masked_mean(x, length))
-        return logits[:, 0].astype(jnp.float32)
+        return masked_mean(x, length)
+
+
+class _Kernel(nn.Module):
+    """The parameters of one convolution."""
+
+    taps: int
+    width: int
+
+    @nn.compact
+    def __call__(self, dtype: Any) -> tuple[Array, Array]:
+        """Kernel `[taps, width, width]` and bias `[width]`."""
+        shape = (self.taps, self.width, self.width)
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
+        return kernel.astype(dtype), self.param("bias", nn.initializers.zeros, (self.width,)).astype(dtype)
 
 
 class NGramWeighting(nn.Module):
@@ -56,12 +83,14 @@ class NGramWeighting(nn.Module):
     def __call__(self, tokens: Array, length: Array) -> Array:
         """Bytes `[b, T]`, lengths `[b]` -> logits, float32 `[b]`."""
         tables = self.param("tables", nn.initializers.normal(1.0), (len(self.orders) * self.buckets, self.width))
+        tables = tables.astype(self.dtype)
         pooled = []
         for i, order in enumerate(self.orders):
             inside = max(tokens.shape[1] - order + 1, 1)
             rows = ngram_hashes(tokens, order, self.buckets)[:, :inside] + i * self.buckets
-            count = jnp.clip(length - order + 1, 0, inside)
-            pooled.append(masked_mean(jnp.take(tables, rows, axis=0).astype(self.dtype), count))
+            count = jnp.clip(length - order + 1, 0, inside)[:, None]
+            real = jnp.arange(inside) < count
+            pooled.append(lookup.bag(tables, rows, (real / jnp.maximum(count, 1)).astype(tables.dtype)))
         # Means of ~T unit vectors shrink like 1/sqrt(T): restore unit scale for the hidden layer.
         x = jnp.concatenate(pooled, axis=-1) * np.sqrt(tokens.shape[1]).astype(np.float32)
         x = nn.relu(nn.Dense(self.hidden, dtype=self.dtype, name="hidden")(x))

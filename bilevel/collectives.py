@@ -1,0 +1,34 @@
+"""Sums and means over a mapped axis; without one (`axis_name` None) they leave everything as it is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+
+
+def axis_size(axis_name: str | None) -> int:
+    """Number of devices along the mapped axis, 1 without one."""
+    return 1 if axis_name is None else jax.lax.axis_size(axis_name)
+
+
+def fold_index(key: jax.Array, axis_name: str | None) -> jax.Array:
+    """A key of this device's own."""
+    return key if axis_name is None else jax.random.fold_in(key, jax.lax.axis_index(axis_name))
+
+
+def sum_over(tree: Any, axis_name: str | None) -> Any:
+    """Sum over the mapped axis, leaf by leaf."""
+    return tree if axis_name is None else jax.lax.psum(tree, axis_name)
+
+
+def mean_over(tree: Any, axis_name: str | None) -> Any:
+    """Mean over the mapped axis, leaf by leaf."""
+    return tree if axis_name is None else jax.lax.pmean(tree, axis_name)
+
+
+def spread(tree: Any, axis_name: str | None) -> Any:
+    """Marks replicated values as differing by device, so that differentiation leaves the summing to us."""
+    if axis_name is None:
+        return tree
+    return jax.tree.map(lambda x: jax.lax.pcast(x, axis_name, to="varying"), tree)

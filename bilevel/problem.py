@@ -1,0 +1,88 @@
+"""The inner problem at the current θ, made from the loss, the optimizer and the rows of one step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from bilevel import trees
+from bilevel.collectives import axis_size, spread, sum_over
+from bilevel.linearization import Derivatives, FirstOrder, SecondOrder
+from bilevel.methods.base import Problem
+from bilevel.rows import RowLosses
+from bilevel.state import TrainState
+from bilevel.types import Array, Batch, LossFn, Params
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluations:
+    """How losses are evaluated and differentiated. The fields mean what they mean in `bilevel.make_step`."""
+
+    loss: LossFn
+    specific_loss: LossFn
+    optimizer: optax.GradientTransformation
+    derivatives: Derivatives
+    param_filter: Callable[[str], bool] | None
+    micro_batches: int
+    axis_name: str | None
+
+    def rows(self, state: TrainState, batch: Batch, rng: Array) -> RowLosses:
+        """The generic losses of a batch."""
+        return RowLosses(self.loss, state.model_state, batch, rng, self.micro_batches)
+
+    def subset(self, params: Params) -> trees.Subset:
+        """The part of θ that probes live in."""
+        return trees.make_subset(self.param_filter, params)
+
+    def problem(self, state: TrainState, losses: RowLosses, weights: Array, specific: Batch, rng: Array) -> Problem:
+        """The problem of a method's α-step on rows with these losses and weights."""
+        params, subset = spread(state.params, self.axis_name), self.subset(state.params)
+
+        def first_order() -> FirstOrder:
+            found = self.derivatives.first_order(losses, params, weights, subset, self._sum)
+            return found._replace(alignments=lambda probe: found.alignments(spread(probe, self.axis_name)))
+
+        def second_order(probe: Params) -> SecondOrder:
+            probe = spread(probe, self.axis_name)
+            return self.derivatives.second_order(losses, params, weights, probe, subset, self._sum)
+
+        def specific_gradient(at: Params) -> tuple[Array, Params]:
+            return self._specific_gradient(state, subset, at, specific, rng)
+
+        def lookahead(gradient: Params) -> tuple[Params, Callable[[Params], Params]]:
+            return self._lookahead(state, subset, gradient)
+
+        return Problem(state.params, subset, first_order, second_order, specific_gradient, lookahead)
+
+    def _specific_gradient(
+        self, state: TrainState, subset: trees.Subset, at: Params, batch: Batch, rng: Array
+    ) -> tuple[Array, Params]:
+        at = spread(at, self.axis_name)
+
+        def loss(part: Params, model_state: object, batch: Batch, rng: Array) -> tuple[Array, object]:
+            return self.specific_loss(subset.merge(part, at), model_state, batch, rng)
+
+        rows = RowLosses(loss, state.model_state, batch, rng, self.micro_batches)  # pyright: ignore[reportArgumentType]
+        count = trees.num_rows(batch)
+        weights = spread(jnp.full((count,), 1.0 / count), self.axis_name)
+        values, _, gradient = rows.pulled_back(subset.restrict(at), weights)
+        devices = axis_size(self.axis_name)
+        return jax.tree.map(lambda x: x / devices, self._sum((jnp.mean(values), gradient)))
+
+    def _lookahead(
+        self, state: TrainState, subset: trees.Subset, gradient: Params
+    ) -> tuple[Params, Callable[[Params], Params]]:
+        updates, pullback = jax.vjp(lambda g: self.optimizer.update(g, state.opt_state, state.params)[0], gradient)
+
+        def pull(part: Params) -> Params:
+            (full,) = pullback(subset.embed(part, gradient))
+            return subset.restrict(full)
+
+        return optax.apply_updates(state.params, updates), pull
+
+    def _sum(self, tree: Params) -> Params:
+        return sum_over(tree, self.axis_name)

@@ -1,0 +1,89 @@
+"""The losses of fixed rows as a function of θ, evaluated at once or in parts that need less memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from bilevel import trees
+from bilevel.types import Array, Batch, LossAux, LossFn, ModelState, Params, UserError
+
+
+@dataclass(frozen=True, eq=False)
+class RowLosses:
+    """θ -> (losses `[b]`, aux) of fixed rows, with the model state and the random key fixed too.
+
+    With `parts` > 1 the rows are evaluated in that many equal parts, one after the other: the activations of one part are
+    alive at a time, and gradients add up (micro-batches). Losses and gradients are the same to rounding, unless rows act on each
+    other (BatchNorm): then each part has statistics of its own, and the new model state is the mean over the parts.
+    """
+
+    loss: LossFn
+    model_state: ModelState
+    batch: Batch
+    rng: Array
+    parts: int = 1
+
+    def __call__(self, params: Params) -> tuple[Array, LossAux]:
+        """Losses float32 `[b]`, and aux."""
+        if self.parts == 1:
+            return self._evaluate(params, self.batch, self.rng)
+
+        def part(_: None, chunk: tuple[Batch, Array]) -> tuple[None, tuple[Array, LossAux]]:
+            return None, self._evaluate(params, *chunk)
+
+        _, (losses, aux) = jax.lax.scan(part, None, self._chunks())
+        return losses.reshape(-1), _joined(aux)
+
+    def pulled_back(self, params: Params, weights: Array) -> tuple[Array, LossAux, Params]:
+        """Losses `[b]`, aux, and Σ w_i ∇ℓ_i of this device's rows."""
+        if self.parts == 1:
+            return self._pulled_back(params, self.batch, self.rng, weights)
+
+        def part(total: Params, chunk: tuple[Batch, Array, Array]) -> tuple[Params, tuple[Array, LossAux]]:
+            losses, aux, gradient = self._pulled_back(params, *chunk)
+            return jax.tree.map(jnp.add, total, gradient), (losses, aux)
+
+        chunks = (*self._chunks(), weights.reshape(self.parts, -1))
+        zeros = jax.tree.map(lambda x: jnp.where(True, 0, x).astype(x.dtype), params)
+        gradient, (losses, aux) = jax.lax.scan(part, zeros, chunks)
+        return losses.reshape(-1), _joined(aux), gradient
+
+    def _pulled_back(self, params: Params, batch: Batch, rng: Array, weights: Array) -> tuple[Array, LossAux, Params]:
+        losses, pullback, aux = jax.vjp(lambda p: self._evaluate(p, batch, rng), params, has_aux=True)
+        (gradient,) = pullback(weights.astype(losses.dtype))
+        return losses, aux, gradient
+
+    def _evaluate(self, params: Params, batch: Batch, rng: Array) -> tuple[Array, LossAux]:
+        losses, aux = self.loss(params, self.model_state, batch, rng)
+        count = trees.num_rows(batch)
+        if losses.shape != (count,):
+            raise UserError(
+                f"The loss returned an array of shape {losses.shape} for {count} rows; "
+                f"it must return one loss a row, shape ({count},)."
+            )
+        return losses, aux
+
+    def _chunks(self) -> tuple[Batch, Array]:
+        """The rows and a key for each part, stacked along a new leading axis."""
+        count = trees.num_rows(self.batch)
+        if count % self.parts:
+            raise UserError(
+                f"{count} rows (on one device) cannot be divided into micro_batches={self.parts} equal parts: "
+                "choose a divisor of the number of rows."
+            )
+        stacked = jax.tree.map(lambda x: x.reshape(self.parts, count // self.parts, *x.shape[1:]), self.batch)
+        return stacked, jax.random.split(self.rng, self.parts)
+
+
+def _joined(aux: LossAux) -> LossAux:
+    """The parts' aux as one: per-example metrics in a row, the mean of the model states (the last of whole numbers)."""
+
+    def state(x: Any) -> Any:
+        return jnp.mean(x, axis=0).astype(x.dtype) if jnp.issubdtype(x.dtype, jnp.inexact) else x[-1]
+
+    metrics = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), aux.metrics)
+    return LossAux(jax.tree.map(state, aux.model_state), metrics)
