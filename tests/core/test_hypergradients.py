@@ -195,3 +195,26 @@ def test_temperature_divides_the_logits_in_the_gradient() -> None:
             return objective("dds", optimizer, state, specific)(weights, rows)
 
         assert toy.relative_error(gradient, jax.grad(written_out)(state.weight_params)) <= EXACT
+
+
+@pytest.mark.parametrize("optimizer_name", ["sgd", "momentum"])
+def test_dds_equals_the_forms_derived_by_hand(optimizer_name: str) -> None:
+    """Wang et al., appendix A.1, equation 13: for SGD and momentum alike the probe is −η ∇L_spec(θ⁺)."""
+    with jax.enable_x64(True):
+        optimizer, rate = toy.OPTIMIZERS[optimizer_name](), 0.1
+        gradient, state, rows, specific = one_step(
+            bilevel.dds(), optimizer, np.float64, derivatives=bilevel.Forward(), estimator="score", batch_size=SMALL
+        )
+        g = theta_gradient(state.params, jnp.full(SMALL, 1 / SMALL), rows)
+        move = jax.tree.map(lambda x: rate * x, g)
+        if optimizer_name == "momentum":
+            trace = state.opt_state[0].trace
+            move = jax.tree.map(lambda m, t: m + rate * 0.9 * t, move, trace)
+        moved = jax.tree.map(jnp.subtract, state.params, move)
+        s = ravel(jax.grad(lambda q: toy.losses(q, specific).mean())(moved))
+        rewards = jax.vmap(lambda row: ravel(theta_gradient(state.params, 1.0, row)) @ s)(rows)
+        a = -rate * rewards
+        others = (a.sum() - a) / (SMALL - 1)
+        log_p = jax.jacobian(lambda wp: toy.weighting(wp, rows))(state.weight_params)
+        wanted = jax.tree.map(lambda x: jnp.tensordot((a - others) / SMALL, x, 1), log_p)
+        assert toy.relative_error(gradient, wanted) <= EXACT
