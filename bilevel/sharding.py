@@ -1,12 +1,17 @@
 """Meshes and shardings: the same step on one device, many devices and many processes.
 
-The step is an ordinary jitted function of global arrays; only where the arrays lie differs. Rows are spread over the mesh,
-the state is replicated.
+The step is an ordinary jitted function of global arrays; only where the arrays lie differs. Rows are spread over the mesh. The
+state is replicated, or spread too when it would not fit on one device:
+
+    mesh = make_mesh()
+    where = split_state(mesh, jax.eval_shape(init))
+    state = jax.jit(init, out_shardings=where)()          # no device ever holds all of it
+    train = keep_sharding(train, where)                   # what `make_step` returned
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -14,7 +19,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from bilevel.types import Batch, UserError
+from bilevel.state import TrainState
+from bilevel.step import TrainStep
+from bilevel.types import Batch, Metrics, UserError
 
 DATA_AXIS = "data"
 
@@ -55,6 +62,54 @@ def place_batch(mesh: Mesh, batch: Batch) -> Batch:
     """This process's rows -> global arrays with their rows spread over the mesh."""
     sharding = row_sharding(mesh)
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), batch)
+
+
+def split_state(mesh: Mesh, state: Any, *, min_size: int = 1 << 14) -> Any:
+    """Where the state lies when it is spread over the mesh: parameters, optimizer states and a method's v all alike.
+
+    Every array of at least `min_size` elements is split along its longest axis that the mesh divides (the first of several);
+    smaller ones, those that no axis fits and random keys stay whole on every device. XLA gathers a parameter where it is
+    used and scatters its gradient (as in ZeRO, stage 3).
+
+    Args:
+      mesh: from `make_mesh`.
+      state: a `TrainState`, or its shapes from `jax.eval_shape`.
+      min_size: elements of the smallest array that is worth splitting.
+
+    Returns:
+      A tree of `NamedSharding`.
+    """
+
+    def leaf(x: Any) -> NamedSharding:
+        fitting = [i for i, n in enumerate(x.shape) if n % mesh.size == 0]
+        if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) or np.prod(x.shape) < min_size or not fitting:
+            return replicated(mesh)
+        axis = max(fitting, key=lambda i: (x.shape[i], -i))
+        return NamedSharding(mesh, PartitionSpec(*[DATA_AXIS if i == axis else None for i in range(len(x.shape))]))
+
+    return jax.tree.map(leaf, state)
+
+
+def keep_sharding(train: TrainStep, where: Any) -> TrainStep:
+    """The same step, whose new state lies where `where` (from `split_state`) says."""
+
+    def kept(function: Callable[..., tuple[TrainState, Metrics]]) -> Callable[..., tuple[TrainState, Metrics]]:
+        def step(state: TrainState, big_batch: Batch, specific_batch: Batch) -> tuple[TrainState, Metrics]:
+            state, metrics = function(state, big_batch, specific_batch)
+            return jax.lax.with_sharding_constraint(state, where), metrics
+
+        return step
+
+    plain = kept(train.plain)
+    learn = plain if train.learn == train.plain else kept(train.learn)
+    return train._replace(step=kept(train.step), plain=plain, learn=learn)
+
+
+def whole(mesh: Mesh, tree: Any) -> Any:
+    """The same arrays, complete on every device. With several processes all of them must call it."""
+    if all(x.is_fully_replicated for x in jax.tree.leaves(tree)):
+        return tree
+    return jax.jit(lambda x: x, out_shardings=replicated(mesh))(tree)
 
 
 def place_state(mesh: Mesh, state: Any) -> Any:

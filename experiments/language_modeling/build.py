@@ -108,6 +108,7 @@ def build_step(config: Config, method: str, model: Transformer, weighting: Logit
         alpha_batch_size=s["alpha_batch_size"],
         update_every=s["update_every"],
         normalize_alignments=s["normalize_alignments"],
+        micro_batches=config.micro_batches,
     )
 
 
@@ -156,8 +157,12 @@ def build_loaders(config: Config, method: str, seed: int, corpora: Corpora) -> t
 
 def init_state(
     config: Config, seed: int, step: TrainStep, model: Transformer, weighting: Any, mesh: Mesh
-) -> TrainState:
-    """The initial state, on all devices of the mesh; the same main model for every method of a seed."""
+) -> tuple[TrainState, TrainStep]:
+    """The initial state, born on all devices of the mesh; the same main model for every method of a seed.
+
+    Returns:
+      The state, and the step that keeps it where it lies.
+    """
     model_key, weight_key, step_key = jax.random.split(jax.random.key(seed), 3)
     tokens, length = jnp.zeros((1, config.length), jnp.uint8), jnp.full((1,), config.length, jnp.int32)
 
@@ -166,7 +171,10 @@ def init_state(
         weight_params = weighting.init(weight_key, tokens, length)["params"]
         return step.init(step_key, params, weight_params)
 
-    return jax.jit(create, out_shardings=sharding.replicated(mesh) if mesh.size > 1 else None)()
+    if not config.shard_state:
+        return jax.jit(create, out_shardings=sharding.replicated(mesh) if mesh.size > 1 else None)(), step
+    where = sharding.split_state(mesh, jax.eval_shape(create))
+    return jax.jit(create, out_shardings=where)(), sharding.keep_sharding(step, where)
 
 
 def logits_of(config: Config) -> tuple[Any, LogitFn]:

@@ -195,6 +195,10 @@ class Config:
     """Show a progress bar."""
     tensorboard: bool = False
     """Also write TensorBoard events."""
+    micro_batches: int = 1
+    """Evaluate the batch in this many equal parts, one after the other, to save memory; the update is the same to rounding."""
+    shard_state: bool = False
+    """Spread parameters and optimizer states over all devices, for models that do not fit on one."""
     coordinator: str | None = None
     """Multi-process run: HOST:PORT of process 0 ("auto": ask the cluster's environment). Start one process a host."""
     processes: int | None = None

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from bilevel import sharding
 from bilevel.data import Dataset, PackedText, evaluation_batches
@@ -25,7 +26,7 @@ from experiments.language_modeling.finetune import finetune
 RESULT_NAME = "result.json"
 EVALUATION_BATCH = 256
 MAY_CHANGE = (
-    "log_every", "evaluate_every", "checkpoint_every", "progress", "tensorboard", "data.cache_dir",
+    "log_every", "evaluate_every", "checkpoint_every", "progress", "tensorboard", "data.cache_dir", "shard_state",
 )  # fmt: skip
 
 
@@ -81,12 +82,12 @@ def run(config: Config, method: str, seed: int, corpora: build.Corpora) -> dict[
     model, (module, weighting) = build.build_model(config), build.logits_of(config)
     step = build.build_step(config, method, model, weighting)
     mesh = sharding.make_mesh()
-    state = build.init_state(config, seed, step, model, module, mesh)
+    state, step = build.init_state(config, seed, step, model, module, mesh)
     generic, specific = build.build_loaders(config, method, seed, corpora)
     sharding.check_divides(mesh, batch_size=config.batch_size, specific_batch_size=specific.batch_size)
     evaluator = Evaluator(model)
     if config.eval_only:
-        return _evaluate_checkpoint(directory, state, evaluator, corpora)
+        return _evaluate_checkpoint(directory, state, mesh, evaluator, corpora)
     if method == "frozen":
         state = dataclasses.replace(state, weight_params=_weights_from(config, state))
 
@@ -99,15 +100,16 @@ def run(config: Config, method: str, seed: int, corpora: build.Corpora) -> dict[
         data=Data(generic, specific, place, place),
         config=_loop_config(config),
         run_dir=directory,
-        evaluate=_evaluation(config, evaluator, corpora),
+        evaluate=_evaluation(config, mesh, evaluator, corpora),
         on_selected=_share_counter(corpora),
     )
     if result.stopped_early:
         return None
-    summary = _summary(config, method, seed, result, evaluator, corpora)
-    summary |= finetune(config, seed, result.state.params, model, evaluator, corpora)
+    params, weight_params = sharding.whole(mesh, (result.state.params, result.state.weight_params))
+    summary = _summary(config, method, seed, result, losses_of(params, evaluator, corpora))
+    summary |= finetune(config, seed, params, model, evaluator, corpora)
     if method != "uniform" and jax.process_index() == 0:
-        _write_documents(directory, result.state, weighting, corpora)
+        _write_documents(directory, weight_params, weighting, corpora)
     if jax.process_index() == 0:
         done.write_text(json.dumps(summary, indent=2) + "\n")
     return summary
@@ -125,11 +127,12 @@ def _loop_config(config: Config) -> LoopConfig:
 
 
 def _evaluation(
-    config: Config, evaluator: Evaluator, corpora: build.Corpora
+    config: Config, mesh: Mesh, evaluator: Evaluator, corpora: build.Corpora
 ) -> Callable[[TrainState], Mapping[str, float]]:
     def evaluate(state: TrainState) -> Mapping[str, float]:
-        valid = evaluator(state.params, corpora.specific["valid"], config.evaluate_rows)
-        held_out = evaluator(state.params, corpora.generic_valid, config.evaluate_rows)
+        params = sharding.whole(mesh, state.params)
+        valid = evaluator(params, corpora.specific["valid"], config.evaluate_rows)
+        held_out = evaluator(params, corpora.generic_valid, config.evaluate_rows)
         return {"specific_valid_loss": valid, "generic_valid_loss": held_out}
 
     return evaluate
@@ -154,9 +157,7 @@ def losses_of(params: Params, evaluator: Evaluator, corpora: build.Corpora) -> d
     }
 
 
-def _summary(
-    config: Config, method: str, seed: int, result: TrainResult, evaluator: Evaluator, corpora: build.Corpora
-) -> dict[str, Any]:
+def _summary(config: Config, method: str, seed: int, result: TrainResult, losses: dict[str, float]) -> dict[str, Any]:
     tail = result.history[-max(1, len(result.history) // 5) :]
     sizes = [row["effective_sample_size"] for row in tail if row.get("effective_sample_size")]
     return {
@@ -164,13 +165,13 @@ def _summary(
         "seed": seed,
         "steps": config.steps,
         "seconds": result.seconds,
-        **losses_of(result.state.params, evaluator, corpora),
+        **losses,
         "effective_sample_size": float(np.mean(sizes)) if sizes else math.nan,
     }
 
 
 def _evaluate_checkpoint(
-    directory: Path, state: TrainState, evaluator: Evaluator, corpora: build.Corpora
+    directory: Path, state: TrainState, mesh: Mesh, evaluator: Evaluator, corpora: build.Corpora
 ) -> dict[str, Any]:
     method, seed = directory.name.rsplit("-seed", 1)
     with Checkpoints(directory / "checkpoints") as checkpoints:
@@ -178,7 +179,7 @@ def _evaluate_checkpoint(
     if restored is None:
         raise UserError(f"{directory} holds no checkpoint to evaluate: train first, without --eval-only.")
     step, state = restored
-    losses = losses_of(state.params, evaluator, corpora)
+    losses = losses_of(sharding.whole(mesh, state.params), evaluator, corpora)
     return {"method": method, "seed": int(seed), "steps": step, "seconds": math.nan, **losses}
 
 
@@ -203,9 +204,9 @@ def _weights_from(config: Config, state: TrainState) -> Params:
     return jax.tree.unflatten(tree, placed)
 
 
-def _write_documents(directory: Path, state: TrainState, weighting: LogitFn, corpora: build.Corpora) -> None:
+def _write_documents(directory: Path, weight_params: Params, weighting: LogitFn, corpora: build.Corpora) -> None:
     """Keeps the weighting network, and the generic rows that it likes most and least."""
-    weight_params = jax.tree.map(lambda x: np.asarray(_local(x)), state.weight_params)
+    weight_params = jax.tree.map(lambda x: np.asarray(_local(x)), weight_params)
     leaves = jax.tree.leaves(weight_params)
     np.savez(directory / "weights.npz", **{f"leaf_{i}": leaf for i, leaf in enumerate(leaves)})
     logits_of = jax.jit(weighting)

@@ -109,5 +109,5 @@ def test_batch_norm_state_is_the_mean_of_the_parts() -> None:
 
 def test_rows_must_divide() -> None:
     train, state, batch, specific = build("dds", 3)
-    with pytest.raises(UserError, match="8 rows .* micro_batches=3"):
+    with pytest.raises(UserError, match=r"8 rows .* micro_batches=3"):
         train.step(state, batch, specific)

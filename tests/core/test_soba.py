@@ -10,6 +10,7 @@ from jax.flatten_util import ravel_pytree
 
 import bilevel
 from bilevel import trees
+from bilevel.rows import RowLosses
 from bilevel.types import Array, LossAux
 
 
@@ -52,9 +53,8 @@ def test_hessian_product(derivatives: bilevel.Forward | bilevel.Finite) -> None:
     p, probe, batch = toy.params(0), toy.params(1), toy.arrays(2, 10)
     weights = jax.nn.softmax(jnp.arange(10.0) / 5)
     subset = trees.make_subset(None, p)
-    found = derivatives.second_order(
-        lambda q: toy.loss(q, {}, batch, None), p, weights, probe, subset, lambda tree: tree
-    )
+    losses = RowLosses(toy.loss, {}, batch, jax.random.key(0))
+    found = derivatives.second_order(losses, p, weights, probe, subset, lambda tree: tree)
     flat, unravel = ravel_pytree(p)
     hessian = jax.hessian(lambda x: jnp.sum(weights * toy.losses(unravel(x), batch)))(flat)
     direction = ravel_pytree(probe)[0]

@@ -1,0 +1,118 @@
+"""State spread over the devices: the same numbers, an eighth of the memory for it."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import sharded_run as run
+import toy
+from jax.sharding import PartitionSpec
+
+import bilevel
+from bilevel import sharding
+from bilevel.nn.transformer import Transformer, TransformerConfig, language_model_loss
+
+METHODS: dict[str, Any] = {
+    "dds": lambda: bilevel.dds(average_specific=0.9),
+    "anograd": bilevel.anograd,
+    "soba": lambda: bilevel.soba(optax.adam(0.05)),
+}
+
+
+def toy_step(method: str) -> bilevel.TrainStep:
+    return bilevel.make_step(
+        toy.loss, toy.weighting, optax.adam(0.01), optax.adam(0.01), METHODS[method](), batch_size=run.SMALL,
+        update_every=2, derivatives=bilevel.Forward(),
+    )  # fmt: skip
+
+
+def start(train: bilevel.TrainStep) -> bilevel.TrainState:
+    """Hidden units as many as devices, so that there is something to split."""
+    rng = np.random.default_rng(0)
+    shapes = {"first": {"kernel": (toy.FEATURES, 16), "bias": (16,)}, "last": {"kernel": (16,)}}
+    p = jax.tree.map(
+        lambda s: jnp.asarray(rng.normal(size=s), jnp.float32), shapes, is_leaf=lambda s: isinstance(s, tuple)
+    )
+    return train.init(jax.random.key(0), p, toy.weight_params(2))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_same_numbers_as_on_one_device(method: str) -> None:
+    train = toy_step(method)
+    alone, mesh = start(train), sharding.make_mesh()
+    where = sharding.split_state(mesh, jax.eval_shape(lambda: start(train)), min_size=16)
+    assert where.params["first"]["kernel"].spec == PartitionSpec(None, "data")
+    assert where.params["last"]["kernel"].spec == PartitionSpec("data")
+    assert where.weight_params["w"].spec == PartitionSpec()  # 5 features are not divided by 8
+    spread = jax.jit(lambda: start(train), out_shardings=where)()
+    step, kept = jax.jit(train.step), jax.jit(sharding.keep_sharding(train, where).step, donate_argnums=0)
+    for i in range(run.STEPS):
+        alone, _ = step(alone, *run.batches(i))
+        spread, _ = kept(spread, *(sharding.place_batch(mesh, batch) for batch in run.batches(i)))
+    assert kept._cache_size() == 1  # the state came back as it went in
+    for x, w in zip(jax.tree.leaves(spread), jax.tree.leaves(where), strict=True):
+        assert x.sharding.is_equivalent_to(w, x.ndim)
+    whole = sharding.whole(mesh, spread.params)
+    assert all(x.is_fully_replicated for x in jax.tree.leaves(whole))
+    # A random reduction order of the eight devices' sums, through five steps of Adam.
+    assert toy.relative_error(whole, alone.params) < 1e-4
+    assert toy.relative_error(spread.weight_params, alone.weight_params) < 1e-4
+
+
+def language_model(method: Any, split: bool) -> Any:
+    """Memory of a compiled step of a model whose parameters dominate."""
+    model = Transformer(TransformerConfig(layers=2, width=256, heads=4, feed_forward=1024, remat=True))
+    train = bilevel.make_step(
+        language_model_loss(model), lambda wp, batch: batch["tokens"].astype(jnp.float32) @ wp, optax.adam(1e-3),
+        optax.adam(1e-3), method, batch_size=8, update_every=1,
+    )  # fmt: skip
+
+    def init() -> bilevel.TrainState:
+        params: Any = model.init(jax.random.key(1), jnp.zeros((1, 16), jnp.uint8))["params"]
+        return train.init(jax.random.key(0), params, jnp.zeros(16))
+
+    mesh, shapes = sharding.make_mesh(), jax.eval_shape(init)
+    where = sharding.split_state(mesh, shapes, min_size=1 << (14 if split else 40))
+    train, rows = sharding.keep_sharding(train, where), sharding.row_sharding(mesh)
+
+    def placed(x: Any, at: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at)
+
+    def batch(count: int) -> Any:
+        found = {"tokens": jnp.zeros((count, 16), jnp.uint8), "length": jnp.zeros(count, jnp.int32)}
+        return jax.tree.map(lambda x: placed(x, rows), found)
+
+    state = jax.tree.map(placed, shapes, where)
+    compiled = jax.jit(train.learn, donate_argnums=0).lower(state, batch(16), batch(8)).compile()
+    return compiled.memory_analysis()
+
+
+def test_an_eighth_of_the_memory() -> None:
+    split, full = (language_model(bilevel.soba(optax.adam(1e-3)), s) for s in (True, False))
+    assert split.argument_size_in_bytes < full.argument_size_in_bytes / 7.5
+    assert split.output_size_in_bytes < full.output_size_in_bytes / 7.5
+    assert split.alias_size_in_bytes == pytest.approx(split.output_size_in_bytes, rel=0.01)  # donated
+    assert split.temp_size_in_bytes < full.temp_size_in_bytes / 2
+
+
+def test_bfloat16_tracker_is_half_as_large() -> None:
+    def bytes_of(dtype: Any) -> int:
+        state = jax.eval_shape(bilevel.soba(optax.sgd(0.1), dtype=dtype).init, toy.params(0))
+        return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state.v))
+
+    assert 2 * bytes_of(jnp.bfloat16) == bytes_of(None)
+    wide, narrow = (bilevel.soba(optax.sgd(0.05), dtype=dtype) for dtype in (None, jnp.bfloat16))
+    states = []
+    for method in (wide, narrow):
+        train = bilevel.make_step(
+            toy.loss, toy.weighting, optax.sgd(0.01), optax.sgd(0.1), method, batch_size=run.SMALL, update_every=1
+        )
+        state, step = run.start(train), jax.jit(train.step)
+        for i in range(run.STEPS):
+            state, _ = step(state, *run.batches(i))
+        states.append(state)
+    assert toy.relative_error(states[1].method_state.v, states[0].method_state.v) < 0.02
+    assert toy.relative_error(states[1].weight_params, states[0].weight_params) < 0.01
