@@ -13,7 +13,7 @@ SELECTED = "selected"
 
 
 class Interval:
-    """Collects what the steps return without waiting for it.
+    """Collects what the calls return without waiting for it.
 
     Args:
         with_selected: also keep which rows were trained on.
@@ -22,39 +22,51 @@ class Interval:
     def __init__(self, with_selected: bool):
         self._with_selected = with_selected
         self._metrics: list[dict[str, Any]] = []
+        self._counts: list[int] = []
         self._selected: list[tuple[Any, Any]] = []
         self._begin = 0
 
-    def __len__(self) -> int:
-        return len(self._metrics)
-
-    def add(self, step: int, metrics: Mapping[str, Any], ids: Any) -> None:
-        """Add the metrics of one step.
+    def add(self, step: int, metrics: Mapping[str, Any], ids: Any, count: int | None = None) -> None:
+        """Add the metrics of one call.
 
         Args:
-            step: number of this step, counted from 1.
+            step: number of its (first) step, counted from 1.
             metrics: device arrays: scalars, and `selected`, int32 `[b]` (positions in the big batch).
             ids: int32 `[B]`, the row ids of the big batch, or None.
+            count: the number of steps if metrics and `ids` have a leading axis for them. That of the metrics may be
+                longer: what is beyond `count` does not count.
         """
         if not self._metrics:
             self._begin = step
-        self._metrics.append({name: value for name, value in metrics.items() if value.ndim == 0})
+        rank = 0 if count is None else 1
+        self._metrics.append(
+            {name: value for name, value in metrics.items() if value.ndim == rank and name != SELECTED}
+        )
+        self._counts.append(count or 1)
         if self._with_selected and SELECTED in metrics and ids is not None:
             self._selected.append((ids, metrics[SELECTED]))
 
     def bound(self, ahead: int) -> None:
-        """Wait until at most `ahead` of the steps have not been computed."""
+        """Wait until at most `ahead` of the calls have not been computed."""
         if len(self._metrics) > ahead:
             jax.block_until_ready(self._metrics[-1 - ahead])
 
     def take(self) -> Fetched:
         """Fetch all that was collected, and begin anew. Waits for the last step."""
         metrics = jax.device_get(self._metrics)
-        names = dict.fromkeys(name for row in metrics for name in row)
-        columns = {name: np.asarray([row.get(name, np.nan) for row in metrics], dtype=np.float64) for name in names}
-        ids = [_on_host(ids)[_on_host(positions)] for ids, positions in self._selected]
-        self._metrics, self._selected = [], []
+        names = dict.fromkeys(name for call in metrics for name in call)
+        columns = {name: self._column([call.get(name, np.nan) for call in metrics]) for name in names}
+        ids = [_chosen(_on_host(ids), _on_host(positions)) for ids, positions in self._selected]
+        self._metrics, self._counts, self._selected = [], [], []
         return Fetched(self._begin, columns, np.concatenate(ids) if ids else None)
+
+    def _column(self, values: list[Any]) -> np.ndarray:
+        """The values of one metric, one for each step."""
+        known = [
+            np.asarray(value)[:count] if np.ndim(value) else np.repeat(value, count)
+            for value, count in zip(values, self._counts, strict=True)
+        ]
+        return np.concatenate(known).astype(np.float64)
 
 
 class Fetched:
@@ -84,6 +96,11 @@ class Fetched:
 def _nan_mean(column: np.ndarray) -> float:
     known = column[~np.isnan(column)]
     return float(known.mean()) if known.size else float("nan")
+
+
+def _chosen(ids: np.ndarray, positions: np.ndarray) -> np.ndarray:
+    """The ids at the positions: of one step, or of the steps of one call."""
+    return np.take_along_axis(ids, positions[: len(ids)] if ids.ndim == 2 else positions, axis=-1).reshape(-1)
 
 
 def _on_host(array: Any) -> np.ndarray:
