@@ -30,7 +30,7 @@ CHECKPOINTS_NAME = "checkpoints"
 TENSORBOARD_NAME = "tensorboard"
 
 # Each queued step keeps its batches in device memory; this many are enough to keep a device busy.
-_STEPS_AHEAD = 8
+STEPS_AHEAD = 8
 
 Evaluate = Callable[[Any], Mapping[str, float]]
 OnSelected = Callable[[np.ndarray, int], Mapping[str, float]]
@@ -147,7 +147,7 @@ class _Run:
         self._history: list[Row] = [] if writer is None else list(writer.rows)
         self._stopwatch = Stopwatch(_common(self._history[-1]["seconds"] if self._history else 0.0))
         self._interval = Interval(on_selected is not None)
-        self._calls_ahead = max(1, _STEPS_AHEAD // config.steps_per_call)
+        self._calls_ahead = max(1, STEPS_AHEAD // config.steps_per_call)
         self._compile_seconds = 0.0
 
     def __call__(self, state: Any, items: Iterator[tuple[int, Item]]) -> TrainResult:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import signal
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,14 +40,16 @@ def resident() -> Resident:
     return Resident(*loaders())
 
 
-def run(run_dir: Path | None, data: Any, step: Any = toy_step, state: Any = None, **config: Any) -> TrainResult:
+def run(
+    run_dir: Path | None, data: Any, step: Any = toy_step, state: Any = None, terminate_at: int = 0, **config: Any
+) -> TrainResult:
     chosen: dict[str, int] = {"num_steps": 23, "log_every": 6, "evaluate_every": 9, "checkpoint_every": 10}
     settings = LoopConfig(**chosen | {"progress": False} | config)  # pyright: ignore[reportArgumentType]
     state = toy_state() if state is None else state
-    seen: list[np.ndarray] = []
 
     def on_selected(ids: np.ndarray, at: int) -> dict[str, float]:
-        seen.append(ids)
+        if at == terminate_at:
+            signal.raise_signal(signal.SIGTERM)
         return {"ids": float(ids @ np.arange(1, len(ids) + 1)), "count": len(ids)}
 
     return train(
@@ -133,6 +136,17 @@ def test_stopped_anywhere_and_continued_is_bit_identical(tmp_path: Path, first_p
     straight = run(None, resident(), Choice(), with_average(), steps_per_call=4)
     assert_same(continued.state, straight.state)
     assert continued.history[-1]["ids"] == straight.history[-1]["ids"]
+
+
+def test_a_signal_ends_the_call_and_saves(tmp_path: Path):
+    config: dict[str, int] = {"log_every": 6, "evaluate_every": 0, "checkpoint_every": 0, "steps_per_call": 4}
+    stopped = run(tmp_path, resident(), Choice(), with_average(), terminate_at=6, **config)
+    assert stopped.stopped_early
+    assert [row["step"] for row in stopped.history] == [6, 10]
+    assert int(stopped.state.step) == 10
+    continued = run(tmp_path, resident(), Choice(), with_average(), **config)
+    assert not continued.stopped_early
+    assert_same(continued.state, run(None, resident(), Choice(), with_average(), **config).state)
 
 
 def test_one_compilation():
