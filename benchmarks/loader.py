@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias
@@ -66,23 +66,25 @@ def main(options: LoaderConfig) -> None:
     found: dict[str, list[Row]] = {}
     for name, part in (("loader", loader_rows), ("stalls", stall_rows), ("overhead", overhead_rows)):
         if name in options.parts:
-            found[name] = part(options)
-            print(table(found[name]), end="\n\n", flush=True)
+            found[name] = []
+            for row in part(options):
+                _show(row, heading=not found[name])
+                found[name].append(row)
+            print(flush=True)
     if options.json is not None:
         options.json.write_text(json.dumps(found, indent=1) + "\n")
 
 
-def table(rows: Sequence[Row]) -> str:
-    """A Markdown table of rows with the same columns."""
-    lines = [list(rows[0]), ["---"] * len(rows[0])]
-    lines += [[f"{x:.3g}" if isinstance(x, float) else str(x) for x in row.values()] for row in rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+def _show(row: Row, heading: bool) -> None:
+    """Prints a line of a Markdown table."""
+    lines = [list(row), ["---"] * len(row)] if heading else []
+    lines.append([f"{x:.3g}" if isinstance(x, float) else str(x) for x in row.values()])
+    print("\n".join(f"| {' | '.join(line)} |" for line in lines), flush=True)
 
 
-def loader_rows(options: LoaderConfig) -> list[Row]:
+def loader_rows(options: LoaderConfig) -> Iterator[Row]:
     """Rows and bytes a second of `Loader.batch`, and its share of a plain copy's bytes a second."""
     copy = _copy_seconds(3 * options.repeats)
-    rows = []
     for length in (64, 128):
         corpora = build.load_corpora(_config(options, length=length))
         for size in (256, 1024, 4096, 16384):
@@ -92,13 +94,12 @@ def loader_rows(options: LoaderConfig) -> list[Row]:
             seconds = _best(options, count, loader.batch)
             row_bytes = sum(x.nbytes for x in batch.values()) / loader.batch_size
             rate = loader.batch_size / seconds
-            rows.append({
+            yield {
                 "T": length, "B": loader.batch_size, "rows in the data": len(corpora.generic_train),
                 "ms a batch": seconds * 1e3, "of it the order": _best(options, count, loader.indices) / seconds,
                 "million rows/s": rate / 1e6, "GB/s": rate * row_bytes / 1e9, "copying GB/s": _COPIED / copy / 1e9,
                 "share of copying": rate * row_bytes * copy / _COPIED,
-            })  # fmt: skip
-    return rows
+            }  # fmt: skip
 
 
 def _copy_seconds(repeats: int) -> float:
@@ -160,20 +161,18 @@ def _jitted(step: TrainStep) -> Jitted:
     return Jitted(learn, plain, step.update_every)
 
 
-def stall_rows(options: LoaderConfig) -> list[Row]:
+def stall_rows(options: LoaderConfig) -> Iterator[Row]:
     """How long the loop waits for batches."""
-    rows = []
     for size in options.sizes:
         for big in (512, 2048):
             parts = _parts(_config(options, size, big_batch_size=big))
             step, data = _jitted(parts.step), Data(*parts.loaders)
             waits = [_waiting(data, step, parts.start(), options.steps) for _ in range(options.repeats)]
             seconds, waited, idle = np.median(waits, axis=0)
-            rows.append({
+            yield {
                 "size": size, "b": 16, "B": big, "ms a step": seconds * 1e3,
                 "waiting": f"{waited:.2%}", "waiting with an idle device": f"{idle:.2%}",
-            })  # fmt: skip
-    return rows
+            }  # fmt: skip
 
 
 def _waiting(data: Source, step: Jitted, state: TrainState, steps: int) -> tuple[float, float, float]:
@@ -201,12 +200,11 @@ def _waiting(data: Source, step: Jitted, state: TrainState, steps: int) -> tuple
     return seconds / steps, waited / seconds, idle / seconds
 
 
-def overhead_rows(options: LoaderConfig) -> list[Row]:
+def overhead_rows(options: LoaderConfig) -> Iterator[Row]:
     """Seconds of `train` over those of calling its programs again and again on the same arrays."""
     parts = _parts(_config(options, options.overhead_size))
     nothing = parts.step._replace(learn=_nothing, plain=_nothing)
     resident = Resident(*parts.loaders)
-    rows = []
     for size, step in (("no computation", nothing), (options.overhead_size, parts.step)):
         for source, most in ((Data(*parts.loaders), 1), (resident, 8)):
             chosen = _jitted(step)
@@ -219,12 +217,11 @@ def overhead_rows(options: LoaderConfig) -> list[Row]:
                 found.append((trained, (called + again) / 2))
                 ratios.append(2 * trained / (called + again) - 1)
             trained, called = np.median(found, axis=0)
-            rows.append({
+            yield {
                 "size": size, "data": "resident" if most > 1 else "streaming", "steps a call": most,
                 "ms a step, calling": called * 1e3, "ms a step, train()": trained * 1e3,
                 "overhead": f"{np.median(ratios):.1%}", "least": f"{min(ratios):.1%}", "most": f"{max(ratios):.1%}",
-            })  # fmt: skip
-    return rows
+            }  # fmt: skip
 
 
 def _nothing(state: TrainState, big_batch: Batch, specific_batch: Batch) -> tuple[TrainState, dict[str, Any]]:

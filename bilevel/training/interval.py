@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import chain, repeat
 from typing import Any
 
 import jax
@@ -56,17 +57,15 @@ class Interval:
         metrics = jax.device_get(self._metrics)
         names = dict.fromkeys(name for call in metrics for name in call)
         columns = {name: self._column([call.get(name, np.nan) for call in metrics]) for name in names}
-        ids = [_chosen(_on_host(ids), _on_host(positions)) for ids, positions in self._selected]
+        ids = [_chosen(*pair) for pair in _on_host(self._selected)]
         self._metrics, self._counts, self._selected = [], [], []
         return Fetched(self._begin, columns, np.concatenate(ids) if ids else None)
 
     def _column(self, values: list[Any]) -> np.ndarray:
         """The values of one metric, one for each step."""
-        known = [
-            np.asarray(value)[:count] if np.ndim(value) else np.repeat(value, count)
-            for value, count in zip(values, self._counts, strict=True)
-        ]
-        return np.concatenate(known).astype(np.float64)
+        calls = zip(values, self._counts, strict=True)
+        steps = chain.from_iterable(value[:n] if np.ndim(value) else repeat(value, n) for value, n in calls)
+        return np.asarray(list(steps), dtype=np.float64)
 
 
 class Fetched:
@@ -103,7 +102,12 @@ def _chosen(ids: np.ndarray, positions: np.ndarray) -> np.ndarray:
     return np.take_along_axis(ids, positions[: len(ids)] if ids.ndim == 2 else positions, axis=-1).reshape(-1)
 
 
-def _on_host(array: Any) -> np.ndarray:
-    if isinstance(array, jax.Array) and not (array.is_fully_addressable or array.is_fully_replicated):
-        return np.asarray(multihost_utils.process_allgather(array, tiled=True))
-    return np.asarray(jax.device_get(array))
+def _on_host(tree: Any) -> Any:
+    """Fetch arrays, also those that are spread over processes."""
+
+    def whole(array: Any) -> Any:
+        if isinstance(array, jax.Array) and not (array.is_fully_addressable or array.is_fully_replicated):
+            return multihost_utils.process_allgather(array, tiled=True)
+        return array
+
+    return jax.device_get(jax.tree.map(whole, tree))
