@@ -201,26 +201,34 @@ def _waiting(data: Source, step: Jitted, state: TrainState, steps: int) -> tuple
 
 
 def overhead_rows(options: LoaderConfig) -> Iterator[Row]:
-    """Seconds of `train` over those of calling its programs again and again on the same arrays."""
+    """Seconds of `train` over those of calling its programs again and again on the same arrays.
+
+    Wall-clock, and processor seconds of all threads: on a busy machine the second say more.
+    """
     parts = _parts(_config(options, options.overhead_size))
     nothing = parts.step._replace(learn=_nothing, plain=_nothing)
-    resident = Resident(*parts.loaders)
+    sources = ((Data(*parts.loaders), 1), (Resident(*parts.loaders), 8))
     for size, step in (("no computation", nothing), (options.overhead_size, parts.step)):
-        for source, most in ((Data(*parts.loaders), 1), (resident, 8)):
+        for source, most in sources:
             chosen = _jitted(step)
-            ratios, found = [], []
-            _calling(source, chosen, most, parts.start(), 16)  # compiles
+            for measure in (_calling, _training):  # compiles
+                measure(source, chosen, most, parts.start(), 16)
+            found = []
             for _ in range(options.repeats):
-                called = _calling(source, chosen, most, parts.start(), options.steps)
-                trained = _training(source, chosen, most, parts.start(), options.steps)
-                again = _calling(source, chosen, most, parts.start(), options.steps)
-                found.append((trained, (called + again) / 2))
-                ratios.append(2 * trained / (called + again) - 1)
-            trained, called = np.median(found, axis=0)
+                before, trained, after = (
+                    measure(source, chosen, most, parts.start(), options.steps)
+                    for measure in (_calling, _training, _calling)
+                )
+                found.append([((a + b) / 2, c) for a, b, c in zip(before, after, trained, strict=True)])
+            (called, trained), (called_cpu, trained_cpu) = np.median(found, axis=0)
+            ratios = np.asarray([[trained / called - 1 for called, trained in pair] for pair in found])
+            middle, least, most_of_all = np.median(ratios, axis=0), ratios.min(axis=0), ratios.max(axis=0)
             yield {
                 "size": size, "data": "resident" if most > 1 else "streaming", "steps a call": most,
                 "ms a step, calling": called * 1e3, "ms a step, train()": trained * 1e3,
-                "overhead": f"{np.median(ratios):.1%}", "least": f"{min(ratios):.1%}", "most": f"{max(ratios):.1%}",
+                "overhead (least to most)": f"{middle[0]:.1%} ({least[0]:.1%} to {most_of_all[0]:.1%})",
+                "CPU ms, calling": called_cpu * 1e3, "CPU ms, train()": trained_cpu * 1e3,
+                "CPU overhead (least to most)": f"{middle[1]:.1%} ({least[1]:.1%} to {most_of_all[1]:.1%})",
             }  # fmt: skip
 
 
@@ -233,12 +241,16 @@ def _nothing(state: TrainState, big_batch: Batch, specific_batch: Batch) -> tupl
     return dataclasses.replace(state, step=state.step + 1), {"generic_loss": loss, **metrics, "selected": selected}
 
 
-def _calling(source: Source, step: Any, most: int, state: TrainState, steps: int) -> float:
-    """Seconds a step of the programs alone, on the arrays of the first 8 steps. The first call of each does not count."""
+def _calling(source: Source, step: Any, most: int, state: TrainState, steps: int) -> tuple[float, float]:
+    """Seconds and processor seconds a step of the programs alone, on the arrays of the first 8 steps.
+
+    The first call of each program does not count in the seconds, as in `train`.
+    """
     programs = source.programs(step, most)
     calls = list(LoopConfig(8, log_every=8, steps_per_call=most).calls(0))
     turns = [(programs.at(first)[0], source.item(first, count, most)) for first, count in calls]
-    began, first_calls = 0.0, 2 // most or 1
+    jax.block_until_ready(state)
+    cpu, began, first_calls = time.process_time(), 0.0, 2 // most or 1
     for made in range(steps // most):
         if made == first_calls:
             jax.block_until_ready(state)
@@ -246,16 +258,19 @@ def _calling(source: Source, step: Any, most: int, state: TrainState, steps: int
         program, item = turns[made % len(turns)]
         state, _ = program(state, *item.arguments)
     jax.block_until_ready(state)
-    return (time.perf_counter() - began) / (steps - first_calls * most)
+    seconds = time.perf_counter() - began
+    return seconds / (steps - first_calls * most), (time.process_time() - cpu) / steps
 
 
-def _training(source: Source, step: Any, most: int, state: TrainState, steps: int) -> float:
-    """Seconds a step of the whole loop with a row of metrics. The first call of each program does not count."""
+def _training(source: Source, step: Any, most: int, state: TrainState, steps: int) -> tuple[float, float]:
+    """The same of the whole loop with a row of metrics."""
     config = LoopConfig(
         steps, log_every=steps, evaluate_every=0, checkpoint_every=0, steps_per_call=most, progress=False
     )
+    jax.block_until_ready(state)
+    cpu = time.process_time()
     result = train(step, state, data=source, config=config, on_selected=lambda ids, done: {"rows": float(len(ids))})
-    return result.seconds / (steps - (2 // most or 1) * most)
+    return result.seconds / (steps - (2 // most or 1) * most), (time.process_time() - cpu) / steps
 
 
 if __name__ == "__main__":
