@@ -11,6 +11,7 @@ from bilevel.data.packed import pack as pack
 from bilevel.data.permutation import permute as permute
 from bilevel.data.prefetch import Prefetcher as Prefetcher
 from bilevel.data.prefetch import prefetch as prefetch
+from bilevel.data.prefetch import read_ahead as read_ahead
 from bilevel.data.sources import Document as Document
 from bilevel.data.sources import Source as Source
 from bilevel.data.sources import open_source as open_source

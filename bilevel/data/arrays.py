@@ -110,7 +110,7 @@ class ArrayDataset:
 
     def rows(self, indices: NDArray[np.integer[Any]]) -> NumpyBatch:
         """Gather rows: each array at `indices`, integer `[b]`, and the row numbers as `id`, int32 `[b]`."""
-        batch = {key: array[indices] for key, array in self._arrays.items()}
+        batch = {key: take_rows(array, indices) for key, array in self._arrays.items()}
         return {**batch, "id": np.asarray(indices, np.int32)}
 
     @property
@@ -129,6 +129,12 @@ class ArrayDataset:
             for start in range(0, self._size, step):
                 hasher.update(np.ascontiguousarray(array[start : start + step]).tobytes())
         return hasher.hexdigest()
+
+
+def take_rows(array: NDArray[Any], indices: NDArray[np.integer[Any]]) -> NDArray[Any]:
+    """`array[indices]`, by `take`, which is several times faster but would copy the whole of a strided array first."""
+    whole = array.flags.c_contiguous and array.flags.aligned
+    return array.take(indices, axis=0) if whole else array[indices]
 
 
 def check_rows(count: int, name: str) -> int:

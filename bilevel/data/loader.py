@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,6 +11,8 @@ from numpy.typing import NDArray
 from bilevel.data.arrays import Dataset, NumpyBatch
 from bilevel.data.permutation import permute
 from bilevel.types import UserError
+
+_AT_ONCE = 4096  # rows drawn at once, as each draw has a fixed cost
 
 
 class Loader:
@@ -60,33 +63,50 @@ class Loader:
         self.batch_size = batch_size
         self.seed = seed
         self.shuffle = shuffle
-        share = batch_size // process_count
-        self._slice = slice(process_index * share, (process_index + 1) * share)
+        self._share = batch_size // process_count
+        self._skip = process_index * self._share
+        self._steps_at_once = max(1, _AT_ONCE // batch_size)
+        self._drawn: tuple[int, NDArray[np.int64]] | None = None  # the last group of steps, and its rows
 
     def indices(self, step: int) -> NDArray[np.int64]:
         """The row numbers of the global batch `step` (from 0), int64 `[batch_size]`."""
-        return self._rows_at(step, slice(0, self.batch_size))
+        return self._rows_of(_checked(step))
 
     def batch(self, step: int) -> NumpyBatch:
         """This process's slice of the batch `step` (from 0), `batch_size / process_count` rows."""
-        return self.dataset.rows(self._rows_at(step, self._slice))
+        if self._share == self.batch_size:
+            return self.dataset.rows(self._rows_of(_checked(step)))
+        return self.dataset.rows(self._rows_at(_checked(step) * self.batch_size + self._skip, self._share))
 
     def epoch(self, step: int) -> float:
         """How many times the data have been seen before `step`."""
         return step * self.batch_size / len(self.dataset)
 
-    def _rows_at(self, step: int, part: slice) -> NDArray[np.int64]:
-        if step < 0:
-            raise ValueError(f"step is {step}; steps count from 0")
+    def _rows_of(self, step: int) -> NDArray[np.int64]:
+        """The rows of a whole batch. Small ones are drawn for several steps at once, which costs little more than one."""
+        group, place = divmod(step, self._steps_at_once)
+        size = self._steps_at_once * self.batch_size
+        drawn = self._drawn
+        if drawn is None or drawn[0] != group:
+            drawn = self._drawn = group, self._rows_at(group * size, size)
+        return drawn[1][place * self.batch_size : (place + 1) * self.batch_size].copy()
+
+    def _rows_at(self, first: int, count: int) -> NDArray[np.int64]:
+        """The rows `first` to `first + count - 1` of the endless sequence of epochs."""
         size = len(self.dataset)
-        first = step * self.batch_size + part.start
-        epochs, positions = np.divmod(np.arange(first, first + part.stop - part.start), size)
+        epochs, positions = np.divmod(np.arange(first, first + count), size)
         if not self.shuffle:
             return positions
-        # A batch is not larger than the data set, so these are one or two epochs.
+        bounds = [*np.flatnonzero(np.diff(epochs, prepend=-1)), count]
         return np.concatenate(
-            [permute(positions[epochs == epoch], size, self.seed, int(epoch)) for epoch in np.unique(epochs)]
+            [permute(positions[start:stop], size, self.seed, int(epochs[start])) for start, stop in pairwise(bounds)]
         )
+
+
+def _checked(step: int) -> int:
+    if step < 0:
+        raise ValueError(f"step is {step}; steps count from 0")
+    return step
 
 
 def check_batch_size(batch_size: int) -> None:

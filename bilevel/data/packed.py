@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from bilevel.data._files import file_fingerprint
 from bilevel.data._source import Source, digest
 from bilevel.data._writer import PackedWriter, length_dtype
-from bilevel.data.arrays import NumpyBatch, check_rows
+from bilevel.data.arrays import NumpyBatch, check_rows, take_rows
 from bilevel.data.labels import with_labels
 from bilevel.types import UserError
 
@@ -100,8 +100,8 @@ class PackedText:
             tokens uint8 `[b, T]`, length int32 `[b]`, id int32 `[b]` (the row numbers).
         """
         return {
-            "tokens": self.tokens[indices],
-            "length": self.length[indices].astype(np.int32),
+            "tokens": take_rows(self.tokens, indices),
+            "length": take_rows(self.length, indices).astype(np.int32),
             "id": np.asarray(indices, np.int32),
         }
 

@@ -5,31 +5,30 @@ from __future__ import annotations
 import queue
 import threading
 import weakref
-from typing import Self
+from collections.abc import Iterable
+from typing import Any, Generic, Self, TypeVar
 
 from bilevel.data.arrays import NumpyBatch
 from bilevel.data.loader import Loader
 from bilevel.types import UserError
 
-_Item = tuple[int, NumpyBatch] | BaseException | None
+T = TypeVar("T")
+
 _PATIENCE = 0.1  # seconds between two looks at whether to stop
 
 
-class Prefetcher:
-    """An iterator over `(step, batch)` that one daemon thread reads ahead; made by `prefetch`.
+class Prefetcher(Generic[T]):
+    """An iterator over `(step, batch)` that one daemon thread reads ahead; made by `prefetch` or `read_ahead`.
 
     It is also a context manager. Closing it, or dropping the last reference to it, ends the thread.
     """
 
-    def __init__(self, loader: Loader, start_step: int, stop_step: int, depth: int):
-        self._queue: queue.Queue[_Item] = queue.Queue(depth)
+    def __init__(self, pairs: Iterable[tuple[int, T]], depth: int):
+        self._queue: queue.Queue[Any] = queue.Queue(depth)  # pairs; at the end None, or what was raised
         self._stop = threading.Event()
         # The thread must not refer to self, or self would never be collected.
         self._thread = threading.Thread(
-            target=_produce,
-            args=(loader, start_step, stop_step, self._queue, self._stop),
-            name="prefetch",
-            daemon=True,
+            target=_produce, args=(pairs, self._queue, self._stop), name="prefetch", daemon=True
         )
         self._thread.start()
         weakref.finalize(self, self._stop.set)
@@ -37,7 +36,7 @@ class Prefetcher:
     def __iter__(self) -> Self:
         return self
 
-    def __next__(self) -> tuple[int, NumpyBatch]:
+    def __next__(self) -> tuple[int, T]:
         while not self._stop.is_set():
             try:
                 item = self._queue.get(timeout=_PATIENCE)
@@ -62,7 +61,7 @@ class Prefetcher:
         self.close()
 
 
-def prefetch(loader: Loader, start_step: int, stop_step: int, depth: int = 2) -> Prefetcher:
+def prefetch(loader: Loader, start_step: int, stop_step: int, depth: int = 2) -> Prefetcher[NumpyBatch]:
     """Read the batches `start_step` to `stop_step - 1` ahead in a daemon thread.
 
     Args:
@@ -78,22 +77,31 @@ def prefetch(loader: Loader, start_step: int, stop_step: int, depth: int = 2) ->
     Raises:
         UserError: `depth` is not positive.
     """
+    return read_ahead(((step, loader.batch(step)) for step in range(start_step, stop_step)), depth)
+
+
+def read_ahead(pairs: Iterable[tuple[int, T]], depth: int = 2) -> Prefetcher[T]:
+    """Iterate over `(step, anything)` ahead in a daemon thread; as `prefetch`.
+
+    Raises:
+        UserError: `depth` is not positive.
+    """
     if depth < 1:
         raise UserError(f"The prefetch depth is {depth}; it must be at least 1.")
-    return Prefetcher(loader, start_step, stop_step, depth)
+    return Prefetcher(pairs, depth)
 
 
-def _produce(loader: Loader, start: int, stop: int, out: queue.Queue[_Item], stopping: threading.Event) -> None:
+def _produce(pairs: Iterable[tuple[int, Any]], out: queue.Queue[Any], stopping: threading.Event) -> None:
     try:
-        for step in range(start, stop):
-            if not _put((step, loader.batch(step)), out, stopping):
+        for pair in pairs:
+            if not _put(pair, out, stopping):
                 return
         _put(None, out, stopping)
     except BaseException as error:
         _put(error, out, stopping)
 
 
-def _put(item: _Item, out: queue.Queue[_Item], stopping: threading.Event) -> bool:
+def _put(item: Any, out: queue.Queue[Any], stopping: threading.Event) -> bool:
     while not stopping.is_set():
         try:
             out.put(item, timeout=_PATIENCE)

@@ -1,16 +1,17 @@
-"""Batches of the coming steps, loaded and placed on the devices by a thread while the current step runs."""
+"""What the coming calls need, loaded and placed on the devices by a thread while the current one runs."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, cast
+from typing import Any, NamedTuple, Protocol
 
 import jax
 
-from bilevel.data import prefetch
-from bilevel.types import Batch
+from bilevel.data import read_ahead
+from bilevel.training.programs import Programs, Step, StepChoice
+from bilevel.types import Batch, UserError
 
 
 class Loader(Protocol):
@@ -18,6 +19,30 @@ class Loader(Protocol):
 
     def batch(self, step: int, /) -> Batch:
         """Return the host batch of `step` (counted from 0)."""
+        ...
+
+
+class Item(NamedTuple):
+    """What one call of a program needs."""
+
+    arguments: tuple[Any, ...]
+    """What the program takes after the state."""
+    ids: Any
+    """int32 `[B]`: the row ids of the whole big batch (of all processes), or None when it has no `id`; `[n, B]` for a
+    call of n steps."""
+    steps: int | None = None
+    """The steps of the call, whose metrics then have a leading axis; None: one step, without that axis."""
+
+
+class Source(Protocol):
+    """Data, and the programs that take them: `Data` or `Resident`."""
+
+    def programs(self, step: Step | StepChoice, steps_per_call: int) -> Programs:
+        """Return the programs that make the steps, up to `steps_per_call` in one call."""
+        ...
+
+    def item(self, first: int, count: int, steps_per_call: int) -> Item:
+        """Return what the call for the steps `first` to `first + count - 1` needs."""
         ...
 
 
@@ -34,36 +59,34 @@ class Data:
     place_specific: Callable[[Batch], Batch] = jax.device_put
     """The same for specific batches."""
 
+    def programs(self, step: Step | StepChoice, steps_per_call: int) -> Programs:
+        """The step functions themselves.
 
-class Item(NamedTuple):
-    """What one step needs."""
+        Raises:
+            UserError: more than one step is asked for.
+        """
+        if steps_per_call != 1:
+            raise UserError(
+                f"steps_per_call={steps_per_call} needs data that are on the device: "
+                "give `Resident` data (--resident), or one step a call."
+            )
+        return Programs(step)
 
-    ids: Any
-    """int32 `[B]`: the row ids of the whole big batch (of all processes), or None when it has no `id`."""
-    generic: Batch
-    specific: Batch
+    def item(self, first: int, count: int, steps_per_call: int) -> Item:
+        """The batches of one step."""
+        host = self.generic.batch(first)
+        generic = self.place_generic(host)
+        specific = self.place_specific(self.specific.batch(first))
+        # A process has only its own rows on the host; the placed array has those of all processes.
+        rows = host if jax.process_count() == 1 else generic
+        return Item((generic, specific), rows.get("id") if isinstance(rows, dict) else None)
 
 
-@contextmanager
-def feed(data: Data, start: int, stop: int) -> Iterator[Iterator[tuple[int, Item]]]:
-    """Open an iterator over `(step, item)` for the steps `start` to `stop - 1`; the thread ends with the context.
+def feed(
+    data: Source, calls: Iterable[tuple[int, int]], steps_per_call: int = 1
+) -> AbstractContextManager[Iterator[tuple[int, Item]]]:
+    """Open an iterator over `(first step, item)` for calls `(first step, count)`; the thread ends with the context.
 
     What the loaders and placements raise is raised by the iterator.
     """
-    with prefetch(cast(Any, _Items(data)), start, stop) as items:
-        yield cast(Iterator[tuple[int, Item]], items)
-
-
-class _Items:
-    """The items as one loader."""
-
-    def __init__(self, data: Data):
-        self._data = data
-
-    def batch(self, step: int, /) -> Item:
-        host = self._data.generic.batch(step)
-        generic = self._data.place_generic(host)
-        specific = self._data.place_specific(self._data.specific.batch(step))
-        # A process has only its own rows on the host; the placed array has those of all processes.
-        rows = host if jax.process_count() == 1 else generic
-        return Item(rows.get("id") if isinstance(rows, dict) else None, generic, specific)
+    return read_ahead((first, data.item(first, count, steps_per_call)) for first, count in calls)

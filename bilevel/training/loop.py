@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
@@ -15,10 +14,11 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from bilevel.training.checkpoints import Checkpoints
-from bilevel.training.feed import Data, Item, feed
+from bilevel.training.config import LoopConfig as LoopConfig
+from bilevel.training.feed import Item, Source, feed
 from bilevel.training.interval import Interval
 from bilevel.training.metrics import MetricsWriter, Row
-from bilevel.training.programs import Programs, Step, StepChoice
+from bilevel.training.programs import Program, Programs, Step, StepChoice
 from bilevel.training.progress import Progress
 from bilevel.training.run_dir import hold_run_dir
 from bilevel.training.signals import StopSignals
@@ -30,7 +30,7 @@ CHECKPOINTS_NAME = "checkpoints"
 TENSORBOARD_NAME = "tensorboard"
 
 # Each queued step keeps its batches in device memory; this many are enough to keep a device busy.
-_STEPS_AHEAD = 8
+STEPS_AHEAD = 8
 
 Evaluate = Callable[[Any], Mapping[str, float]]
 OnSelected = Callable[[np.ndarray, int], Mapping[str, float]]
@@ -38,39 +38,6 @@ OnSelected = Callable[[np.ndarray, int], Mapping[str, float]]
 
 class TrainingDiverged(UserError):
     """The loss or the parameters are no longer finite."""
-
-
-@dataclass(frozen=True)
-class LoopConfig:
-    """How long to train, and how often to do what."""
-
-    num_steps: int
-    """Steps in all, those of earlier starts of this run included."""
-    log_every: int = 50
-    """Steps between two rows of metrics."""
-    evaluate_every: int = 500
-    """Steps between two evaluations; there is one after the last step too. 0: only that one."""
-    checkpoint_every: int = 500
-    """Steps between two checkpoints; there is one after the last step too. 0: only that one."""
-    keep: int = 2
-    """How many checkpoints are kept."""
-    progress: bool = True
-    """Show a progress bar (lines when stderr is not a terminal)."""
-    stop_signals: bool = True
-    """SIGTERM and SIGINT finish the step, save and return."""
-    tensorboard: bool = False
-    """Mirror the metrics to TensorBoard events in the run directory."""
-
-    def __post_init__(self) -> None:
-        """Check the numbers.
-
-        Raises:
-            UserError: one is out of range.
-        """
-        smallest = {"num_steps": 1, "log_every": 1, "evaluate_every": 0, "checkpoint_every": 0, "keep": 1}
-        for name, least in smallest.items():
-            if getattr(self, name) < least:
-                raise UserError(f"{name} is {getattr(self, name)}: give {least} or more.")
 
 
 class TrainResult(NamedTuple):
@@ -92,7 +59,7 @@ def train(
     step: Step | StepChoice,
     state: Any,
     *,
-    data: Data,
+    data: Source,
     config: LoopConfig,
     run_dir: Path | None = None,
     evaluate: Evaluate | None = None,
@@ -112,7 +79,7 @@ def train(
             were trained on.
         state: the initial state, with a `step` field. It is donated: do not use it afterwards. On continuing
             it is only the template that gives the tree, the types and the shardings.
-        data: the loaders and how batches get to the devices.
+        data: `Data`, the loaders and how batches get to the devices; or `Resident`, data that are there.
         config: how long to train, and how often to do what.
         run_dir: where metrics and checkpoints go; None keeps nothing on disk.
         evaluate: `(state) -> {name: value}`, added to the row; called in every process.
@@ -147,8 +114,9 @@ def train(
             tensorboard = run_dir / TENSORBOARD_NAME if config.tensorboard else None
             writer = stack.enter_context(MetricsWriter(run_dir / METRICS_NAME, start, tensorboard))
         progress = stack.enter_context(Progress(start, config.num_steps, config.progress and first))
-        items = stack.enter_context(feed(data, start, config.num_steps))
-        run = _Run(step, config, run_dir, evaluate, on_selected, checkpoints, writer, signals, progress)
+        programs = data.programs(step, config.steps_per_call)
+        items = stack.enter_context(feed(data, config.calls(start), config.steps_per_call))
+        run = _Run(programs, config, run_dir, evaluate, on_selected, checkpoints, writer, signals, progress)
         return run(state, items)
 
 
@@ -157,7 +125,7 @@ class _Run:
 
     def __init__(
         self,
-        step: Step | StepChoice,
+        programs: Programs,
         config: LoopConfig,
         run_dir: Path | None,
         evaluate: Evaluate | None,
@@ -167,7 +135,7 @@ class _Run:
         signals: StopSignals,
         progress: Progress,
     ):
-        self._programs = Programs(step)
+        self._programs = programs
         self._config = config
         self._run_dir = run_dir
         self._evaluate = evaluate
@@ -179,15 +147,16 @@ class _Run:
         self._history: list[Row] = [] if writer is None else list(writer.rows)
         self._stopwatch = Stopwatch(_common(self._history[-1]["seconds"] if self._history else 0.0))
         self._interval = Interval(on_selected is not None)
+        self._calls_ahead = max(1, STEPS_AHEAD // config.steps_per_call)
         self._compile_seconds = 0.0
 
     def __call__(self, state: Any, items: Iterator[tuple[int, Item]]) -> TrainResult:
         stop, done = False, self._config.num_steps
         for number, item in items:
-            state = self._one_step(number, state, item)
-            done = number + 1
+            state = self._call(number, state, item)
+            done = number + (item.steps or 1)
             stop = self._must_stop(done)
-            if stop or self._due(done, self._config.log_every) or self._evaluates(done) or self._saves(done):
+            if stop or self._logs(done) or self._evaluates(done) or self._saves(done):
                 self._finish_interval(state, done, stop)
             if stop:
                 break
@@ -195,23 +164,20 @@ class _Run:
         seconds = self._stopwatch.stop()
         return TrainResult(state, self._history, stopped_early, seconds, self._compile_seconds)
 
-    def _one_step(self, number: int, state: Any, item: Item) -> Any:
+    def _call(self, number: int, state: Any, item: Item) -> Any:
         program, new = self._programs.at(number)
-        if new:
-            state, metrics = self._first_call(program, state, item)
-        else:
-            state, metrics = program(state, item.generic, item.specific)
-        self._interval.add(number + 1, metrics, item.ids)
-        self._interval.bound(_STEPS_AHEAD)
-        self._progress.advance()
+        state, metrics = self._first_call(program, state, item) if new else program(state, *item.arguments)
+        self._interval.add(number + 1, metrics, item.ids, item.steps)
+        self._interval.bound(self._calls_ahead)
+        self._progress.advance(item.steps or 1)
         return state
 
-    def _first_call(self, program: Step, state: Any, item: Item) -> tuple[Any, Mapping[str, Any]]:
+    def _first_call(self, program: Program, state: Any, item: Item) -> tuple[Any, Mapping[str, Any]]:
         """Call a program that compiles now. Training time stands still meanwhile."""
         jax.block_until_ready(state)
         self._stopwatch.stop()
         began = time.perf_counter()
-        result = jax.block_until_ready(program(state, item.generic, item.specific))
+        result = jax.block_until_ready(program(state, *item.arguments))
         self._compile_seconds += time.perf_counter() - began
         self._stopwatch.start()
         return result
@@ -253,18 +219,18 @@ class _Run:
 
     def _must_stop(self, done: int) -> bool:
         # Several processes must stop at the same step; they ask each other only where they wait anyway.
-        if jax.process_count() > 1 and not self._due(done, self._config.log_every):
+        if jax.process_count() > 1 and not self._logs(done):
             return False
         return self._signals.agreed()
 
+    def _logs(self, done: int) -> bool:
+        return self._config.due(done, self._config.log_every)
+
     def _evaluates(self, done: int) -> bool:
-        return self._due(done, self._config.evaluate_every)
+        return self._config.due(done, self._config.evaluate_every)
 
     def _saves(self, done: int) -> bool:
-        return self._due(done, self._config.checkpoint_every)
-
-    def _due(self, done: int, every: int) -> bool:
-        return done == self._config.num_steps or (every > 0 and done % every == 0)
+        return self._config.due(done, self._config.checkpoint_every)
 
 
 def _strong(leaf: Any) -> jax.Array:

@@ -10,6 +10,8 @@ import jax
 from bilevel.types import Batch
 
 Step: TypeAlias = Callable[[Any, Batch, Batch], tuple[Any, Mapping[str, Any]]]
+Program: TypeAlias = Callable[..., tuple[Any, Mapping[str, Any]]]
+"""Takes the state and the `arguments` of an `Item`."""
 
 
 class StepChoice(Protocol):
@@ -23,11 +25,11 @@ class StepChoice(Protocol):
 class Programs:
     """The step functions, jitted with a donated state unless they are jitted already."""
 
-    def __init__(self, step: Step | StepChoice):
+    def __init__(self, step: Program | StepChoice):
         self._step = step
-        self._jitted: dict[Step, Step] = {}
+        self._jitted: dict[Program, Program] = {}
 
-    def at(self, step: int) -> tuple[Step, bool]:
+    def at(self, step: int) -> tuple[Program, bool]:
         """Return the program for a step, and whether it is called for the first time (and compiles)."""
         function: Any = self._step
         if hasattr(function, "at"):

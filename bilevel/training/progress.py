@@ -33,10 +33,10 @@ class Progress:
         if self._bar is not None:
             self._bar.close()
 
-    def advance(self) -> None:
-        """Count one step."""
+    def advance(self, steps: int = 1) -> None:
+        """Count steps."""
         if self._bar is not None:
-            self._bar.update(1)
+            self._bar.update(steps)
 
     def show(self, step: int, values: Mapping[str, float]) -> None:
         """Show the losses among `values`."""

@@ -191,6 +191,10 @@ class Config:
     """Steps between two checkpoints."""
     evaluate_rows: int = 2048
     """Most rows in an evaluation while training; the final ones use all."""
+    resident: bool = False
+    """Keep all data on the device, and make several steps in one program call."""
+    steps_per_call: int = 8
+    """With --resident: most steps in one call."""
     progress: bool = True
     """Show a progress bar."""
     tensorboard: bool = False

@@ -14,10 +14,10 @@ import numpy as np
 from jax.sharding import Mesh
 
 from bilevel import sharding
-from bilevel.data import Dataset, PackedText, evaluation_batches
+from bilevel.data import Dataset, Loader, PackedText, evaluation_batches
 from bilevel.nn.transformer import Transformer, byte_losses
 from bilevel.state import TrainState
-from bilevel.training import Checkpoints, Data, Document, LoopConfig, TrainResult, prepare_run_dir, train
+from bilevel.training import Checkpoints, Data, Document, LoopConfig, Resident, TrainResult, prepare_run_dir, train
 from bilevel.types import Array, LogitFn, Params, UserError
 from experiments.language_modeling import build
 from experiments.language_modeling.config import Config, settings_of
@@ -63,8 +63,10 @@ def settings_dict(config: Config, method: str, seed: int) -> dict[str, Any]:
     """What decides the outcome of a run: two runs with equal settings give equal results."""
     weights = {} if method == "uniform" else settings_of(config, method)
     everything = dataclasses.asdict(config) | {"method": method, "seed": seed, "weights": weights}
-    for name in ("compare", "seeds", "run_dir", "eval_only", "coordinator", "processes", "process"):
+    for name in ("compare", "seeds", "run_dir", "eval_only", "coordinator", "processes", "process", "steps_per_call"):
         del everything[name]
+    if not config.resident:
+        del everything["resident"]  # it rounds otherwise; runs that were begun before it existed go on
     return everything
 
 
@@ -91,13 +93,10 @@ def run(config: Config, method: str, seed: int, corpora: build.Corpora) -> dict[
     if method == "frozen":
         state = dataclasses.replace(state, weight_params=_weights_from(config, state))
 
-    def place(batch: Any) -> Any:
-        return sharding.place_batch(mesh, batch) if mesh.size > 1 else jax.device_put(batch)
-
     result = train(
         step,
         state,
-        data=Data(generic, specific, place, place),
+        data=_source(config, generic, specific, mesh),
         config=_loop_config(config),
         run_dir=directory,
         evaluate=_evaluation(config, mesh, evaluator, corpora),
@@ -115,12 +114,24 @@ def run(config: Config, method: str, seed: int, corpora: build.Corpora) -> dict[
     return summary
 
 
+def _source(config: Config, generic: Loader, specific: Loader, mesh: Mesh) -> Data | Resident:
+    """The data on the device, or batches that travel."""
+    if config.resident:
+        return Resident(generic, specific, mesh)
+
+    def place(batch: Any) -> Any:
+        return sharding.place_batch(mesh, batch) if mesh.size > 1 else jax.device_put(batch)
+
+    return Data(generic, specific, place, place)
+
+
 def _loop_config(config: Config) -> LoopConfig:
     return LoopConfig(
         num_steps=config.steps,
         log_every=config.log_every,
         evaluate_every=config.evaluate_every,
         checkpoint_every=config.checkpoint_every,
+        steps_per_call=config.steps_per_call if config.resident else 1,
         progress=config.progress,
         tensorboard=config.tensorboard,
     )

@@ -105,3 +105,10 @@ def test_bad_files(tmp_path: Path):
     for name, message in expected.items():
         with pytest.raises(UserError, match=f"{name}.*{message}"):
             ArrayDataset.open(tmp_path / name)
+
+
+def test_strided_arrays_are_gathered_alike():
+    array = np.arange(60, dtype=np.float32).reshape(12, 5)
+    indices = np.asarray([7, 0, 7, 11])
+    for stored in (array, np.asfortranarray(array), np.repeat(array, 2, axis=0)[::2]):
+        np.testing.assert_array_equal(ArrayDataset({"x": stored}).rows(indices)["x"], array[indices])

@@ -148,6 +148,20 @@ def test_paper_preset_and_other_settings(data: Path) -> None:
     assert json.loads(rows[-1])["effective_sample_size"] >= 0.2 * 16 * 0.999
 
 
+def test_resident_data_train_the_same(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    call(data, method="soba")
+    call(data, "--resident", method="soba", run_dir=data / "held", data__generic_labels=data / "labels.tsv")
+    rows = [json.loads((data / name / "comparison.json").read_text())[0] for name in ("run", "held")]
+    for name in ("specific_test_loss", "generic_loss", "effective_sample_size"):
+        assert rows[0][name] == pytest.approx(rows[1][name], rel=1e-4), name
+    config = json.loads((data / "held" / "soba-seed0" / "config.json").read_text())
+    assert config["resident"] is True
+    assert "steps_per_call" not in config
+    with pytest.raises(SystemExit):
+        call(data, method="soba", run_dir=data / "held", data__generic_labels=data / "labels.tsv", steps=20)
+    assert "resident was true, now absent" in capsys.readouterr().err
+
+
 def start(data: Path, **given: object) -> subprocess.Popen[str]:
     environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
     command = [sys.executable, "-m", "experiments.language_modeling", *flags(data, **given)]
