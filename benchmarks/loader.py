@@ -153,7 +153,7 @@ def _parts(config: Config) -> Parts:
     step = build.build_step(config, "soba", model, weighting)
     loaders = build.build_loaders(config, "soba", 0, build.load_corpora(config))
     mesh = sharding.make_mesh(jax.devices()[:1])
-    return Parts(step, loaders, lambda: build.init_state(config, 0, step, model, module, mesh))
+    return Parts(step, loaders, lambda: build.init_state(config, 0, step, model, module, mesh)[0])
 
 
 def _jitted(step: TrainStep) -> Jitted:

@@ -116,6 +116,8 @@ def run(config: Config, method: str, seed: int, corpora: build.Corpora) -> dict[
 
 def _source(config: Config, generic: Loader, specific: Loader, mesh: Mesh) -> Data | Resident:
     """The data on the device, or batches that travel."""
+    if config.resident and config.shard_state:
+        raise UserError("--resident keeps the whole state on every device: leave it or --shard-state away.")
     if config.resident:
         return Resident(generic, specific, mesh)
 

@@ -212,7 +212,7 @@ def test_dds_equals_the_forms_derived_by_hand(optimizer_name: str) -> None:
             move = jax.tree.map(lambda m, t: m + rate * 0.9 * t, move, trace)
         moved = jax.tree.map(jnp.subtract, state.params, move)
         s = ravel(jax.grad(lambda q: toy.losses(q, specific).mean())(moved))
-        rewards = jax.vmap(lambda row: ravel(theta_gradient(state.params, 1.0, row)) @ s)(rows)
+        rewards = jax.vmap(lambda row: ravel(theta_gradient(state.params, jnp.ones(()), row)) @ s)(rows)
         a = -rate * rewards
         others = (a.sum() - a) / (SMALL - 1)
         log_p = jax.jacobian(lambda wp: toy.weighting(wp, rows))(state.weight_params)

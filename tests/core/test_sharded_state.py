@@ -48,7 +48,8 @@ def test_same_numbers_as_on_one_device(method: str) -> None:
     assert where.params["last"]["kernel"].spec == PartitionSpec("data")
     assert where.weight_params["w"].spec == PartitionSpec()  # 5 features are not divided by 8
     spread = jax.jit(lambda: start(train), out_shardings=where)()
-    step, kept = jax.jit(train.step), jax.jit(sharding.keep_sharding(train, where).step, donate_argnums=0)
+    step = jax.jit(train.step)
+    kept: Any = jax.jit(sharding.keep_sharding(train, where).step, donate_argnums=0)
     for i in range(run.STEPS):
         alone, _ = step(alone, *run.batches(i))
         spread, _ = kept(spread, *(sharding.place_batch(mesh, batch) for batch in run.batches(i)))

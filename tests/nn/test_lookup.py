@@ -34,8 +34,8 @@ def plain_conv(params: Any, rows: Any, layers: int) -> Any:
     x = params["embedding"][rows["tokens"].astype(jnp.int32)]
     real = (jnp.arange(LENGTH) < rows["length"][:, None])[..., None]
     for i in range(layers):
-        conv = nn.Conv(WIDTH, (7,))
-        x = nn.relu(conv.apply({"params": params[f"conv_{i}"]}, jnp.where(real, x, 0)))
+        conv: Any = nn.Conv(WIDTH, (7,)).apply({"params": params[f"conv_{i}"]}, jnp.where(real, x, 0))
+        x = nn.relu(conv)
     return (masked_mean(x, rows["length"]) @ params["logit"]["kernel"] + params["logit"]["bias"])[:, 0]
 
 
