@@ -1,10 +1,11 @@
-"""Sums and means over a mapped axis; without one (`axis_name` None) they leave everything as it is."""
+"""Sums and means over a mapped axis, and where arrays lie on a mesh; without an axis or a mesh nothing changes."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import jax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 
 def axis_size(axis_name: str | None) -> int:
@@ -32,3 +33,15 @@ def spread(tree: Any, axis_name: str | None) -> Any:
     if axis_name is None:
         return tree
     return jax.tree.map(lambda x: jax.lax.pcast(x, axis_name, to="varying"), tree)
+
+
+def spread_rows(batch: Any, mesh: Mesh | None) -> Any:
+    """The batch with its rows spread over all devices of the mesh; under plain `jit`."""
+    if mesh is None:
+        return batch
+    return jax.lax.with_sharding_constraint(batch, NamedSharding(mesh, PartitionSpec(mesh.axis_names)))
+
+
+def gather(tree: Any, mesh: Mesh | None) -> Any:
+    """The arrays whole on every device of the mesh; under plain `jit`."""
+    return tree if mesh is None else jax.lax.with_sharding_constraint(tree, NamedSharding(mesh, PartitionSpec()))

@@ -8,14 +8,15 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 
 from bilevel import trees
-from bilevel.collectives import axis_size, spread, sum_over
+from bilevel.collectives import axis_size, gather, spread, sum_over
 from bilevel.linearization import Derivatives, FirstOrder, SecondOrder
 from bilevel.methods.base import Problem
 from bilevel.rows import RowLosses
 from bilevel.state import TrainState
-from bilevel.types import Array, Batch, LossFn, Params
+from bilevel.types import Array, Batch, LossAux, LossFn, ModelState, Params
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,11 +29,16 @@ class Evaluations:
     derivatives: Derivatives
     param_filter: Callable[[str], bool] | None
     micro_batches: int
+    mesh: Mesh | None
     axis_name: str | None
 
     def rows(self, state: TrainState, batch: Batch, rng: Array) -> RowLosses:
         """The generic losses of a batch."""
-        return RowLosses(self.loss, state.model_state, batch, rng, self.micro_batches)
+
+        def loss(params: Params, model_state: ModelState, batch: Batch, rng: Array) -> tuple[Array, LossAux]:
+            return self.loss(gather(params, self.mesh), model_state, batch, rng)
+
+        return RowLosses(loss, state.model_state, batch, rng, self.micro_batches)
 
     def subset(self, params: Params) -> trees.Subset:
         """The part of θ that probes live in."""
@@ -63,10 +69,11 @@ class Evaluations:
     ) -> tuple[Array, Params]:
         at = spread(at, self.axis_name)
 
-        def loss(part: Params, model_state: object, batch: Batch, rng: Array) -> tuple[Array, object]:
-            return self.specific_loss(subset.merge(part, at), model_state, batch, rng)
+        def loss(part: Params, model_state: ModelState, batch: Batch, rng: Array) -> tuple[Array, LossAux]:
+            params = gather(subset.merge(part, at), self.mesh)
+            return self.specific_loss(params, model_state, batch, rng)
 
-        rows = RowLosses(loss, state.model_state, batch, rng, self.micro_batches)  # pyright: ignore[reportArgumentType]
+        rows = RowLosses(loss, state.model_state, batch, rng, self.micro_batches)
         count = trees.num_rows(batch)
         weights = spread(jnp.full((count,), 1.0 / count), self.axis_name)
         values, _, gradient = rows.pulled_back(subset.restrict(at), weights)

@@ -4,9 +4,10 @@ The step is an ordinary jitted function of global arrays; only where the arrays 
 state is replicated, or spread too when it would not fit on one device:
 
     mesh = make_mesh()
+    train = make_step(…, mesh=mesh)                       # rows that the filter picks are spread too
     where = split_state(mesh, jax.eval_shape(init))
     state = jax.jit(init, out_shardings=where)()          # no device ever holds all of it
-    train = keep_sharding(train, where)                   # what `make_step` returned
+    train = keep_sharding(train, where)
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import optax
 
 from bilevel import diagnostics, estimators, filters, selection, trees
-from bilevel.collectives import axis_size, fold_index, mean_over, spread, sum_over
+from bilevel.collectives import axis_size, fold_index, mean_over, spread, spread_rows, sum_over
 from bilevel.estimators import Estimator
 from bilevel.linearization import Derivatives, Finite
 from bilevel.methods.base import Method, MethodUpdate, Problem
@@ -68,6 +68,7 @@ def make_step(
     normalize_alignments: bool = False,
     ema_decay: float | None = None,
     micro_batches: int = 1,
+    mesh: jax.sharding.Mesh | None = None,
     axis_name: str | None = None,
 ) -> TrainStep:
     """Builds the train step of one method.
@@ -97,6 +98,9 @@ def make_step(
       ema_decay: keep an exponential moving average of (params, model_state) with this decay.
       micro_batches: evaluate the b rows (and the specific batch) in this many equal parts, one after the other: the same update
         to rounding with the activations of one part in memory. See `bilevel.rows.RowLosses`.
+      mesh: the devices that rows are spread over under plain `jit`: those that the filter picks are spread over it too, and split
+        parameters (`bilevel.sharding.split_state`) are gathered where they are used. With None the compiler decides, and tends
+        to compute all rows on every device.
       axis_name: the mapped axis of `pmap` or `shard_map` that the rows are spread over. Leave None under plain `jit`, also
         with sharded arrays.
 
@@ -115,7 +119,14 @@ def make_step(
     )  # fmt: skip
     parts = _Parts(
         Evaluations(
-            loss, specific_loss or loss, optimizer, derivatives or Finite(), param_filter, micro_batches, axis_name
+            loss,
+            specific_loss or loss,
+            optimizer,
+            derivatives or Finite(),
+            param_filter,
+            micro_batches,
+            mesh,
+            axis_name,
         ),
         weighting,
         optimizer,
@@ -258,9 +269,15 @@ class _Parts:
         if local * devices == options.batch_size and not self.method.uses_weights:
             rows = selection.Rows(big_batch, jnp.arange(local, dtype=jnp.int32))  # nothing to choose
         else:
-            rows = selection.pick(key, scores, big_batch, options.batch_size, self.filter, axis)
+            rows = self._picked(key, scores, big_batch, options.batch_size, self.filter)
         share = options.batch_size // devices
         return rows, spread(jnp.full((share,), 1.0 / options.batch_size), axis)
+
+    def _picked(
+        self, key: Array, scores: selection.Scores, big_batch: Batch, count: int, rule: filters.Filter
+    ) -> selection.Rows:
+        rows = selection.pick(key, scores, big_batch, count, rule, self.options.axis_name)
+        return rows._replace(batch=spread_rows(rows.batch, self.evaluations.mesh))
 
     def _plain(self, state: TrainState, inner: _Inner) -> _Moved:
         """The θ-update alone: what every training step costs."""
@@ -302,7 +319,7 @@ class _Parts:
         rule = self.filter
         if options.alpha_batch == "uniform":
             rule = filters.uniform(scope=self.filter.scope)
-        rows = selection.pick(pick_key, scores, big_batch, count, rule, axis)
+        rows = self._picked(pick_key, scores, big_batch, count, rule)
         if options.alpha_batch == "filtered":
             weights = spread(jnp.full((count // axis_size(axis),), 1.0 / count), axis)
         else:

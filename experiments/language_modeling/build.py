@@ -87,7 +87,9 @@ def build_weighting(config: Config) -> ConvWeighting | NGramWeighting:
     return NGramWeighting(width=m.weighting_width, hidden=m.weighting_width)
 
 
-def build_step(config: Config, method: str, model: Transformer, weighting: LogitFn) -> TrainStep:
+def build_step(
+    config: Config, method: str, model: Transformer, weighting: LogitFn, mesh: Mesh | None = None
+) -> TrainStep:
     """The train step of a method."""
     s = settings_of(config, method)
     horizon = config.schedule_steps or config.steps
@@ -109,6 +111,7 @@ def build_step(config: Config, method: str, model: Transformer, weighting: Logit
         update_every=s["update_every"],
         normalize_alignments=s["normalize_alignments"],
         micro_batches=config.micro_batches,
+        mesh=mesh if mesh is not None and mesh.size > 1 else None,
     )
 
 

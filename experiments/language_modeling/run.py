@@ -82,8 +82,8 @@ def run(config: Config, method: str, seed: int, corpora: build.Corpora) -> dict[
     if done.exists() and not config.eval_only:
         return json.loads(done.read_text())
     model, (module, weighting) = build.build_model(config), build.logits_of(config)
-    step = build.build_step(config, method, model, weighting)
     mesh = sharding.make_mesh()
+    step = build.build_step(config, method, model, weighting, mesh)
     state, step = build.init_state(config, seed, step, model, module, mesh)
     generic, specific = build.build_loaders(config, method, seed, corpora)
     sharding.check_divides(mesh, batch_size=config.batch_size, specific_batch_size=specific.batch_size)

@@ -22,10 +22,10 @@ METHODS: dict[str, Any] = {
 }
 
 
-def toy_step(method: str) -> bilevel.TrainStep:
+def toy_step(method: str, mesh: Any = None) -> bilevel.TrainStep:
     return bilevel.make_step(
         toy.loss, toy.weighting, optax.adam(0.01), optax.adam(0.01), METHODS[method](), batch_size=run.SMALL,
-        update_every=2, derivatives=bilevel.Forward(),
+        update_every=2, derivatives=bilevel.Forward(), mesh=mesh,
     )  # fmt: skip
 
 
@@ -41,41 +41,48 @@ def start(train: bilevel.TrainStep) -> bilevel.TrainState:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_same_numbers_as_on_one_device(method: str) -> None:
-    train = toy_step(method)
-    alone, mesh = start(train), sharding.make_mesh()
+    mesh = sharding.make_mesh()
+    train, other = toy_step(method, mesh), toy_step(method)
+    alone = start(other)
     where = sharding.split_state(mesh, jax.eval_shape(lambda: start(train)), min_size=16)
     assert where.params["first"]["kernel"].spec == PartitionSpec(None, "data")
     assert where.params["last"]["kernel"].spec == PartitionSpec("data")
     assert where.weight_params["w"].spec == PartitionSpec()  # 5 features are not divided by 8
     spread = jax.jit(lambda: start(train), out_shardings=where)()
-    step = jax.jit(train.step)
-    kept: Any = jax.jit(sharding.keep_sharding(train, where).step, donate_argnums=0)
+    step = jax.jit(other.step)
+    traced = []
+
+    def counted(*arguments: Any) -> Any:
+        traced.append(1)
+        return sharding.keep_sharding(train, where).step(*arguments)
+
+    kept = jax.jit(counted, donate_argnums=0)
     for i in range(run.STEPS):
         alone, _ = step(alone, *run.batches(i))
         spread, _ = kept(spread, *(sharding.place_batch(mesh, batch) for batch in run.batches(i)))
-    assert kept._cache_size() == 1  # the state came back as it went in
+    assert len(traced) == 1  # the state came back as it went in
     for x, w in zip(jax.tree.leaves(spread), jax.tree.leaves(where), strict=True):
         assert x.sharding.is_equivalent_to(w, x.ndim)
     whole = sharding.whole(mesh, spread.params)
     assert all(x.is_fully_replicated for x in jax.tree.leaves(whole))
     # A random reduction order of the eight devices' sums, through five steps of Adam.
     assert toy.relative_error(whole, alone.params) < 1e-4
-    assert toy.relative_error(spread.weight_params, alone.weight_params) < 1e-4
+    assert toy.relative_error(spread.weight_params, alone.weight_params) < 1e-3
 
 
-def language_model(method: Any, split: bool) -> Any:
-    """Memory of a compiled step of a model whose parameters dominate."""
+def language_model(method: Any, mesh: Any, split: bool) -> Any:
+    """A compiled step with α-work of a small transformer."""
     model = Transformer(TransformerConfig(layers=2, width=256, heads=4, feed_forward=1024, remat=True))
     train = bilevel.make_step(
         language_model_loss(model), lambda wp, batch: batch["tokens"].astype(jnp.float32) @ wp, optax.adam(1e-3),
-        optax.adam(1e-3), method, batch_size=8, update_every=1,
+        optax.adam(1e-3), method, batch_size=16, update_every=1, mesh=mesh if mesh.size > 1 else None,
     )  # fmt: skip
 
     def init() -> bilevel.TrainState:
-        params: Any = model.init(jax.random.key(1), jnp.zeros((1, 16), jnp.uint8))["params"]
-        return train.init(jax.random.key(0), params, jnp.zeros(16))
+        params: Any = model.init(jax.random.key(1), jnp.zeros((1, 32), jnp.uint8))["params"]
+        return train.init(jax.random.key(0), params, jnp.zeros(32))
 
-    mesh, shapes = sharding.make_mesh(), jax.eval_shape(init)
+    shapes = jax.eval_shape(init)
     where = sharding.split_state(mesh, shapes, min_size=1 << (14 if split else 40))
     train, rows = sharding.keep_sharding(train, where), sharding.row_sharding(mesh)
 
@@ -83,20 +90,25 @@ def language_model(method: Any, split: bool) -> Any:
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at)
 
     def batch(count: int) -> Any:
-        found = {"tokens": jnp.zeros((count, 16), jnp.uint8), "length": jnp.zeros(count, jnp.int32)}
+        found = {"tokens": jnp.zeros((count, 32), jnp.uint8), "length": jnp.zeros(count, jnp.int32)}
         return jax.tree.map(lambda x: placed(x, rows), found)
 
     state = jax.tree.map(placed, shapes, where)
-    compiled = jax.jit(train.learn, donate_argnums=0).lower(state, batch(16), batch(8)).compile()
-    return compiled.memory_analysis()
+    return jax.jit(train.learn, donate_argnums=0).lower(state, batch(64), batch(16)).compile()
 
 
-def test_an_eighth_of_the_memory() -> None:
-    split, full = (language_model(bilevel.soba(optax.adam(1e-3)), s) for s in (True, False))
-    assert split.argument_size_in_bytes < full.argument_size_in_bytes / 7.5
-    assert split.output_size_in_bytes < full.output_size_in_bytes / 7.5
-    assert split.alias_size_in_bytes == pytest.approx(split.output_size_in_bytes, rel=0.01)  # donated
-    assert split.temp_size_in_bytes < full.temp_size_in_bytes / 2
+def test_an_eighth_of_the_memory_and_of_the_operations() -> None:
+    method, mesh = bilevel.soba(optax.adam(1e-3)), sharding.make_mesh()
+    split, full = (language_model(method, mesh, s) for s in (True, False))
+    alone = language_model(method, sharding.make_mesh(jax.devices()[:1]), False)
+    memory, whole = split.memory_analysis(), full.memory_analysis()
+    assert memory.argument_size_in_bytes < whole.argument_size_in_bytes / 7.5
+    assert memory.output_size_in_bytes < whole.output_size_in_bytes / 7.5
+    assert memory.alias_size_in_bytes == pytest.approx(memory.output_size_in_bytes, rel=0.01)  # donated
+    assert memory.temp_size_in_bytes < whole.temp_size_in_bytes
+    flops = [program.cost_analysis()["flops"] for program in (split, full, alone)]
+    assert flops[0] < flops[2] / 7
+    assert flops[1] < flops[2] / 7
 
 
 def test_bfloat16_tracker_is_half_as_large() -> None:
