@@ -1,0 +1,54 @@
+"""The benchmarks run, at sizes that take seconds, and write what they promise."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+def run(module: str, *flags: str) -> str:
+    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    command = [sys.executable, "-m", f"benchmarks.{module}", *flags]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=500)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
+def test_step_cost(tmp_path: Path) -> None:
+    flags = ["--sizes", "xs", "--methods", "soba", "--derivatives", "finite", "--big-batches", "16", "--repeats", "2"]
+    table = run("step_cost", *flags, "--cache-dir", str(tmp_path / "cache"), "--json", str(tmp_path / "cost.json"))
+    rows: list[dict[str, Any]] = json.loads((tmp_path / "cost.json").read_text())
+    assert [row["update_every"] for row in rows] == [1, 4, 8]
+    for row in rows:
+        assert (row["size"], row["big_batch_size"], row["method"], row["derivatives"]) == ("xs", 256, "soba", "finite")
+        assert row["seconds_ratio"] > 0
+        assert row["scoring_seconds_ratio"] > 0
+        assert row["temp_bytes"] > 0
+    assert 3.3 > rows[0]["flops_ratio"] > rows[1]["flops_ratio"] > rows[2]["flops_ratio"] > 1
+    assert len(table.splitlines()) == 2 + len(rows)
+
+
+def test_dry_run(tmp_path: Path) -> None:
+    small = ["--layers", "2", "--width", "128", "--heads", "4", "--length", "64", "--batch-size", "16"]
+    flags = [*small, "--big-batch-size", "64", "--devices", "8", "--methods", "plain,soba,soba bfloat16"]
+    run("dry_run", *flags, "--json", str(tmp_path / "dry.json"))
+    plain, wide, narrow = json.loads((tmp_path / "dry.json").read_text())
+    # Adam: parameters and two moments. SOBA adds v and two moments of its own.
+    state = 3 * 4 * plain["parameters"] / 8
+    assert plain["argument_bytes"] == pytest.approx(wide["argument_bytes"] - state, rel=0.1)
+    assert narrow["argument_bytes"] == pytest.approx(wide["argument_bytes"] - state / 2, rel=0.1)
+    assert wide["donated_bytes"] == pytest.approx(wide["output_bytes"], rel=0.05)
+
+
+def test_loader(tmp_path: Path) -> None:
+    flags = ["--parts", "loader", "--repeats", "1", "--cache-dir", str(tmp_path / "cache")]
+    run("loader", *flags, "--json", str(tmp_path / "loader.json"))
+    rows: list[dict[str, Any]] = json.loads((tmp_path / "loader.json").read_text())["loader"]
+    assert {(row["T"], row["B"]) for row in rows} >= {(64, 256), (128, 16384)}
+    assert all(0 < row["GB/s"] < 1000 for row in rows)
