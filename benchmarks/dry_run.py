@@ -55,7 +55,7 @@ def compile_step(c: DryRunConfig, name: str) -> dict[str, Any]:
     from bilevel.nn.transformer import Transformer, TransformerConfig, language_model_loss
     from bilevel.nn.weighting import NGramWeighting, logit_fn
 
-    shape = TransformerConfig(c.layers, c.width, c.heads, 4 * c.width, dtype=jnp.bfloat16, remat=True)
+    shape = TransformerConfig(c.layers, c.width, c.heads, 4 * c.width, dtype=jnp.bfloat16, remat=True, scan_layers=True)
     model, weighting = Transformer(shape), NGramWeighting()
     adam = optax.adam(1e-3)
     methods = {

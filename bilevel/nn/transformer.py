@@ -30,7 +30,11 @@ class TransformerConfig:
     attention: Literal["auto", "xla", "cudnn"] = "auto"
     """"auto" takes the fused kernel on NVIDIA GPUs for 16-bit computation; fused kernels have no forward-mode derivative."""
     remat: bool = False
-    """Recompute each block in the backward pass instead of keeping its activations."""
+    """Recompute each block in the backward pass instead of keeping its activations. XLA for CPU undoes this unless the layers
+    are scanned."""
+    scan_layers: bool = False
+    """One compiled block for all layers: compiles in a time that does not grow with them. The parameters of all blocks are
+    stacked under "blocks"."""
 
     def __post_init__(self) -> None:
         if self.width % self.heads or self.width % 2:
@@ -90,11 +94,27 @@ class Transformer(nn.Module):
         x = x + jnp.asarray(positions(tokens.shape[1], c.width), c.dtype)
         x = nn.Dropout(c.dropout)(x, deterministic=deterministic)
         block = nn.remat(Block, static_argnums=(2,)) if c.remat else Block
-        for i in range(c.layers):
-            x = block(c, name=f"block_{i}")(x, deterministic)
+        if c.scan_layers:
+            x = self._scanned(x, deterministic)
+        else:
+            for i in range(c.layers):
+                x = block(c, name=f"block_{i}")(x, deterministic)
         x = nn.LayerNorm(dtype=c.dtype, name="final_norm")(x)
         logits = jnp.einsum("btd,vd->btv", x, embedding.astype(c.dtype), preferred_element_type=jnp.float32)
         return logits
+
+    def _scanned(self, x: Array, deterministic: bool) -> Array:
+        """All blocks, in one loop over their stacked parameters."""
+
+        def apply(block: Block, x: Array, _: None) -> tuple[Array, None]:
+            return block(x, deterministic), None
+
+        apply = nn.remat(apply, prevent_cse=False) if self.config.remat else apply
+        loop = nn.scan(
+            apply, variable_axes={"params": 0}, split_rngs={"params": True, "dropout": True}, length=self.config.layers
+        )
+        x, _ = loop(Block(self.config, name="blocks"), x, None)
+        return x
 
 
 def attention_kernel(config: TransformerConfig) -> Literal["xla", "cudnn"]:

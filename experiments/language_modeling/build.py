@@ -75,8 +75,10 @@ def load_corpora(config: Config) -> Corpora:
 
 def build_model(config: Config) -> Transformer:
     """The main model."""
-    dtype = jnp.dtype(config.model.dtype)
-    return Transformer(dataclasses.replace(SIZES[config.model.size], dtype=dtype, remat=config.model.remat))
+    m = config.model
+    return Transformer(
+        dataclasses.replace(SIZES[m.size], dtype=jnp.dtype(m.dtype), remat=m.remat, scan_layers=m.scan_layers)
+    )
 
 
 def build_weighting(config: Config) -> ConvWeighting | NGramWeighting:

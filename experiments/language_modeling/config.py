@@ -41,7 +41,9 @@ class ModelConfig:
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of the main model's computation; parameters and losses stay float32."""
     remat: bool = False
-    """Recompute blocks in the backward pass to save memory."""
+    """Recompute blocks in the backward pass to save memory (on CPU only together with --model.scan-layers)."""
+    scan_layers: bool = False
+    """Compile one block for all layers: faster to compile when there are many."""
     weighting: Literal["conv", "ngram"] = "ngram"
     """Weighting network: convolutions over bytes, or a bag of hashed n-grams."""
     weighting_layers: int = 1

@@ -1,12 +1,15 @@
 """The language model and the weighting networks."""
 
+import dataclasses
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
+import bilevel
 from bilevel.nn.transformer import SIZES, Transformer, TransformerConfig, byte_losses, language_model_loss
 from bilevel.nn.weighting import ConvWeighting, NGramWeighting, logit_fn
 from bilevel.types import UserError
@@ -77,6 +80,48 @@ def test_options_keep_the_function(options: dict[str, Any]) -> None:
     assert value == pytest.approx(float(wanted), rel=bound)
     difference = jax.tree.map(lambda a, b: jnp.linalg.norm(a - b) / (jnp.linalg.norm(b) + 1e-6), gradient, exact)
     assert max(map(float, jax.tree.leaves(difference))) < 10 * bound
+
+
+@pytest.mark.parametrize("derivatives", [bilevel.Forward(), bilevel.Finite()])
+def test_remat_gives_the_same_step_with_less_memory(derivatives: Any) -> None:
+    tokens = np.random.default_rng(0).integers(1, 256, (16, 128)).astype(np.uint8)
+    rows = {"tokens": jnp.asarray(tokens), "length": jnp.full(16, 128, jnp.int32)}
+    found = []
+    for remat in (False, True):
+        model = Transformer(
+            TransformerConfig(layers=6, width=32, heads=4, feed_forward=128, remat=remat, scan_layers=True)
+        )
+        train = bilevel.make_step(
+            language_model_loss(model), lambda wp, b: b["tokens"].astype(jnp.float32) @ wp, optax.sgd(0.1), optax.sgd(1.0),
+            bilevel.soba(optax.sgd(0.1)), batch_size=16, derivatives=derivatives,
+        )  # fmt: skip
+        params: Any = model.init(jax.random.key(0), rows["tokens"][:1])["params"]
+        state = train.init(jax.random.key(1), params, jnp.zeros(128))
+        state = dataclasses.replace(state, method_state=state.method_state._replace(v=params))
+        compiled = jax.jit(train.learn).lower(state, rows, rows).compile()
+        memory = compiled.memory_analysis()
+        assert memory is not None
+        found.append((compiled(state, rows, rows)[0], memory.temp_size_in_bytes))
+    (kept, most), (again, least) = found
+    assert least < 0.7 * most, (least, most)
+    for a, b in zip(jax.tree.leaves(kept.params), jax.tree.leaves(again.params), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+    bound = 1e-4 if isinstance(derivatives, bilevel.Forward) else 2e-2
+    difference = jnp.linalg.norm(kept.weight_params - again.weight_params)
+    assert difference < bound * jnp.linalg.norm(kept.weight_params)
+
+
+def test_scanned_layers_are_the_same_function() -> None:
+    rows = batch()
+    model = Transformer(TINY)
+    scanned = Transformer(dataclasses.replace(TINY, scan_layers=True))
+    params = init(model)
+    rest = {name: value for name, value in params.items() if not name.startswith("block_")}
+    stacked = jax.tree.map(lambda *x: jnp.stack(x), params["block_0"], params["block_1"])
+    assert jax.tree.structure(init(scanned)) == jax.tree.structure(rest | {"blocks": stacked})
+    found: Any = scanned.apply({"params": rest | {"blocks": stacked}}, rows["tokens"])
+    wanted: Any = model.apply({"params": params}, rows["tokens"])
+    np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
 
 
 def test_a_width_that_heads_do_not_divide() -> None:
