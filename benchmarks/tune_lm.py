@@ -29,6 +29,14 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "soba, weight rate 1e-3": ("soba", {"weight_learning_rate": 1e-3}),
     "soba, weight rate 3e-3": ("soba", {"weight_learning_rate": 3e-3}),
     "soba, weight rate 3e-2": ("soba", {"weight_learning_rate": 3e-2}),
+    "dds, weight rate 3e-2": ("dds", {"weight_learning_rate": 3e-2}),
+    "anograd, weight rate 3e-2": ("anograd", {"weight_learning_rate": 3e-2}),
+    "dds, weight rate 1e-1": ("dds", {"weight_learning_rate": 1e-1}),
+    "dds, weight rate 3e-2, averaging 0.8": ("dds", {"weight_learning_rate": 3e-2, "average_specific": 0.8}),
+    "soba, weight rate 3e-2, tracker rate 5e-3": (
+        "soba",
+        {"weight_learning_rate": 3e-2, "tracker_learning_rate": 5e-3},
+    ),
     "soba, SGD tracker 0.05": ("soba", {"tracker": "sgd", "tracker_learning_rate": 0.05}),
     "soba, SGD tracker 0.05, damping 0.1": (
         "soba",
