@@ -131,16 +131,17 @@ class Parts(NamedTuple):
     start: Callable[[], TrainState]
 
 
-class Jitted(NamedTuple):
+class Jitted:
     """A step whose functions are jitted once, for all measurements."""
 
-    learn: Any
-    plain: Any
-    update_every: int
+    def __init__(self, step: TrainStep):
+        self.period = step.period
+        self._step = step
+        self._jitted = {kind: jax.jit(kind, donate_argnums=0) for kind in (step.plain, step.learn, step.reuse)}
 
     def at(self, step: int, /) -> Any:
-        """`learn` or `plain`, as `TrainStep.at`."""
-        return self.plain if step % self.update_every else self.learn
+        """As `TrainStep.at`."""
+        return self._jitted[self._step.at(step)]
 
 
 def _config(options: LoaderConfig, size: Size = "xs", length: int = 64, big_batch_size: int = 512) -> Config:
@@ -156,17 +157,12 @@ def _parts(config: Config) -> Parts:
     return Parts(step, loaders, lambda: build.init_state(config, 0, step, model, module, mesh)[0])
 
 
-def _jitted(step: TrainStep) -> Jitted:
-    learn, plain = (jax.jit(function, donate_argnums=0) for function in (step.learn, step.plain))
-    return Jitted(learn, plain, step.update_every)
-
-
 def stall_rows(options: LoaderConfig) -> Iterator[Row]:
     """How long the loop waits for batches."""
     for size in options.sizes:
         for big in (512, 2048):
             parts = _parts(_config(options, size, big_batch_size=big))
-            step, data = _jitted(parts.step), Data(*parts.loaders)
+            step, data = Jitted(parts.step), Data(*parts.loaders)
             waits = [_waiting(data, step, parts.start(), options.steps) for _ in range(options.repeats)]
             seconds, waited, idle = np.median(waits, axis=0)
             yield {
@@ -178,7 +174,7 @@ def stall_rows(options: LoaderConfig) -> Iterator[Row]:
 def _waiting(data: Source, step: Jitted, state: TrainState, steps: int) -> tuple[float, float, float]:
     """Seconds a step, and the shares of the time spent waiting for items: in all, and when the device has nothing to do."""
     interval, programs = Interval(True), data.programs(step, 1)
-    warm = 2 * step.update_every
+    warm = 2 * step.period
     began = waited = idle = 0.0
     with feed(data, LoopConfig(warm + steps).calls(0)) as items:
         for made in range(warm + steps):
@@ -210,7 +206,7 @@ def overhead_rows(options: LoaderConfig) -> Iterator[Row]:
     sources = ((Data(*parts.loaders), 1), (Resident(*parts.loaders), 8))
     for size, step in (("no computation", nothing), (options.overhead_size, parts.step)):
         for source, most in sources:
-            chosen = _jitted(step)
+            chosen = Jitted(step)
             for measure in (_calling, _training):  # compiles
                 measure(source, chosen, most, parts.start(), 16)
             found = []

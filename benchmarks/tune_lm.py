@@ -19,6 +19,18 @@ from experiments.language_modeling.run import run
 
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "uniform": ("uniform", {}),
+    "soba, 1/1/all": ("soba", {"update_every": 1, "probe_every": 0, "probe_blocks": 0}),
+    "soba, 1/2/1": ("soba", {"update_every": 1, "probe_every": 2, "probe_blocks": 1}),
+    "soba, 1/3/1": ("soba", {"update_every": 1, "probe_every": 3, "probe_blocks": 1}),
+    "soba, 1/4/1": ("soba", {"update_every": 1, "probe_every": 4, "probe_blocks": 1}),
+    "soba, 2/2/1": ("soba", {"update_every": 2, "probe_every": 2, "probe_blocks": 1}),
+    "soba, 4/4/1": ("soba", {"update_every": 4, "probe_every": 4, "probe_blocks": 1}),
+    "dds, 1/2/1": ("dds", {"update_every": 1, "probe_every": 2, "probe_blocks": 1}),
+    "dds, 1/3/1": ("dds", {"update_every": 1, "probe_every": 3, "probe_blocks": 1}),
+    "dds, 1/4/1": ("dds", {"update_every": 1, "probe_every": 4, "probe_blocks": 1}),
+    "dds, 2/2/1": ("dds", {"update_every": 2, "probe_every": 2, "probe_blocks": 1}),
+    "anograd, 1/2/1": ("anograd", {"update_every": 1, "probe_every": 2, "probe_blocks": 1}),
+    "anograd, 1/4/1": ("anograd", {"update_every": 1, "probe_every": 4, "probe_blocks": 1}),
     "soba": ("soba", {}),
     "soba, paper's settings": ("soba", {"preset": "paper"}),
     "soba, every step": ("soba", {"update_every": 1}),

@@ -177,7 +177,8 @@ class Finite:
         values, aux, gradient = losses.pulled_back(params, weights)
         part = subset.restrict(params)
         epsilon = self.step_size(part, probe)
-        moved = trees.after(subset.merge(trees.axpy(epsilon, probe, part), params), gradient)
+        # Only the chosen part waits for the gradient, so that the forward pass below it is merged with the one at θ.
+        moved = subset.merge(trees.after(trees.axpy(epsilon, probe, part), gradient), params)
         moved_values, _, moved_gradient = losses.pulled_back(moved, weights)
         product = jax.tree.map(
             lambda after, before: (after - before) / epsilon,

@@ -22,6 +22,7 @@ class StepOptions:
     alpha_batch: AlphaBatch = "filtered"
     alpha_batch_size: int | None = None
     update_every: int = 4
+    probe_every: int | None = None
     normalize_alignments: bool = False
     ema_decay: float | None = None
     micro_batches: int = 1
@@ -31,6 +32,11 @@ class StepOptions:
         for name in ("batch_size", "update_every", "micro_batches"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name}={getattr(self, name)} must be at least 1.")
+        if self.probe_every is not None and (self.probe_every < 1 or self.probe_every % self.update_every):
+            raise UserError(
+                f"probe_every={self.probe_every} must be a multiple of update_every={self.update_every}: "
+                "the specific gradient can only be renewed where α moves."
+            )
         if self.mode not in ("sparse", "dense"):
             raise UserError(f'mode="{self.mode}" is unknown: choose "sparse" or "dense".')
         if self.estimator not in ("softmax", "score"):
@@ -46,6 +52,11 @@ class StepOptions:
             )
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             raise UserError(f"ema_decay={self.ema_decay} must lie in (0, 1), or be None for no average.")
+
+    @property
+    def period(self) -> int:
+        """The number of steps after which the kinds of steps repeat."""
+        return self.probe_every or self.update_every
 
     @property
     def shares_rows(self) -> bool:

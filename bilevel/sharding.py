@@ -101,9 +101,9 @@ def keep_sharding(train: TrainStep, where: Any) -> TrainStep:
 
         return step
 
-    plain = kept(train.plain)
-    learn = plain if train.learn == train.plain else kept(train.learn)
-    return train._replace(step=kept(train.step), plain=plain, learn=learn)
+    kinds = {function: kept(function) for function in (train.plain, train.learn, train.reuse)}
+    plain, learn, reuse = (kinds[function] for function in (train.plain, train.learn, train.reuse))
+    return train._replace(step=kept(train.step), plain=plain, learn=learn, reuse=reuse)
 
 
 def whole(mesh: Mesh, tree: Any) -> Any:

@@ -23,7 +23,7 @@ from bilevel import diagnostics, estimators, filters, selection, trees
 from bilevel.collectives import axis_size, fold_index, mean_over, spread, spread_rows, sum_over
 from bilevel.estimators import Estimator
 from bilevel.linearization import Derivatives, Finite
-from bilevel.methods.base import Method, MethodUpdate, Problem
+from bilevel.methods.base import Method, MethodFn, MethodUpdate
 from bilevel.options import AlphaBatch, Mode, StepOptions
 from bilevel.problem import Evaluations
 from bilevel.state import TrainState
@@ -41,11 +41,17 @@ class TrainStep(NamedTuple):
     """A step without α-work. For host loops: two programs run faster on CPU than the two branches of one."""
     learn: Callable[[TrainState, Batch, Batch], tuple[TrainState, Metrics]]
     """A step with α-work (the same as `plain` for a method that learns nothing)."""
+    reuse: Callable[[TrainState, Batch, Batch], tuple[TrainState, Metrics]]
+    """A step with α-work that takes the specific gradient from the state (`learn` itself where `probe_every` asks for none)."""
     update_every: int
+    period: int
+    """The number of steps after which the kinds of steps repeat."""
 
     def at(self, step: int) -> Callable[[TrainState, Batch, Batch], tuple[TrainState, Metrics]]:
-        """`learn` or `plain`, whichever is due at this step: what `step` would do."""
-        return self.learn if step % self.update_every == 0 else self.plain
+        """`learn`, `reuse` or `plain`, whichever is due at this step: what `step` would do."""
+        if step % self.period == 0:
+            return self.learn
+        return self.plain if step % self.update_every else self.reuse
 
 
 def make_step(
@@ -65,6 +71,7 @@ def make_step(
     alpha_batch: AlphaBatch = "filtered",
     alpha_batch_size: int | None = None,
     update_every: int = 4,
+    probe_every: int | None = None,
     normalize_alignments: bool = False,
     ema_decay: float | None = None,
     micro_batches: int = 1,
@@ -93,7 +100,10 @@ def make_step(
       alpha_batch: where the rows of the α-gradient come from: the filter ("filtered", in which case they are the rows of the
         θ-update unless `alpha_batch_size` says otherwise) or a uniform draw from the big batch.
       alpha_batch_size: rows in the α-gradient; None takes b.
-      update_every: α and the method's state change on steps 0, k, 2k, …; the others cost no more than scoring.
+      update_every: α changes on steps 0, k, 2k, …; the others cost no more than scoring.
+      probe_every: the specific batch is evaluated, and the method's state changes, on these steps only; the α-steps between them
+        use the specific gradient that the state remembers, for one forward pass with `Finite()`. A multiple of `update_every`;
+        None: on every α-step. Needs a method that remembers: SOBA, or DDS and Anograd with `average_specific`.
       normalize_alignments: scale the alignments of each α-step to root mean square 1.
       ema_decay: keep an exponential moving average of (params, model_state) with this decay.
       micro_batches: evaluate the b rows (and the specific batch) in this many equal parts, one after the other: the same update
@@ -114,8 +124,8 @@ def make_step(
       UserError: for options that do not go together, now; for shapes that do not fit, when the step is traced.
     """
     options = StepOptions(
-        batch_size, mode, estimator, alpha_batch, alpha_batch_size, update_every, normalize_alignments, ema_decay,
-        micro_batches, axis_name,
+        batch_size, mode, estimator, alpha_batch, alpha_batch_size, update_every, probe_every, normalize_alignments,
+        ema_decay, micro_batches, axis_name,
     )  # fmt: skip
     parts = _Parts(
         Evaluations(
@@ -135,8 +145,15 @@ def make_step(
         filter or (filters.gumbel_top_k() if method.uses_weights else filters.uniform()),
         options,
     )
-    learn = parts.plain if method.update is None else parts.learn
-    return TrainStep(parts.init, parts.step, parts.plain, learn, update_every)
+    if method.update is None:
+        return TrainStep(parts.init, parts.plain, parts.plain, parts.plain, parts.plain, 1, 1)
+    if options.period > update_every and method.reuse is None:
+        raise UserError(
+            f"probe_every={probe_every} needs a method that remembers the specific gradient: "
+            "give dds or anograd an average_specific, or leave probe_every away."
+        )
+    reuse = parts.reuse if options.period > update_every else parts.learn
+    return TrainStep(parts.init, parts.step, parts.plain, parts.learn, reuse, update_every, options.period)
 
 
 class _Keys(NamedTuple):
@@ -202,12 +219,14 @@ class _Parts:
         )
 
     def step(self, state: TrainState, big_batch: Batch, specific_batch: Batch) -> tuple[TrainState, Metrics]:
-        if self.method.update is None:
-            return self.plain(state, big_batch, specific_batch)
-        if self.options.update_every == 1:
-            return self.learn(state, big_batch, specific_batch)
-        due = state.step % self.options.update_every == 0
-        return jax.lax.cond(due, self.learn, self.plain, state, big_batch, specific_batch)
+        options, arguments = self.options, (state, big_batch, specific_batch)
+
+        def between(*arguments: Any) -> tuple[TrainState, Metrics]:
+            if options.period == options.update_every:
+                return self.plain(*arguments)
+            return _on_due(state.step, options.update_every, self.reuse, self.plain, arguments)
+
+        return _on_due(state.step, options.period, self.learn, between, arguments)
 
     def plain(self, state: TrainState, big_batch: Batch, specific_batch: Batch) -> tuple[TrainState, Metrics]:
         keys = self._keys(state)
@@ -216,15 +235,23 @@ class _Parts:
         return self._finish(state, self._plain(state, inner), scores, rows)
 
     def learn(self, state: TrainState, big_batch: Batch, specific_batch: Batch) -> tuple[TrainState, Metrics]:
-        if self.method.update is None:
-            return self.plain(state, big_batch, specific_batch)
+        assert self.method.update is not None
+        return self._alpha_step(self.method.update, state, big_batch, specific_batch)
+
+    def reuse(self, state: TrainState, big_batch: Batch, specific_batch: Batch) -> tuple[TrainState, Metrics]:
+        assert self.method.reuse is not None
+        return self._alpha_step(self.method.reuse, state, big_batch, specific_batch)
+
+    def _alpha_step(
+        self, update: MethodFn, state: TrainState, big_batch: Batch, specific_batch: Batch
+    ) -> tuple[TrainState, Metrics]:
         keys = self._keys(state)
         scores = self._score(state, big_batch)
         rows, inner = self._inner(keys, scores, big_batch)
         outer = inner if self.options.shares_rows else self._alpha_rows(state, scores, big_batch, keys.alpha)
         losses = self.evaluations.rows(state, outer.batch, outer.rng)
         problem = self.evaluations.problem(state, losses, outer.weights, specific_batch, keys.specific)
-        moved = self._learn(state, inner, outer, problem, scores.temperature)
+        moved = self._learn(state, inner, outer, update(problem, state.method_state), scores.temperature)
         return self._finish(state, moved, scores, rows)
 
     def _keys(self, state: TrainState) -> _Keys:
@@ -287,10 +314,10 @@ class _Parts:
         metrics: Metrics = {"specific_loss": nothing, "weight_gradient_norm": nothing, "alignment_rms": nothing}
         return self._move(state, values, aux, sum_over(gradient, self.options.axis_name), metrics)
 
-    def _learn(self, state: TrainState, inner: _Inner, outer: _Inner, problem: Problem, temperature: Array) -> _Moved:
+    def _learn(
+        self, state: TrainState, inner: _Inner, outer: _Inner, update: MethodUpdate, temperature: Array
+    ) -> _Moved:
         """The θ-update and the α-update, both from the same θ and α."""
-        assert self.method.update is not None
-        update = self.method.update(problem, state.method_state)
         weight_gradient, rms = self._weight_gradient(state, outer.batch, update, temperature)
         updates, weight_opt_state = self.weight_optimizer.update(
             weight_gradient, state.weight_opt_state, state.weight_params
@@ -375,3 +402,7 @@ class _Parts:
             ema=ema,
             rng=state.rng,
         )
+
+
+def _on_due(step: Array, every: int, due: Any, other: Any, arguments: tuple[Any, ...]) -> tuple[TrainState, Metrics]:
+    return due(*arguments) if every == 1 else jax.lax.cond(step % every == 0, due, other, *arguments)

@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 
 from bilevel import trees
+from bilevel.linearization import FirstOrder
 from bilevel.methods.base import Method, MethodUpdate, Problem, check_decay
-from bilevel.types import Params
+from bilevel.types import Array, Params
 
 
 class AnogradState(NamedTuple):
@@ -42,22 +43,29 @@ def anograd(*, average_specific: float = 0.0, through_optimizer: bool = False) -
     def init(part: Params) -> AnogradState:
         return AnogradState(jax.tree.map(jnp.zeros_like, part) if average_specific else None)
 
+    def aligned(problem: Problem, rows: FirstOrder, specific: Params) -> Array:
+        if through_optimizer:
+            moved, pullback = problem.lookahead(rows.gradient)
+            back = jax.tree.map(lambda before, after: before - after, problem.params, moved)
+            towards = cosine_probe(problem.subset.restrict(back), specific)
+            return rows.alignments(pullback(jax.tree.map(jnp.negative, towards)))
+        return rows.alignments(cosine_probe(problem.subset.restrict(rows.gradient), specific))
+
     def update(problem: Problem, state: AnogradState) -> MethodUpdate:
         rows = problem.first_order()
         loss, specific = problem.specific_gradient(trees.after(problem.params, rows.gradient))
         if average_specific:
             specific = trees.average(specific, state.specific_gradient, average_specific)
             state = AnogradState(specific)
-        if through_optimizer:
-            moved, pullback = problem.lookahead(rows.gradient)
-            back = jax.tree.map(lambda before, after: before - after, problem.params, moved)
-            towards = cosine_probe(problem.subset.restrict(back), specific)
-            probe = pullback(jax.tree.map(jnp.negative, towards))
-        else:
-            probe = cosine_probe(problem.subset.restrict(rows.gradient), specific)
-        return MethodUpdate(rows.losses, rows.aux, rows.gradient, rows.alignments(probe), loss, state)
+        alignments = aligned(problem, rows, specific)
+        return MethodUpdate(rows.losses, rows.aux, rows.gradient, alignments, loss, state)
 
-    return Method(init, update)
+    def reuse(problem: Problem, state: AnogradState) -> MethodUpdate:
+        rows = problem.first_order()
+        alignments = aligned(problem, rows, state.specific_gradient)
+        return MethodUpdate(rows.losses, rows.aux, rows.gradient, alignments, jnp.full((), jnp.nan), state)
+
+    return Method(init, update, reuse=reuse if average_specific else None)
 
 
 def cosine_probe(generic: Params, specific: Params) -> Params:

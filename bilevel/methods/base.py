@@ -7,7 +7,7 @@ only chooses p, through the few evaluations that `Problem` offers, and keeps a s
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 from bilevel.linearization import FirstOrder, SecondOrder
 from bilevel.trees import Subset
@@ -46,15 +46,22 @@ class MethodUpdate(NamedTuple):
     state: Any
 
 
+MethodFn: TypeAlias = Callable[[Problem, Any], MethodUpdate]
+"""One α-step: the problem and the method's state -> what changes."""
+
+
 class Method(NamedTuple):
     """A method: a pair of pure functions. Hyper-parameters live in the closure, arrays in the state."""
 
     init: Callable[[Params], Any]
     """The chosen part of θ -> the method's state. Fixes every shape and dtype."""
-    update: Callable[[Problem, Any], MethodUpdate] | None
+    update: MethodFn | None
     """None for a method that never changes α."""
     uses_weights: bool = True
     """False if rows are drawn uniformly, without scoring them."""
+    reuse: MethodFn | None = None
+    """An α-step that takes the specific gradient from the state, and evaluates nothing on specific rows; its specific_loss is
+    NaN and it leaves the state as it is. None for a method that remembers no specific gradient."""
 
 
 def check_decay(decay: float) -> None:

@@ -31,7 +31,8 @@ def dds(*, average_specific: float = 0.0) -> Method:
 
     Args:
       average_specific: decay d of a moving average of ∇L_spec(θ⁺) over α-steps, m ← d·m + (1−d)·∇L_spec, used in place of
-        the gradient of the one specific batch: less noise for small batches, no extra evaluation. 0 is the paper's.
+        the gradient of the one specific batch: less noise for small batches, no extra evaluation. 0 is the paper's. The
+        average is also what α-steps without a specific batch of their own use (`probe_every` of `make_step`).
 
     Reference: Wang et al., "Optimizing Data Usage via Differentiable Rewards", ICML 2020, section 2.2 and equation 6;
       Grangier et al., section 4.3.1, equation 3.
@@ -51,4 +52,10 @@ def dds(*, average_specific: float = 0.0) -> Method:
         probe = pullback(gradient)
         return MethodUpdate(rows.losses, rows.aux, rows.gradient, rows.alignments(probe), loss, state)
 
-    return Method(init, update)
+    def reuse(problem: Problem, state: DDSState) -> MethodUpdate:
+        rows = problem.first_order()
+        _, pullback = problem.lookahead(rows.gradient)
+        alignments = rows.alignments(pullback(state.specific_gradient))
+        return MethodUpdate(rows.losses, rows.aux, rows.gradient, alignments, jnp.full((), jnp.nan), state)
+
+    return Method(init, update, reuse=reuse if average_specific else None)

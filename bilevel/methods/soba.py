@@ -73,4 +73,10 @@ def soba(
             v = jax.tree.map(lambda x: (scale * x).astype(x.dtype), v)
         return MethodUpdate(rows.losses, rows.aux, rows.gradient, rows.alignments, loss, SOBAState(v, opt_state))
 
-    return Method(init, update)
+    def reuse(problem: Problem, state: SOBAState) -> MethodUpdate:
+        part = problem.subset.restrict(problem.params)
+        rows = problem.first_order()
+        alignments = rows.alignments(jax.tree.map(lambda v, x: v.astype(x.dtype), state.v, part))
+        return MethodUpdate(rows.losses, rows.aux, rows.gradient, alignments, jnp.full((), jnp.nan), state)
+
+    return Method(init, update, reuse=reuse)

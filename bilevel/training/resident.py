@@ -70,7 +70,7 @@ class Resident:
         """One program that makes up to `steps_per_call` steps, compiled once for all runs with this object.
 
         Raises:
-            UserError: `step` chooses functions but does not say after how many steps they repeat (`update_every`).
+            UserError: `step` chooses functions but does not say after how many steps they repeat (`period`).
         """
         key = (step, steps_per_call)
         if key not in self._programs:
@@ -109,7 +109,7 @@ def many_steps(step: Step | StepChoice, most: int) -> Program:
     a call of one are compiled as those of a call of many, and round alike.
 
     Args:
-        step: the step, or what chooses it (with `update_every`, after which the choice repeats).
+        step: the step, or what chooses it (with `period`, after which the choice repeats).
         most: the leading axis of the numbers and the metrics.
 
     Returns:
@@ -156,12 +156,12 @@ def many_steps(step: Step | StepChoice, most: int) -> Program:
 def _phases(step: Any) -> list[_Phase]:
     if not hasattr(step, "at"):
         return [_Phase(step, 0, 1)]
-    if not hasattr(step, "update_every"):
+    if not hasattr(step, "period"):
         raise UserError(
-            f"{type(step).__name__} chooses a function for each step, but has no `update_every`: add it, "
+            f"{type(step).__name__} chooses a function for each step, but has no `period`: add it, "
             "the number of steps after which the choice repeats."
         )
-    functions = [step.at(place) for place in range(step.update_every)]
+    functions = [step.at(place) for place in range(step.period)]
     begins = [0, *(place for place in range(1, len(functions)) if functions[place] != functions[place - 1])]
     ends = [*begins[1:], len(functions)]
     return [_Phase(functions[begin], begin, end) for begin, end in zip(begins, ends, strict=True)]

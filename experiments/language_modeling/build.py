@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -107,13 +108,25 @@ def build_step(
         batch_size=config.batch_size,
         filter=None if method == "uniform" else build_filter(s),
         derivatives=derivatives,
+        param_filter=last_blocks(s["probe_blocks"], SIZES[config.model.size].layers),
         estimator=s["estimator"],
         alpha_batch=s["alpha_batch"],
         alpha_batch_size=s["alpha_batch_size"],
         update_every=s["update_every"],
+        probe_every=s["probe_every"] or None,
         normalize_alignments=s["normalize_alignments"],
         micro_batches=config.micro_batches,
         mesh=mesh if mesh is not None and mesh.size > 1 else None,
+    )
+
+
+def last_blocks(count: int, layers: int) -> Callable[[str], bool] | None:
+    """Accepts the parameters of the last `count` of the transformer's blocks and what follows them; None (all) for 0."""
+    if count == 0:
+        return None
+    first = layers - count
+    return lambda path: (
+        path.startswith("final_norm") or any(path.startswith(f"block_{i}/") for i in range(first, layers))
     )
 
 

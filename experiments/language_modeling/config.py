@@ -68,6 +68,10 @@ class MethodConfig:
     """Specific rows in an α-step."""
     update_every: int | None = None
     """θ-updates for each α-update."""
+    probe_every: int | None = None
+    """θ-updates for each evaluation of specific rows, a multiple of --weights.update-every; 0: as often as α is updated."""
+    probe_blocks: int | None = None
+    """Probe the parameters of the last blocks only, this many of them (cheaper); 0: all parameters."""
     derivatives: Literal["forward", "finite"] | None = None
     """Exact forward mode, or finite differences (cheaper)."""
     normalize_alignments: bool | None = None
@@ -102,6 +106,8 @@ PAPER: dict[str, Any] = {
     "alpha_batch_size": 0,
     "specific_batch_size": 0,  # as many as --batch-size
     "update_every": 1,
+    "probe_every": 0,
+    "probe_blocks": 0,
     "derivatives": "forward",
     "normalize_alignments": False,
     "weight_learning_rate": 1e-3,

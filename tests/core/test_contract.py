@@ -97,10 +97,33 @@ def test_alpha_changes_on_due_steps_only() -> None:
     assert moved == [True, False, False, True, False, False, True]
 
 
+@pytest.mark.parametrize("apart", [False, True])
+def test_specific_rows_are_evaluated_on_due_steps_only(apart: bool) -> None:
+    train = build("soba", update_every=2, probe_every=4)
+    state = train.init(jax.random.key(0), toy.params(1), toy.weight_params(2))
+    alpha, tracker, seen = [], [], []
+    for i in range(6):
+        before = state
+        state, metrics = jax.jit(train.at(i) if apart else train.step)(state, *batches(i))
+        alpha.append(toy.relative_error(state.weight_params, before.weight_params) > 0)
+        tracker.append(bool(np.any(toy.flat(state.method_state.v) != toy.flat(before.method_state.v))))
+        seen.append(not np.isnan(metrics["specific_loss"]))
+    assert alpha == [
+        False,
+        False,
+        True,
+        False,
+        True,
+        False,
+    ]  # the tracker starts at 0, and says nothing on the first step
+    assert tracker == seen == [True, False, False, False, True, False]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"update_every": 0}, "update_every=0 must be at least 1"),
+        ({"update_every": 2, "probe_every": 3}, "probe_every=3 must be a multiple of update_every=2"),
         ({"estimator": "magic"}, 'estimator="magic" is unknown'),
         ({"alpha_batch": "all"}, 'alpha_batch="all" is unknown'),
         ({"mode": "thick"}, 'mode="thick" is unknown'),
@@ -138,6 +161,7 @@ def test_shapes_that_do_not_fit(options: dict[str, Any], message: str) -> None:
 def test_factories_refuse_what_makes_no_sense() -> None:
     for make, message in (
         (lambda: bilevel.dds(average_specific=1.0), "average_specific=1.0 must lie in"),
+        (lambda: build("dds", update_every=2, probe_every=4), "needs a method that remembers"),
         (lambda: bilevel.soba(optax.sgd(1.0), damping=-1.0), "damping=-1.0"),
         (lambda: bilevel.soba(optax.sgd(1.0), max_norm=0.0), "max_norm=0.0"),
         (lambda: bilevel.Finite(0.0), r"Finite\(scale=0.0\)"),

@@ -182,6 +182,56 @@ def test_probe_in_a_part_of_the_parameters(method: str, derivatives: Any) -> Non
         assert toy.relative_error(gradient, wanted) <= (EXACT if exact else 1e-4)
 
 
+@pytest.mark.parametrize("derivatives", [bilevel.Forward(), bilevel.Finite(1e-6)])
+@pytest.mark.parametrize("method", METHODS)
+def test_remembered_specific_gradient(method: str, derivatives: Any) -> None:
+    """Between two evaluations of specific rows (`probe_every`) the objective is that of the specific gradient in the state."""
+    with jax.enable_x64(True):
+        optimizer, memory = toy.OPTIMIZERS["clipped adam"](), toy.params(9, np.float64)
+        how: Any = {
+            "soba": bilevel.soba(optax.sgd(0.1)),
+            "dds": bilevel.dds(average_specific=0.9),
+            "anograd": bilevel.anograd(average_specific=0.9),
+            "anograd moves": bilevel.anograd(average_specific=0.9, through_optimizer=True),
+        }[method]
+        gradient, state, rows, after = reused(how, optimizer, memory, derivatives)
+
+        def written_out(wp: Any) -> Array:
+            weights = jax.nn.softmax(toy.weighting(wp, rows))
+            weights = 1 / SMALL + weights - jax.lax.stop_gradient(weights)
+            g, m = theta_gradient(state.params, weights, rows), ravel(memory)
+            u = ravel(optimizer.update(g, state.opt_state, state.params)[0])
+            cosines = {"anograd": -ravel(g), "anograd moves": u}
+            if method in cosines:
+                return cosines[method] @ m / jnp.linalg.norm(cosines[method]) / jnp.linalg.norm(m)
+            return (u if method == "dds" else ravel(g)) @ m
+
+        exact = isinstance(derivatives, bilevel.Forward)
+        assert toy.relative_error(gradient, jax.grad(written_out)(state.weight_params)) <= (EXACT if exact else 1e-4)
+        assert toy.relative_error(after.method_state, state.method_state) == 0
+
+
+def reused(method: Any, optimizer: Any, memory: Any, derivatives: Any) -> tuple[Any, Any, Any, Any]:
+    """As `one_step`, on a step whose specific gradient comes from the state."""
+    train = bilevel.make_step(
+        toy.loss, toy.weighting, optimizer, optax.sgd(1.0), method, batch_size=SMALL, derivatives=derivatives,
+        update_every=1, probe_every=2,
+    )  # fmt: skip
+    p, wp = toy.params(1, np.float64), toy.weight_params(2, np.float64)
+    state = train.init(jax.random.key(0), p, wp)
+    state = dataclasses.replace(
+        state,
+        step=jnp.int32(1),
+        opt_state=toy.warm_state(optimizer, p),
+        method_state=state.method_state._replace(**{state.method_state._fields[0]: memory}),
+    )
+    big = toy.arrays(3, BIG, np.float64)
+    after, metrics = jax.jit(train.step)(state, big, toy.arrays(4, 7, np.float64))
+    assert np.isnan(metrics["specific_loss"])
+    gradient = jax.tree.map(lambda a, b: a - b, wp, after.weight_params)
+    return gradient, state, jax.tree.map(lambda x: x[metrics["selected"]], big), after
+
+
 def test_temperature_divides_the_logits_in_the_gradient() -> None:
     with jax.enable_x64(True):
         optimizer, rule = toy.OPTIMIZERS[SGD](), filters.gumbel_top_k(temperature=3.0)

@@ -60,10 +60,10 @@ def run(
 class Choice(NamedTuple):
     """`learn` moves the moving average too."""
 
-    update_every: int = 4
+    period: int = 4
 
     def at(self, step: int, /) -> Any:
-        return learn if step % self.update_every == 0 else plain
+        return learn if step % self.period == 0 else plain
 
 
 def plain(state: ToyState, big: Any, specific: Any) -> Any:
@@ -224,7 +224,7 @@ def test_what_does_not_go_together(monkeypatch: pytest.MonkeyPatch):
         def at(self, step: int, /) -> Any:
             return toy_step
 
-    with pytest.raises(UserError, match="Unknown chooses a function for each step, but has no `update_every`"):
+    with pytest.raises(UserError, match="Unknown chooses a function for each step, but has no `period`"):
         many_steps(Unknown(), 4)
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     with pytest.raises(UserError, match="Resident data are for one process, and this run has 2"):
