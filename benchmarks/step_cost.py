@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -31,6 +32,15 @@ from bilevel.nn.transformer import SIZES, Transformer, language_model_loss
 from bilevel.nn.weighting import ConvWeighting, NGramWeighting, logit_fn
 from bilevel.types import Batch, LogitFn
 from experiments import cli
+from experiments.language_modeling.build import last_blocks
+
+
+class Variant(NamedTuple):
+    """What is compared."""
+
+    method: str
+    derivatives: str
+    blocks: int
 
 
 class Shape(NamedTuple):
@@ -65,8 +75,10 @@ class CostConfig:
     """Ways of differentiating, comma-separated."""
     big_batches: str = "16,128"
     """B as multiples of b, comma-separated."""
-    update_every: str = "1,4,8"
-    """θ-updates for each α-update, comma-separated."""
+    update_every: str = "1,2,1/2,4"
+    """θ-updates for each α-update, comma-separated; 1/2: α at every step, specific rows at every second one (`probe_every`)."""
+    probe_blocks: str = "0,1"
+    """How many of the last blocks are probed, comma-separated; 0: all parameters."""
     weighting: str = "ngram"
     """Weighting network: ngram (the experiment's default), conv1 or conv2 (one and two convolutions of width 32 and 128)."""
     dtype: str = "float32"
@@ -147,8 +159,8 @@ class Bench:
         """The weighting network."""
         return logit_fn(self.weighting)
 
-    def add(self, key: tuple[Any, ...], method: Method, rows: int, due: bool, **options: Any) -> None:
-        """Compiles the step of a method, with or without α-work, on a big batch of `rows`."""
+    def add(self, key: tuple[Any, ...], method: Method, rows: int, kind: str, **options: Any) -> None:
+        """Compiles one kind of step ("plain", "learn" or "reuse") of a method, on a big batch of `rows`."""
         b = self.shape.rows
         logits = options.pop("logits", self.logits)
         train = bilevel.make_step(
@@ -165,8 +177,7 @@ class Bench:
                 weights = self.weighting.init(jax.random.key(1), one["tokens"], one["length"])["params"]
             return train.init(jax.random.key(2), params, weights)
 
-        step = train.learn if due else train.plain
-        compiled = jax.jit(step, donate_argnums=0).lower(jax.eval_shape(init), big, specific).compile()
+        compiled = jax.jit(getattr(train, kind), donate_argnums=0).lower(jax.eval_shape(init), big, specific).compile()
         state = jax.jit(init)() if self.config.time else None
         self.programs[key] = Program(compiled, lambda: (None, big, specific), state)
 
@@ -187,60 +198,78 @@ class Bench:
         """Compiles everything, takes turns, and makes the rows of the table."""
         c, b = self.config, self.shape.rows
         multiples = [int(x) for x in c.big_batches.split(",")]
-        self.add(("plain",), bilevel.uniform(), b, due=False)
+        self.add(("plain",), bilevel.uniform(), b, "plain")
         for multiple in multiples:
             self.add_scoring(multiple * b)
-            self.add(("scored", multiple), bilevel.frozen(), multiple * b, due=False)
-        for name, mode in self._pairs():
-            flat = {"logits": _flat, "mode": "dense"}
-            self.add((name, mode), METHODS[name](), b, due=True, derivatives=MODES[mode], **flat)
-            for multiple in multiples:
-                options: dict[str, Any] = {"estimator": "score", "normalize_alignments": True}
-                self.add(
-                    (name, mode, multiple), METHODS[name](), multiple * b, True, derivatives=MODES[mode], **options
-                )
+            self.add(("scored", multiple), bilevel.frozen(), multiple * b, "plain")
+        for variant in self._variants():
+            for kind in ("learn", "reuse") if self._reuses else ("learn",):
+                self._add_variant(variant, kind, None)
+                for multiple in multiples:
+                    self._add_variant(variant, kind, multiple)
         if c.time:
             for turn in range(c.repeats + 2):
                 for program in self.programs.values():
                     program.turn()
                     if turn < 2:
                         program.seconds.clear()  # warming up
-        periods = [int(x) for x in c.update_every.split(",")]
         return [
-            self.row(name, mode, multiple, k) for multiple in multiples for name, mode in self._pairs() for k in periods
+            self.row(variant, multiple, period)
+            for multiple in multiples
+            for variant in self._variants()
+            for period in self._periods
         ]
 
-    def _pairs(self) -> Iterator[tuple[str, str]]:
-        for name in self.config.methods.split(","):
-            for mode in self.config.derivatives.split(","):
-                yield name, mode
+    def _add_variant(self, variant: Variant, kind: str, multiple: int | None) -> None:
+        """With `multiple` None: without scoring."""
+        options: dict[str, Any] = {"logits": _flat, "mode": "dense"}
+        if multiple is not None:
+            options = {"estimator": "score", "normalize_alignments": True}
+        options |= {"update_every": 1, "probe_every": 2} if kind == "reuse" else {}
+        options["param_filter"] = last_blocks(variant.blocks, SIZES[self.size].layers)
+        method, rows = METHODS[variant.method](), (multiple or 1) * self.shape.rows
+        self.add((variant, kind, multiple), method, rows, kind, derivatives=MODES[variant.derivatives], **options)
 
-    def row(self, name: str, mode: str, multiple: int, k: int) -> dict[str, Any]:
-        """One line of the table; averages are over the k steps of a period."""
-        p = self.programs
-        plain, learn = p["plain",], p[name, mode]
-        whole, scored, scoring = (
-            p[name, mode, multiple],
-            p["scored", multiple],
-            p["scoring", multiple * self.shape.rows],
-        )
+    def _variants(self) -> Iterator[Variant]:
+        c = self.config
+        for parts in itertools.product(c.methods.split(","), c.derivatives.split(","), c.probe_blocks.split(",")):
+            yield Variant(parts[0], parts[1], int(parts[2]))
 
-        def average(of: Callable[[Program], float], due: Program, other: Program) -> float:
-            return (of(due) + (k - 1) * of(other)) / k / of(plain)
+    @property
+    def _periods(self) -> list[tuple[int, int]]:
+        pairs = (entry.split("/") for entry in self.config.update_every.split(","))
+        return [(int(pair[0]), int(pair[-1])) for pair in pairs]
+
+    @property
+    def _reuses(self) -> bool:
+        return any(probe > update for update, probe in self._periods)
+
+    def row(self, variant: Variant, multiple: int, period: tuple[int, int]) -> dict[str, Any]:
+        """One line of the table; averages are over the steps of a period."""
+        p, (update, probe) = self.programs, period
+        plain, scored, scoring = p["plain",], p["scored", multiple], p["scoring", multiple * self.shape.rows]
+        learn, whole = p[variant, "learn", None], p[variant, "learn", multiple]
+
+        def average(of: Callable[[Program], float], other: Program, multiple: int | None) -> float:
+            total = of(p[variant, "learn", multiple]) + (probe - probe // update) * of(other)
+            if probe > update:
+                total += (probe // update - 1) * of(p[variant, "reuse", multiple])
+            return total / probe / of(plain)
 
         return {
             "size": self.size,
             "big_batch_size": multiple * self.shape.rows,
-            "method": name,
-            "derivatives": mode,
-            "update_every": k,
-            "flops_ratio": average(lambda x: x.flops, learn, plain),
-            "bytes_ratio": average(lambda x: x.bytes, learn, plain),
-            "seconds_ratio": average(lambda x: x.median, learn, plain),
+            **variant._asdict(),
+            "update_every": update,
+            "probe_every": probe,
+            "flops_ratio": average(lambda x: x.flops, plain, None),
+            "bytes_ratio": average(lambda x: x.bytes, plain, None),
+            "seconds_ratio": average(lambda x: x.median, plain, None),
             "scoring_seconds_ratio": scoring.median / plain.median,
-            "total_seconds_ratio": average(lambda x: x.median, whole, scored),
+            "total_seconds_ratio": average(lambda x: x.median, scored, multiple),
             "temp_bytes": learn.temp_bytes,
             "temp_ratio": learn.temp_bytes / plain.temp_bytes,
+            "total_temp_bytes": whole.temp_bytes,
             "plain_seconds": plain.median,
             "plain_flops": plain.flops,
         }
@@ -260,7 +289,8 @@ def _weighting(name: str) -> Any:
 
 
 COLUMNS = {
-    "size": "size", "big_batch_size": "B", "method": "method", "derivatives": "derivatives", "update_every": "every",
+    "size": "size", "big_batch_size": "B", "method": "method", "derivatives": "derivatives", "blocks": "blocks",
+    "update_every": "α every", "probe_every": "specific every",
     "flops_ratio": "operations", "bytes_ratio": "bytes", "temp_ratio": "memory", "seconds_ratio": "seconds",
     "scoring_seconds_ratio": "scoring, seconds", "total_seconds_ratio": "whole step, seconds",
 }  # fmt: skip

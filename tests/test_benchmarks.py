@@ -24,13 +24,17 @@ def test_step_cost(tmp_path: Path) -> None:
     flags = ["--sizes", "xs", "--methods", "soba", "--derivatives", "finite", "--big-batches", "16", "--repeats", "2"]
     table = run("step_cost", *flags, "--cache-dir", str(tmp_path / "cache"), "--json", str(tmp_path / "cost.json"))
     rows: list[dict[str, Any]] = json.loads((tmp_path / "cost.json").read_text())
-    assert [row["update_every"] for row in rows] == [1, 4, 8]
+    assert [(row["blocks"], row["update_every"], row["probe_every"]) for row in rows] == [
+        (blocks, *every) for blocks in (0, 1) for every in ((1, 1), (2, 2), (1, 2), (4, 4))
+    ]
     for row in rows:
         assert (row["size"], row["big_batch_size"], row["method"], row["derivatives"]) == ("xs", 256, "soba", "finite")
         assert row["seconds_ratio"] > 0
         assert row["scoring_seconds_ratio"] > 0
         assert row["temp_bytes"] > 0
-    assert 3.3 > rows[0]["flops_ratio"] > rows[1]["flops_ratio"] > rows[2]["flops_ratio"] > 1
+    ratios = [row["flops_ratio"] for row in rows]
+    assert 3.3 > ratios[0] > ratios[2] > ratios[1] > ratios[3] > 1
+    assert all(last < everything for everything, last in zip(ratios[:4], ratios[4:], strict=True))
     assert len(table.splitlines()) == 2 + len(rows)
 
 
