@@ -182,7 +182,7 @@ class _Parts:
         subset = self.evaluations.subset(params)
         given = (params, {} if weight_params is None else weight_params, rng)
         # Copies, so that donating the state takes no array away from the caller.
-        params, weight_params, rng = jax.tree.map(jnp.copy, given)
+        params, alpha, rng = jax.tree.map(jnp.copy, given)
         model_state = jax.tree.map(jnp.copy, {} if model_state is None else model_state)
         ema = None if self.options.ema_decay is None else (params, model_state)
         return TrainState(
@@ -190,8 +190,8 @@ class _Parts:
             params=params,
             model_state=model_state,
             opt_state=self.optimizer.init(params),
-            weight_params=weight_params,
-            weight_opt_state=self.weight_optimizer.init(weight_params),
+            weight_params=alpha,
+            weight_opt_state=self.weight_optimizer.init(alpha),
             method_state=self.method.init(subset.restrict(params)),
             ema=jax.tree.map(jnp.copy, ema),
             rng=rng,

@@ -16,8 +16,9 @@ Product: TypeAlias = Callable[[Params], Params]
 Solver: TypeAlias = Callable[[Product, Params, Params | None], Params]
 """(d -> (H + λI) d, right side b, first guess or None) -> approximate solution."""
 
-FLATTEST = 1e-6
-"""Conjugate gradient stops at a curvature below this part of the largest one it met: float32 cannot tell it from 0."""
+FLATTEST = 1e-3
+"""Conjugate gradient stops at a curvature below this part of the largest one it met: differences of float32 gradients
+cannot tell it from 0, and steps of a length beyond all bounds would follow."""
 
 
 class ImplicitState(NamedTuple):
