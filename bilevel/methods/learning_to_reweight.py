@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 
+from bilevel import trees
 from bilevel.methods.base import Method, MethodUpdate, Problem
 
 
@@ -33,7 +34,9 @@ def learning_to_reweight() -> Method:
         rows = problem.first_order()
         moved, pullback = problem.lookahead(rows.gradient)
         loss, gradient = problem.specific_gradient(moved)
-        alignments = rows.alignments(pullback(gradient))
+        probe = pullback(gradient)
+        # Differences along a probe of 0 are rounding, which normalising would make weights of.
+        alignments = jnp.where(trees.norm(probe) > 0, rows.alignments(probe), 0.0)
         useful = jnp.maximum(-alignments, 0.0)
         mass, count = problem.total(useful), problem.total(jnp.ones_like(useful))
         weights = jnp.where(mass > 0, useful / jnp.where(mass > 0, mass, 1.0), 1.0 / count)

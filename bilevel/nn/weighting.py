@@ -81,9 +81,9 @@ class LossMLP(nn.Module):
 
     @nn.compact
     def __call__(self, losses: Array) -> Array:
-        """Losses `[b]` -> logits, float32 `[b]`."""
+        """Losses float32 `[b]` -> logits, float32 `[b]`."""
         x = nn.relu(nn.Dense(self.hidden, name="hidden")(losses[:, None]))
-        return nn.Dense(1, kernel_init=nn.initializers.zeros, name="logit")(x)[:, 0].astype(jnp.float32)
+        return nn.Dense(1, kernel_init=nn.initializers.zeros, name="logit")(x)[:, 0]
 
 
 class NGramWeighting(nn.Module):
