@@ -8,9 +8,13 @@ Let ℓ_i(θ) be the losses of b rows, w_i their weights, L = Σ w_i ℓ_i. For 
 next to the losses and ∇L(θ) that the θ-update needs anyway. A way of differentiating is a value that the user passes:
 
 * `Forward()`: forward-mode derivatives, exact. F being one forward pass, `first_order` costs 3F and 2F for every call of
-  `alignments`; `second_order` costs 6F.
+  `alignments`; `second_order` costs 9F; `quadratic` costs 3F, 2F for every call of `alignments` and 6F for every Hessian
+  product, and keeps the linearised gradient in memory (about twice what the backward pass keeps).
 * `Finite(scale)`: differences of the losses and of the gradients at θ and θ + εp, ε = scale·(1 + ‖θ‖)/‖p‖ (DDS, equation 7).
-  `first_order` costs 3F and 1F for every call of `alignments`; `second_order` costs 6F, with no forward-mode rule needed.
+  `first_order` costs 3F and 1F for every call of `alignments`; `second_order` costs 6F, with no forward-mode rule needed;
+  `quadratic` costs 3F, 1F for every call of `alignments` and 3F for every Hessian product.
+
+Weights may be a function of the losses (`rows.Weights`). They count as constants in every derivative.
 """
 
 from __future__ import annotations
@@ -23,7 +27,7 @@ import jax
 import jax.numpy as jnp
 
 from bilevel import trees
-from bilevel.rows import RowLosses
+from bilevel.rows import RowLosses, Weights, resolve
 from bilevel.types import Array, LossAux, Params, UserError
 
 Reduce: TypeAlias = Callable[[Params], Params]
@@ -40,6 +44,8 @@ class FirstOrder(NamedTuple):
     """Σ w_i ∇ℓ_i, over all devices."""
     alignments: Callable[[Params], Array]
     """Probe (a tree over the chosen part of θ) -> a_i(p), float32 `[b]`."""
+    reweighted: Callable[[Array], Params]
+    """Other weights `[b]` -> Σ w_i ∇ℓ_i over all devices, by one more backward pass (2F; 3F in parts)."""
 
 
 class SecondOrder(NamedTuple):
@@ -54,11 +60,24 @@ class SecondOrder(NamedTuple):
     """∇²L p, over all devices and over the chosen part of θ."""
 
 
+class Quadratic(NamedTuple):
+    """The losses of b rows to second order in any direction: for directions that depend on one another."""
+
+    losses: Array
+    aux: LossAux
+    gradient: Params
+    """Σ w_i ∇ℓ_i, over all devices."""
+    alignments: Callable[[Params], Array]
+    """As in `FirstOrder`."""
+    hessian_product: Callable[[Params], Params]
+    """Direction (a tree over the chosen part of θ) -> ∇²L d over the same part, over all devices. May be called in a loop."""
+
+
 class Derivatives(Protocol):
     """A way of differentiating the losses of rows."""
 
     def first_order(
-        self, losses: RowLosses, params: Params, weights: Array, subset: trees.Subset, reduce: Reduce
+        self, losses: RowLosses, params: Params, weights: Weights, subset: trees.Subset, reduce: Reduce
     ) -> FirstOrder:
         """Losses and gradient at θ, and the alignments with any probe."""
         ...
@@ -67,12 +86,18 @@ class Derivatives(Protocol):
         self,
         losses: RowLosses,
         params: Params,
-        weights: Array,
+        weights: Weights,
         probe: Params,
         subset: trees.Subset,
         reduce: Reduce,
     ) -> SecondOrder:
         """Losses, gradient, alignments and Hessian product for one known probe."""
+        ...
+
+    def quadratic(
+        self, losses: RowLosses, params: Params, weights: Weights, subset: trees.Subset, reduce: Reduce
+    ) -> Quadratic:
+        """Losses and gradient at θ, and the alignments and Hessian products of any direction."""
         ...
 
 
@@ -81,27 +106,32 @@ class Forward:
     """Exact derivatives by forward mode; the reference."""
 
     def first_order(
-        self, losses: RowLosses, params: Params, weights: Array, subset: trees.Subset, reduce: Reduce
+        self, losses: RowLosses, params: Params, weights: Weights, subset: trees.Subset, reduce: Reduce
     ) -> FirstOrder:
         """See the module's text."""
         if losses.parts > 1:
             return self._first_order_in_parts(losses, params, weights, subset, reduce)
         if subset.is_everything:
             values, tangents, aux = jax.linearize(losses, params, has_aux=True)
-            (gradient,) = jax.linear_transpose(tangents, params)(weights.astype(values.dtype))
+            transpose = jax.linear_transpose(tangents, params)
+
+            def pull(weights: Array, /) -> Params:
+                return transpose(weights.astype(values.dtype))[0]
+
+            gradient = pull(resolve(weights, values))
         else:
-            values, aux, gradient = losses.pulled_back(params, weights)
+            values, aux, gradient, pull = losses.differentiated(params, weights)
             # The same forward pass again, for the compiler to merge: only the chosen part carries tangents.
             _, tangents, _ = jax.linearize(
                 lambda part: losses(subset.merge(part, params)), subset.restrict(params), has_aux=True
             )
-        return FirstOrder(values, aux, reduce(gradient), tangents)
+        return FirstOrder(values, aux, reduce(gradient), tangents, lambda w: reduce(pull(w)))
 
     def _first_order_in_parts(
-        self, losses: RowLosses, params: Params, weights: Array, subset: trees.Subset, reduce: Reduce
+        self, losses: RowLosses, params: Params, weights: Weights, subset: trees.Subset, reduce: Reduce
     ) -> FirstOrder:
         """A linearisation of all parts would keep all their activations: alignments evaluate them again, 3F each."""
-        values, aux, gradient = losses.pulled_back(params, weights)
+        values, aux, gradient, pull = losses.differentiated(params, weights)
 
         def alignments(probe: Params) -> Array:
             def evaluate(part: Params) -> Array:
@@ -109,13 +139,13 @@ class Forward:
 
             return jax.jvp(evaluate, (subset.restrict(params),), (probe,))[1]
 
-        return FirstOrder(values, aux, reduce(gradient), alignments)
+        return FirstOrder(values, aux, reduce(gradient), alignments, lambda w: reduce(pull(w)))
 
     def second_order(
         self,
         losses: RowLosses,
         params: Params,
-        weights: Array,
+        weights: Weights,
         probe: Params,
         subset: trees.Subset,
         reduce: Reduce,
@@ -130,6 +160,29 @@ class Forward:
             evaluate, (subset.restrict(params),), (probe,), has_aux=True
         )
         return SecondOrder(values, aux, reduce(gradient), alignments, reduce(subset.restrict(product)))
+
+    def quadratic(
+        self, losses: RowLosses, params: Params, weights: Weights, subset: trees.Subset, reduce: Reduce
+    ) -> Quadratic:
+        """See the module's text. In parts nothing is kept: a Hessian product costs 9F, alignments 3F."""
+        if losses.parts > 1:
+            first = self._first_order_in_parts(losses, params, weights, subset, reduce)
+            known = resolve(weights, first.losses)
+
+            def product_in_parts(direction: Params) -> Params:
+                return self.second_order(losses, params, known, direction, subset, reduce).hessian_product
+
+            return Quadratic(first.losses, first.aux, first.gradient, first.alignments, product_in_parts)
+
+        def evaluate(part: Params) -> tuple[tuple[Array, Params], tuple[LossAux, Params]]:
+            values, aux, gradient = losses.pulled_back(subset.merge(part, params), weights)
+            return (values, subset.restrict(gradient)), (aux, gradient)
+
+        (values, _), tangents, (aux, gradient) = jax.linearize(evaluate, subset.restrict(params), has_aux=True)
+        # What one of the two does not use, the compiler drops.
+        return Quadratic(
+            values, aux, reduce(gradient), lambda probe: tangents(probe)[0], lambda d: reduce(tangents(d)[1])
+        )
 
 
 @dataclass(frozen=True)
@@ -151,10 +204,10 @@ class Finite:
         return self.scale * (1.0 + trees.norm(part)) / jnp.maximum(trees.norm(probe), 1e-20)
 
     def first_order(
-        self, losses: RowLosses, params: Params, weights: Array, subset: trees.Subset, reduce: Reduce
+        self, losses: RowLosses, params: Params, weights: Weights, subset: trees.Subset, reduce: Reduce
     ) -> FirstOrder:
         """See the module's text."""
-        values, aux, gradient = losses.pulled_back(params, weights)
+        values, aux, gradient, pull = losses.differentiated(params, weights)
         part = subset.restrict(params)
 
         def alignments(probe: Params) -> Array:
@@ -162,27 +215,42 @@ class Finite:
             moved, _ = losses(subset.merge(trees.axpy(epsilon, probe, part), params))
             return (moved - values) / epsilon
 
-        return FirstOrder(values, aux, reduce(gradient), alignments)
+        return FirstOrder(values, aux, reduce(gradient), alignments, lambda w: reduce(pull(w)))
 
     def second_order(
         self,
         losses: RowLosses,
         params: Params,
-        weights: Array,
+        weights: Weights,
         probe: Params,
         subset: trees.Subset,
         reduce: Reduce,
     ) -> SecondOrder:
         """See the module's text."""
         values, aux, gradient = losses.pulled_back(params, weights)
-        part = subset.restrict(params)
+        part, known = subset.restrict(params), resolve(weights, values)
         epsilon = self.step_size(part, probe)
         # Only the chosen part waits for the gradient, so that the forward pass below it is merged with the one at θ.
         moved = subset.merge(trees.after(trees.axpy(epsilon, probe, part), gradient), params)
-        moved_values, _, moved_gradient = losses.pulled_back(moved, weights)
-        product = jax.tree.map(
-            lambda after, before: (after - before) / epsilon,
-            subset.restrict(moved_gradient),
-            subset.restrict(gradient),
-        )
+        moved_values, _, moved_gradient = losses.pulled_back(moved, known)
+        product = _quotient(subset.restrict(moved_gradient), subset.restrict(gradient), epsilon)
         return SecondOrder(values, aux, reduce(gradient), (moved_values - values) / epsilon, reduce(product))
+
+    def quadratic(
+        self, losses: RowLosses, params: Params, weights: Weights, subset: trees.Subset, reduce: Reduce
+    ) -> Quadratic:
+        """See the module's text. The gradient at θ is evaluated once for all products."""
+        first = self.first_order(losses, params, weights, subset, lambda tree: tree)
+        part, known = subset.restrict(params), resolve(weights, first.losses)
+
+        def hessian_product(direction: Params) -> Params:
+            epsilon = self.step_size(part, direction)
+            moved = subset.merge(trees.axpy(epsilon, direction, part), params)
+            _, _, gradient = losses.pulled_back(moved, known)
+            return reduce(_quotient(subset.restrict(gradient), subset.restrict(first.gradient), epsilon))
+
+        return Quadratic(first.losses, first.aux, reduce(first.gradient), first.alignments, hessian_product)
+
+
+def _quotient(after: Params, before: Params, epsilon: Array) -> Params:
+    return jax.tree.map(lambda x, y: (x - y) / epsilon, after, before)

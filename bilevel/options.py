@@ -53,6 +53,23 @@ class StepOptions:
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             raise UserError(f"ema_decay={self.ema_decay} must lie in (0, 1), or be None for no average.")
 
+    def check_chooses_weights(self) -> None:
+        """Refuses what does not fit a method that chooses the weights of every θ-update itself.
+
+        Raises:
+          UserError: in sparse mode, or with work on some steps only.
+        """
+        if self.mode != "dense":
+            raise UserError(
+                f'mode="{self.mode}" does not fit a method that chooses the weights of all rows itself '
+                '(learning_to_reweight): choose mode="dense", and give big batches of batch_size rows.'
+            )
+        if self.update_every != 1:
+            raise UserError(
+                f"update_every={self.update_every} does not fit a method that chooses the weights of every θ-update "
+                "itself (learning_to_reweight): leave it out, or choose 1."
+            )
+
     @property
     def period(self) -> int:
         """The number of steps after which the kinds of steps repeat."""

@@ -10,11 +10,12 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from bilevel import trees
+from bilevel import estimators, trees
 from bilevel.collectives import axis_size, gather, spread, sum_over
-from bilevel.linearization import Derivatives, FirstOrder, SecondOrder
+from bilevel.linearization import Derivatives, FirstOrder, Quadratic, SecondOrder
 from bilevel.methods.base import Problem
-from bilevel.rows import RowLosses
+from bilevel.rows import RowLosses, Weights
+from bilevel.scorers import FeatureFn, Features, check_features
 from bilevel.state import TrainState
 from bilevel.types import Array, Batch, LossAux, LossFn, ModelState, Params
 
@@ -40,11 +41,18 @@ class Evaluations:
 
         return RowLosses(loss, state.model_state, batch, rng, self.micro_batches)
 
+    def features(self, function: FeatureFn, state: TrainState, batch: Batch, rng: Array) -> Features:
+        """The scorer's features of a batch; no derivative passes through them, and the model state stays as it is."""
+        params = gather(state.params, self.mesh)
+        found = jax.lax.stop_gradient(function(params, state.model_state, batch, rng))
+        check_features(found, batch)
+        return found
+
     def subset(self, params: Params) -> trees.Subset:
         """The part of θ that probes live in."""
         return trees.make_subset(self.param_filter, params)
 
-    def problem(self, state: TrainState, losses: RowLosses, weights: Array, specific: Batch, rng: Array) -> Problem:
+    def problem(self, state: TrainState, losses: RowLosses, weights: Weights, specific: Batch, rng: Array) -> Problem:
         """The problem of a method's α-step on rows with these losses and weights."""
         params, subset = spread(state.params, self.axis_name), self.subset(state.params)
 
@@ -56,13 +64,23 @@ class Evaluations:
             probe = spread(probe, self.axis_name)
             return self.derivatives.second_order(losses, params, weights, probe, subset, self._sum)
 
+        def quadratic() -> Quadratic:
+            found = self.derivatives.quadratic(losses, params, weights, subset, self._sum)
+            return found._replace(
+                alignments=lambda probe: found.alignments(spread(probe, self.axis_name)),
+                hessian_product=lambda direction: found.hessian_product(spread(direction, self.axis_name)),
+            )
+
         def specific_gradient(at: Params) -> tuple[Array, Params]:
             return self._specific_gradient(state, subset, at, specific, rng)
 
         def lookahead(gradient: Params) -> tuple[Params, Callable[[Params], Params]]:
             return self._lookahead(state, subset, gradient)
 
-        return Problem(state.params, subset, first_order, second_order, specific_gradient, lookahead)
+        def total(values: Array) -> Array:
+            return estimators.total(values, self.axis_name)
+
+        return Problem(state.params, subset, first_order, second_order, quadratic, specific_gradient, lookahead, total)
 
     def _specific_gradient(
         self, state: TrainState, subset: trees.Subset, at: Params, batch: Batch, rng: Array

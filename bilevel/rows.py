@@ -2,14 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 
 from bilevel import trees
 from bilevel.types import Array, Batch, LossAux, LossFn, ModelState, Params, UserError
+
+Weights: TypeAlias = Array | Callable[[Array], Array]
+"""Weights of rows `[b]`, or a function from the rows' losses `[b]` to them; no derivative passes through it."""
+
+
+def resolve(weights: Weights, losses: Array) -> Array:
+    """The weights as an array, given the losses of their rows."""
+    return weights(jax.lax.stop_gradient(losses)) if callable(weights) else weights
+
+
+class Differentiated(NamedTuple):
+    """Losses of rows and their weighted gradient."""
+
+    losses: Array
+    """float32 `[b]`."""
+    aux: LossAux
+    gradient: Params
+    """Σ w_i ∇ℓ_i of this device's rows."""
+    reweighted: Callable[[Array], Params]
+    """Other weights `[b]` -> their Σ w_i ∇ℓ_i: one more backward pass (in parts, a forward pass too)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,24 +59,37 @@ class RowLosses:
         _, (losses, aux) = jax.lax.scan(part, None, self._chunks())
         return losses.reshape(-1), _joined(aux)
 
-    def pulled_back(self, params: Params, weights: Array) -> tuple[Array, LossAux, Params]:
-        """Losses `[b]`, aux, and Σ w_i ∇ℓ_i of this device's rows."""
-        if self.parts == 1:
-            return self._pulled_back(params, self.batch, self.rng, weights)
+    def differentiated(self, params: Params, weights: Weights) -> Differentiated:
+        """Losses, weighted gradient, and the gradient for any other weights.
 
+        Weights that are a function of the losses cost nothing with one part; with more, the losses are evaluated once more.
+        """
+        if self.parts > 1:
+            known = resolve(weights, self(params)[0]) if callable(weights) else weights
+            losses, aux, gradient = self._in_parts(params, known)
+            return Differentiated(losses, aux, gradient, lambda w: self._in_parts(params, w)[2])
+        losses, pullback, aux = jax.vjp(self, params, has_aux=True)
+
+        def reweighted(weights: Array) -> Params:
+            return pullback(weights.astype(losses.dtype))[0]
+
+        return Differentiated(losses, aux, reweighted(resolve(weights, losses)), reweighted)
+
+    def pulled_back(self, params: Params, weights: Weights) -> tuple[Array, LossAux, Params]:
+        """Losses `[b]`, aux, and Σ w_i ∇ℓ_i of this device's rows."""
+        return self.differentiated(params, weights)[:3]
+
+    def _in_parts(self, params: Params, weights: Array) -> tuple[Array, LossAux, Params]:
         def part(total: Params, chunk: tuple[Batch, Array, Array]) -> tuple[Params, tuple[Array, LossAux]]:
-            losses, aux, gradient = self._pulled_back(params, *chunk)
+            rows, key, mass = chunk
+            losses, pullback, aux = jax.vjp(lambda p: self._evaluate(p, rows, key), params, has_aux=True)
+            (gradient,) = pullback(mass.astype(losses.dtype))
             return jax.tree.map(jnp.add, total, gradient), (losses, aux)
 
         chunks = (*self._chunks(), weights.reshape(self.parts, -1))
         zeros = jax.tree.map(lambda x: jnp.where(True, 0, x).astype(x.dtype), params)
         gradient, (losses, aux) = jax.lax.scan(part, zeros, chunks)
         return losses.reshape(-1), _joined(aux), gradient
-
-    def _pulled_back(self, params: Params, batch: Batch, rng: Array, weights: Array) -> tuple[Array, LossAux, Params]:
-        losses, pullback, aux = jax.vjp(lambda p: self._evaluate(p, batch, rng), params, has_aux=True)
-        (gradient,) = pullback(weights.astype(losses.dtype))
-        return losses, aux, gradient
 
     def _evaluate(self, params: Params, batch: Batch, rng: Array) -> tuple[Array, LossAux]:
         losses, aux = self.loss(params, self.model_state, batch, rng)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from bilevel import trees
 from bilevel.collectives import axis_size
 from bilevel.filters import Filter
+from bilevel.scorers import Features
 from bilevel.types import Array, Batch, LogitFn, Params, UserError
 
 
@@ -29,6 +30,8 @@ class Rows(NamedTuple):
     batch: Batch
     positions: Array
     """int32: where the rows were in the big batch (of all devices for scope "global")."""
+    features: Features = ()
+    """What the scorer knows about the rows."""
 
 
 def score(weighting: LogitFn, weight_params: Params, big_batch: Batch, rule: Filter, axis_name: str | None) -> Scores:
@@ -47,8 +50,24 @@ def score(weighting: LogitFn, weight_params: Params, big_batch: Batch, rule: Fil
     return Scores(logits / temperature, pool / temperature, temperature)
 
 
-def pick(key: Array, scores: Scores, big_batch: Batch, count: int, rule: Filter, axis_name: str | None) -> Rows:
-    """Lets the filter choose `count` rows over all devices; every device gets an equal share of them."""
+def everything(big_batch: Batch, features: Features = ()) -> Rows:
+    """All rows of the big batch (of this device), in their order."""
+    return Rows(big_batch, jnp.arange(trees.num_rows(big_batch), dtype=jnp.int32), features)
+
+
+def pick(
+    key: Array,
+    scores: Scores,
+    big_batch: Batch,
+    count: int,
+    rule: Filter,
+    axis_name: str | None,
+    features: Features = (),
+) -> Rows:
+    """Lets the filter choose `count` rows over all devices; every device gets an equal share of them.
+
+    The rows take their `features` (of the big batch, on this device) with them.
+    """
     devices = axis_size(axis_name)
     local_rows = trees.num_rows(big_batch)
     if count > local_rows * devices:
@@ -60,16 +79,20 @@ def pick(key: Array, scores: Scores, big_batch: Batch, count: int, rule: Filter,
         raise UserError(
             f"{count} rows cannot be divided equally among {devices} devices: choose a multiple of {devices}."
         )
+    everything = (big_batch, features)
     if axis_name is None:
         positions = rule.select(key, scores.pool, count)
-        return Rows(trees.take(big_batch, positions), positions)
+        batch, features = trees.take(everything, positions)
+        return Rows(batch, positions, features)
     me = jax.lax.axis_index(axis_name)
     if rule.scope == "local":
         positions = rule.select(jax.random.fold_in(key, me), scores.pool, count // devices)
-        return Rows(trees.take(big_batch, positions), positions)
+        batch, features = trees.take(everything, positions)
+        return Rows(batch, positions, features)
     positions = rule.select(key, scores.pool, count)
     share = jax.lax.dynamic_slice_in_dim(positions, me * (count // devices), count // devices)
-    return Rows(_fetch(big_batch, positions, local_rows, me, axis_name), share)
+    batch, features = _fetch(everything, positions, local_rows, me, axis_name)
+    return Rows(batch, share, features)
 
 
 def _fetch(big_batch: Batch, positions: Array, local_rows: int, me: Array, axis_name: str) -> Batch:

@@ -19,13 +19,15 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from bilevel import diagnostics, estimators, filters, selection, trees
-from bilevel.collectives import axis_size, fold_index, mean_over, spread, spread_rows, sum_over
+from bilevel import diagnostics, estimators, filters, scorers, selection, trees
+from bilevel.batches import Chooser, Inner, keys_of
+from bilevel.collectives import axis_size, mean_over, spread, sum_over
 from bilevel.estimators import Estimator
 from bilevel.linearization import Derivatives, Finite
 from bilevel.methods.base import Method, MethodFn, MethodUpdate
 from bilevel.options import AlphaBatch, Mode, StepOptions
 from bilevel.problem import Evaluations
+from bilevel.scorers import Scorer
 from bilevel.state import TrainState
 from bilevel.types import Array, Batch, LogitFn, LossAux, LossFn, Metrics, ModelState, Params, UserError
 
@@ -34,11 +36,12 @@ class TrainStep(NamedTuple):
     """A pair of pure functions."""
 
     init: Callable[..., TrainState]
-    """`init(rng, params, weight_params, model_state=None) -> TrainState`; works under `jax.eval_shape` and `jax.jit`."""
+    """`init(rng, params, weight_params={}, model_state=None) -> TrainState`; works under `jax.eval_shape` and `jax.jit`."""
     step: Callable[[TrainState, Batch, Batch], tuple[TrainState, Metrics]]
     """`step(state, big_batch, specific_batch) -> (state, metrics)`; does the α-work when `state.step` is due, by `lax.cond`."""
     plain: Callable[[TrainState, Batch, Batch], tuple[TrainState, Metrics]]
-    """A step without α-work. For host loops: two programs run faster on CPU than the two branches of one."""
+    """A step without α-work (the same as `learn` for a method that works on every step). For host loops: two programs run
+    faster on CPU than the two branches of one."""
     learn: Callable[[TrainState, Batch, Batch], tuple[TrainState, Metrics]]
     """A step with α-work (the same as `plain` for a method that learns nothing)."""
     reuse: Callable[[TrainState, Batch, Batch], tuple[TrainState, Metrics]]
@@ -56,9 +59,9 @@ class TrainStep(NamedTuple):
 
 def make_step(
     loss: LossFn,
-    weighting: LogitFn,
+    weighting: LogitFn | Scorer | None,
     optimizer: optax.GradientTransformation,
-    weight_optimizer: optax.GradientTransformation,
+    weight_optimizer: optax.GradientTransformation | None,
     method: Method,
     *,
     batch_size: int,
@@ -70,7 +73,7 @@ def make_step(
     estimator: Estimator = "softmax",
     alpha_batch: AlphaBatch = "filtered",
     alpha_batch_size: int | None = None,
-    update_every: int = 4,
+    update_every: int | None = None,
     probe_every: int | None = None,
     normalize_alignments: bool = False,
     ema_decay: float | None = None,
@@ -86,9 +89,10 @@ def make_step(
 
     Args:
       loss: per-example losses; see `bilevel.types.LossFn`.
-      weighting: logits of a batch; see `bilevel.types.LogitFn`.
+      weighting: logits of a batch: a plain function, see `bilevel.types.LogitFn`, or one that sees the main model, see
+        `bilevel.scorers.Scorer`. None for a method that does not use it (`uniform`, `learning_to_reweight`).
       optimizer: optax transformation of θ.
-      weight_optimizer: optax transformation of α.
+      weight_optimizer: optax transformation of α. None if α does not change.
       method: what learns α, from `bilevel.methods`.
       batch_size: b, rows in a θ-update, over all devices.
       filter: how b of B rows are picked; `filters.gumbel_top_k()` by default. Unused in dense mode but for its temperature.
@@ -100,7 +104,8 @@ def make_step(
       alpha_batch: where the rows of the α-gradient come from: the filter ("filtered", in which case they are the rows of the
         θ-update unless `alpha_batch_size` says otherwise) or a uniform draw from the big batch.
       alpha_batch_size: rows in the α-gradient; None takes b.
-      update_every: α changes on steps 0, k, 2k, …; the others cost no more than scoring.
+      update_every: α changes on steps 0, k, 2k, …; the others cost no more than scoring. None takes 4, or 1 for a method that
+        chooses the weights of every θ-update (`learning_to_reweight`).
       probe_every: the specific batch is evaluated, and the method's state changes, on these steps only; the α-steps between them
         use the specific gradient that the state remembers, for one forward pass with `Finite()`. A multiple of `update_every`;
         None: on every α-step. Needs a method that remembers: SOBA, or DDS and Anograd with `average_specific`.
@@ -117,60 +122,51 @@ def make_step(
     Returns:
       `TrainStep(init, step)`. The metrics are float32 scalars: generic_loss (mean of the rows of the θ-update),
       specific_loss (NaN on steps without α-work), effective_sample_size, weight_entropy, largest_weight (over the big
-      batch), temperature, weight_gradient_norm and alignment_rms (both NaN without α-work); and `selected`, int32 `[b]`: the
-      positions in the big batch of the rows of the θ-update.
+      batch), temperature, weight_gradient_norm (NaN where α does not change) and alignment_rms (NaN without α-work); and
+      `selected`, int32 `[b]`: the positions in the big batch of the rows of the θ-update. A method that chooses the weights
+      itself adds them: `weights`, float32 `[b]`.
 
     Raises:
       UserError: for options that do not go together, now; for shapes that do not fit, when the step is traced.
     """
+    if update_every is None:
+        update_every = 1 if method.chooses_weights else 4
     options = StepOptions(
         batch_size, mode, estimator, alpha_batch, alpha_batch_size, update_every, probe_every, normalize_alignments,
         ema_decay, micro_batches, axis_name,
     )  # fmt: skip
+    if method.chooses_weights:
+        options.check_chooses_weights()
+    learns = method.update is not None and not method.chooses_weights
+    if weighting is None and method.uses_weights:
+        raise UserError("weighting=None, but this method selects or weighs rows by it: give a function or a Scorer.")
+    if weight_optimizer is None and learns:
+        raise UserError(
+            "weight_optimizer=None, but this method learns the weighting network: give an optax transformation."
+        )
+    evaluations = Evaluations(
+        loss, specific_loss or loss, optimizer, derivatives or Finite(), param_filter, micro_batches, mesh, axis_name
+    )
+    scorer = weighting if isinstance(weighting, Scorer) else scorers.of_logits(weighting or scorers.no_logits)
+    rule = filter or (filters.gumbel_top_k() if method.uses_weights else filters.uniform())
     parts = _Parts(
-        Evaluations(
-            loss,
-            specific_loss or loss,
-            optimizer,
-            derivatives or Finite(),
-            param_filter,
-            micro_batches,
-            mesh,
-            axis_name,
-        ),
-        weighting,
+        evaluations,
+        Chooser(evaluations, scorer, rule, options, method.uses_weights),
         optimizer,
-        weight_optimizer,
+        weight_optimizer or optax.identity(),
         method,
-        filter or (filters.gumbel_top_k() if method.uses_weights else filters.uniform()),
         options,
     )
     if method.update is None:
         return TrainStep(parts.init, parts.plain, parts.plain, parts.plain, parts.plain, 1, 1)
-    if options.period > update_every and method.reuse is None:
+    if options.period > options.update_every and method.reuse is None:
         raise UserError(
             f"probe_every={probe_every} needs a method that remembers the specific gradient: "
             "give dds or anograd an average_specific, or leave probe_every away."
         )
-    reuse = parts.reuse if options.period > update_every else parts.learn
-    return TrainStep(parts.init, parts.step, parts.plain, parts.learn, reuse, update_every, options.period)
-
-
-class _Keys(NamedTuple):
-    """Random keys of one step."""
-
-    filter: Array
-    alpha: Array
-    loss: Array
-    specific: Array
-
-
-class _Inner(NamedTuple):
-    """Rows for one evaluation of the inner loss, and their weights."""
-
-    batch: Batch
-    weights: Array
-    rng: Array
+    plain = parts.learn if method.chooses_weights else parts.plain
+    reuse = parts.reuse if options.period > options.update_every else parts.learn
+    return TrainStep(parts.init, parts.step, plain, parts.learn, reuse, options.update_every, options.period)
 
 
 class _Moved(NamedTuple):
@@ -191,19 +187,19 @@ class _Parts:
     """The parts of a step and the pure functions over them."""
 
     evaluations: Evaluations
-    weighting: LogitFn
+    chooser: Chooser
     optimizer: optax.GradientTransformation
     weight_optimizer: optax.GradientTransformation
     method: Method
-    filter: filters.Filter
     options: StepOptions
 
     def init(
-        self, rng: Array, params: Params, weight_params: Params, model_state: ModelState | None = None
+        self, rng: Array, params: Params, weight_params: Params | None = None, model_state: ModelState | None = None
     ) -> TrainState:
         subset = self.evaluations.subset(params)
+        given = (params, {} if weight_params is None else weight_params, rng)
         # Copies, so that donating the state takes no array away from the caller.
-        params, weight_params, rng = jax.tree.map(jnp.copy, (params, weight_params, rng))
+        params, alpha, rng = jax.tree.map(jnp.copy, given)
         model_state = jax.tree.map(jnp.copy, {} if model_state is None else model_state)
         ema = None if self.options.ema_decay is None else (params, model_state)
         return TrainState(
@@ -211,8 +207,8 @@ class _Parts:
             params=params,
             model_state=model_state,
             opt_state=self.optimizer.init(params),
-            weight_params=weight_params,
-            weight_opt_state=self.weight_optimizer.init(weight_params),
+            weight_params=alpha,
+            weight_opt_state=self.weight_optimizer.init(alpha),
             method_state=self.method.init(subset.restrict(params)),
             ema=jax.tree.map(jnp.copy, ema),
             rng=rng,
@@ -229,10 +225,10 @@ class _Parts:
         return _on_due(state.step, options.period, self.learn, between, arguments)
 
     def plain(self, state: TrainState, big_batch: Batch, specific_batch: Batch) -> tuple[TrainState, Metrics]:
-        keys = self._keys(state)
-        scores = self._score(state, big_batch)
-        rows, inner = self._inner(keys, scores, big_batch)
-        return self._finish(state, self._plain(state, inner), scores, rows)
+        chosen = self.chooser.choose(state, big_batch, keys_of(state, self.options.axis_name))
+        moved = self._plain(state, chosen.inner)
+        scores = self.chooser.scores(state, big_batch, chosen, moved.losses)
+        return self._finish(state, moved, scores, chosen.positions)
 
     def learn(self, state: TrainState, big_batch: Batch, specific_batch: Batch) -> tuple[TrainState, Metrics]:
         assert self.method.update is not None
@@ -243,70 +239,36 @@ class _Parts:
         return self._alpha_step(self.method.reuse, state, big_batch, specific_batch)
 
     def _alpha_step(
-        self, update: MethodFn, state: TrainState, big_batch: Batch, specific_batch: Batch
+        self, method: MethodFn, state: TrainState, big_batch: Batch, specific_batch: Batch
     ) -> tuple[TrainState, Metrics]:
-        keys = self._keys(state)
-        scores = self._score(state, big_batch)
-        rows, inner = self._inner(keys, scores, big_batch)
-        outer = inner if self.options.shares_rows else self._alpha_rows(state, scores, big_batch, keys.alpha)
+        keys = keys_of(state, self.options.axis_name)
+        chosen = self.chooser.choose(state, big_batch, keys)
+        outer = chosen.inner
+        if not self.options.shares_rows:
+            outer = self.chooser.for_alpha(state, big_batch, chosen, keys.alpha)
         losses = self.evaluations.rows(state, outer.batch, outer.rng)
         problem = self.evaluations.problem(state, losses, outer.weights, specific_batch, keys.specific)
-        moved = self._learn(state, inner, outer, update(problem, state.method_state), scores.temperature)
-        return self._finish(state, moved, scores, rows)
-
-    def _keys(self, state: TrainState) -> _Keys:
-        key = jax.random.fold_in(state.rng, state.step)
-        keys = _Keys(*jax.random.split(key, 4))
-        axis = self.options.axis_name
-        return keys._replace(loss=fold_index(keys.loss, axis), specific=fold_index(keys.specific, axis))
-
-    def _inner(self, keys: _Keys, scores: selection.Scores, big_batch: Batch) -> tuple[selection.Rows, _Inner]:
-        rows, weights = self._rows(keys.filter, scores, big_batch)
-        return rows, _Inner(rows.batch, weights, keys.loss)
+        update = method(problem, state.method_state)
+        scores = self.chooser.scores(state, big_batch, chosen, update.losses)
+        moved = self._learn(state, chosen.inner, outer, update, scores.temperature)
+        return self._finish(state, moved, scores, chosen.positions, update.weights)
 
     def _finish(
-        self, state: TrainState, moved: _Moved, scores: selection.Scores, rows: selection.Rows
+        self, state: TrainState, moved: _Moved, scores: selection.Scores, positions: Array, weights: Array | None = None
     ) -> tuple[TrainState, Metrics]:
         axis = self.options.axis_name
         generic_loss = estimators.total(moved.losses, axis) / self.options.batch_size
         metrics = {"generic_loss": generic_loss, **moved.metrics, "temperature": scores.temperature}
-        metrics |= diagnostics.weight_metrics(scores.pool, axis if self.filter.scope == "local" else None)
-        metrics = {name: value.astype(jnp.float32) for name, value in metrics.items()}
-        return self._next(state, moved), {**metrics, "selected": rows.positions}
-
-    def _score(self, state: TrainState, big_batch: Batch) -> selection.Scores:
-        if self.method.uses_weights:
-            return selection.score(self.weighting, state.weight_params, big_batch, self.filter, self.options.axis_name)
-        flat = jnp.zeros(trees.num_rows(big_batch))
-        everyone = axis_size(self.options.axis_name) if self.filter.scope == "global" else 1
-        return selection.Scores(flat, jnp.tile(flat, everyone), jnp.ones(()))
-
-    def _rows(self, key: Array, scores: selection.Scores, big_batch: Batch) -> tuple[selection.Rows, Array]:
-        """The rows of the θ-update and their weights, which sum to 1 over all devices."""
-        options, axis = self.options, self.options.axis_name
-        local, devices = trees.num_rows(big_batch), axis_size(axis)
-        if options.mode == "dense":
-            if local * devices != options.batch_size:
-                raise UserError(
-                    f"In dense mode the big batch is the batch, but it has {local * devices} rows and "
-                    f"batch_size={options.batch_size}: make them equal."
-                )
-            positions = jnp.arange(local, dtype=jnp.int32)
-            return selection.Rows(big_batch, positions), estimators.softmax(scores.local, axis)
-        if local * devices == options.batch_size and not self.method.uses_weights:
-            rows = selection.Rows(big_batch, jnp.arange(local, dtype=jnp.int32))  # nothing to choose
+        if weights is None:
+            local = self.chooser.filter.scope == "local"
+            metrics |= diagnostics.weight_metrics(scores.pool, axis if local else None)
         else:
-            rows = self._picked(key, scores, big_batch, options.batch_size, self.filter)
-        share = options.batch_size // devices
-        return rows, spread(jnp.full((share,), 1.0 / options.batch_size), axis)
+            metrics |= diagnostics.weight_metrics(jnp.log(weights), axis)
+        metrics = {name: value.astype(jnp.float32) for name, value in metrics.items()}
+        vectors = {"selected": positions} if weights is None else {"selected": positions, "weights": weights}
+        return self._next(state, moved), {**metrics, **vectors}
 
-    def _picked(
-        self, key: Array, scores: selection.Scores, big_batch: Batch, count: int, rule: filters.Filter
-    ) -> selection.Rows:
-        rows = selection.pick(key, scores, big_batch, count, rule, self.options.axis_name)
-        return rows._replace(batch=spread_rows(rows.batch, self.evaluations.mesh))
-
-    def _plain(self, state: TrainState, inner: _Inner) -> _Moved:
+    def _plain(self, state: TrainState, inner: Inner) -> _Moved:
         """The θ-update alone: what every training step costs."""
         rows = self.evaluations.rows(state, inner.batch, inner.rng)
         values, aux, gradient = rows.pulled_back(spread(state.params, self.options.axis_name), inner.weights)
@@ -314,65 +276,44 @@ class _Parts:
         metrics: Metrics = {"specific_loss": nothing, "weight_gradient_norm": nothing, "alignment_rms": nothing}
         return self._move(state, values, aux, sum_over(gradient, self.options.axis_name), metrics)
 
-    def _learn(
-        self, state: TrainState, inner: _Inner, outer: _Inner, update: MethodUpdate, temperature: Array
-    ) -> _Moved:
+    def _learn(self, state: TrainState, inner: Inner, outer: Inner, update: MethodUpdate, temperature: Array) -> _Moved:
         """The θ-update and the α-update, both from the same θ and α."""
-        weight_gradient, rms = self._weight_gradient(state, outer.batch, update, temperature)
-        updates, weight_opt_state = self.weight_optimizer.update(
-            weight_gradient, state.weight_opt_state, state.weight_params
-        )
+        axis, weights, opt_state = self.options.axis_name, state.weight_params, state.weight_opt_state
+        count = update.alignments.shape[0] * axis_size(axis)
         metrics: Metrics = {
             "specific_loss": update.specific_loss,
-            "weight_gradient_norm": trees.norm(weight_gradient),
-            "alignment_rms": rms,
+            "weight_gradient_norm": jnp.full((), jnp.nan),
+            "alignment_rms": jnp.sqrt(estimators.total(trees.widen(update.alignments) ** 2, axis) / count),
         }
+        if not self.method.chooses_weights:
+            gradient = self._weight_gradient(state, outer, update, temperature)
+            metrics["weight_gradient_norm"] = trees.norm(gradient)
+            updates, opt_state = self.weight_optimizer.update(gradient, opt_state, weights)
+            weights = optax.apply_updates(weights, updates)
         if self.options.shares_rows:
             moved = self._move(state, update.losses, update.aux, update.gradient, metrics)
         else:
             later = dataclasses.replace(state, params=trees.after(state.params, update.gradient))
             moved = self._plain(later, inner)._replace(metrics=metrics)
-        return moved._replace(
-            weight_params=optax.apply_updates(state.weight_params, updates),
-            weight_opt_state=weight_opt_state,
-            method_state=update.state,
+        return moved._replace(weight_params=weights, weight_opt_state=opt_state, method_state=update.state)
+
+    def _weight_gradient(self, state: TrainState, rows: Inner, update: MethodUpdate, temperature: Array) -> Params:
+        """Σ a_i ∇_α w_i by one pass back through the weighting network."""
+        options, axis = self.options, self.options.axis_name
+        features = rows.features(update.losses)
+        logits, pullback = jax.vjp(
+            lambda p: self.chooser.scorer.logits(p, rows.batch, features), spread(state.weight_params, axis)
         )
-
-    def _alpha_rows(self, state: TrainState, scores: selection.Scores, big_batch: Batch, key: Array) -> _Inner:
-        """Rows of the α-gradient when they are not those of the θ-update."""
-        options, axis = self.options, self.options.axis_name
-        count = options.alpha_batch_size or options.batch_size
-        pick_key, loss_key = jax.random.split(key)
-        rule = self.filter
-        if options.alpha_batch == "uniform":
-            rule = filters.uniform(scope=self.filter.scope)
-        rows = self._picked(pick_key, scores, big_batch, count, rule)
-        if options.alpha_batch == "filtered":
-            weights = spread(jnp.full((count // axis_size(axis),), 1.0 / count), axis)
-        else:
-            logits = self.weighting(state.weight_params, rows.batch) / scores.temperature
-            weights = estimators.softmax(logits, axis)
-        return _Inner(rows.batch, weights, fold_index(loss_key, axis))
-
-    def _weight_gradient(
-        self, state: TrainState, rows: Batch, update: MethodUpdate, temperature: Array
-    ) -> tuple[Params, Array]:
-        """Σ a_i ∇_α w_i by one pass back through the weighting network; and the alignments' root mean square."""
-        options, axis = self.options, self.options.axis_name
-        logits, pullback = jax.vjp(lambda p: self.weighting(p, rows), spread(state.weight_params, axis))
-        count = logits.shape[0] * axis_size(axis)
-        alignments = update.alignments.astype(jnp.promote_types(update.alignments.dtype, jnp.float32))
         cotangents = estimators.logit_cotangents(
-            alignments,
+            trees.widen(update.alignments),
             logits / temperature,
             options.estimator,
-            num_rows=count,
+            num_rows=logits.shape[0] * axis_size(axis),
             normalize=options.normalize_alignments,
             axis_name=axis,
         )
         (gradient,) = pullback((cotangents / temperature).astype(logits.dtype))
-        rms = jnp.sqrt(estimators.total(alignments**2, axis) / count)
-        return sum_over(gradient, axis), rms
+        return sum_over(gradient, axis)
 
     def _move(self, state: TrainState, losses: Array, aux: LossAux, gradient: Params, metrics: Metrics) -> _Moved:
         updates, opt_state = self.optimizer.update(gradient, state.opt_state, state.params)

@@ -22,6 +22,12 @@ def norm(a: Params) -> Array:
     return jnp.sqrt(dot(a, a))
 
 
+def bounded(a: Params, max_norm: float) -> Params:
+    """The tree, scaled down to `max_norm` if its norm is larger."""
+    scale = jnp.minimum(1.0, max_norm / jnp.maximum(norm(a), 1e-20))
+    return jax.tree.map(lambda x: (scale * x).astype(x.dtype), a)
+
+
 def axpy(scale: Any, x: Params, y: Params) -> Params:
     """`y + scale·x`, leaf by leaf, in the types of `y`."""
     return jax.tree.map(lambda xi, yi: (yi + scale * xi).astype(yi.dtype), x, y)

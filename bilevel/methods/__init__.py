@@ -9,5 +9,9 @@ from bilevel.methods.dds import DDSState as DDSState
 from bilevel.methods.dds import dds as dds
 from bilevel.methods.fixed import frozen as frozen
 from bilevel.methods.fixed import uniform as uniform
+from bilevel.methods.implicit import ImplicitState as ImplicitState
+from bilevel.methods.implicit import implicit_cg as implicit_cg
+from bilevel.methods.implicit import implicit_neumann as implicit_neumann
+from bilevel.methods.learning_to_reweight import learning_to_reweight as learning_to_reweight
 from bilevel.methods.soba import SOBAState as SOBAState
 from bilevel.methods.soba import soba as soba

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
 
-from bilevel.linearization import FirstOrder, SecondOrder
+from bilevel.linearization import FirstOrder, Quadratic, SecondOrder
 from bilevel.trees import Subset
 from bilevel.types import Array, LossAux, Params, UserError
 
@@ -25,10 +25,14 @@ class Problem(NamedTuple):
     """One linearisation of the rows' losses at θ. Call it once."""
     second_order: Callable[[Params], SecondOrder]
     """Probe, known beforehand -> losses, gradient, alignments and Hessian product at θ."""
+    quadratic: Callable[[], Quadratic]
+    """One linearisation of the rows' gradient at θ, for Hessian products with directions found on the way. Call it once."""
     specific_gradient: Callable[[Params], tuple[Array, Params]]
     """Full θ' -> (L_spec(θ'), ∇L_spec(θ') over the chosen part), mean over the specific batch of all devices."""
     lookahead: Callable[[Params], tuple[Params, Callable[[Params], Params]]]
     """Gradient g -> (θ⁺ = θ + U(g), the pullback (∂U/∂g)ᵀ over the chosen part), U the update of θ's optimizer."""
+    total: Callable[[Array], Array]
+    """Values of rows `[b]` -> their sum over the rows of all devices."""
 
 
 class MethodUpdate(NamedTuple):
@@ -44,6 +48,8 @@ class MethodUpdate(NamedTuple):
     specific_loss: Array
     """float32 scalar, at the point where the method evaluated it."""
     state: Any
+    weights: Array | None = None
+    """float32 `[b]`, summing to 1 over all devices: the weights that `gradient` has, from a method that chooses them itself."""
 
 
 MethodFn: TypeAlias = Callable[[Problem, Any], MethodUpdate]
@@ -62,6 +68,8 @@ class Method(NamedTuple):
     reuse: MethodFn | None = None
     """An α-step that takes the specific gradient from the state, and evaluates nothing on specific rows; its specific_loss is
     NaN and it leaves the state as it is. None for a method that remembers no specific gradient."""
+    chooses_weights: bool = False
+    """True if `update` returns the weights of the θ-update itself, on every step and for every row of the big batch."""
 
 
 def check_decay(decay: float) -> None:

@@ -69,8 +69,7 @@ def soba(
         updates, opt_state = optimizer.update(dv, state.opt_state, state.v)
         v = jax.tree.map(lambda x, u: (x + u).astype(x.dtype), state.v, updates)
         if max_norm is not None:
-            scale = jnp.minimum(1.0, max_norm / jnp.maximum(trees.norm(v), 1e-20))
-            v = jax.tree.map(lambda x: (scale * x).astype(x.dtype), v)
+            v = trees.bounded(v, max_norm)
         return MethodUpdate(rows.losses, rows.aux, rows.gradient, rows.alignments, loss, SOBAState(v, opt_state))
 
     def reuse(problem: Problem, state: SOBAState) -> MethodUpdate:

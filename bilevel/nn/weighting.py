@@ -1,4 +1,4 @@
-"""Weighting networks over byte batches: cheap, ending in one logit a row, 0 at first so that training starts uniform."""
+"""Weighting networks over byte batches or losses: cheap, one logit a row, 0 at first so that training starts uniform."""
 
 from __future__ import annotations
 
@@ -68,6 +68,22 @@ class _Kernel(nn.Module):
         shape = (self.taps, self.width, self.width)
         kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
         return kernel.astype(dtype), self.param("bias", nn.initializers.zeros, (self.width,)).astype(dtype)
+
+
+class LossMLP(nn.Module):
+    """A perceptron with one hidden layer over the loss of a row: that of `bilevel.meta_weight_net`.
+
+    Reference: Shu et al., "Meta-Weight-Net", NeurIPS 2019 (one hidden layer of 100 rectified units); Grangier et al.,
+    section 5.1. The output is a logit, for the softmax; Shu et al. put a sigmoid there.
+    """
+
+    hidden: int = 100
+
+    @nn.compact
+    def __call__(self, losses: Array) -> Array:
+        """Losses float32 `[b]` -> logits, float32 `[b]`."""
+        x = nn.relu(nn.Dense(self.hidden, name="hidden")(losses[:, None]))
+        return nn.Dense(1, kernel_init=nn.initializers.zeros, name="logit")(x)[:, 0]
 
 
 class NGramWeighting(nn.Module):

@@ -1,0 +1,45 @@
+"""Learning to reweight: weights of its own for every batch, and no weighting network."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+
+from bilevel import trees
+from bilevel.methods.base import Method, MethodUpdate, Problem
+
+
+def learning_to_reweight() -> Method:
+    """Weighs each batch by one step of the weights, as free parameters, from uniform.
+
+    At uniform weights, with θ⁺ = θ + U(g) and g = (1/B) Σ ∇ℓ_i, the probe is that of DDS,
+
+        p = (∂U/∂g)ᵀ ∇L_spec(θ⁺),      w̃_i = max(−a_i(p), 0) / Σ_j max(−a_j(p), 0),
+
+    uniform if all are 0. Then θ moves by its optimizer's update of Σ w̃_i ∇ℓ_i. Rows whose weight would raise the specific
+    loss after one update of θ take no part in it. Nothing is kept from step to step, so every step does the work, all rows
+    of the big batch are evaluated (dense mode), and there is neither a weighting network nor an optimizer for it:
+
+        train = make_step(loss, None, optimizer, None, learning_to_reweight(), mode="dense", batch_size=B)
+        state = train.init(rng, params)
+
+    Over a plain step (3F) it costs the specific gradient (3F), the alignments (2F, or 1F by differences) and a second
+    backward pass (2F). The metrics of the weights describe w̃, which `metrics["weights"]` holds.
+
+    Reference: Ren, Zeng, Yang, Urtasun, "Learning to reweight examples for robust deep learning", ICML 2018, algorithm 1;
+      Grangier et al., section 5.1, whose reading this is. Ren et al. start from weights 0 and unroll plain SGD, so that
+      ∇L_spec is taken at θ; here it is taken after the update by θ's own optimizer at uniform weights.
+    """
+
+    def update(problem: Problem, state: tuple[()]) -> MethodUpdate:
+        rows = problem.first_order()
+        moved, pullback = problem.lookahead(rows.gradient)
+        loss, gradient = problem.specific_gradient(moved)
+        probe = pullback(gradient)
+        # Differences along a probe of 0 are rounding, which normalising would make weights of.
+        alignments = jnp.where(trees.norm(probe) > 0, rows.alignments(probe), 0.0)
+        useful = jnp.maximum(-alignments, 0.0)
+        mass, count = problem.total(useful), problem.total(jnp.ones_like(useful))
+        weights = jnp.where(mass > 0, useful / jnp.where(mass > 0, mass, 1.0), 1.0 / count)
+        return MethodUpdate(rows.losses, rows.aux, rows.reweighted(weights), alignments, loss, state, weights)
+
+    return Method(lambda _: (), update, uses_weights=False, chooses_weights=True)
