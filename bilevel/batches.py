@@ -139,15 +139,15 @@ class Chooser:
         self, key: Array, scores: selection.Scores, big_batch: Batch, features: Features
     ) -> tuple[selection.Rows, Array]:
         """The rows of the θ-update and their weights, which sum to 1 over all devices."""
-        options, axis = self.options, self.options.axis_name
-        if options.mode == "dense":
-            return selection.everything(big_batch, features), estimators.softmax(scores.local, axis)
-        devices = axis_size(axis)
+        options, devices = self.options, axis_size(self.options.axis_name)
+        if options.mode == "dense" and self.uses_weights:
+            return selection.everything(big_batch, features), estimators.softmax(scores.local, options.axis_name)
         if trees.num_rows(big_batch) * devices == options.batch_size and not self.uses_weights:
             rows = selection.everything(big_batch)  # nothing to choose
         else:
             rows = self._picked(key, scores, big_batch, features, options.batch_size, self.filter)
-        return rows, spread(jnp.full((options.batch_size // devices,), 1.0 / options.batch_size), axis)
+        share = options.batch_size // devices
+        return rows, spread(jnp.full((share,), 1.0 / options.batch_size), options.axis_name)
 
     def _picked(
         self,

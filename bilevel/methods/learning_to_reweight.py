@@ -22,6 +22,9 @@ def learning_to_reweight() -> Method:
         train = make_step(loss, None, optimizer, None, learning_to_reweight(), mode="dense", batch_size=B)
         state = train.init(rng, params)
 
+    The very first update of Adam does not depend on the size of the gradient: its alignments, and with them the weights of
+    step 0, are rounding.
+
     Over a plain step (3F) it costs the specific gradient (3F), the alignments (2F, or 1F by differences) and a second
     backward pass (2F). The metrics of the weights describe w̃, which `metrics["weights"]` holds.
 
