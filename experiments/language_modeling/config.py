@@ -125,7 +125,9 @@ PAPER: dict[str, Any] = {
 
 DEFAULT: dict[str, Any] = PAPER | {
     "estimator": "score",
-    "update_every": 4,
+    "update_every": 1,
+    "probe_every": 2,
+    "probe_blocks": 1,
     "derivatives": "finite",
     "normalize_alignments": True,
     "weight_learning_rate": 1e-2,
@@ -135,7 +137,7 @@ DEFAULT: dict[str, Any] = PAPER | {
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "default": {
         "soba": DEFAULT,
-        "dds": DEFAULT | {"average_specific": 0.9},
+        "dds": DEFAULT | {"average_specific": 0.95},
         "anograd": DEFAULT | {"average_specific": 0.95, "through_optimizer": True},
         "uniform": DEFAULT,
         "frozen": DEFAULT,
