@@ -226,7 +226,7 @@ class Bench:
         if multiple is not None:
             options = {"estimator": "score", "normalize_alignments": True}
         options |= {"update_every": 1, "probe_every": 2} if kind == "reuse" else {}
-        options["param_filter"] = last_blocks(variant.blocks, SIZES[self.size].layers)
+        options["param_filter"] = last_blocks(variant.blocks, self.model.config)
         method, rows = METHODS[variant.method](), (multiple or 1) * self.shape.rows
         self.add((variant, kind, multiple), method, rows, kind, derivatives=MODES[variant.derivatives], **options)
 

@@ -19,22 +19,8 @@ from experiments.language_modeling.run import run
 
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "uniform": ("uniform", {}),
-    "soba, 1/1/all": ("soba", {"update_every": 1, "probe_every": 0, "probe_blocks": 0}),
-    "soba, 1/2/1": ("soba", {"update_every": 1, "probe_every": 2, "probe_blocks": 1}),
-    "soba, 1/3/1": ("soba", {"update_every": 1, "probe_every": 3, "probe_blocks": 1}),
-    "soba, 1/4/1": ("soba", {"update_every": 1, "probe_every": 4, "probe_blocks": 1}),
-    "soba, 2/2/1": ("soba", {"update_every": 2, "probe_every": 2, "probe_blocks": 1}),
-    "soba, 4/4/1": ("soba", {"update_every": 4, "probe_every": 4, "probe_blocks": 1}),
-    "dds, 1/2/1": ("dds", {"update_every": 1, "probe_every": 2, "probe_blocks": 1}),
-    "dds, 1/3/1": ("dds", {"update_every": 1, "probe_every": 3, "probe_blocks": 1}),
-    "dds, 1/4/1": ("dds", {"update_every": 1, "probe_every": 4, "probe_blocks": 1}),
-    "dds, 2/2/1": ("dds", {"update_every": 2, "probe_every": 2, "probe_blocks": 1}),
-    "anograd, 1/2/1": ("anograd", {"update_every": 1, "probe_every": 2, "probe_blocks": 1}),
-    "anograd, 1/4/1": ("anograd", {"update_every": 1, "probe_every": 4, "probe_blocks": 1}),
     "soba": ("soba", {}),
     "soba, paper's settings": ("soba", {"preset": "paper"}),
-    "soba, every step": ("soba", {"update_every": 1}),
-    "soba, every 8th step": ("soba", {"update_every": 8}),
     "soba, forward": ("soba", {"derivatives": "forward"}),
     "soba, softmax": ("soba", {"estimator": "softmax"}),
     "soba, alignments as they are": ("soba", {"normalize_alignments": False}),
@@ -64,8 +50,6 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "soba, weight decay 1": ("soba", {"weight_decay": 1.0}),
     "dds, weight decay 0.1": ("dds", {"weight_decay": 0.1}),
     "dds, weight decay 1": ("dds", {"weight_decay": 1.0}),
-    "dds, every step": ("dds", {"update_every": 1}),
-    "dds, every 8th step": ("dds", {"update_every": 8}),
     "dds, forward": ("dds", {"derivatives": "forward"}),
     "dds, 64 specific rows": ("dds", {"specific_batch_size": 64}),
     "soba, 8 specific rows": ("soba", {"specific_batch_size": 8}),
@@ -88,6 +72,17 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "dds, convolution": ("dds", {"weighting": "conv"}),
 }
 """Name -> (method, what differs from its preset)."""
+
+# Which steps do what, named α every/specific rows every/blocks that are probed (0: all).
+VARIANTS |= {
+    f"{method} {update}/{probe}/{blocks}": (
+        method,
+        {"update_every": update, "probe_every": probe, "probe_blocks": blocks},
+    )
+    for method in ("soba", "dds", "anograd")
+    for update, probe in ((1, 1), (1, 2), (1, 4), (1, 8), (1, 16), (2, 2), (2, 4), (2, 8), (4, 4), (8, 8))
+    for blocks in (0, 1)
+}
 
 
 @dataclass(frozen=True)

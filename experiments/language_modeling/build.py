@@ -19,7 +19,7 @@ import bilevel
 from bilevel import filters, methods, sharding
 from bilevel.data import Loader, PackedText, RowView, open_source, open_specific, pack
 from bilevel.linearization import Derivatives
-from bilevel.nn.transformer import SIZES, Transformer, language_model_loss
+from bilevel.nn.transformer import SIZES, Transformer, TransformerConfig, language_model_loss
 from bilevel.nn.weighting import ConvWeighting, NGramWeighting, logit_fn
 from bilevel.state import TrainState
 from bilevel.step import TrainStep, make_step
@@ -108,7 +108,7 @@ def build_step(
         batch_size=config.batch_size,
         filter=None if method == "uniform" else build_filter(s),
         derivatives=derivatives,
-        param_filter=last_blocks(s["probe_blocks"], SIZES[config.model.size].layers),
+        param_filter=last_blocks(s["probe_blocks"], model.config),
         estimator=s["estimator"],
         alpha_batch=s["alpha_batch"],
         alpha_batch_size=s["alpha_batch_size"],
@@ -120,14 +120,26 @@ def build_step(
     )
 
 
-def last_blocks(count: int, layers: int) -> Callable[[str], bool] | None:
-    """Accepts the parameters of the last `count` of the transformer's blocks and what follows them; None (all) for 0."""
+def last_blocks(count: int, model: TransformerConfig) -> Callable[[str], bool] | None:
+    """Accepts the parameters of the last `count` of the transformer's blocks and of the norm behind them; None (all) for 0.
+
+    Raises:
+      UserError: if the model has no such blocks.
+    """
     if count == 0:
         return None
-    first = layers - count
-    return lambda path: (
-        path.startswith("final_norm") or any(path.startswith(f"block_{i}/") for i in range(first, layers))
-    )
+    if not 0 < count <= model.layers:
+        raise UserError(
+            f"--weights.probe-blocks {count}: the model has {model.layers} blocks; give 0 to {model.layers}."
+        )
+    if model.scan_layers:
+        raise UserError(
+            f"--weights.probe-blocks {count} does not go with --model.scan-layers, which stacks the parameters of all blocks: "
+            "leave one of them away."
+        )
+    first = model.layers - count
+    chosen = ("final_norm/", *(f"block_{i}/" for i in range(first, model.layers)))
+    return lambda path: path.startswith(chosen)
 
 
 def build_filter(settings: dict[str, Any]) -> filters.Filter:

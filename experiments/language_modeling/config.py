@@ -241,9 +241,14 @@ class Config:
 
 
 def settings_of(config: Config, method: str) -> dict[str, Any]:
-    """The preset of a method, with what the user gave in its place."""
+    """The preset of a method, with what the user gave in its place; what the preset adds to save time gives way to it."""
     given = {k: v for k, v in dataclasses.asdict(config.weights).items() if v is not None and k != "preset"}
     settings = PRESETS[config.weights.preset][method] | given
+    remembers = method == "soba" or settings["average_specific"] > 0
+    if "probe_every" not in given and ("update_every" in given or not remembers):
+        settings["probe_every"] = 0
+    if "probe_blocks" not in given and config.model.scan_layers:
+        settings["probe_blocks"] = 0  # the blocks' parameters are stacked, and cannot be chosen apart
     settings["specific_batch_size"] = settings["specific_batch_size"] or config.batch_size
     settings["alpha_batch_size"] = settings["alpha_batch_size"] or None
     return settings

@@ -8,15 +8,19 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 import pytest
 
 from bilevel import sharding
+from bilevel.nn.transformer import TransformerConfig
+from bilevel.types import UserError
 from experiments import cli
 from experiments.language_modeling.__main__ import STOPPED, main
-from experiments.language_modeling.config import Config
+from experiments.language_modeling.build import last_blocks
+from experiments.language_modeling.config import Config, MethodConfig, ModelConfig, settings_of
 
 WORDS = ["the", "cat", "sat", "on", "a", "mat", "while", "rain", "fell", "over", "old", "town", "people", "ran"]
 STEPS = 12
@@ -218,12 +222,29 @@ BAD_INPUT = {
     "unknown method": ({"compare": "uniform,magic"}, ['"magic"', "choose from uniform, dds, soba"]),
     "unknown data set": ({"data__generic": "tfds:no_such_set"}, ["no_such_set"]),
     "unwritable directory": ({"run_dir": "BELOW"}, ["Cannot write to the run directory", "give another --run-dir"]),
+    "more blocks than there are": (
+        {"method": "soba", "weights__probe_blocks": 9},
+        ["--weights.probe-blocks 9", "the model has 2 blocks"],
+    ),
     "no steps": ({"steps": 0}, ["--steps 0 must be at least 1"]),
     "negative seed": ({"seed": -1}, ["seed is -1"]),
     "no seeds": ({"seeds": 0}, ["--seeds 0 must be at least 1"]),
     "frozen without weights": ({"method": "frozen"}, ["--weights.frozen-from"]),
     "nothing to evaluate": ({"eval_only": None}, ["holds no checkpoint to evaluate"]),
 }
+
+
+def test_what_the_preset_adds_gives_way_to_what_is_asked_for() -> None:
+    def settings(method: str, scan_layers: bool = False, **weights: Any) -> dict[str, Any]:
+        return settings_of(Config(model=ModelConfig(scan_layers=scan_layers), weights=MethodConfig(**weights)), method)
+
+    assert settings("dds")["probe_every"] == 2
+    assert settings("dds", update_every=3)["probe_every"] == 0
+    assert settings("dds", average_specific=0.0)["probe_every"] == 0
+    assert settings("dds", average_specific=0.0, probe_every=2)["probe_every"] == 2
+    assert settings("soba", scan_layers=True)["probe_blocks"] == 0
+    with pytest.raises(UserError, match=r"does not go with --model\.scan-layers"):
+        last_blocks(1, TransformerConfig(2, 8, 2, 16, scan_layers=True))
 
 
 @pytest.mark.parametrize("case", BAD_INPUT)
