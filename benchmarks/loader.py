@@ -21,6 +21,7 @@ import numpy as np
 
 from bilevel import sharding
 from bilevel.data import Loader
+from bilevel.nn.transformer import language_model_loss
 from bilevel.state import TrainState
 from bilevel.step import TrainStep
 from bilevel.training import Data, LoopConfig, Resident, train
@@ -150,11 +151,13 @@ def _config(options: LoaderConfig, size: Size = "xs", length: int = 64, big_batc
 
 
 def _parts(config: Config) -> Parts:
-    model, (module, weighting) = build.build_model(config), build.logits_of(config)
-    step = build.build_step(config, "soba", model, weighting)
+    model = build.build_model(config)
+    loss = language_model_loss(model)
+    weighting = build.weighting_of(config, "soba", loss)
+    step = build.build_step(config, "soba", model, loss, weighting)
     loaders = build.build_loaders(config, "soba", 0, build.load_corpora(config))
     mesh = sharding.make_mesh(jax.devices()[:1])
-    return Parts(step, loaders, lambda: build.init_state(config, 0, step, model, module, mesh)[0])
+    return Parts(step, loaders, lambda: build.init_state(config, 0, step, model, weighting, mesh)[0])
 
 
 def stall_rows(options: LoaderConfig) -> Iterator[Row]:

@@ -105,6 +105,29 @@ def top_k(
     return _scoped(Filter(lambda key, logits, k: jax.lax.top_k(logits, k)[1], rule, scope, "top_k"), shards)
 
 
+def top_fraction(fraction: float, *, scope: Scope = "global", shards: int = 1) -> Filter:
+    """Draws without replacement and with equal chances among the rows with the largest logits: a fixed share of them.
+
+    Args:
+      fraction: the share of the B rows that are drawn from, in (0, 1]; at least k of them are.
+      scope: see `Filter`.
+      shards: as for `gumbel_top_k`.
+
+    Raises:
+      UserError: for a fraction out of range.
+
+    Reference: Grangier et al., section 5.1 (the generic set restricted to the rows that a classifier ranks highest).
+    """
+    if not 0 < fraction <= 1:
+        raise UserError(f"top_fraction({fraction}) must lie in (0, 1]: the share of rows to draw from.")
+
+    def select(key: Array, logits: Array, k: int) -> Array:
+        highest = jax.lax.top_k(logits, max(k, round(fraction * logits.shape[0])))[1]
+        return highest[jax.lax.top_k(jax.random.uniform(key, highest.shape), k)[1]]
+
+    return _scoped(Filter(select, lambda logits: jnp.ones(()), scope, "top_fraction"), shards)
+
+
 def uniform(*, scope: Scope = "global", shards: int = 1) -> Filter:
     """Draws without replacement and without regard to the logits: the control."""
 

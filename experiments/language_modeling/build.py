@@ -7,7 +7,7 @@ import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,12 +19,13 @@ import bilevel
 from bilevel import filters, methods, sharding
 from bilevel.data import Loader, PackedText, RowView, open_source, open_specific, pack
 from bilevel.linearization import Derivatives
-from bilevel.nn.transformer import SIZES, Transformer, TransformerConfig, language_model_loss
+from bilevel.nn.transformer import SIZES, Transformer, TransformerConfig
 from bilevel.nn.weighting import ConvWeighting, NGramWeighting, logit_fn
+from bilevel.scorers import Scorer
 from bilevel.state import TrainState
 from bilevel.step import TrainStep, make_step
-from bilevel.types import LogitFn, UserError
-from experiments.language_modeling.config import Config, settings_of
+from bilevel.types import Array, LogitFn, LossFn, Params, UserError
+from experiments.language_modeling.config import DENSE, Config, settings_of
 
 HELD_OUT_EVERY = 50
 """Of generic data that comes without a valid part, the documents with a number divisible by this are held out."""
@@ -90,8 +91,29 @@ def build_weighting(config: Config) -> ConvWeighting | NGramWeighting:
     return NGramWeighting(width=m.weighting_width, hidden=m.weighting_width)
 
 
+class Weighting(NamedTuple):
+    """What scores or weighs rows."""
+
+    init: Callable[[Array], Params]
+    """Random key -> α."""
+    logits: LogitFn | Scorer | None
+    """None for a method without a weighting network."""
+
+
+def weighting_of(config: Config, method: str, loss: LossFn) -> Weighting:
+    """The weighting network of a method: over bytes, over losses, or none."""
+    if method == "learning_to_reweight":
+        return Weighting(lambda key: {}, None)
+    if method == "meta_weight_net":
+        net = bilevel.meta_weight_net(loss)
+        return Weighting(net.init, net.weighting)
+    module = build_weighting(config)
+    tokens, length = jnp.zeros((1, config.length), jnp.uint8), jnp.full((1,), config.length, jnp.int32)
+    return Weighting(lambda key: module.init(key, tokens, length)["params"], logit_fn(module))
+
+
 def build_step(
-    config: Config, method: str, model: Transformer, weighting: LogitFn, mesh: Mesh | None = None
+    config: Config, method: str, model: Transformer, loss: LossFn, weighting: Weighting, mesh: Mesh | None = None
 ) -> TrainStep:
     """The train step of a method."""
     s = settings_of(config, method)
@@ -100,12 +122,13 @@ def build_step(
     schedule = optax.warmup_cosine_decay_schedule(0.0, config.learning_rate, warmup, horizon)
     derivatives: Derivatives = bilevel.Forward() if s["derivatives"] == "forward" else bilevel.Finite()
     return make_step(
-        language_model_loss(model),
-        weighting,
+        loss,
+        weighting.logits,
         optax.adam(schedule, b2=0.98),
         optax.adamw(s["weight_learning_rate"], weight_decay=s["weight_decay"]),
         build_method(method, s),
         batch_size=config.batch_size,
+        mode="dense" if method in DENSE else "sparse",
         filter=None if method == "uniform" else build_filter(s),
         derivatives=derivatives,
         param_filter=last_blocks(s["probe_blocks"], model.config),
@@ -146,6 +169,8 @@ def build_filter(settings: dict[str, Any]) -> filters.Filter:
     """The filter that the settings name."""
     if settings["filter"] == "uniform":
         return filters.uniform()
+    if settings["filter"] == "top_fraction":
+        return filters.top_fraction(settings["top_fraction"])
     factory = {"gumbel_top_k": filters.gumbel_top_k, "importance": filters.importance, "top_k": filters.top_k}
     return factory[settings["filter"]](
         temperature=settings["temperature"], min_effective_fraction=settings["min_effective_fraction"]
@@ -168,12 +193,23 @@ def build_method(method: str, settings: dict[str, Any]) -> methods.Method:
         return methods.anograd(
             average_specific=settings["average_specific"], through_optimizer=settings["through_optimizer"]
         )
-    return methods.frozen() if method == "frozen" else methods.uniform()
+    average = settings["average_specific"]
+    implicit = {"iterations": settings["iterations"], "damping": settings["damping"], "average_specific": average}
+    makers: dict[str, Callable[[], methods.Method]] = {
+        "uniform": methods.uniform,
+        "frozen": methods.frozen,
+        "classifier": methods.frozen,
+        "meta_weight_net": lambda: methods.dds(average_specific=average),
+        "learning_to_reweight": methods.learning_to_reweight,
+        "implicit_cg": lambda: methods.implicit_cg(**implicit),
+        "implicit_neumann": lambda: methods.implicit_neumann(step_size=settings["neumann_step_size"], **implicit),
+    }
+    return makers[method]()
 
 
 def build_loaders(config: Config, method: str, seed: int, corpora: Corpora) -> tuple[Loader, Loader]:
-    """Loaders of the big batches and of the specific batches. Uniform sampling loads only the rows it trains on."""
-    size = config.batch_size if method == "uniform" else config.big_batch_size
+    """Loaders of the big batches and of the specific batches. Methods that pick no rows load only those they train on."""
+    size = config.batch_size if method in ("uniform", *DENSE) else config.big_batch_size
     if size < config.batch_size:
         raise UserError(
             f"--big-batch-size {size} is smaller than --batch-size {config.batch_size}: "
@@ -186,7 +222,7 @@ def build_loaders(config: Config, method: str, seed: int, corpora: Corpora) -> t
 
 
 def init_state(
-    config: Config, seed: int, step: TrainStep, model: Transformer, weighting: Any, mesh: Mesh
+    config: Config, seed: int, step: TrainStep, model: Transformer, weighting: Weighting, mesh: Mesh
 ) -> tuple[TrainState, TrainStep]:
     """The initial state, born on all devices of the mesh; the same main model for every method of a seed.
 
@@ -194,20 +230,13 @@ def init_state(
       The state, and the step that keeps it where it lies.
     """
     model_key, weight_key, step_key = jax.random.split(jax.random.key(seed), 3)
-    tokens, length = jnp.zeros((1, config.length), jnp.uint8), jnp.full((1,), config.length, jnp.int32)
+    tokens = jnp.zeros((1, config.length), jnp.uint8)
 
     def create() -> TrainState:
         params = model.init(model_key, tokens)["params"]
-        weight_params = weighting.init(weight_key, tokens, length)["params"]
-        return step.init(step_key, params, weight_params)
+        return step.init(step_key, params, weighting.init(weight_key))
 
     if not config.shard_state:
         return jax.jit(create, out_shardings=sharding.replicated(mesh) if mesh.size > 1 else None)(), step
     where = sharding.split_state(mesh, jax.eval_shape(create))
     return jax.jit(create, out_shardings=where)(), sharding.keep_sharding(step, where)
-
-
-def logits_of(config: Config) -> tuple[Any, LogitFn]:
-    """The weighting network: its module, and the function over batches."""
-    module = build_weighting(config)
-    return module, logit_fn(module)

@@ -50,7 +50,7 @@ def _with_crossing(result: dict[str, Any], metrics: dict[tuple[str, int], list[d
     found = next((row for row in own if baseline and row["specific_valid_loss"] <= _end(baseline)), None)
     return result | {
         "steps_to_uniform": found and found["step"],
-        "seconds_to_uniform": found and found["seconds"],
+        "seconds_to_uniform": found and found["seconds"] + result.get("preparation_seconds", 0.0),
     }
 
 

@@ -5,11 +5,18 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias, get_args
 
 from bilevel.types import UserError
+from experiments.language_modeling.presets import PRESETS
 
-METHODS = ("uniform", "dds", "soba", "anograd", "frozen")
+MethodName: TypeAlias = Literal[
+    "uniform", "dds", "soba", "anograd", "frozen", "classifier", "implicit_cg", "implicit_neumann",
+    "learning_to_reweight", "meta_weight_net",
+]  # fmt: skip
+METHODS: tuple[str, ...] = get_args(MethodName)
+DENSE = ("learning_to_reweight", "meta_weight_net")
+"""They weigh all rows of a batch of --batch-size, in place of picking rows from a big batch."""
 
 
 @dataclass(frozen=True)
@@ -84,8 +91,10 @@ class MethodConfig:
     """Temperature of the filter."""
     min_effective_fraction: float | None = None
     """Floor under the effective sample size, as a fraction of the big batch."""
-    filter: Literal["gumbel_top_k", "importance", "top_k", "uniform"] | None = None
+    filter: Literal["gumbel_top_k", "importance", "top_k", "top_fraction", "uniform"] | None = None
     """How rows are picked from the big batch."""
+    top_fraction: float | None = None
+    """Share of the big batch that the filter top_fraction draws from."""
     average_specific: float | None = None
     """DDS, Anograd: decay of the moving average of the specific gradient."""
     through_optimizer: bool | None = None
@@ -95,61 +104,17 @@ class MethodConfig:
     tracker_learning_rate: float | None = None
     """SOBA: learning rate of v."""
     damping: float | None = None
-    """SOBA: λ, added to the Hessian."""
+    """SOBA, implicit_*: λ, added to the Hessian."""
+    iterations: int | None = None
+    """implicit_*: Hessian products in an α-step."""
+    neumann_step_size: float | None = None
+    """implicit_neumann: η, below 2/(largest eigenvalue of the Hessian + λ)."""
+    classifier_steps: int | None = None
+    """classifier: updates before training begins."""
+    classifier_rows: int | None = None
+    """classifier: specific rows in a batch, next to as many generic ones."""
     frozen_from: Path | None = None
     """frozen: run directory (METHOD-seedN) whose last checkpoint gives the weighting network."""
-
-
-PAPER: dict[str, Any] = {
-    "estimator": "softmax",
-    "alpha_batch": "filtered",
-    "alpha_batch_size": 0,
-    "specific_batch_size": 0,  # as many as --batch-size
-    "update_every": 1,
-    "probe_every": 0,
-    "probe_blocks": 0,
-    "derivatives": "forward",
-    "normalize_alignments": False,
-    "weight_learning_rate": 1e-3,
-    "weight_decay": 0.0,
-    "temperature": 1.0,
-    "min_effective_fraction": 0.0,
-    "filter": "gumbel_top_k",
-    "average_specific": 0.0,
-    "through_optimizer": False,
-    "tracker": "adam",
-    "tracker_learning_rate": 2e-3,
-    "damping": 0.0,
-}
-"""The ATD paper's settings (sections 4.2, 4.3 and 6.2), with the prototype's learning rates where it is silent."""
-
-DEFAULT: dict[str, Any] = PAPER | {
-    "estimator": "score",
-    "update_every": 1,
-    "probe_every": 2,
-    "probe_blocks": 1,
-    "derivatives": "finite",
-    "normalize_alignments": True,
-    "weight_learning_rate": 1e-2,
-}
-"""Tuned on validation data; `benchmarks/RESULTS.md` has the measurements."""
-
-PRESETS: dict[str, dict[str, dict[str, Any]]] = {
-    "default": {
-        "soba": DEFAULT,
-        "dds": DEFAULT | {"average_specific": 0.95},
-        "anograd": DEFAULT | {"average_specific": 0.95, "through_optimizer": True},
-        "uniform": DEFAULT,
-        "frozen": DEFAULT,
-    },
-    "paper": {
-        "soba": PAPER,
-        "dds": PAPER | {"alpha_batch": "uniform"},
-        "anograd": PAPER | {"alpha_batch": "uniform"},
-        "uniform": PAPER,
-        "frozen": PAPER,
-    },
-}
 
 
 @dataclass(frozen=True)
@@ -163,7 +128,7 @@ class Config:
     section 5.2.
     """
 
-    method: Literal["uniform", "dds", "soba", "anograd", "frozen"] | None = None
+    method: MethodName | None = None
     """Train one method only, instead of --compare."""
     compare: str = "uniform,soba"
     """Methods to train under the same budget, comma-separated."""

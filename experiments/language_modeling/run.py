@@ -15,12 +15,13 @@ from jax.sharding import Mesh
 
 from bilevel import sharding
 from bilevel.data import Dataset, Loader, PackedText, evaluation_batches
-from bilevel.nn.transformer import Transformer, byte_losses
+from bilevel.nn.transformer import Transformer, byte_losses, language_model_loss
 from bilevel.state import TrainState
 from bilevel.training import Checkpoints, Data, Document, LoopConfig, Resident, TrainResult, prepare_run_dir, train
 from bilevel.types import Array, LogitFn, Params, UserError
 from experiments.language_modeling import build
-from experiments.language_modeling.config import Config, settings_of
+from experiments.language_modeling.classifier import train_classifier
+from experiments.language_modeling.config import DENSE, Config, settings_of
 from experiments.language_modeling.finetune import finetune
 
 RESULT_NAME = "result.json"
@@ -81,18 +82,17 @@ def run(config: Config, method: str, seed: int, corpora: build.Corpora) -> dict[
     done = directory / RESULT_NAME
     if done.exists() and not config.eval_only:
         return json.loads(done.read_text())
-    model, (module, weighting) = build.build_model(config), build.logits_of(config)
-    mesh = sharding.make_mesh()
-    step = build.build_step(config, method, model, weighting, mesh)
-    state, step = build.init_state(config, seed, step, model, module, mesh)
+    model, mesh = build.build_model(config), sharding.make_mesh()
+    loss = language_model_loss(model)
+    weighting = build.weighting_of(config, method, loss)
+    step = build.build_step(config, method, model, loss, weighting, mesh)
+    state, step = build.init_state(config, seed, step, model, weighting, mesh)
     generic, specific = build.build_loaders(config, method, seed, corpora)
     sharding.check_divides(mesh, batch_size=config.batch_size, specific_batch_size=specific.batch_size)
     evaluator = Evaluator(model)
     if config.eval_only:
         return _evaluate_checkpoint(directory, state, mesh, evaluator, corpora)
-    if method == "frozen":
-        state = dataclasses.replace(state, weight_params=_weights_from(config, state))
-
+    state, before = _prepared(config, method, seed, state, weighting, corpora)
     result = train(
         step,
         state,
@@ -105,13 +105,39 @@ def run(config: Config, method: str, seed: int, corpora: build.Corpora) -> dict[
     if result.stopped_early:
         return None
     params, weight_params = sharding.whole(mesh, (result.state.params, result.state.weight_params))
-    summary = _summary(config, method, seed, result, losses_of(params, evaluator, corpora))
+    summary = _summary(config, method, seed, result, losses_of(params, evaluator, corpora)) | before
+    summary["seconds"] += before.get("preparation_seconds", 0.0)
     summary |= finetune(config, seed, params, model, evaluator, corpora)
-    if method != "uniform" and jax.process_index() == 0:
-        _write_documents(directory, weight_params, weighting, corpora)
+    if method not in ("uniform", *DENSE) and jax.process_index() == 0:
+        assert callable(weighting.logits)
+        _write_documents(directory, weight_params, weighting.logits, corpora)
     if jax.process_index() == 0:
         done.write_text(json.dumps(summary, indent=2) + "\n")
     return summary
+
+
+def _prepared(
+    config: Config, method: str, seed: int, state: TrainState, weighting: build.Weighting, corpora: build.Corpora
+) -> tuple[TrainState, dict[str, float]]:
+    """The state with weights that are learned before training, and what that cost."""
+    if method == "frozen":
+        return dataclasses.replace(state, weight_params=_weights_from(config, state)), {}
+    if method != "classifier":
+        return state, {}
+    settings = settings_of(config, method)
+    assert callable(weighting.logits)
+    found = train_classifier(
+        weighting.logits,
+        jax.tree.map(lambda x: np.asarray(_local(x)), state.weight_params),
+        corpora,
+        seed=seed,
+        steps=settings["classifier_steps"],
+        rows=settings["classifier_rows"],
+        rate=settings["weight_learning_rate"],
+    )
+    placed = jax.tree.map(lambda new, old: jax.device_put(new, old.sharding), found.weight_params, state.weight_params)
+    report = {"preparation_seconds": found.seconds, "classifier_valid_loss": found.valid_loss}
+    return dataclasses.replace(state, weight_params=placed), report
 
 
 def _source(config: Config, generic: Loader, specific: Loader, mesh: Mesh) -> Data | Resident:

@@ -59,6 +59,18 @@ def test_top_k_takes_the_largest() -> None:
     assert set(rows.tolist()) == {1, 2}
 
 
+def test_top_fraction_draws_evenly_from_the_largest() -> None:
+    rows = draw(filters.top_fraction(0.6), 2)
+    assert all(len(set(row)) == 2 for row in rows[:500].tolist())
+    largest = np.argsort(-np.asarray(LOGITS))[:3]
+    counts = np.bincount(rows.ravel(), minlength=5)
+    assert counts[largest].sum() == rows.size
+    assert chi_square(counts[largest], np.full(3, rows.size / 3)) < 13.8  # 2 degrees of freedom
+    assert set(filters.top_fraction(0.01).select(jax.random.key(0), LOGITS, 2).tolist()) == set(largest[:2].tolist())
+    with pytest.raises(UserError, match=r"top_fraction\(0\) must lie in"):
+        filters.top_fraction(0)
+
+
 @pytest.mark.parametrize("fraction", [0.02, 0.2, 0.9])
 def test_floor_under_the_effective_sample_size(fraction: float) -> None:
     logits = 30 * jax.random.normal(jax.random.key(1), (512,))

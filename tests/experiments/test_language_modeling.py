@@ -152,6 +152,20 @@ def test_paper_preset_and_other_settings(data: Path) -> None:
     assert json.loads(rows[-1])["effective_sample_size"] >= 0.2 * 16 * 0.999
 
 
+@pytest.mark.slow
+def test_every_other_method(data: Path) -> None:
+    names = ["classifier", "implicit_cg", "implicit_neumann", "learning_to_reweight", "meta_weight_net"]
+    call(data, compare=",".join(names), weights__classifier_steps=30, weights__iterations=2, steps=6)
+    rows = {row["method"]: row for row in json.loads((data / "run" / "comparison.json").read_text())}
+    assert list(rows) == names
+    assert all(math.isfinite(row["specific_test_loss"]) for row in rows.values())
+    assert rows["classifier"]["classifier_valid_loss"] < 0.9 * math.log(2)
+    assert rows["classifier"]["seconds"] > rows["classifier"]["preparation_seconds"] > 0
+    found = json.loads((data / "run" / "classifier-seed0" / "documents.json").read_text())
+    assert all(text.isupper() for _, _, text in found["highest"])
+    assert all(text.islower() for _, _, text in found["lowest"])
+
+
 def test_resident_data_train_the_same(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     call(data, method="soba")
     call(data, "--resident", method="soba", run_dir=data / "held", data__generic_labels=data / "labels.tsv")

@@ -1,0 +1,74 @@
+"""What the settings of each method are where the user gives none."""
+
+from __future__ import annotations
+
+from typing import Any
+
+PAPER: dict[str, Any] = {
+    "estimator": "softmax",
+    "alpha_batch": "filtered",
+    "alpha_batch_size": 0,
+    "specific_batch_size": 0,  # as many as --batch-size
+    "update_every": 1,
+    "probe_every": 0,
+    "probe_blocks": 0,
+    "derivatives": "forward",
+    "normalize_alignments": False,
+    "weight_learning_rate": 1e-3,
+    "weight_decay": 0.0,
+    "temperature": 1.0,
+    "min_effective_fraction": 0.0,
+    "filter": "gumbel_top_k",
+    "top_fraction": 0.1,
+    "average_specific": 0.0,
+    "through_optimizer": False,
+    "tracker": "adam",
+    "tracker_learning_rate": 2e-3,
+    "damping": 0.0,
+    "iterations": 5,
+    "neumann_step_size": 0.1,
+    "classifier_steps": 1000,
+    "classifier_rows": 256,
+}
+"""The ATD paper's settings (sections 4.2, 4.3 and 6.2), with the prototype's learning rates where it is silent."""
+
+DEFAULT: dict[str, Any] = PAPER | {
+    "estimator": "score",
+    "update_every": 1,
+    "probe_every": 2,
+    "probe_blocks": 1,
+    "derivatives": "finite",
+    "normalize_alignments": True,
+    "weight_learning_rate": 1e-2,
+}
+"""Tuned on validation data; `benchmarks/RESULTS.md` has the measurements."""
+
+_DENSE: dict[str, Any] = {"estimator": "softmax", "probe_every": 0, "probe_blocks": 0, "update_every": 1}
+_IMPLICIT: dict[str, Any] = {"update_every": 4, "probe_every": 0, "average_specific": 0.9, "damping": 1.0}
+
+PRESETS: dict[str, dict[str, dict[str, Any]]] = {
+    "default": {
+        "soba": DEFAULT,
+        "dds": DEFAULT | {"average_specific": 0.95},
+        "anograd": DEFAULT | {"average_specific": 0.95, "through_optimizer": True},
+        "uniform": DEFAULT,
+        "frozen": DEFAULT,
+        "classifier": DEFAULT | {"filter": "top_k"},
+        "implicit_cg": DEFAULT | _IMPLICIT,
+        "implicit_neumann": DEFAULT | _IMPLICIT,
+        "learning_to_reweight": DEFAULT | _DENSE | {"normalize_alignments": False},
+        "meta_weight_net": DEFAULT | _DENSE | {"average_specific": 0.95},
+    },
+    "paper": {
+        "soba": PAPER,
+        "dds": PAPER | {"alpha_batch": "uniform"},
+        "anograd": PAPER | {"alpha_batch": "uniform"},
+        "uniform": PAPER,
+        "frozen": PAPER,
+        "classifier": PAPER | {"filter": "top_k"},
+        "implicit_cg": PAPER | {"damping": 1.0},
+        "implicit_neumann": PAPER | {"damping": 1.0},
+        "learning_to_reweight": PAPER,
+        "meta_weight_net": PAPER,
+    },
+}
