@@ -155,9 +155,10 @@ def _parts(config: Config) -> Parts:
     loss = language_model_loss(model)
     weighting = build.weighting_of(config, "soba", loss)
     step = build.build_step(config, "soba", model, loss, weighting)
-    loaders = build.build_loaders(config, "soba", 0, build.load_corpora(config))
+    generic, specific = build.build_loaders(config, "soba", 0, build.load_corpora(config))
+    assert isinstance(generic, Loader)
     mesh = sharding.make_mesh(jax.devices()[:1])
-    return Parts(step, loaders, lambda: build.init_state(config, 0, step, model, weighting, mesh)[0])
+    return Parts(step, (generic, specific), lambda: build.init_state(config, 0, step, model, weighting, mesh)[0])
 
 
 def stall_rows(options: LoaderConfig) -> Iterator[Row]:

@@ -230,7 +230,7 @@ class Finite:
         values, aux, gradient = losses.pulled_back(params, weights)
         part, known = subset.restrict(params), resolve(weights, values)
         epsilon = self.step_size(part, probe)
-        # Only the chosen part waits for the gradient, so that the forward pass below it is merged with the one at θ.
+        # Only the chosen part waits for the gradient: what lies below it is the same at both places.
         moved = subset.merge(trees.after(trees.axpy(epsilon, probe, part), gradient), params)
         moved_values, _, moved_gradient = losses.pulled_back(moved, known)
         product = _quotient(subset.restrict(moved_gradient), subset.restrict(gradient), epsilon)

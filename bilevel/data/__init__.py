@@ -6,6 +6,7 @@ from bilevel.data.arrays import Dataset as Dataset
 from bilevel.data.arrays import NumpyBatch as NumpyBatch
 from bilevel.data.loader import Loader as Loader
 from bilevel.data.loader import evaluation_batches as evaluation_batches
+from bilevel.data.mixed import MixedLoader as MixedLoader
 from bilevel.data.packed import PackedText as PackedText
 from bilevel.data.packed import pack as pack
 from bilevel.data.permutation import permute as permute

@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 
 import bilevel
 from bilevel import filters, methods, sharding
-from bilevel.data import Loader, PackedText, RowView, open_source, open_specific, pack
+from bilevel.data import Loader, MixedLoader, PackedText, RowView, open_source, open_specific, pack
 from bilevel.linearization import Derivatives
 from bilevel.nn.transformer import SIZES, Transformer, TransformerConfig
 from bilevel.nn.weighting import ConvWeighting, NGramWeighting, logit_fn
@@ -25,7 +25,7 @@ from bilevel.scorers import Scorer
 from bilevel.state import TrainState
 from bilevel.step import TrainStep, make_step
 from bilevel.types import Array, LogitFn, LossFn, Params, UserError
-from experiments.language_modeling.config import DENSE, Config, settings_of
+from experiments.language_modeling.config import DENSE, PLAIN, Config, settings_of
 
 HELD_OUT_EVERY = 50
 """Of generic data that comes without a valid part, the documents with a number divisible by this are held out."""
@@ -129,7 +129,7 @@ def build_step(
         build_method(method, s),
         batch_size=config.batch_size,
         mode="dense" if method in DENSE else "sparse",
-        filter=None if method == "uniform" else build_filter(s),
+        filter=None if method in PLAIN else build_filter(s),
         derivatives=derivatives,
         param_filter=last_blocks(s["probe_blocks"], model.config),
         estimator=s["estimator"],
@@ -197,6 +197,7 @@ def build_method(method: str, settings: dict[str, Any]) -> methods.Method:
     implicit = {"iterations": settings["iterations"], "damping": settings["damping"], "average_specific": average}
     makers: dict[str, Callable[[], methods.Method]] = {
         "uniform": methods.uniform,
+        "mixing": methods.uniform,
         "frozen": methods.frozen,
         "classifier": methods.frozen,
         "meta_weight_net": lambda: methods.dds(average_specific=average),
@@ -207,9 +208,9 @@ def build_method(method: str, settings: dict[str, Any]) -> methods.Method:
     return makers[method]()
 
 
-def build_loaders(config: Config, method: str, seed: int, corpora: Corpora) -> tuple[Loader, Loader]:
+def build_loaders(config: Config, method: str, seed: int, corpora: Corpora) -> tuple[Loader | MixedLoader, Loader]:
     """Loaders of the big batches and of the specific batches. Methods that pick no rows load only those they train on."""
-    size = config.batch_size if method in ("uniform", *DENSE) else config.big_batch_size
+    size = config.batch_size if method in (*PLAIN, *DENSE) else config.big_batch_size
     if size < config.batch_size:
         raise UserError(
             f"--big-batch-size {size} is smaller than --batch-size {config.batch_size}: "
@@ -217,8 +218,30 @@ def build_loaders(config: Config, method: str, seed: int, corpora: Corpora) -> t
         )
     specific_size = settings_of(config, method)["specific_batch_size"]
     loader = functools.partial(Loader, process_index=jax.process_index(), process_count=jax.process_count())
-    generic = loader(corpora.generic_train, size, seed=seed)
-    return generic, loader(corpora.specific["train"], specific_size, seed=seed + 1_000_003)
+    specific = functools.partial(loader, corpora.specific["train"])
+    if method == "mixing":
+        count = mixed_rows(settings_of(config, method)["mixing_fraction"], size)
+        generic = MixedLoader(
+            loader(corpora.generic_train, size - count, seed=seed), specific(count, seed=seed + 4_000_003)
+        )
+    else:
+        generic = loader(corpora.generic_train, size, seed=seed)
+    return generic, specific(specific_size, seed=seed + 1_000_003)
+
+
+def mixed_rows(fraction: float, batch_size: int) -> int:
+    """The specific rows in a batch of `mixing`.
+
+    Raises:
+      UserError: if that leaves none of either kind.
+    """
+    count = round(fraction * batch_size)
+    if not 0 < count < batch_size:
+        raise UserError(
+            f"--weights.mixing-fraction {fraction} makes {count} of {batch_size} rows specific: "
+            "choose a fraction that leaves at least one row of either kind."
+        )
+    return count
 
 
 def init_state(

@@ -12,7 +12,7 @@ import numpy as np
 
 from bilevel.training import Document, RunRecord, read_metrics, write_report
 from experiments.language_modeling.build import Corpora
-from experiments.language_modeling.config import Config
+from experiments.language_modeling.config import PLAIN, Config
 from experiments.language_modeling.run import run_name, settings_dict
 
 COLUMNS = {
@@ -110,7 +110,7 @@ def _report(
 
 def _documents(config: Config, rows: Sequence[dict[str, Any]]) -> dict[str, list[Document]]:
     """The best learned run's highest- and lowest-weighted documents."""
-    learned = [row for row in rows if row["method"] != "uniform"]
+    learned = [row for row in rows if row["method"] not in PLAIN]
     if not learned:
         return {}
     best = min(learned, key=lambda row: row["specific_valid_loss"])

@@ -12,9 +12,11 @@ from experiments.language_modeling.presets import PRESETS
 
 MethodName: TypeAlias = Literal[
     "uniform", "dds", "soba", "anograd", "frozen", "classifier", "implicit_cg", "implicit_neumann",
-    "learning_to_reweight", "meta_weight_net",
+    "learning_to_reweight", "meta_weight_net", "mixing",
 ]  # fmt: skip
 METHODS: tuple[str, ...] = get_args(MethodName)
+PLAIN = ("uniform", "mixing")
+"""They train on what is loaded: no weighting network."""
 DENSE = ("learning_to_reweight", "meta_weight_net")
 """They weigh all rows of a batch of --batch-size, in place of picking rows from a big batch."""
 
@@ -113,6 +115,8 @@ class MethodConfig:
     """classifier: updates before training begins."""
     classifier_rows: int | None = None
     """classifier: specific rows in a batch, next to as many generic ones."""
+    mixing_fraction: float | None = None
+    """mixing: share of specific rows in each batch, rounded to whole rows."""
     frozen_from: Path | None = None
     """frozen: run directory (METHOD-seedN) whose last checkpoint gives the weighting network."""
 

@@ -27,6 +27,7 @@ PAPER: dict[str, Any] = {
     "damping": 0.0,
     "iterations": 5,
     "neumann_step_size": 0.1,
+    "mixing_fraction": 0.1,
     "classifier_steps": 1000,
     "classifier_rows": 256,
 }
@@ -52,6 +53,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         "dds": DEFAULT | {"average_specific": 0.95},
         "anograd": DEFAULT | {"average_specific": 0.95, "through_optimizer": True},
         "uniform": DEFAULT,
+        "mixing": DEFAULT,
         "frozen": DEFAULT,
         "classifier": DEFAULT | {"filter": "top_k"},
         "implicit_cg": DEFAULT | _IMPLICIT,
@@ -64,6 +66,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         "dds": PAPER | {"alpha_batch": "uniform"},
         "anograd": PAPER | {"alpha_batch": "uniform"},
         "uniform": PAPER,
+        "mixing": PAPER,
         "frozen": PAPER,
         "classifier": PAPER | {"filter": "top_k"},
         "implicit_cg": PAPER | {"damping": 1.0},

@@ -14,14 +14,14 @@ import numpy as np
 from jax.sharding import Mesh
 
 from bilevel import sharding
-from bilevel.data import Dataset, Loader, PackedText, evaluation_batches
+from bilevel.data import Dataset, Loader, MixedLoader, PackedText, evaluation_batches
 from bilevel.nn.transformer import Transformer, byte_losses, language_model_loss
 from bilevel.state import TrainState
 from bilevel.training import Checkpoints, Data, Document, LoopConfig, Resident, TrainResult, prepare_run_dir, train
 from bilevel.types import Array, LogitFn, Params, UserError
 from experiments.language_modeling import build
 from experiments.language_modeling.classifier import train_classifier
-from experiments.language_modeling.config import DENSE, Config, settings_of
+from experiments.language_modeling.config import DENSE, PLAIN, Config, settings_of
 from experiments.language_modeling.finetune import finetune
 
 RESULT_NAME = "result.json"
@@ -108,7 +108,7 @@ def run(config: Config, method: str, seed: int, corpora: build.Corpora) -> dict[
     summary = _summary(config, method, seed, result, losses_of(params, evaluator, corpora)) | before
     summary["seconds"] += before.get("preparation_seconds", 0.0)
     summary |= finetune(config, seed, params, model, evaluator, corpora)
-    if method not in ("uniform", *DENSE) and jax.process_index() == 0:
+    if method not in (*PLAIN, *DENSE) and jax.process_index() == 0:
         assert callable(weighting.logits)
         _write_documents(directory, weight_params, weighting.logits, corpora)
     if jax.process_index() == 0:
@@ -140,11 +140,14 @@ def _prepared(
     return dataclasses.replace(state, weight_params=placed), report
 
 
-def _source(config: Config, generic: Loader, specific: Loader, mesh: Mesh) -> Data | Resident:
+def _source(config: Config, generic: Loader | MixedLoader, specific: Loader, mesh: Mesh) -> Data | Resident:
     """The data on the device, or batches that travel."""
     if config.resident and config.shard_state:
         raise UserError("--resident keeps the whole state on every device: leave it or --shard-state away.")
+    if config.resident and isinstance(generic, MixedLoader):
+        raise UserError("--resident does not go with the method mixing, whose batches come from two data sets.")
     if config.resident:
+        assert isinstance(generic, Loader)
         return Resident(generic, specific, mesh)
 
     def place(batch: Any) -> Any:
@@ -182,7 +185,7 @@ def _share_counter(corpora: build.Corpora) -> Callable[[np.ndarray, int], Mappin
         return None
 
     def shares(ids: np.ndarray, step: int) -> Mapping[str, float]:
-        return {f"share/{name}": share for name, share in corpora.shares_among(ids).items()}
+        return {f"share/{name}": share for name, share in corpora.shares_among(ids[ids >= 0]).items()}
 
     return shares
 

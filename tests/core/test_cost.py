@@ -90,7 +90,7 @@ def last_block(path: str) -> bool:
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize(("method", "bound"), [("dds", 2.1), ("soba", 2.1)])
 def test_probe_in_the_last_block_costs_less(method: str, bound: float, mode: str) -> None:
-    """The forward pass below the block is shared, and nothing is pulled back through it twice."""
+    """Nothing is pulled back below the block but for the θ-update."""
     program = compiled(METHODS[method](), "learn", derivatives=MODES[mode], param_filter=last_block)
     assert measured(program)[0] <= bound * plain()[0]
 
@@ -99,4 +99,4 @@ def test_probe_in_the_last_block_costs_less(method: str, bound: float, mode: str
 @pytest.mark.parametrize("method", [bilevel.dds(average_specific=0.9), bilevel.soba(optax.sgd(0.1))])
 def test_a_remembered_specific_gradient_costs_one_forward_pass(method: Any, part: Any) -> None:
     program = compiled(method, "reuse", derivatives=bilevel.Finite(), probe_every=8, param_filter=part)
-    assert measured(program)[0] <= (1.4 if part is None else 1.2) * plain()[0]
+    assert measured(program)[0] <= 1.4 * plain()[0]

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bilevel.data import ArrayDataset, Loader, evaluation_batches
+from bilevel.data import ArrayDataset, Loader, MixedLoader, evaluation_batches
 from bilevel.types import UserError
 
 
@@ -138,3 +138,14 @@ def test_evaluation_bad_arguments():
         evaluation_batches(Recording(3), 2, limit=0)
     with pytest.raises(UserError, match="'mask' is taken by the padding mask; rename"):
         evaluation_batches(ArrayDataset({"mask": np.zeros(3)}), 2)
+
+
+def test_mixed_batches_hold_rows_of_both():
+    first = Loader(ArrayDataset({"x": np.arange(50)}, name="first"), 3, seed=0)
+    second = Loader(ArrayDataset({"x": np.arange(100, 120)}, name="second"), 2, seed=1)
+    mixed = MixedLoader(first, second)
+    assert mixed.batch_size == 5
+    for step in (7, 0, 7):
+        batch = mixed.batch(step)
+        np.testing.assert_array_equal(batch["x"], [*first.batch(step)["x"], *second.batch(step)["x"]])
+        np.testing.assert_array_equal(batch["id"], [*first.batch(step)["id"], -1, -1])

@@ -154,8 +154,15 @@ def test_paper_preset_and_other_settings(data: Path) -> None:
 
 @pytest.mark.slow
 def test_every_other_method(data: Path) -> None:
-    names = ["classifier", "implicit_cg", "implicit_neumann", "learning_to_reweight", "meta_weight_net"]
-    call(data, compare=",".join(names), weights__classifier_steps=30, weights__iterations=2, steps=6)
+    names = ["classifier", "implicit_cg", "implicit_neumann", "learning_to_reweight", "meta_weight_net", "mixing"]
+    call(
+        data,
+        compare=",".join(names),
+        weights__classifier_steps=30,
+        weights__iterations=2,
+        weights__mixing_fraction=0.5,
+        steps=6,
+    )
     rows = {row["method"]: row for row in json.loads((data / "run" / "comparison.json").read_text())}
     assert list(rows) == names
     assert all(math.isfinite(row["specific_test_loss"]) for row in rows.values())
@@ -239,6 +246,10 @@ BAD_INPUT = {
     "more blocks than there are": (
         {"method": "soba", "weights__probe_blocks": 9},
         ["--weights.probe-blocks 9", "the model has 2 blocks"],
+    ),
+    "all rows specific": (
+        {"method": "mixing", "weights__mixing_fraction": 0.99},
+        ["--weights.mixing-fraction 0.99 makes 4 of 4 rows specific"],
     ),
     "no steps": ({"steps": 0}, ["--steps 0 must be at least 1"]),
     "negative seed": ({"seed": -1}, ["seed is -1"]),
