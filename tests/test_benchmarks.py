@@ -20,6 +20,7 @@ def run(module: str, *flags: str) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_step_cost(tmp_path: Path) -> None:
     flags = ["--sizes", "xs", "--methods", "soba", "--derivatives", "finite", "--big-batches", "16", "--repeats", "2"]
     table = run("step_cost", *flags, "--cache-dir", str(tmp_path / "cache"), "--json", str(tmp_path / "cost.json"))
@@ -38,6 +39,7 @@ def test_step_cost(tmp_path: Path) -> None:
     assert len(table.splitlines()) == 2 + len(rows)
 
 
+@pytest.mark.slow
 def test_dry_run(tmp_path: Path) -> None:
     small = ["--layers", "2", "--width", "128", "--heads", "4", "--length", "64", "--batch-size", "16"]
     flags = [*small, "--big-batch-size", "64", "--devices", "8", "--methods", "plain,soba,soba bfloat16"]

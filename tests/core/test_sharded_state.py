@@ -97,6 +97,7 @@ def language_model(method: Any, mesh: Any, split: bool) -> Any:
     return jax.jit(train.learn, donate_argnums=0).lower(state, batch(64), batch(16)).compile()
 
 
+@pytest.mark.slow
 def test_an_eighth_of_the_memory_and_of_the_operations() -> None:
     method, mesh = bilevel.soba(optax.adam(1e-3)), sharding.make_mesh()
     split, full = (language_model(method, mesh, s) for s in (True, False))

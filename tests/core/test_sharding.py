@@ -62,6 +62,7 @@ def test_shard_map_with_an_axis_name(check_vma: bool, estimator: str) -> None:
     assert toy.relative_error(values(spread), values(alone(estimator=estimator))) < SAME
 
 
+@pytest.mark.slow
 def test_pmap_with_an_axis_name() -> None:
     train = run.build(axis_name="i")
     step = jax.pmap(train.step, axis_name="i", in_axes=(None, 0, 0), out_axes=None)

@@ -112,6 +112,7 @@ def test_the_same_command_skips_what_is_done(data: Path, monkeypatch: pytest.Mon
     assert results(data)[1]["method"] == "dds"
 
 
+@pytest.mark.slow
 def test_seeds_and_reproducibility(data: Path) -> None:
     call(data, compare="dds", seeds=2)
     first = results(data)
@@ -133,6 +134,7 @@ def test_frozen_weights_and_evaluation_only(data: Path, capsys: pytest.CaptureFi
     assert f"{wanted:.3f}" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_paper_preset_and_other_settings(data: Path) -> None:
     call(data, compare="soba,anograd", weights__preset="paper", steps=4)
     call(
@@ -173,6 +175,7 @@ def test_every_other_method(data: Path) -> None:
     assert all(text.islower() for _, _, text in found["lowest"])
 
 
+@pytest.mark.slow
 def test_resident_data_train_the_same(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     call(data, method="soba")
     call(data, "--resident", method="soba", run_dir=data / "held", data__generic_labels=data / "labels.tsv")
@@ -206,6 +209,7 @@ def final_weights(directory: Path) -> list[np.ndarray]:
         return [stored[name] for name in stored.files]
 
 
+@pytest.mark.slow
 def test_kill_terminate_and_continue(data: Path) -> None:
     """SIGKILL, then SIGTERM, then to the end: bit for bit what an uninterrupted run gives."""
     given: dict[str, object] = {"method": "soba", "steps": 600, "checkpoint_every": 25, "evaluate_every": 200}

@@ -82,6 +82,7 @@ def test_options_keep_the_function(options: dict[str, Any]) -> None:
     assert max(map(float, jax.tree.leaves(difference))) < 10 * bound
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("derivatives", [bilevel.Forward(), bilevel.Finite()])
 def test_remat_gives_the_same_step_with_less_memory(derivatives: Any) -> None:
     tokens = np.random.default_rng(0).integers(1, 256, (16, 128)).astype(np.uint8)
