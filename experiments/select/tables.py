@@ -36,7 +36,6 @@ def appearing(target: Path) -> Iterator[Path]:
     """
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
     try:
-        _remove_abandoned(target)
         yield temporary
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
@@ -47,15 +46,8 @@ def appearing(target: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def _remove_abandoned(target: Path) -> None:
-    for path in target.parent.glob(f".{target.name}.*.tmp"):
-        with contextlib.suppress(OSError):
-            if time.time() - path.stat().st_mtime > _ABANDONED:
-                path.unlink()
-
-
 def make_folder(folder: Path, flag: str) -> None:
-    """Creates a folder.
+    """Creates a folder, or removes from it what killed processes left an hour ago or earlier.
 
     Raises:
       UserError: if that fails; `flag` is named as what to change.
@@ -64,6 +56,10 @@ def make_folder(folder: Path, flag: str) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"Cannot write to {folder} ({error.strerror}): give another {flag}.") from error
+    for path in folder.glob(".[0-9][0-9][0-9][0-9][0-9]-*.tmp"):
+        with contextlib.suppress(OSError):
+            if time.time() - path.stat().st_mtime > _ABANDONED:
+                path.unlink()
 
 
 def check_settings(folder: Path, settings: Mapping[str, Any], flag: str) -> bool:

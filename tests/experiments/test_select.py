@@ -471,6 +471,13 @@ def test_damaged_scores_are_made_again(run: Path, folder: Path, tmp_path: Path) 
         assert everything(tmp_path / "out") == before
 
 
-def test_no_temporary_files_are_left(run: Path, folder: Path, tmp_path: Path) -> None:
+def test_temporary_files_are_removed(run: Path, folder: Path, tmp_path: Path) -> None:
+    """All of this process; of others, only those that nobody has written to for hours."""
+    names = [".00000-a.txt.parquet.1.tmp", ".00000-a.txt.parquet.2.tmp", ".mine.tmp"]
+    (tmp_path / "out" / "scores").mkdir(parents=True)
+    for name in names:
+        (tmp_path / "out" / "scores" / name).touch()
+    for name in names[1:]:
+        os.utime(tmp_path / "out" / "scores" / name, (0, 0))
     call(run, folder / "a.txt", tmp_path / "out")
-    assert not list((tmp_path / "out").rglob(".*"))
+    assert {path.name for path in (tmp_path / "out").rglob(".*")} == {names[0], names[2]}
