@@ -1,6 +1,10 @@
 """Data: sources of text, packing to memory-mapped arrays, and loaders whose order is a function of (seed,
 step)."""
 
+from bilevel.data._rows import Rows as Rows
+from bilevel.data._rows import cut_rows as cut_rows
+from bilevel.data._rows import document_blocks as document_blocks
+from bilevel.data._source import digest as digest
 from bilevel.data.arrays import ArrayDataset as ArrayDataset
 from bilevel.data.arrays import Dataset as Dataset
 from bilevel.data.arrays import NumpyBatch as NumpyBatch

@@ -43,7 +43,18 @@ def source_of_files(name: str, paths: list[Path], field: str | None, documents: 
         for path in paths:
             yield from map(Document, _documents(path, key, documents))
 
-    return Source(name, read, lambda: digest(["files", key, documents, *map(file_fingerprint, paths)]))
+    def lines() -> Iterator[list[bytes]]:
+        for path in paths:
+            yield from line_blocks(path)
+
+    in_lines = documents == "line" and all(kind_of(path) not in ARRAY_SUFFIXES for path in paths)
+    return Source(
+        name,
+        read,
+        lambda: digest(["files", key, documents, *map(file_fingerprint, paths)]),
+        paths=tuple(paths),
+        lines=lines if in_lines else None,
+    )
 
 
 def expand(spec: str) -> list[Path]:

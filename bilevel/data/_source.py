@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 
@@ -32,6 +33,11 @@ class Source:
     """Computes what `fingerprint` returns."""
     labelled: bool = False
     """Whether every document carries a label."""
+    paths: tuple[Path, ...] = ()
+    """The files that are read, one after another; empty for what is not read from files that the user named."""
+    lines: Callable[[], Iterator[list[bytes]]] | None = None
+    """Starts a new pass over the original lines, line ends included, in lists of about 1 MiB; line i holds document i.
+    None if documents are not lines of a file."""
 
     def documents(self) -> Iterator[bytes]:
         """Stream the UTF-8 bytes of each document; a blank document (to be skipped) is `b""`.

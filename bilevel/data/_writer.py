@@ -5,22 +5,17 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import DTypeLike, NDArray
 
+from bilevel.data._rows import cut_rows, document_blocks
 from bilevel.data._source import Document
 from bilevel.types import UserError
 
-SHORTEST_TAIL = 16
-"""A last window shorter than this (and than the row length) is dropped, unless it is its document's only
-one."""
-_BLOCK_BYTES = 1 << 20
-_BLOCK_DOCUMENTS = 1 << 16
 _MOST_LABELS = 10_000
 
 
@@ -71,28 +66,21 @@ class PackedWriter:
 
     def add_all(self, documents: Iterable[Document]) -> None:
         """Write all documents, about 1 MiB at a time."""
-        for block in _blocks(documents):
+        for block in document_blocks(documents):
             self._add_block(block)
 
     def _add_block(self, block: list[Document]) -> None:
-        flat, starts, lengths, owner = windows([document.text for document in block], self.length)
         self.empty_documents += sum(not document.text for document in block)
-        self.bytes += len(flat) - self.length
+        self.bytes += sum(len(document.text) for document in block)
         labels = np.array([self._label_number(document) for document in block], np.int32)
-        view = sliding_window_view(flat, self.length)
-        positions = np.arange(self.length)
-        chunk = max(1, _BLOCK_BYTES // self.length)  # bounds the memory also for one huge document
-        for first in range(0, len(starts), chunk):
-            part = slice(first, first + chunk)
-            tokens = view[starts[part]]
-            tokens[positions >= lengths[part, None]] = 0
-            self._tokens.append(tokens)
-            self._lengths.append(lengths[part])
-            self._numbers.append(self.documents + owner[part])
-            self._token_hash.update(tokens.data)
-            self._length_hash.update(lengths[part].astype(np.int32).data)
+        for rows in cut_rows([document.text for document in block], self.length):
+            self._tokens.append(rows.tokens)
+            self._lengths.append(rows.length)
+            self._numbers.append(self.documents + rows.owner)
+            self._token_hash.update(rows.tokens.data)
+            self._length_hash.update(rows.length.data)
             if self._labels is not None:
-                self._labels.append(labels[owner[part]])
+                self._labels.append(labels[rows.owner])
         self.documents += len(block)
 
     def _label_number(self, document: Document) -> int:
@@ -129,42 +117,3 @@ class PackedWriter:
 def length_dtype(length: int) -> type[np.uint16] | type[np.int32]:
     """The type of `length.npy` for rows of `length` bytes."""
     return np.uint16 if length <= np.iinfo(np.uint16).max else np.int32
-
-
-def _blocks(documents: Iterable[Document]) -> Iterator[list[Document]]:
-    block: list[Document] = []
-    size = 0
-    for document in documents:
-        block.append(document)
-        size += len(document.text)
-        if size >= _BLOCK_BYTES or len(block) >= _BLOCK_DOCUMENTS:
-            yield block
-            block, size = [], 0
-    if block:
-        yield block
-
-
-def windows(
-    texts: list[bytes], length: int
-) -> tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """Cut texts into consecutive windows of `length` bytes.
-
-    Args:
-        texts: the texts; an empty one gives no window.
-        length: bytes of a window.
-
-    Returns:
-        All texts joined and followed by `length` zero bytes, uint8; and for each of the n windows, in order,
-        its start in there, its length (1 to `length`) and the position of its text in `texts`, each int64
-        `[n]`.
-    """
-    sizes = np.fromiter(map(len, texts), np.int64, len(texts))
-    flat = np.frombuffer(b"".join([*texts, bytes(length)]), np.uint8)
-    full, rest = np.divmod(sizes, length)
-    keep_rest = (rest >= min(SHORTEST_TAIL, length)) | ((full == 0) & (rest > 0))
-    counts = full + keep_rest
-    owner = np.repeat(np.arange(len(texts)), counts)
-    place = np.arange(len(owner)) - np.repeat(np.cumsum(counts) - counts, counts)  # which window of its text
-    starts = np.repeat(np.cumsum(sizes) - sizes, counts) + place * length
-    lengths = np.minimum(sizes[owner] - place * length, length)
-    return flat, starts, lengths, owner

@@ -1,0 +1,1 @@
+"""Selects the documents of any corpus that a trained weighting network prefers."""

@@ -1,0 +1,111 @@
+"""The flags of the selection."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from bilevel.types import UserError
+
+
+@dataclass(frozen=True)
+class Config:
+    """Select the documents of a corpus that a trained weighting network prefers.
+
+    Scores every document with the network of a finished run of experiments.language_modeling, and keeps a stated share or
+    number of them. The score of a document is the mean of the network's logits over the rows of --length bytes (of that
+    run) that packing cuts it into, weighted by their bytes; blank documents are not scored and never kept.
+
+    The same command continues a selection that was stopped or killed. Several processes share the work: start the same
+    command once for each, with --shards N and --shard 0 … N-1.
+    """
+
+    weights: Path
+    """Directory METHOD-seedN of a finished run, whose weighting network scores."""
+    corpus: str
+    """What to select from: files, globs or folders, comma-separated (plain text or JSON lines, gzipped or not; arrays in
+    .npy or .npz), tfds:NAME[:SPLIT[:FIELD]], or python:stdlib."""
+    output: Path
+    """Directory where everything is written."""
+    field: str | None = None
+    """Name of the text field of JSON lines (default: text)."""
+    documents: Literal["line", "file"] = "line"
+    """Whether a line or a whole file of plain text is one document."""
+    format: Literal["parquet", "documents"] = "parquet"
+    """parquet: a table of all documents with columns file, document (number in its file, from 0, blank ones counted), bytes,
+    score and kept; documents: the kept documents, as the original lines, or as JSON lines where documents are not lines."""
+    keep_fraction: float | None = None
+    """Share of the documents to keep, rounded to a whole number of at least 1. Give this or --keep-count."""
+    keep_count: int | None = None
+    """Number of documents to keep."""
+    rule: Literal["top", "gumbel"] = "top"
+    """top: those with the highest scores (ties: the first in the corpus); gumbel: drawn without replacement, with
+    probabilities proportional to exp(score / temperature), as training draws its batches."""
+    temperature: float = 1.0
+    """With --rule gumbel: higher is closer to uniform."""
+    seed: int = 0
+    """With --rule gumbel: decides the draw, together with the positions of a document's file and of the document in it."""
+    scores: Path | None = None
+    """Where scores are kept (default: OUTPUT/scores). Give those of an earlier selection to choose again without scoring."""
+    batch_size: int = 1024
+    """Rows scored in one program call."""
+    shard: int = 0
+    """Number of this process, from 0: it takes every SHARDS-th file."""
+    shards: int = 1
+    """Number of processes that share the work."""
+    wait: float = 0.0
+    """Seconds to wait for the scores of other shards; without them the same command has to be given again later."""
+    progress: bool = True
+    """Show the progress."""
+
+    def check(self) -> None:
+        """Checks the flags.
+
+        Raises:
+          UserError: if some contradict each other or are out of range.
+        """
+        if (self.keep_fraction is None) == (self.keep_count is None):
+            found = "neither" if self.keep_count is None else "both"
+            raise UserError(f"Found {found} of --keep-fraction and --keep-count: give exactly one of them.")
+        if self.keep_fraction is not None and not 0 < self.keep_fraction <= 1:
+            raise UserError(f"--keep-fraction {self.keep_fraction} must be above 0 and at most 1.")
+        if self.keep_count is not None and self.keep_count < 1:
+            raise UserError(f"--keep-count {self.keep_count} must be at least 1.")
+        if not 0 <= self.shard < self.shards:
+            raise UserError(
+                f"--shard {self.shard} --shards {self.shards}: number the processes from 0 to one less than --shards."
+            )
+        if self.batch_size < 1:
+            raise UserError(f"--batch-size {self.batch_size} must be at least 1.")
+        if not self.temperature > 0:
+            raise UserError(f"--temperature {self.temperature} must be above 0.")
+        if self.seed < 0:
+            raise UserError(f"--seed {self.seed} must be at least 0.")
+
+    @property
+    def scores_dir(self) -> Path:
+        """Where scores are kept."""
+        return self.scores or self.output / "scores"
+
+    def choice_settings(self) -> dict[str, Any]:
+        """What decides which documents are kept, given the scores, and how they are written."""
+        drawn = {"temperature": self.temperature, "seed": self.seed} if self.rule == "gumbel" else {}
+        names = ("format", "keep_fraction", "keep_count", "rule")
+        return {name: getattr(self, name) for name in names} | drawn
+
+    def count_of(self, documents: int) -> int:
+        """Documents to keep of a corpus of `documents` that are not blank.
+
+        Raises:
+          UserError: if the corpus has fewer than --keep-count.
+        """
+        if self.keep_fraction is not None:
+            return max(1, round(self.keep_fraction * documents))
+        assert self.keep_count is not None
+        if self.keep_count > documents:
+            raise UserError(
+                f"--keep-count {self.keep_count} is more than the {documents} documents in {self.corpus}: "
+                f"give at most {documents} (the scores in {self.scores_dir} are used again)."
+            )
+        return self.keep_count

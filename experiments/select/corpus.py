@@ -1,0 +1,78 @@
+"""The corpus in parts: what is scored, written and shared out as one piece."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from bilevel.data import Document, Source, digest, open_source
+from bilevel.types import UserError
+from experiments.select.config import Config
+
+FILES_IN_PART = 256
+"""Where whole files are documents, this many make up a part."""
+_LONGEST_NAME = 100
+
+
+@dataclass(frozen=True)
+class Part:
+    """A file of the corpus; or a run of files that are a document each; or a source that is not made of files."""
+
+    number: int
+    """Position in the corpus."""
+    name: str
+    """File, or source, for messages."""
+    source: Source
+    """Its documents."""
+    files: tuple[str, ...] = ()
+    """The file of each document, where files are documents; else empty."""
+
+    @property
+    def stem(self) -> str:
+        """Beginning of the names of the files written for this part."""
+        return f"{self.number:05d}-{re.sub(r'[^A-Za-z0-9._-]', '_', Path(self.name).name)[-_LONGEST_NAME:]}"
+
+
+def open_parts(config: Config) -> list[Part]:
+    """The parts of the corpus in order; the same for all processes.
+
+    Raises:
+      UserError: for data that is missing or of the wrong kind.
+    """
+
+    def open_one(spec: str) -> Source:
+        return open_source(spec, field=config.field, documents=config.documents)
+
+    whole = open_one(config.corpus)
+    if not whole.paths:
+        return [Part(0, whole.name, whole)]
+    paths = [str(path) for path in whole.paths]
+    if config.documents == "line":
+        return [Part(i, path, open_one(path)) for i, path in enumerate(paths)]
+    groups = [paths[i : i + FILES_IN_PART] for i in range(0, len(paths), FILES_IN_PART)]
+    return [_part_of_files(i, group, open_one) for i, group in enumerate(groups)]
+
+
+def _part_of_files(number: int, paths: list[str], open_one: Callable[[str], Source]) -> Part:
+    def read() -> Iterator[Document]:
+        for path in paths:
+            yield from open_one(path).read()
+
+    source = Source("files", read, lambda: digest([open_one(path).fingerprint() for path in paths]))
+    return Part(number, "files", source, tuple(paths))
+
+
+def fingerprint(part: Part) -> str:
+    """A digest that changes when the documents of a part may have changed.
+
+    Raises:
+      UserError: if a file is gone.
+    """
+    try:
+        return part.source.fingerprint()
+    except OSError as error:
+        raise UserError(
+            f"Cannot read {part.name} ({error.strerror}): put it back, or select from other files."
+        ) from error

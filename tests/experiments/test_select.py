@@ -1,0 +1,483 @@
+"""Selecting documents for another framework, as a user calls it."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from bilevel.data import Document, document_blocks, open_source
+from bilevel.nn.weighting import ConvWeighting, NGramWeighting
+from experiments import cli
+from experiments.select import corpus, scores, tables
+from experiments.select.__main__ import UNFINISHED, main
+from experiments.select.choice import choose, gumbel, order_keys, value_of
+from experiments.select.config import Config
+from experiments.select.corpus import Part
+from experiments.select.network import load_network
+from experiments.select.scores import Scored, ScoreFiles, score_documents
+
+T = 24
+MODULES = {"ngram": NGramWeighting(width=4, hidden=4), "conv": ConvWeighting(layers=2, width=4)}
+WORDS = ["the", "cat", "sat", "on", "a", "mat", "while", "rain", "fell", "över", "old", "town", "people", "ran"]
+
+
+def make_run(path: Path, *, weighting: str = "ngram", method: str = "soba", seed: int = 0) -> Path:
+    """A finished run with random weights."""
+    module = MODULES[weighting]
+    shape = jnp.zeros((1, T), jnp.uint8), jnp.zeros((1,), jnp.int32)
+    leaves = jax.tree.leaves(jax.eval_shape(module.init, jax.random.key(0), *shape)["params"])
+    rng = np.random.default_rng(seed)
+    path.mkdir(parents=True)
+    np.savez(path / "weights.npz", **{f"leaf_{i}": rng.normal(size=x.shape).astype("f4") for i, x in enumerate(leaves)})
+    model = {"weighting": weighting, "weighting_layers": 2, "weighting_width": 4}
+    (path / "config.json").write_text(json.dumps({"method": method, "length": T, "model": model}))
+    return path
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_run(tmp_path_factory.mktemp("run") / "soba-seed0")
+
+
+def texts(count: int, seed: int) -> list[str]:
+    """Lines of 1 to 40 words."""
+    rng = np.random.default_rng(seed)
+    return [" ".join(rng.choice(WORDS, rng.integers(1, 40))) for _ in range(count)]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Plain text with blank lines and no last line end, gzipped text, and gzipped JSON lines."""
+    path = tmp_path / "corpus"
+    path.mkdir()
+    plain = texts(40, 1)
+    plain[3] = plain[17] = ""
+    (path / "a.txt").write_text("\n".join(plain), "utf-8")
+    (path / "b.txt.gz").write_bytes(gzip.compress("\r\n".join([*texts(30, 2), ""]).encode()))
+    records = "".join(json.dumps({"id": i, "body": text}) + "\n" for i, text in enumerate(texts(50, 3)))
+    (path / "c.jsonl.gz").write_bytes(gzip.compress(records.encode()))
+    return path
+
+
+def flags(run: Path, corpus: object, output: Path, **given: object) -> list[str]:
+    chosen = {"weights": run, "corpus": corpus, "output": output, "batch-size": 64, **given}
+    if not {"keep_fraction", "keep_count"} & set(given):
+        chosen["keep-count"] = 10
+    return [x for name, value in chosen.items() for x in (f"--{name.replace('_', '-')}", str(value))] + [
+        "--no-progress"
+    ]
+
+
+def call(run: Path, corpus: object, output: Path, **given: object) -> None:
+    cli.run(Config, main, flags(run, corpus, output, **given))
+
+
+def rows_in(output: Path) -> list[dict[str, Any]]:
+    return [row for file in sorted((output / "selected").iterdir()) for row in pq.read_table(file).to_pylist()]
+
+
+def lines_in(output: Path) -> list[str]:
+    files = sorted((output / "selected").iterdir())
+    return [line for file in files for line in gzip.decompress(file.read_bytes()).decode().split("\n")[:-1]]
+
+
+def everything(output: Path) -> dict[str, str]:
+    """A digest of each file, temporary ones left out."""
+    files = [path for path in sorted(output.rglob("*")) if path.is_file() and not path.name.startswith(".")]
+    return {str(path.relative_to(output)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def direct_scores(run: Path, documents: list[str]) -> list[float]:
+    """The network applied to the rows of each document, cut by hand."""
+    settings = json.loads((run / "config.json").read_text())
+    module = MODULES[settings["model"]["weighting"]]
+    shape = jnp.zeros((1, T), jnp.uint8), jnp.zeros((1,), jnp.int32)
+    tree = jax.tree.structure(jax.eval_shape(module.init, jax.random.key(0), *shape)["params"])
+    with np.load(run / "weights.npz") as stored:
+        params = jax.tree.unflatten(tree, [jnp.asarray(stored[f"leaf_{i}"]) for i in range(tree.num_leaves)])
+    cut: list[list[bytes]] = []
+    for text in (document.encode() for document in documents):
+        pieces = [text[i : i + T] for i in range(0, len(text), T)]
+        if len(pieces) > 1 and len(pieces[-1]) < 16:
+            pieces.pop()
+        cut.append(pieces)
+    rows = [piece for pieces in cut for piece in pieces]
+    rows += [b"x"] * (-len(rows) % 512)  # one shape compiles for all tests
+    tokens = jnp.array([list(row.ljust(T, b"\0")) for row in rows], jnp.uint8)
+    apply = jax.jit(module.apply)
+    logits = iter(np.asarray(apply({"params": params}, tokens, jnp.array([len(row) for row in rows]))))
+    return [sum(len(x) * float(next(logits)) for x in pieces) / sum(map(len, pieces)) for pieces in cut]
+
+
+@pytest.mark.parametrize("weighting", ["ngram", "conv"])
+def test_scores_are_those_of_the_network(tmp_path: Path, weighting: str) -> None:
+    run = make_run(tmp_path / "soba-seed0", weighting=weighting)
+    documents = [*texts(12, 5), "x", "y" * (T + 15), "z" * (T + 16), "long " * 800]
+    (tmp_path / "text.txt").write_text("\n".join(documents) + "\n")
+    call(run, tmp_path / "text.txt", tmp_path / "out", keep_fraction=0.25, batch_size=3)
+    rows = rows_in(tmp_path / "out")
+    wanted = direct_scores(run, documents)
+    np.testing.assert_allclose([row["score"] for row in rows], wanted, rtol=1e-4, atol=1e-4)
+    assert [row["bytes"] for row in rows] == [len(x.encode()) for x in documents]
+    assert np.ptp(wanted) > 1e-2
+    best = sorted(range(len(wanted)), key=lambda i: -wanted[i])[:4]
+    assert {row["document"] for row in rows if row["kept"]} == set(best)
+
+
+def test_scores_do_not_depend_on_how_the_stream_is_cut(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    network = load_network(run)
+    documents = [Document(x.encode()) for x in [*texts(50, 6), "", "huge " * 4000, "", *texts(20, 7)]]
+    whole = [scored for scored, _ in score_documents(network, documents, 16)]
+    monkeypatch.setattr(scores, "document_blocks", lambda stream, _: document_blocks(stream, 700))
+    pieces = [scored for scored, _ in score_documents(network, documents, 16)]
+    assert len(whole) == 1 < 5 < len(pieces)
+    for column, name in enumerate(Scored._fields):
+        joined = np.concatenate([piece[column] for piece in pieces])
+        np.testing.assert_array_equal(joined, whole[0][column], err_msg=name)
+
+
+def test_table_of_several_files(run: Path, folder: Path, tmp_path: Path) -> None:
+    """Blank lines count in the numbers and have no row; the count is exact; the best are kept."""
+    call(run, f"{folder}/a.txt,{folder}/*.txt.gz", tmp_path / "out", keep_count=17)
+    rows = rows_in(tmp_path / "out")
+    assert [(Path(row["file"]).name, row["document"]) for row in rows] == [
+        *(("a.txt", i) for i in range(40) if i not in (3, 17)),
+        *(("b.txt.gz", i) for i in range(30)),
+    ]
+    kept, others = ([row["score"] for row in rows if row["kept"] is kept] for kept in (True, False))
+    assert len(kept) == 17
+    assert min(kept) > max(others)
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert (summary["documents"], summary["kept"], summary["threshold"]) == (68, 17, min(kept))
+    assert sum(file["kept"] for file in summary["files"]) == 17
+
+
+def test_documents_are_the_original_lines(run: Path, folder: Path, tmp_path: Path) -> None:
+    call(run, f"{folder}/c.jsonl.gz", tmp_path / "json", format="documents", field="body", keep_fraction=0.5)
+    lines = [json.loads(line) for line in lines_in(tmp_path / "json")]
+    wanted = direct_scores(run, texts(50, 3))
+    best = sorted(sorted(range(50), key=lambda i: -wanted[i])[:25])
+    assert [line["id"] for line in lines] == best
+    call(run, f"{folder}/a.txt,{folder}/b.txt.gz", tmp_path / "text", format="documents", keep_fraction=1)
+    names = sorted(path.name for path in (tmp_path / "text" / "selected").iterdir())
+    assert names == ["00000-a.txt.gz", "00001-b.txt.gz"]
+    plain = [line for line in (folder / "a.txt").read_text().split("\n") if line]
+    assert lines_in(tmp_path / "text") == [*plain, *(f"{line}\r" for line in texts(30, 2))]
+
+
+def test_large_file_in_both_formats(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Over several blocks of lines and batches of scores, both formats keep the same documents; ties are cut exactly."""
+    monkeypatch.setattr(tables, "READ_ROWS", 1000)
+    monkeypatch.setattr(scores, "GROUP_ROWS", 3000)
+    made = [f"{i % 7:040d}" if i % 3 else "" for i in range(60_000)]
+    (tmp_path / "big.txt").write_text("\n".join(made) + "\n")
+    call(run, tmp_path / "big.txt", tmp_path / "table", keep_count=12_345, batch_size=2048)
+    given: dict[str, object] = {"scores": tmp_path / "table" / "scores", "format": "documents"}
+    before = everything(tmp_path / "table")
+    call(run, tmp_path / "big.txt", tmp_path / "lines", keep_count=12_345, **given)
+    assert everything(tmp_path / "table") == before
+    kept = [row["document"] for row in rows_in(tmp_path / "table") if row["kept"]]
+    assert len(kept) == 12_345
+    assert [made[i] for i in kept] == lines_in(tmp_path / "lines")
+    assert any(0 < sum(made[i] == text for i in kept) < made.count(text) for text in set(made)), "no tie was cut"
+
+
+def test_whole_files_arrays_and_other_sources(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(corpus, "FILES_IN_PART", 2)
+    (tmp_path / "files").mkdir()
+    for i, text in enumerate(texts(5, 8)):
+        (tmp_path / "files" / f"{i}.txt").write_text(f"{text}\nend")
+    given: dict[str, object] = {"documents": "file", "keep_count": 3}
+    call(run, tmp_path / "files", tmp_path / "a", **given)
+    rows = rows_in(tmp_path / "a")
+    assert [Path(row["file"]).name for row in rows] == [f"{i}.txt" for i in range(5)]
+    np.testing.assert_allclose(
+        [row["score"] for row in rows], direct_scores(run, [f"{x}\nend" for x in texts(5, 8)]), rtol=1e-4, atol=1e-4
+    )
+    call(run, tmp_path / "files", tmp_path / "b", format="documents", **given)
+    records = [json.loads(line) for line in lines_in(tmp_path / "b")]
+    assert [record["file"] for record in records] == [row["file"] for row in rows if row["kept"]]
+    assert all(record["text"] == Path(record["file"]).read_text() for record in records)
+    np.save(tmp_path / "x.npy", np.array(texts(6, 9)))
+    call(run, tmp_path / "x.npy", tmp_path / "c", format="documents", keep_fraction=1)
+    assert [json.loads(line)["text"] for line in lines_in(tmp_path / "c")] == texts(6, 9)
+    call(run, "python:topics", tmp_path / "d", format="documents", keep_count=5)
+    topics = [document.text.decode() for document in open_source("python:topics").read()]
+    records = [json.loads(line) for line in lines_in(tmp_path / "d")]
+    assert [topics[record["document"]] for record in records] == [record["text"] for record in records]
+
+
+class FewScores:
+    """Score files in memory, many scores equal, in pieces."""
+
+    def __init__(self, parts: list[Part]):
+        rng = np.random.default_rng(0)
+        values = np.array([-3.5, -0.0, 0.0, 0.25, 1e-30, 7.0], np.float32)
+        self.scores = [rng.choice(values, 20 * part.number).astype(np.float32) for part in parts]
+
+    def read(self, part: Part) -> Iterator[Scored]:
+        stored = self.scores[part.number]
+        for start in range(0, len(stored), 7):
+            number = np.arange(start, min(start + 7, len(stored)))
+            yield Scored(number, np.ones_like(number), stored[number])
+
+
+def test_the_choice_is_that_of_a_stable_sort() -> None:
+    parts = [Part(i, f"{i}", open_source("python:topics")) for i in range(5)]
+    files = FewScores(parts)
+    whole = np.concatenate(files.scores)
+    owner = np.repeat(np.arange(5), [len(x) for x in files.scores])
+    for count in (1, 2, 57, 100, 143, 199, 200):
+        config = Config(Path(), "", Path(), keep_count=count)
+        found = choose(config, cast(ScoreFiles, files), parts)
+        order = np.argsort(-whole, kind="stable")[:count]
+        assert [part.kept for part in found.parts] == np.bincount(owner[order], minlength=5).tolist()
+        assert value_of(found.threshold) == whole[order[-1]]
+        assert (found.documents, found.kept) == (200, count)
+
+
+def test_order_keys() -> None:
+    values = np.array([-np.float32(3e38), -2, -1e-40, -0.0, 0.0, 1e-40, 1, 1.0000001, 3e38], np.float32)
+    keys = order_keys(values)
+    assert keys[3] == keys[4]
+    assert (np.diff(np.delete(keys, 3).astype(np.int64)) > 0).all()
+    assert [value_of(int(key)) for key in keys] == values.tolist()
+
+
+def test_gumbel_draws_in_proportion() -> None:
+    """The first draws follow the softmax; noise is a function of (seed, part, document) alone."""
+    logits = np.array([0.0, 1.0, 2.0])
+    first = [int(np.argmax(logits + gumbel(seed, 4, np.arange(3)))) for seed in range(4000)]
+    wanted = np.exp(logits) / np.exp(logits).sum()
+    np.testing.assert_allclose(np.bincount(first, minlength=3) / 4000, wanted, atol=0.03)
+    noise = gumbel(1, 2, np.arange(100_000))
+    np.testing.assert_array_equal(noise[500:600], gumbel(1, 2, np.arange(500, 600)))
+    assert abs(noise.mean() - np.euler_gamma) < 0.02
+    assert abs(noise.var() - np.pi**2 / 6) < 0.05
+    for other in (gumbel(2, 2, np.arange(1000)), gumbel(1, 3, np.arange(1000)), noise[1000:2000]):
+        assert abs(np.corrcoef(noise[:1000], other)[0, 1]) < 0.15
+
+
+def test_drawn_selection(run: Path, folder: Path, tmp_path: Path) -> None:
+    kept = {}
+    for name, given in {"a": {}, "again": {}, "seed": {"seed": 1}, "cold": {"temperature": 1e-4}}.items():
+        more: dict[str, object] = {"rule": "gumbel", "scores": tmp_path / "scores", "keep_count": 20, **given}
+        call(run, folder / "a.txt", tmp_path / name, **more)
+        kept[name] = [row["document"] for row in rows_in(tmp_path / name) if row["kept"]]
+    call(run, folder / "a.txt", tmp_path / "top", scores=tmp_path / "scores", keep_count=20)
+    top = [row["document"] for row in rows_in(tmp_path / "top") if row["kept"]]
+    assert all(len(x) == 20 for x in kept.values())
+    assert kept["a"] == kept["again"] != kept["seed"]
+    assert kept["cold"] == top != kept["a"]
+
+
+def command(*arguments: str, before: str = "") -> subprocess.Popen[str]:
+    code = f"{before}\nfrom experiments import cli\nfrom experiments.select.__main__ import main\n"
+    code += "from experiments.select.config import Config\ncli.run(Config, main)"
+    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *arguments],
+        env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+KILL_AFTER_WRITES = """
+import os, signal, pyarrow.parquet as pq
+written, original = 0, pq.ParquetWriter.write_table
+def write_table(self, *given):
+    global written
+    original(self, *given)
+    written += 1
+    if written == {count}:
+        os.kill(os.getpid(), signal.SIGKILL)
+pq.ParquetWriter.write_table = write_table
+"""
+
+
+def test_killed_and_continued(run: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed while the second file is scored, then while it is written: in the end, the same bytes; nothing done twice."""
+    more = [folder / name for name in ("a.txt", "b.txt.gz", "d.txt")]
+    more[2].write_text("\n".join(texts(25, 4)) + "\n")
+    given = ",".join(map(str, more)), tmp_path / "out"
+    call(run, given[0], tmp_path / "whole")
+    times: dict[Path, int] = {}
+    for count, finished in ((2, ["scores/00000-a.txt.parquet"]), (4, ["selected/00000-a.txt.parquet"])):
+        process = command(*flags(run, *given), before=KILL_AFTER_WRITES.format(count=count))
+        _, error = process.communicate(timeout=120)
+        assert process.returncode == -signal.SIGKILL, error
+        assert list((tmp_path / "out").rglob(".*.tmp"))
+        for name in finished:
+            times[tmp_path / "out" / name] = (tmp_path / "out" / name).stat().st_mtime_ns
+        assert not (tmp_path / "out" / "selected" / "00001-b.txt.gz.parquet").exists()
+    scored = sorted((tmp_path / "out" / "scores").glob("*.parquet"))
+    assert len(scored) == 3
+    monkeypatch.setattr(ScoreFiles, "score", None)  # all scores are there
+    call(run, *given)
+    assert all(path.stat().st_mtime_ns == before for path, before in times.items())
+    assert everything(tmp_path / "out") == everything(tmp_path / "whole")
+
+
+def test_two_processes_give_what_one_gives(run: Path, folder: Path, tmp_path: Path) -> None:
+    spec = f"{folder}/a.txt,{folder}/b.txt.gz"
+    given: dict[str, object] = {"shards": 2, "wait": 100, "format": "documents"}
+    processes = [command(*flags(run, spec, tmp_path / "two", shard=i, **given)) for i in range(2)]
+    call(run, spec, tmp_path / "one", format="documents")
+    for process in processes:
+        _, error = process.communicate(timeout=120)
+        assert process.returncode == 0, error
+    assert everything(tmp_path / "two") == everything(tmp_path / "one")
+    assert len(lines_in(tmp_path / "two")) == 10
+
+
+def test_a_shard_says_what_it_waits_for(
+    run: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spec = f"{folder}/a.txt,{folder}/b.txt.gz"
+    with pytest.raises(SystemExit) as stop:
+        call(run, spec, tmp_path / "out", shard=0, shards=2, wait=0.1)
+    assert stop.value.code == UNFINISHED
+    assert "1 of 2 files are not scored yet" in capsys.readouterr().err
+    call(run, spec, tmp_path / "out", shard=1, shards=2)
+    assert "1 of 2 files." in capsys.readouterr().out
+    call(run, spec, tmp_path / "out", shard=0, shards=2)
+    assert "2 of 2 files." in capsys.readouterr().out
+    assert sum(row["kept"] for row in rows_in(tmp_path / "out")) == 10
+
+
+def test_a_changed_file_is_scored_again(
+    run: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spec = f"{folder}/a.txt,{folder}/b.txt.gz"
+    call(run, spec, tmp_path / "out")
+    first = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out" / "scores").iterdir()}
+    (folder / "a.txt").write_text("\n".join(texts(9, 11)))
+    call(run, spec, tmp_path / "out")
+    assert "a.txt changed after it was scored: scoring it again." in capsys.readouterr().err
+    second = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out" / "scores").iterdir()}
+    assert {name for name in first if first[name] != second[name]} == {"00000-a.txt.parquet"}
+    rows = rows_in(tmp_path / "out")
+    assert len(rows) == 39
+    assert sum(row["kept"] for row in rows) == 10
+
+
+def test_too_high_a_count_is_told_and_can_be_lowered(
+    run: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert refused(capsys, run, folder / "a.txt", tmp_path / "out", keep_count=39)
+    call(run, folder / "a.txt", tmp_path / "out", keep_count=38)
+    assert all(row["kept"] for row in rows_in(tmp_path / "out"))
+
+
+def refused(capsys: pytest.CaptureFixture[str], run: Path, corpus: object, output: Path, **given: object) -> str:
+    """What the user is told."""
+    with pytest.raises(SystemExit) as stop:
+        call(run, corpus, output, **given)
+    assert stop.value.code == 2
+    error = capsys.readouterr().err.strip()
+    assert error.startswith("error: ")
+    assert "\n" not in error
+    return error
+
+
+BAD_FLAGS: dict[str, tuple[dict[str, object], str]] = {
+    "both": ({"keep_fraction": 0.1, "keep_count": 3}, "Found both of --keep-fraction and --keep-count"),
+    "fraction": ({"keep_fraction": 1.5}, "--keep-fraction 1.5 must be above 0 and at most 1"),
+    "count": ({"keep_count": 0}, "--keep-count 0 must be at least 1"),
+    "shard": ({"shard": 2, "shards": 2}, "--shard 2 --shards 2"),
+    "batch": ({"batch_size": 0}, "--batch-size 0"),
+    "temperature": ({"temperature": 0}, "--temperature 0.0 must be above 0"),
+    "more than there are": ({"keep_count": 39}, "--keep-count 39 is more than the 38 documents"),
+    "no such file": ({"corpus": "nowhere.txt"}, "nowhere.txt does not exist"),
+    "no match": ({"corpus": "nowhere/*.txt"}, "No file matches nowhere/*.txt"),
+    "blank": ({"corpus": "BLANK"}, "blank.txt holds no text"),
+    "output": ({"output": "BELOW"}, "give another --output"),
+    "scores": ({"scores": "BELOW"}, "give another --scores"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_FLAGS)
+def test_bad_flags(name: str, run: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "blank.txt").write_text("\n \n\n")
+    places = {"BLANK": tmp_path / "blank.txt", "BELOW": folder / "a.txt" / "below"}
+    given = {flag: places.get(str(value), value) for flag, value in BAD_FLAGS[name][0].items()}
+    chosen: dict[str, Any] = {"corpus": folder / "a.txt", "output": tmp_path / "out", **given}
+    assert BAD_FLAGS[name][1] in refused(capsys, run, **chosen)
+
+
+def test_neither_flag(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.run(Config, main, ["--weights", str(run), "--corpus", "x", "--output", str(tmp_path)])
+    assert "Found neither of --keep-fraction and --keep-count" in capsys.readouterr().err
+
+
+def test_bad_weights(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def told(run: Path) -> str:
+        return refused(capsys, run, folder / "a.txt", tmp_path / "out")
+
+    assert "is no directory" in told(tmp_path / "nothing")
+    good = make_run(tmp_path / "runs" / "soba-seed0")
+    assert "give one of the runs in it, soba-seed0" in told(tmp_path / "runs")
+    assert "uniform, which learns no network" in told(make_run(tmp_path / "uniform-seed0", method="uniform"))
+    other = make_run(tmp_path / "other", weighting="conv")
+    (other / "config.json").write_text((good / "config.json").read_text())
+    assert "do not have the shapes" in told(other)
+    (other / "config.json").write_text(json.dumps({"method": "soba"}))
+    assert "lacks the settings of a language-modelling run (KeyError: 'length')" in told(other)
+    with np.load(good / "weights.npz") as stored:
+        np.savez(good / "weights.npz", **{name: np.full_like(stored[name], np.nan) for name in stored.files})
+    assert "gives nan for document 0" in told(good)
+    (good / "weights.npz").write_bytes(b"PK\x03\x04 cut off")
+    assert "weights.npz is damaged" in told(good)
+    (good / "weights.npz").unlink()
+    assert "this run is not finished: continue it" in told(good)
+
+
+def test_other_settings_are_refused(
+    run: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    call(run, folder / "a.txt", out)
+    before = everything(out)
+    error = refused(capsys, run, folder / "a.txt", out, keep_count=11)
+    assert "made with other settings (keep_count was 10, now 11): give another --output" in error
+    assert "network.parameters was" in refused(capsys, make_run(tmp_path / "b", seed=1), folder / "a.txt", out)
+    assert "files.count was 1, now 2" in refused(capsys, run, f"{folder}/a.txt,{folder}/b.txt.gz", out)
+    given: dict[str, object] = {"scores": out / "scores", "documents": "file"}
+    assert 'documents was "line", now "file"' in refused(capsys, run, folder / "a.txt", tmp_path / "new", **given)
+    assert everything(out) == before
+
+
+def test_damaged_scores_are_made_again(run: Path, folder: Path, tmp_path: Path) -> None:
+    call(run, folder / "a.txt", tmp_path / "out")
+    before = everything(tmp_path / "out")
+    file = tmp_path / "out" / "scores" / "00000-a.txt.parquet"
+    for content in (b"", file.read_bytes()[:-20]):
+        file.write_bytes(content)
+        call(run, folder / "a.txt", tmp_path / "out")
+        assert everything(tmp_path / "out") == before
+
+
+def test_temporary_files_are_removed(run: Path, folder: Path, tmp_path: Path) -> None:
+    """All of this process; of others, only those that nobody has written to for hours."""
+    names = [".00000-a.txt.parquet.1.tmp", ".00000-a.txt.parquet.2.tmp", ".mine.tmp"]
+    (tmp_path / "out" / "scores").mkdir(parents=True)
+    for name in names:
+        (tmp_path / "out" / "scores" / name).touch()
+    for name in names[1:]:
+        os.utime(tmp_path / "out" / "scores" / name, (0, 0))
+    call(run, folder / "a.txt", tmp_path / "out")
+    assert {path.name for path in (tmp_path / "out").rglob(".*")} == {names[0], names[2]}
