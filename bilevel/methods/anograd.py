@@ -76,6 +76,7 @@ def cosine_probe(generic: Params, specific: Params) -> Params:
     cosine = trees.dot(generic, specific) / (generic_norm * specific_norm)
 
     def leaf(g: jax.Array, s: jax.Array) -> jax.Array:
-        return -((s / specific_norm - cosine * g / generic_norm) / generic_norm).astype(g.dtype)
+        towards = -((s / specific_norm - cosine * g / generic_norm) / generic_norm)
+        return jnp.where(generic_norm > tiny, towards, 0).astype(g.dtype)
 
     return jax.tree.map(leaf, generic, specific)
