@@ -34,8 +34,12 @@ def axpy(scale: Any, x: Params, y: Params) -> Params:
 
 
 def average(new: Params, old: Params, decay: float) -> Params:
-    """`decay·old + (1 − decay)·new`, leaf by leaf, in the types of `old`."""
-    return jax.tree.map(lambda x, y: (decay * y + (1.0 - decay) * x).astype(y.dtype), new, old)
+    """`decay·old + (1 − decay)·new`, leaf by leaf, in the types of `old`; `new` where it has no mean (counters, random keys)."""
+
+    def leaf(x: Array, y: Array) -> Array:
+        return (decay * y + (1.0 - decay) * x).astype(y.dtype) if jnp.issubdtype(y.dtype, jnp.inexact) else x
+
+    return jax.tree.map(leaf, new, old)
 
 
 def widen(x: Array) -> Array:
