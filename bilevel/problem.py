@@ -74,7 +74,7 @@ class Evaluations:
         def specific_gradient(at: Params) -> tuple[Array, Params]:
             return self._specific_gradient(state, subset, at, specific, rng)
 
-        def lookahead(gradient: Params) -> tuple[Params, Callable[[Params], Params]]:
+        def lookahead(gradient: Params) -> tuple[Params, Params, Callable[[Params], Params]]:
             return self._lookahead(state, subset, gradient)
 
         def total(values: Array) -> Array:
@@ -100,7 +100,7 @@ class Evaluations:
 
     def _lookahead(
         self, state: TrainState, subset: trees.Subset, gradient: Params
-    ) -> tuple[Params, Callable[[Params], Params]]:
+    ) -> tuple[Params, Params, Callable[[Params], Params]]:
         def update(gradient: Params) -> Params:
             return self.optimizer.update(gradient, state.opt_state, state.params)[0]
 
@@ -112,7 +112,7 @@ class Evaluations:
             (here,), (nearby,) = pullback(cotangent), pullback_nearby(cotangent)
             return subset.restrict(jax.tree.map(_without_singularities, gradient, here, nearby))
 
-        return optax.apply_updates(state.params, updates), pull
+        return optax.apply_updates(state.params, updates), updates, pull
 
     def _sum(self, tree: Params) -> Params:
         return sum_over(tree, self.axis_name)

@@ -45,9 +45,8 @@ def anograd(*, average_specific: float = 0.0, through_optimizer: bool = False) -
 
     def aligned(problem: Problem, rows: FirstOrder, specific: Params) -> Array:
         if through_optimizer:
-            moved, pullback = problem.lookahead(rows.gradient)
-            back = jax.tree.map(lambda before, after: before - after, problem.params, moved)
-            towards = cosine_probe(problem.subset.restrict(back), specific)
+            _, updates, pullback = problem.lookahead(rows.gradient)
+            towards = cosine_probe(problem.subset.restrict(updates), specific)
             return rows.alignments(pullback(jax.tree.map(jnp.negative, towards)))
         return rows.alignments(cosine_probe(problem.subset.restrict(rows.gradient), specific))
 

@@ -44,7 +44,7 @@ def dds(*, average_specific: float = 0.0) -> Method:
 
     def update(problem: Problem, state: DDSState) -> MethodUpdate:
         rows = problem.first_order()
-        moved, pullback = problem.lookahead(rows.gradient)
+        moved, _, pullback = problem.lookahead(rows.gradient)
         loss, gradient = problem.specific_gradient(moved)
         if average_specific:
             gradient = trees.average(gradient, state.specific_gradient, average_specific)
@@ -54,7 +54,7 @@ def dds(*, average_specific: float = 0.0) -> Method:
 
     def reuse(problem: Problem, state: DDSState) -> MethodUpdate:
         rows = problem.first_order()
-        _, pullback = problem.lookahead(rows.gradient)
+        _, _, pullback = problem.lookahead(rows.gradient)
         alignments = rows.alignments(pullback(state.specific_gradient))
         return MethodUpdate(rows.losses, rows.aux, rows.gradient, alignments, jnp.full((), jnp.nan), state)
 
