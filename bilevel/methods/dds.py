@@ -27,7 +27,7 @@ def dds(*, average_specific: float = 0.0) -> Method:
         p = (∂U/∂g)ᵀ ∇L_spec(θ⁺),
 
     exact for every optax transformation: U is pulled back by reverse mode, so momentum, Adam, clipping and weight decay
-    need no formulas of their own.
+    need no formulas of their own. Where U has no derivative (Adam, in parameters whose gradient has always been 0) p is 0.
 
     Args:
       average_specific: decay d of a moving average of ∇L_spec(θ⁺) over α-steps, m ← d·m + (1−d)·∇L_spec, used in place of
