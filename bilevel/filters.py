@@ -154,7 +154,7 @@ def temperature_for(logits: Array, smallest: float, min_effective_size: float) -
         enough = effective_sample_size(logits / (smallest * jnp.exp(middle))) >= min_effective_size
         return jnp.where(enough, low, middle), jnp.where(enough, middle, high)
 
-    zero = jnp.zeros((), logits.dtype)
+    zero = jnp.where(True, 0.0, logits[0]).astype(logits.dtype)  # varies over a mapped axis as the logits do
     _, high = jax.lax.fori_loop(0, 24, halve, (zero, zero + 20.0))
     enough = effective_sample_size(logits / smallest) >= min_effective_size
     return smallest * jnp.exp(jnp.where(enough, 0.0, high))

@@ -74,7 +74,7 @@ class Evaluations:
         def specific_gradient(at: Params) -> tuple[Array, Params]:
             return self._specific_gradient(state, subset, at, specific, rng)
 
-        def lookahead(gradient: Params) -> tuple[Params, Callable[[Params], Params]]:
+        def lookahead(gradient: Params) -> tuple[Params, Params, Callable[[Params], Params]]:
             return self._lookahead(state, subset, gradient)
 
         def total(values: Array) -> Array:
@@ -100,14 +100,34 @@ class Evaluations:
 
     def _lookahead(
         self, state: TrainState, subset: trees.Subset, gradient: Params
-    ) -> tuple[Params, Callable[[Params], Params]]:
-        updates, pullback = jax.vjp(lambda g: self.optimizer.update(g, state.opt_state, state.params)[0], gradient)
+    ) -> tuple[Params, Params, Callable[[Params], Params]]:
+        def update(gradient: Params) -> Params:
+            return self.optimizer.update(gradient, state.opt_state, state.params)[0]
+
+        updates, pullback = jax.vjp(update, gradient)
+        _, pullback_nearby = jax.vjp(update, jax.tree.map(_off_zero, gradient))
 
         def pull(part: Params) -> Params:
-            (full,) = pullback(subset.embed(part, gradient))
-            return subset.restrict(full)
+            cotangent = jax.tree.map(lambda x, u: x.astype(u.dtype), subset.embed(part, gradient), updates)
+            (here,), (nearby,) = pullback(cotangent), pullback_nearby(cotangent)
+            return subset.restrict(jax.tree.map(_without_singularities, gradient, here, nearby))
 
-        return optax.apply_updates(state.params, updates), pull
+        return optax.apply_updates(state.params, updates), updates, pull
 
     def _sum(self, tree: Params) -> Params:
         return sum_over(tree, self.axis_name)
+
+
+def _off_zero(gradient: Array) -> Array:
+    """The gradient with its zeros moved away from 0, by less than any gradient that matters."""
+    return jnp.where(gradient == 0, float(jnp.finfo(gradient.dtype).tiny) ** 0.4, gradient).astype(gradient.dtype)
+
+
+def _without_singularities(gradient: Array, here: Array, nearby: Array) -> Array:
+    """A probe, from the pullbacks at the gradient and a little beside its zeros, that is finite where the optimizer is singular.
+
+    Adam has no derivative where the gradient and its second moment are 0 (the √ at 0), as they are for parameters that no row
+    has touched so far. No alignment depends on the probe there, so it is 0; clipping by the norm of all gradients carries the
+    NaN of such a parameter to all others, which the derivative beside the zeros has not got.
+    """
+    return jnp.where(jnp.isfinite(here), here, jnp.where(gradient == 0, 0, nearby)).astype(here.dtype)

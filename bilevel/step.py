@@ -202,15 +202,23 @@ class _Parts:
         params, alpha, rng = jax.tree.map(jnp.copy, given)
         model_state = jax.tree.map(jnp.copy, {} if model_state is None else model_state)
         ema = None if self.options.ema_decay is None else (params, model_state)
+        states = (
+            self.optimizer.init(params),
+            self.weight_optimizer.init(alpha),
+            self.method.init(subset.restrict(params)),
+            ema,
+        )
+        # Copies again: optimizers may keep the very arrays that they were given, and no array can be donated twice.
+        opt_state, weight_opt_state, method_state, ema = (jax.tree.map(jnp.copy, part) for part in states)
         return TrainState(
             step=jnp.zeros((), jnp.int32),
             params=params,
             model_state=model_state,
-            opt_state=self.optimizer.init(params),
+            opt_state=opt_state,
             weight_params=alpha,
-            weight_opt_state=self.weight_optimizer.init(alpha),
-            method_state=self.method.init(subset.restrict(params)),
-            ema=jax.tree.map(jnp.copy, ema),
+            weight_opt_state=weight_opt_state,
+            method_state=method_state,
+            ema=ema,
             rng=rng,
         )
 

@@ -29,8 +29,8 @@ class Problem(NamedTuple):
     """One linearisation of the rows' gradient at θ, for Hessian products with directions found on the way. Call it once."""
     specific_gradient: Callable[[Params], tuple[Array, Params]]
     """Full θ' -> (L_spec(θ'), ∇L_spec(θ') over the chosen part), mean over the specific batch of all devices."""
-    lookahead: Callable[[Params], tuple[Params, Callable[[Params], Params]]]
-    """Gradient g -> (θ⁺ = θ + U(g), the pullback (∂U/∂g)ᵀ over the chosen part), U the update of θ's optimizer."""
+    lookahead: Callable[[Params], tuple[Params, Params, Callable[[Params], Params]]]
+    """Gradient g -> (θ⁺ = θ + U(g), U(g), the pullback (∂U/∂g)ᵀ over the chosen part), U the update of θ's optimizer."""
     total: Callable[[Array], Array]
     """Values of rows `[b]` -> their sum over the rows of all devices."""
 
