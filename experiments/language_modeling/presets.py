@@ -30,6 +30,12 @@ PAPER: dict[str, Any] = {
     "mixing_fraction": 0.1,
     "classifier_steps": 1000,
     "classifier_rows": 256,
+    "contrastive_start": 0.5,
+    "contrastive_finetune_steps": 500,
+    "contrastive_rows": 131_072,
+    "contrastive_fraction": 0.1,
+    "contrastive_scores": None,
+    "warm_start": False,
 }
 """The ATD paper's settings (sections 4.2, 4.3 and 6.2), with the prototype's learning rates where it is silent."""
 
@@ -54,6 +60,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         "anograd": DEFAULT | {"average_specific": 0.95, "through_optimizer": True},
         "uniform": DEFAULT,
         "mixing": DEFAULT,
+        "contrastive": DEFAULT,
         "frozen": DEFAULT,
         "classifier": DEFAULT | {"filter": "top_k"},
         "implicit_cg": DEFAULT | _IMPLICIT,
@@ -67,6 +74,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         "anograd": PAPER | {"alpha_batch": "uniform"},
         "uniform": PAPER,
         "mixing": PAPER,
+        "contrastive": PAPER,
         "frozen": PAPER,
         "classifier": PAPER | {"filter": "top_k"},
         "implicit_cg": PAPER | {"damping": 1.0},
