@@ -4,8 +4,8 @@
     python -m experiments.diagnose --data.generic heap.txt.gz --data.specific my_domain.txt
     python -m experiments.diagnose --checkpoint runs/language_modeling/uniform-seed0
 
-Prints a table and a sentence, and writes them with a plot into --run-dir. With the flags as they are it takes less than a minute
-on two cores; benchmarks/RESULTS.md has the rates of three specific sets.
+Prints a table and a sentence, and writes them with a plot into --run-dir. With the flags as they are it takes some 50 processor
+seconds; benchmarks/RESULTS.md has the rates of three specific sets.
 """
 
 from __future__ import annotations
