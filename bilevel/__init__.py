@@ -1,5 +1,6 @@
 """Learn which training data to use while a model trains: bilevel data weighting in JAX and Flax."""
 
+from bilevel import acceleration as acceleration
 from bilevel import diagnostics as diagnostics
 from bilevel import estimators as estimators
 from bilevel import filters as filters
