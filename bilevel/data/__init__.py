@@ -1,9 +1,12 @@
-"""Data: sources of text, packing to memory-mapped arrays, and loaders whose order is a function of (seed,
-step)."""
+"""Data: sources of text, packing to memory-mapped arrays, labelled images and features, and loaders whose order is a
+function of (seed, step)."""
 
 from bilevel.data.arrays import ArrayDataset as ArrayDataset
 from bilevel.data.arrays import Dataset as Dataset
 from bilevel.data.arrays import NumpyBatch as NumpyBatch
+from bilevel.data.labelled import LabelledData as LabelledData
+from bilevel.data.labelled import channel_statistics as channel_statistics
+from bilevel.data.labelled import open_labelled as open_labelled
 from bilevel.data.loader import Loader as Loader
 from bilevel.data.loader import evaluation_batches as evaluation_batches
 from bilevel.data.mixed import MixedLoader as MixedLoader
