@@ -10,10 +10,16 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
+import optax
 import pytest
 
-from bilevel.data import ArrayDataset, LabelledData, channel_statistics, corruption, open_labelled
+import bilevel
+from bilevel.data import ArrayDataset, LabelledData, Loader, channel_statistics, corruption, open_labelled
+from bilevel.nn.augment import preparation
+from bilevel.nn.classification import classification_loss, init_variables
+from bilevel.nn.small import MLP
 from bilevel.types import UserError
 
 pytest.importorskip("PIL")
@@ -296,6 +302,25 @@ def test_channel_statistics() -> None:
         channel_statistics(ArrayDataset({"x": image}))
     with pytest.raises(UserError, match="same value everywhere"):
         channel_statistics(ArrayDataset({"image": np.ones((2, 2, 2, 1), np.uint8)}))
+
+
+def test_digits_are_learned() -> None:
+    """From the source to the loss: rows, normalisation and labels belong together."""
+    pytest.importorskip("sklearn")
+    data = open_labelled()
+    prepare = preparation(*channel_statistics(data.train), padding=1, flip=False)
+    module = MLP(hidden=(64,))
+    params, _ = init_variables(module, jax.random.key(0), (8, 8, 1))
+    train = bilevel.make_step(
+        classification_loss(module, prepare=prepare), None, optax.adam(1e-2), None, bilevel.uniform(), batch_size=64
+    )
+    state, step, loader = train.init(jax.random.key(1), params), jax.jit(train.step), Loader(data.train, 64, seed=0)
+    for i in range(120):
+        state, _ = step(state, loader.batch(i), data.dev.rows(np.arange(4)))
+    still = preparation(*channel_statistics(data.train), augment=False)
+    evaluate = jax.jit(classification_loss(module, train=False, prepare=still))
+    _, aux = evaluate(state.params, {}, data.test.rows(np.arange(len(data.test))), jax.random.key(0))
+    assert aux.metrics["correct"].mean() > 0.9
 
 
 @pytest.mark.data

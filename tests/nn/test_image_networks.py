@@ -117,6 +117,80 @@ def parts(module: Any, rows: int = 6) -> tuple[Any, Any, Any]:
     return *variables_of(module), {"image": jnp.asarray(images), "label": jnp.arange(rows) % 10}
 
 
+class Plain:
+    """The layers written out, with the numbers of a network."""
+
+    def __init__(self, params: Any, state: Any):
+        self.params, self.statistics = params, state["batch_stats"]
+
+    def inside(self, name: str) -> "Plain":
+        return Plain(self.params[name], {"batch_stats": self.statistics[name]})
+
+    def conv(self, x: Any, name: str, stride: int = 1) -> Any:
+        kernel = self.params[name]["kernel"]
+        padding = [(kernel.shape[0] // 2,) * 2] * 2
+        return jax.lax.conv_general_dilated(
+            x, kernel, (stride, stride), padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+
+    def norm(self, x: Any, name: str) -> Any:
+        statistics, own = self.statistics[name], self.params[name]
+        return (x - statistics["mean"]) / jnp.sqrt(statistics["var"] + 1e-5) * own["scale"] + own["bias"]
+
+    def classify(self, x: Any) -> Any:
+        own = self.params["head"]["classifier"]
+        return x.mean((1, 2)) @ own["kernel"] + own["bias"]
+
+
+def plain_padded(net: Plain, x: Any) -> Any:
+    x = jax.nn.relu(net.norm(net.conv(x, "stem"), "stem_norm"))
+    for name, stride in (("stage_0_block_0", 1), ("stage_1_block_0", 2)):
+        block = net.inside(name)
+        h = jax.nn.relu(block.norm(block.conv(x, "conv_0", stride), "norm_0"))
+        h = block.norm(block.conv(h, "conv_1"), "norm_1")
+        if stride == 2:
+            x = jnp.pad(x[:, ::2, ::2], ((0, 0), (0, 0), (0, 0), (2, 2)))
+        x = jax.nn.relu(x + h)
+    return net.classify(x)
+
+
+def plain_bottleneck(net: Plain, x: Any) -> Any:
+    x = jax.nn.relu(net.norm(net.conv(x, "stem", 2), "stem_norm"))
+    edges = ((0, 0), (1, 1), (1, 1), (0, 0))
+    x = jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (1, 3, 3, 1), (1, 2, 2, 1), edges)
+    block = net.inside("stage_0_block_0")
+    h = jax.nn.relu(block.norm(block.conv(x, "conv_0"), "norm_0"))
+    h = jax.nn.relu(block.norm(block.conv(h, "conv_1"), "norm_1"))
+    h = block.norm(block.conv(h, "conv_2"), "norm_2")
+    return net.classify(jax.nn.relu(h + block.norm(block.conv(x, "shortcut"), "shortcut_norm")))
+
+
+def plain_wide(net: Plain, x: Any) -> Any:
+    x = net.conv(x, "stem")
+    for name, stride in (("stage_0_block_0", 1), ("stage_1_block_0", 2), ("stage_2_block_0", 2)):
+        block = net.inside(name)
+        first = jax.nn.relu(block.norm(x, "norm_0"))
+        h = jax.nn.relu(block.norm(block.conv(first, "conv_0", stride), "norm_1"))
+        x = block.conv(h, "conv_1") + (x if stride == 1 else block.conv(first, "shortcut", 2))
+    return net.classify(jax.nn.relu(net.norm(x, "final_norm")))
+
+
+PLAIN = {"padded shortcut": plain_padded, "bottleneck": plain_bottleneck, "wide": plain_wide}
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_equals_the_network_written_out(name: str) -> None:
+    params, state, batch = parts(TINY[name])
+    generator = np.random.default_rng(1)
+    params, state = jax.tree.map(
+        lambda x: x + 0.2 * jnp.abs(jnp.asarray(generator.normal(size=x.shape), jnp.float32)), (params, state)
+    )
+    found = quick_jit(TINY[name].apply)({"params": params, **state}, batch["image"])
+    wanted = quick_jit(lambda x: PLAIN[name](Plain(params, state), x))(batch["image"])
+    assert np.ptp(wanted, axis=0).max() > 1e-2
+    np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-4)
+
+
 @pytest.mark.parametrize("name", TINY)
 def test_statistics_move_exactly_once_a_call(name: str) -> None:
     """Momentum 0.9 from mean 0: the same batch twice gives 0.1 m, then 0.19 m. Two moves a call would give 0.19 and 0.3439."""
