@@ -129,7 +129,7 @@ def _same_seconds(config: Config, chosen: dict[str, Config], found: Results, cor
     }
     results = _all_runs(config, again, corpora)
     reused = [row for row in found if row["method"] in kept]
-    if jax.process_index() == 0:
+    if jax.process_index() == 0 and reused + results:
         elsewhere = {(r["method"], r["seed"]): config.run_dir / run_name(r["method"], r["seed"]) for r in reused}
         _show(dataclasses.replace(config, run_dir=folder), reused + results, corpora, elsewhere)
     return reused + results
