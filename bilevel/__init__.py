@@ -15,6 +15,7 @@ from bilevel.methods import frozen as frozen
 from bilevel.methods import implicit_cg as implicit_cg
 from bilevel.methods import implicit_neumann as implicit_neumann
 from bilevel.methods import learning_to_reweight as learning_to_reweight
+from bilevel.methods import penalty as penalty
 from bilevel.methods import soba as soba
 from bilevel.methods import uniform as uniform
 from bilevel.nn.meta_weight_net import MetaWeightNet as MetaWeightNet

@@ -14,7 +14,7 @@ from bilevel import estimators, trees
 from bilevel.collectives import axis_size, gather, spread, sum_over
 from bilevel.linearization import Derivatives, FirstOrder, Quadratic, SecondOrder
 from bilevel.methods.base import Problem
-from bilevel.rows import RowLosses, Weights
+from bilevel.rows import RowLosses, Weights, resolve
 from bilevel.scorers import FeatureFn, Features, check_features
 from bilevel.state import TrainState
 from bilevel.types import Array, Batch, LossAux, LossFn, ModelState, Params
@@ -71,6 +71,11 @@ class Evaluations:
                 hessian_product=lambda direction: found.hessian_product(spread(direction, self.axis_name)),
             )
 
+        def rows_at(at: Params) -> tuple[Array, Params]:
+            known = resolve(weights, losses(params)[0]) if callable(weights) else weights
+            values, _, gradient = losses.pulled_back(spread(at, self.axis_name), known)
+            return values, self._sum(subset.restrict(gradient))
+
         def specific_gradient(at: Params) -> tuple[Array, Params]:
             return self._specific_gradient(state, subset, at, specific, rng)
 
@@ -80,7 +85,9 @@ class Evaluations:
         def total(values: Array) -> Array:
             return estimators.total(values, self.axis_name)
 
-        return Problem(state.params, subset, first_order, second_order, quadratic, specific_gradient, lookahead, total)
+        return Problem(
+            state.params, subset, first_order, second_order, quadratic, rows_at, specific_gradient, lookahead, total
+        )
 
     def _specific_gradient(
         self, state: TrainState, subset: trees.Subset, at: Params, batch: Batch, rng: Array

@@ -27,6 +27,8 @@ class Problem(NamedTuple):
     """Probe, known beforehand -> losses, gradient, alignments and Hessian product at θ."""
     quadratic: Callable[[], Quadratic]
     """One linearisation of the rows' gradient at θ, for Hessian products with directions found on the way. Call it once."""
+    rows_at: Callable[[Params], tuple[Array, Params]]
+    """Full θ' -> (ℓ_i(θ') float32 `[b]`, Σ w_i ∇ℓ_i(θ') over the chosen part and all devices), with the weights at θ."""
     specific_gradient: Callable[[Params], tuple[Array, Params]]
     """Full θ' -> (L_spec(θ'), ∇L_spec(θ') over the chosen part), mean over the specific batch of all devices."""
     lookahead: Callable[[Params], tuple[Params, Params, Callable[[Params], Params]]]

@@ -179,14 +179,17 @@ def build_filter(settings: dict[str, Any]) -> filters.Filter:
 
 def build_method(method: str, settings: dict[str, Any]) -> methods.Method:
     """The method with its settings."""
-    if method == "soba":
+    if method in ("soba", "penalty"):
         rate = settings["tracker_learning_rate"]
         trackers = {
             "sgd": optax.sgd(rate),
             "momentum": optax.sgd(rate, momentum=0.9),
             "adam": optax.adam(rate, b2=0.98),
         }
-        return methods.soba(trackers[settings["tracker"]], damping=settings["damping"])
+        tracker = trackers[settings["tracker"]]
+        if method == "penalty":
+            return methods.penalty(tracker, strength=settings["penalty_strength"])
+        return methods.soba(tracker, damping=settings["damping"])
     if method == "dds":
         return methods.dds(average_specific=settings["average_specific"])
     if method == "anograd":

@@ -12,7 +12,7 @@ from experiments.language_modeling.presets import PRESETS
 
 MethodName: TypeAlias = Literal[
     "uniform", "mixing", "contrastive", "classifier", "meta_weight_net", "learning_to_reweight", "dds", "anograd", "soba",
-    "implicit_cg", "implicit_neumann", "frozen",
+    "penalty", "implicit_cg", "implicit_neumann", "frozen",
 ]  # fmt: skip
 METHODS: tuple[str, ...] = get_args(MethodName)
 ALL = tuple(name for name in METHODS if name != "frozen")
@@ -104,9 +104,11 @@ class MethodConfig:
     through_optimizer: bool | None = None
     """Anograd: compare the specific gradient with the optimizer's move, not with the gradient."""
     tracker: Literal["sgd", "momentum", "adam"] | None = None
-    """SOBA: optimizer of v."""
+    """SOBA, penalty: optimizer of v, of the reference model's offset."""
     tracker_learning_rate: float | None = None
-    """SOBA: learning rate of v."""
+    """SOBA, penalty: its learning rate."""
+    penalty_strength: float | None = None
+    """penalty: weight of the specific loss for the reference model."""
     damping: float | None = None
     """SOBA, implicit_*: λ, added to the Hessian."""
     iterations: int | None = None
@@ -242,7 +244,7 @@ def settings_of(config: Config, method: str) -> dict[str, Any]:
     given = {k: v for k, v in dataclasses.asdict(config.weights).items() if v is not None and k != "preset"}
     settings = PRESETS[config.weights.preset][method] | given
     settings = {name: value for name, value in settings.items() if _concerns(name, method)}
-    remembers = method == "soba" or settings["average_specific"] > 0
+    remembers = method in ("soba", "penalty") or settings["average_specific"] > 0
     if "probe_every" not in given and ("update_every" in given or not remembers):
         settings["probe_every"] = 0
     if "probe_blocks" not in given and config.model.scan_layers:
@@ -252,7 +254,7 @@ def settings_of(config: Config, method: str) -> dict[str, Any]:
     return settings
 
 
-_FOR_ONE = {"mixing_": "mixing", "contrastive_": "contrastive", "neumann_": "implicit_neumann"}
+_FOR_ONE = {"mixing_": "mixing", "contrastive_": "contrastive", "neumann_": "implicit_neumann", "penalty_": "penalty"}
 
 
 def _concerns(name: str, method: str) -> bool:

@@ -24,6 +24,7 @@ PAPER: dict[str, Any] = {
     "through_optimizer": False,
     "tracker": "adam",
     "tracker_learning_rate": 2e-3,
+    "penalty_strength": 1.0,
     "damping": 0.0,
     "iterations": 5,
     "neumann_step_size": 0.1,
@@ -56,6 +57,7 @@ _IMPLICIT: dict[str, Any] = {"update_every": 4, "probe_every": 0, "average_speci
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "default": {
         "soba": DEFAULT,
+        "penalty": DEFAULT,
         "dds": DEFAULT | {"average_specific": 0.95},
         "anograd": DEFAULT | {"average_specific": 0.95, "through_optimizer": True},
         "uniform": DEFAULT,
@@ -70,6 +72,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     },
     "paper": {
         "soba": PAPER,
+        "penalty": PAPER,
         "dds": PAPER | {"alpha_batch": "uniform"},
         "anograd": PAPER | {"alpha_batch": "uniform"},
         "uniform": PAPER,
