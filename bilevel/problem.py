@@ -11,11 +11,11 @@ import optax
 from jax.sharding import Mesh
 
 from bilevel import estimators, trees
-from bilevel.collectives import axis_size, gather, spread, sum_over
+from bilevel.collectives import axis_size, gather, mean_over, spread, sum_over
 from bilevel.linearization import Derivatives, FirstOrder, Quadratic, SecondOrder
 from bilevel.methods.base import Problem
 from bilevel.rows import RowLosses, Weights, resolve
-from bilevel.scorers import FeatureFn, Features, check_features
+from bilevel.scorers import FeatureFn, Features, as_features, check_features
 from bilevel.state import TrainState
 from bilevel.types import Array, Batch, LossAux, LossFn, ModelState, Params
 
@@ -52,8 +52,13 @@ class Evaluations:
         """The part of θ that probes live in."""
         return trees.make_subset(self.param_filter, params)
 
-    def problem(self, state: TrainState, losses: RowLosses, weights: Weights, specific: Batch, rng: Array) -> Problem:
-        """The problem of a method's α-step on rows with these losses and weights."""
+    def problem(
+        self, state: TrainState, losses: RowLosses, weights: Weights, specific: Batch, rng: Array, own_rng: Array
+    ) -> Problem:
+        """The problem of a method's α-step on rows with these losses and weights.
+
+        `rng` is for the specific loss, `own_rng` for what the method draws itself.
+        """
         params, subset = spread(state.params, self.axis_name), self.subset(state.params)
 
         def first_order() -> FirstOrder:
@@ -85,9 +90,18 @@ class Evaluations:
         def total(values: Array) -> Array:
             return estimators.total(values, self.axis_name)
 
+        def specific_losses(batch: Batch) -> Array:
+            params = gather(state.params, self.mesh)
+            rows = RowLosses(self.specific_loss, state.model_state, batch, rng, self.micro_batches)
+            return as_features(rows(params)[0])
+
+        def value_and_gradient(mean: Callable[[Params], Array], own: Params) -> tuple[Array, Params]:
+            return mean_over(jax.value_and_grad(mean)(spread(own, self.axis_name)), self.axis_name)
+
         return Problem(
-            state.params, subset, first_order, second_order, quadratic, rows_at, specific_gradient, lookahead, total
-        )
+            state.params, subset, first_order, second_order, quadratic, rows_at, specific_gradient, lookahead, total,
+            losses.batch, specific, specific_losses, value_and_gradient, own_rng,
+        )  # fmt: skip
 
     def _specific_gradient(
         self, state: TrainState, subset: trees.Subset, at: Params, batch: Batch, rng: Array

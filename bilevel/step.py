@@ -120,7 +120,8 @@ def make_step(
         with sharded arrays.
 
     Returns:
-      `TrainStep(init, step)`. The metrics are float32 scalars: generic_loss (mean of the rows of the θ-update),
+      `TrainStep(init, step)`. The metrics are float32 scalars: generic_loss (mean of the rows of the θ-update; so are
+      generic_NAME, for each metric NAME that the loss gives as one number a row),
       specific_loss (NaN on steps without α-work), effective_sample_size, weight_entropy, largest_weight (over the big
       batch), temperature, weight_gradient_norm (NaN where α does not change) and alignment_rms (NaN without α-work); and
       `selected`, int32 `[b]`: the positions in the big batch of the rows of the θ-update. A method that chooses the weights
@@ -138,6 +139,11 @@ def make_step(
     if method.chooses_weights:
         options.check_chooses_weights()
     learns = method.update is not None and not method.chooses_weights
+    if filter is not None and filter.weigh is not None and (learns or mode == "dense"):
+        raise UserError(
+            f"The filter {filter.name}(unbiased=True) undoes every preference in the mean: use it in sparse mode and with a "
+            "method that learns no weighting network (frozen), or leave unbiased out."
+        )
     if weighting is None and method.uses_weights:
         raise UserError("weighting=None, but this method selects or weighs rows by it: give a function or a Scorer.")
     if weight_optimizer is None and learns:
@@ -173,6 +179,8 @@ class _Moved(NamedTuple):
     """What one step changes, from the branch that computed it."""
 
     losses: Array
+    rows: Metrics
+    """What the loss says about each row of the θ-update besides its loss: arrays `[b]`."""
     model_state: ModelState
     params: Params
     opt_state: Any
@@ -255,7 +263,7 @@ class _Parts:
         if not self.options.shares_rows:
             outer = self.chooser.for_alpha(state, big_batch, chosen, keys.alpha)
         losses = self.evaluations.rows(state, outer.batch, outer.rng)
-        problem = self.evaluations.problem(state, losses, outer.weights, specific_batch, keys.specific)
+        problem = self.evaluations.problem(state, losses, outer.weights, specific_batch, keys.specific, keys.method)
         update = method(problem, state.method_state)
         scores = self.chooser.scores(state, big_batch, chosen, update.losses)
         moved = self._learn(state, chosen.inner, outer, update, scores.temperature)
@@ -265,8 +273,9 @@ class _Parts:
         self, state: TrainState, moved: _Moved, scores: selection.Scores, positions: Array, weights: Array | None = None
     ) -> tuple[TrainState, Metrics]:
         axis = self.options.axis_name
-        generic_loss = estimators.total(moved.losses, axis) / self.options.batch_size
-        metrics = {"generic_loss": generic_loss, **moved.metrics, "temperature": scores.temperature}
+        rows = {**moved.rows, "loss": moved.losses}
+        means = {f"generic_{name}": estimators.total(x, axis) / self.options.batch_size for name, x in rows.items()}
+        metrics = {**means, **moved.metrics, "temperature": scores.temperature}
         if weights is None:
             local = self.chooser.filter.scope == "local"
             metrics |= diagnostics.weight_metrics(scores.pool, axis if local else None)
@@ -327,6 +336,7 @@ class _Parts:
         updates, opt_state = self.optimizer.update(gradient, state.opt_state, state.params)
         return _Moved(
             losses,
+            {name: trees.widen(x) for name, x in aux.metrics.items() if x.ndim == 1},
             mean_over(aux.model_state, self.options.axis_name),
             optax.apply_updates(state.params, updates),
             opt_state,
