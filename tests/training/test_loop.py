@@ -165,7 +165,9 @@ def test_error_of_a_loader_reaches_the_caller(tmp_path: Path):
         assert checkpoints.latest_step() == 10
 
 
-@pytest.mark.parametrize("name", ["num_steps", "log_every", "evaluate_every", "checkpoint_every", "keep"])
+@pytest.mark.parametrize(
+    "name", ["num_steps", "log_every", "evaluate_every", "checkpoint_every", "state_every", "keep"]
+)
 def test_bad_numbers(name: str):
     with pytest.raises(UserError, match=f"{name} is -1"):
         dataclasses.replace(LoopConfig(num_steps=5), **{name: -1})
