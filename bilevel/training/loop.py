@@ -98,7 +98,7 @@ def train(
         TrainingDiverged: the loss or the parameters are not finite; the last checkpoint is from before that.
         UserError: the run directory cannot be used.
     """
-    state = jax.tree.map(_strong, state)
+    state = _settled(jax.tree.map(_strong, state))
     with contextlib.ExitStack() as stack:
         signals = stack.enter_context(StopSignals(config.stop_signals))
         checkpoints = writer = None
@@ -255,6 +255,16 @@ def _strong(leaf: Any) -> jax.Array:
     """Make an array without a weak type: a checkpoint cannot store it, and it may change the arithmetic."""
     array = jnp.asarray(leaf)
     return jax.lax.convert_element_type(array, array.dtype) if getattr(array, "weak_type", False) else array
+
+
+def _settled(state: Any) -> Any:
+    """Commit all arrays to their device if some are (by `jax.device_put`), as a step would return them: else the step is
+    compiled again for its second call."""
+    committed = [leaf.sharding.device_set for leaf in jax.tree.leaves(state) if leaf.committed]
+    devices = set().union(*committed)
+    return jax.tree.map(
+        lambda leaf: jax.device_put(leaf, leaf.sharding) if leaf.sharding.device_set == devices else leaf, state
+    )
 
 
 def _parameters(state: Any) -> Any:

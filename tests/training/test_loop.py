@@ -127,6 +127,18 @@ def test_one_compilation(tmp_path: Path):
     assert len(traces) == 1
 
 
+def test_one_compilation_when_parts_of_the_state_were_placed_by_hand(caplog: pytest.LogCaptureFixture):
+    state = toy_state()
+    placed = jax.device_put(state.params, state.params["w"].sharding)  # committed to their device, unlike the rest
+
+    def fresh(state: Any, big: Any, specific: Any) -> Any:
+        return toy_step(state, big, specific)
+
+    with jax.log_compiles(), caplog.at_level("WARNING"):
+        toy_train(None, num_steps=5, state=state._replace(params=placed), step=fresh)
+    assert sum("Compiling jit(fresh)" in record.message for record in caplog.records) == 1
+
+
 def test_weak_types_survive_continuing(tmp_path: Path):
     def weak() -> Any:
         return toy_state()._replace(step=0, ema=jnp.asarray(1.0))  # a Python number and a weak type
