@@ -16,6 +16,7 @@ from bilevel.step import make_step
 from bilevel.types import Array, Batch, Params
 from experiments.language_modeling.build import Corpora
 from experiments.language_modeling.config import Config
+from experiments.language_modeling.tasks import task_losses
 
 EVALUATE_EVERY = 100
 PATIENCE = 5
@@ -62,4 +63,5 @@ def finetune(
         "finetuned_steps": best_step,
         "finetuned_specific_valid_loss": best_loss,
         "finetuned_specific_test_loss": evaluator(best, corpora.specific["test"], None),
+        **task_losses(best, evaluator, corpora, "finetuned_"),
     }

@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from bilevel import sharding
-from bilevel.data import Dataset, Loader, MixedLoader, PackedText, evaluation_batches
+from bilevel.data import Dataset, JoinedData, Loader, MixedLoader, PackedText, TaskLoader, evaluation_batches
 from bilevel.nn.transformer import Transformer, byte_losses, language_model_loss
 from bilevel.state import TrainState
 from bilevel.training import Checkpoints, Data, Document, LoopConfig, Resident, TrainResult, prepare_run_dir, train
@@ -23,6 +23,8 @@ from experiments.language_modeling import build
 from experiments.language_modeling.classifier import train_classifier
 from experiments.language_modeling.config import DENSE, PLAIN, Config, settings_of
 from experiments.language_modeling.finetune import finetune
+from experiments.language_modeling.tasks import task_losses
+from experiments.language_modeling.variant import Variant
 
 RESULT_NAME = "result.json"
 EVALUATION_BATCH = 256
@@ -43,7 +45,10 @@ class Evaluator:
         self._sums = jax.jit(sums)
 
     def __call__(self, params: Params, dataset: Dataset, limit: int | None = None) -> float:
-        """Total nats over total bytes of (at most `limit`) rows."""
+        """Total nats over total bytes of (at most `limit`) rows; of several tasks the mean, each with as many rows."""
+        if isinstance(dataset, JoinedData):
+            share = None if limit is None else max(1, limit // len(dataset.parts))
+            return float(np.mean([self(params, part, share) for part in dataset.parts.values()]))
         params = jax.tree.map(_local, params)
         found = [self._sums(params, batch) for batch in evaluation_batches(dataset, EVALUATION_BATCH, limit)]
         nats, count = np.sum(jax.device_get(found), axis=0)
@@ -71,14 +76,25 @@ def settings_dict(config: Config, method: str, seed: int) -> dict[str, Any]:
     return everything
 
 
-def run(config: Config, method: str, seed: int, corpora: build.Corpora) -> dict[str, Any] | None:
+def run(
+    config: Config, method: str, seed: int, corpora: build.Corpora, variant: Variant | None = None
+) -> dict[str, Any] | None:
     """Trains (or continues, or only evaluates) one run.
+
+    Args:
+      config: the flags.
+      method: its name.
+      seed: of the initial parameters, the order of the data and all random draws.
+      corpora: the data.
+      variant: what is done in another way than the flags say.
 
     Returns:
       The summary, as written to result.json; None if a signal stopped the run before its end.
     """
+    variant = variant or Variant()
     directory = config.run_dir / run_name(method, seed)
-    prepare_run_dir(directory, settings_dict(config, method, seed), may_change=MAY_CHANGE)
+    settings = settings_dict(config, method, seed) | dict(variant.settings)
+    prepare_run_dir(directory, settings, may_change=MAY_CHANGE)
     done = directory / RESULT_NAME
     if done.exists() and not config.eval_only:
         return json.loads(done.read_text())
@@ -96,11 +112,12 @@ def run(config: Config, method: str, seed: int, corpora: build.Corpora) -> dict[
     result = train(
         step,
         state,
-        data=_source(config, generic, specific, mesh),
-        config=_loop_config(config),
+        data=variant.source(_source(config, generic, specific, mesh), mesh),
+        config=dataclasses.replace(_loop_config(config), state_every=variant.state_every),
         run_dir=directory,
         evaluate=_evaluation(config, mesh, evaluator, corpora),
-        on_selected=_share_counter(corpora),
+        on_selected=variant.on_selected(_share_counter(corpora)),
+        on_state=variant.on_state,
     )
     if result.stopped_early:
         return None
@@ -140,7 +157,9 @@ def _prepared(
     return dataclasses.replace(state, weight_params=placed), report
 
 
-def _source(config: Config, generic: Loader | MixedLoader, specific: Loader, mesh: Mesh) -> Data | Resident:
+def _source(
+    config: Config, generic: Loader | MixedLoader, specific: Loader | TaskLoader, mesh: Mesh
+) -> Data | Resident:
     """The data on the device, or batches that travel."""
     if config.resident and config.shard_state:
         raise UserError("--resident keeps the whole state on every device: leave it or --shard-state away.")
@@ -190,16 +209,17 @@ def _share_counter(corpora: build.Corpora) -> Callable[[np.ndarray, int], Mappin
     return shares
 
 
-def losses_of(params: Params, evaluator: Evaluator, corpora: build.Corpora) -> dict[str, float]:
+def losses_of(params: Params, evaluator: Evaluator, corpora: build.Corpora) -> dict[str, Any]:
     """The final losses, on all rows, in nats per byte."""
     return {
         "specific_valid_loss": evaluator(params, corpora.specific["valid"]),
         "specific_test_loss": evaluator(params, corpora.specific["test"]),
         "generic_loss": evaluator(params, corpora.generic_valid),
+        **task_losses(params, evaluator, corpora),
     }
 
 
-def _summary(config: Config, method: str, seed: int, result: TrainResult, losses: dict[str, float]) -> dict[str, Any]:
+def _summary(config: Config, method: str, seed: int, result: TrainResult, losses: dict[str, Any]) -> dict[str, Any]:
     tail = result.history[-max(1, len(result.history) // 5) :]
     sizes = [row["effective_sample_size"] for row in tail if row.get("effective_sample_size")]
     return {
