@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,12 @@ from bilevel.nn.transformer import SIZES
 from experiments.analyses.__main__ import command
 from experiments.analyses.analysis import Run
 from experiments.analyses.curriculum import Curriculum, order_of
-from experiments.analyses.filters import count_distinct, distinct_share
+from experiments.analyses.filters import Filters, count_distinct, distinct_share
 from experiments.analyses.multi_task import MultiTask
 from experiments.analyses.snapshots import Snapshots
 from experiments.analyses.transfer import seconds_to
 from experiments.language_modeling import build
-from experiments.language_modeling.config import DataConfig
+from experiments.language_modeling.config import DataConfig, MethodConfig, settings_of
 from experiments.language_modeling.run import run
 
 WORDS = ["the", "cat", "sat", "on", "a", "mat", "while", "rain", "fell", "over", "old", "town", "people", "ran"]
@@ -34,9 +35,13 @@ def one_device(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(autouse=True)
-def tiny_models(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, layers in (("xs", 1), ("small", 2)):
-        monkeypatch.setitem(SIZES, name, dataclasses.replace(SIZES[name], layers=layers, width=32, heads=2, feed_forward=32))
+def quickly_compiled(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    for name, width in (("xs", 32), ("small", 48)):
+        tiny = dataclasses.replace(SIZES[name], layers=1, width=width, heads=2, feed_forward=width)
+        monkeypatch.setitem(SIZES, name, tiny)
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture
@@ -56,7 +61,7 @@ def data(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def call(data: Path, analysis: str, *more: object, **given: object) -> None:
+def call(data: Path, analysis: object, *more: object, **given: object) -> None:
     flags: dict[str, object] = {
         "steps": STEPS,
         "length": 16,
@@ -70,10 +75,11 @@ def call(data: Path, analysis: str, *more: object, **given: object) -> None:
         "data.generic": data / "generic.txt",
         "data.specific": data / "capitals",
         "data.cache-dir": data / "cache",
+        "weights.probe-every": 0,
         **{name.replace("__", ".").replace("_", "-"): value for name, value in given.items()},
     }
     command(
-        [analysis, *(str(x) for name, value in flags.items() for x in (f"--{name}", value)), "--no-progress"]
+        [str(analysis), *(str(x) for name, value in flags.items() for x in (f"--{name}", value)), "--no-progress"]
         + [str(x) for x in more]
     )
 
@@ -101,9 +107,17 @@ def arrays(file: Path) -> list[np.ndarray]:
 
 def config(kind: Any, data: Path, **given: Any) -> Any:
     return kind(
-        steps=STEPS, length=16, batch_size=4, big_batch_size=16, warmup=2, run_dir=data / "run", progress=False,
-        data=DataConfig(str(data / "generic.txt"), str(data / "capitals"), cache_dir=data / "cache"), **given,
-    )  # fmt: skip
+        steps=STEPS,
+        length=16,
+        batch_size=4,
+        big_batch_size=16,
+        warmup=2,
+        run_dir=data / "run",
+        progress=False,
+        data=DataConfig(str(data / "generic.txt"), str(data / "capitals"), cache_dir=data / "cache"),
+        weights=MethodConfig(probe_every=0),
+        **given,
+    )
 
 
 def test_curriculum(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -168,6 +182,7 @@ def test_shuffling_is_a_permutation_of_the_steps(steps: int) -> None:
         assert (shuffled != order_of("shuffled", steps, 4)).any()
 
 
+@pytest.mark.slow
 def test_a_stopped_learner_continues_with_the_same_snapshots(data: Path) -> None:
     whole = config(Curriculum, data, snapshots=4, checkpoint_every=3)
     corpora = whole.corpora()
@@ -192,25 +207,30 @@ def test_a_stopped_learner_continues_with_the_same_snapshots(data: Path) -> None
 
 
 def test_filters_and_what_is_finished_is_not_done_again(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    given = {"weights__weight_learning_rate": 1.0, "weights__probe_every": 0}
-    call(data, "filters", "--filters", "top_k", "uniform", **given)
+    flags: tuple[object, ...] = ("filters", "--filters", "importance", "uniform", "--weights.weight-learning-rate", 1)
+    call(data, *flags)
     before = results(data, "filters")
-    finished = data / "run" / "top_k" / "soba-seed0" / "metrics.jsonl"
+    finished = data / "run" / "importance" / "soba-seed0" / "metrics.jsonl"
     written = finished.stat().st_mtime_ns
     (data / "run" / "uniform" / "uniform-seed0" / "result.json").unlink()  # as if killed after the last checkpoint
     capsys.readouterr()
-    call(data, "filters", **given)
+    call(data, *flags)
     check_files(data, "filters", capsys.readouterr().out)
     assert finished.stat().st_mtime_ns == written
-    rows = {row["method"]: row for row in results(data, "filters")}
-    assert list(rows) == ["gumbel_top_k", "importance", "top_k", "uniform"]
-    assert rows["top_k"] == before[0]
-    assert rows["uniform"]["specific_test_loss"] == before[1]["specific_test_loss"]
-    assert {rows[name]["distinct_rows"] for name in ("gumbel_top_k", "top_k", "uniform")} == {100}
-    assert 25 <= rows["importance"]["distinct_rows"] < 100
-    settings = [json.loads(next((data / "run" / name).glob("*/config.json")).read_text()) for name in rows]
-    assert [s["weights"].get("filter") for s in settings] == ["gumbel_top_k", "importance", "top_k", None]
-    assert [s["method"] for s in settings] == ["soba", "soba", "soba", "uniform"]
+    importance, uniform = results(data, "filters")
+    assert (importance["method"], uniform["method"]) == ("importance", "uniform")
+    assert importance == before[0]
+    assert uniform["specific_test_loss"] == before[1]["specific_test_loss"]
+    assert uniform["distinct_rows"] == 100
+    assert 25 <= importance["distinct_rows"] < 100
+
+
+def test_a_run_for_each_filter(data: Path) -> None:
+    planned = list(config(Filters, data).runs(0))
+    assert [p.label for p in planned] == ["gumbel_top_k", "importance", "top_k", "uniform"]
+    assert [settings_of(p.config, p.method)["filter"] for p in planned[:3]] == [p.label for p in planned[:3]]
+    assert [p.method for p in planned] == ["soba", "soba", "soba", "uniform"]
+    assert len({p.directory for p in planned}) == 4
 
 
 def test_distinct_rows() -> None:
