@@ -8,6 +8,7 @@ from bilevel.data._source import digest as digest
 from bilevel.data.arrays import ArrayDataset as ArrayDataset
 from bilevel.data.arrays import Dataset as Dataset
 from bilevel.data.arrays import NumpyBatch as NumpyBatch
+from bilevel.data.joined import JoinedData as JoinedData
 from bilevel.data.labelled import LabelledData as LabelledData
 from bilevel.data.labelled import channel_statistics as channel_statistics
 from bilevel.data.labelled import open_labelled as open_labelled
@@ -24,4 +25,5 @@ from bilevel.data.sources import Document as Document
 from bilevel.data.sources import Source as Source
 from bilevel.data.sources import open_source as open_source
 from bilevel.data.splits import open_specific as open_specific
+from bilevel.data.tasks import TaskLoader as TaskLoader
 from bilevel.data.views import RowView as RowView

@@ -4,12 +4,16 @@ from bilevel.training.checkpoints import Checkpoints as Checkpoints
 from bilevel.training.config import LoopConfig as LoopConfig
 from bilevel.training.feed import Data as Data
 from bilevel.training.feed import Loader as Loader
+from bilevel.training.feed import Source as Source
+from bilevel.training.loop import OnSelected as OnSelected
+from bilevel.training.loop import OnState as OnState
 from bilevel.training.loop import TrainingDiverged as TrainingDiverged
 from bilevel.training.loop import TrainResult as TrainResult
 from bilevel.training.loop import train as train
 from bilevel.training.metrics import MetricsWriter as MetricsWriter
 from bilevel.training.metrics import read_metrics as read_metrics
 from bilevel.training.programs import StepChoice as StepChoice
+from bilevel.training.replay import Replay as Replay
 from bilevel.training.report import Document as Document
 from bilevel.training.report import RunRecord as RunRecord
 from bilevel.training.report import write_report as write_report

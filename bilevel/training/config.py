@@ -20,6 +20,8 @@ class LoopConfig:
     """Steps between two evaluations; there is one after the last step too. 0: only that one."""
     checkpoint_every: int = 500
     """Steps between two checkpoints; there is one after the last step too. 0: only that one."""
+    state_every: int = 0
+    """Steps between two calls of `on_state`; there is one before the first and one after the last step too. 0: only these."""
     keep: int = 2
     """How many checkpoints are kept."""
     steps_per_call: int = 1
@@ -38,7 +40,7 @@ class LoopConfig:
             UserError: one is out of range.
         """
         smallest = dict.fromkeys(("num_steps", "log_every", "keep", "steps_per_call"), 1)
-        smallest |= dict.fromkeys(("evaluate_every", "checkpoint_every"), 0)
+        smallest |= dict.fromkeys(("evaluate_every", "checkpoint_every", "state_every"), 0)
         for name, least in smallest.items():
             if getattr(self, name) < least:
                 raise UserError(f"{name} is {getattr(self, name)}: give {least} or more.")
@@ -49,7 +51,8 @@ class LoopConfig:
 
     def calls(self, start: int) -> Iterator[tuple[int, int]]:
         """Iterate over `(first step, count)` of the calls from `start` on; none goes beyond a step with something due."""
-        rhythms = [every for every in (self.log_every, self.evaluate_every, self.checkpoint_every) if every]
+        given = (self.log_every, self.evaluate_every, self.checkpoint_every, self.state_every)
+        rhythms = [every for every in given if every]
         while start < self.num_steps:
             ends = [start + self.steps_per_call, self.num_steps, *((start // every + 1) * every for every in rhythms)]
             yield start, min(ends) - start

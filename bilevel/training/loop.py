@@ -34,6 +34,7 @@ STEPS_AHEAD = 8
 
 Evaluate = Callable[[Any], Mapping[str, float]]
 OnSelected = Callable[[np.ndarray, int], Mapping[str, float]]
+OnState = Callable[[Any, int], None]
 
 
 class TrainingDiverged(UserError):
@@ -64,6 +65,7 @@ def train(
     run_dir: Path | None = None,
     evaluate: Evaluate | None = None,
     on_selected: OnSelected | None = None,
+    on_state: OnState | None = None,
 ) -> TrainResult:
     """Train until `config.num_steps`, continuing from the newest checkpoint of `run_dir`.
 
@@ -85,6 +87,9 @@ def train(
         evaluate: `(state) -> {name: value}`, added to the row; called in every process.
         on_selected: `(ids, step) -> {name: value}`, added to the row; `ids`, int32 `[n]`, are the data rows
             trained on since the row before. Called in process 0 only. The big batches need an `id`.
+        on_state: `(state, steps done)`, called in every process with the initial state and every `state_every` steps, before
+            the checkpoint of the same step: so a run that continues calls it again, with equal states, for all steps after
+            its checkpoint. The state's arrays are donated afterwards; copy what is to be kept.
 
     Returns:
         The final state, the metrics and the times.
@@ -93,7 +98,7 @@ def train(
         TrainingDiverged: the loss or the parameters are not finite; the last checkpoint is from before that.
         UserError: the run directory cannot be used.
     """
-    state = jax.tree.map(_strong, state)
+    state = _settled(jax.tree.map(_strong, state))
     with contextlib.ExitStack() as stack:
         signals = stack.enter_context(StopSignals(config.stop_signals))
         checkpoints = writer = None
@@ -116,7 +121,9 @@ def train(
         progress = stack.enter_context(Progress(start, config.num_steps, config.progress and first))
         programs = data.programs(step, config.steps_per_call)
         items = stack.enter_context(feed(data, config.calls(start), config.steps_per_call))
-        run = _Run(programs, config, run_dir, evaluate, on_selected, checkpoints, writer, signals, progress)
+        if on_state is not None and start == 0:
+            on_state(state, 0)
+        run = _Run(programs, config, run_dir, evaluate, on_selected, on_state, checkpoints, writer, signals, progress)
         return run(state, items)
 
 
@@ -130,6 +137,7 @@ class _Run:
         run_dir: Path | None,
         evaluate: Evaluate | None,
         on_selected: OnSelected | None,
+        on_state: OnState | None,
         checkpoints: Checkpoints | None,
         writer: MetricsWriter | None,
         signals: StopSignals,
@@ -140,6 +148,7 @@ class _Run:
         self._run_dir = run_dir
         self._evaluate = evaluate
         self._on_selected = on_selected
+        self._on_state = on_state
         self._checkpoints = checkpoints
         self._writer = writer
         self._signals = signals
@@ -155,6 +164,8 @@ class _Run:
         for number, item in items:
             state = self._call(number, state, item)
             done = number + (item.steps or 1)
+            if self._on_state is not None and self._config.due(done, self._config.state_every):
+                self._show_state(self._on_state, state, done)
             stop = self._must_stop(done)
             if stop or self._logs(done) or self._evaluates(done) or self._saves(done):
                 self._finish_interval(state, done, stop)
@@ -181,6 +192,13 @@ class _Run:
         self._compile_seconds += time.perf_counter() - began
         self._stopwatch.start()
         return result
+
+    def _show_state(self, on_state: OnState, state: Any, done: int) -> None:
+        """Call `on_state`. Training time stands still meanwhile."""
+        jax.block_until_ready(state)
+        self._stopwatch.stop()
+        on_state(state, done)
+        self._stopwatch.start()
 
     def _finish_interval(self, state: Any, done: int, stop: bool) -> None:
         """Write a row; evaluate and save when it is time. Training time stands still meanwhile."""
@@ -237,6 +255,16 @@ def _strong(leaf: Any) -> jax.Array:
     """Make an array without a weak type: a checkpoint cannot store it, and it may change the arithmetic."""
     array = jnp.asarray(leaf)
     return jax.lax.convert_element_type(array, array.dtype) if getattr(array, "weak_type", False) else array
+
+
+def _settled(state: Any) -> Any:
+    """Commit all arrays to their device if some are (by `jax.device_put`), as a step would return them: else the step is
+    compiled again for its second call."""
+    committed = [leaf.sharding.device_set for leaf in jax.tree.leaves(state) if leaf.committed]
+    devices = set().union(*committed)
+    return jax.tree.map(
+        lambda leaf: jax.device_put(leaf, leaf.sharding) if leaf.sharding.device_set == devices else leaf, state
+    )
 
 
 def _parameters(state: Any) -> Any:

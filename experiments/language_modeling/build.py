@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,7 +17,18 @@ from jax.sharding import Mesh
 
 import bilevel
 from bilevel import filters, methods, sharding
-from bilevel.data import Loader, MixedLoader, PackedText, RowView, open_source, open_specific, pack
+from bilevel.data import (
+    Dataset,
+    JoinedData,
+    Loader,
+    MixedLoader,
+    PackedText,
+    RowView,
+    TaskLoader,
+    open_source,
+    open_specific,
+    pack,
+)
 from bilevel.linearization import Derivatives
 from bilevel.nn.transformer import SIZES, Transformer, TransformerConfig
 from bilevel.nn.weighting import ConvWeighting, NGramWeighting, logit_fn
@@ -38,7 +49,10 @@ class Corpora:
     generic: PackedText
     generic_train: RowView
     generic_valid: RowView
-    specific: dict[str, PackedText]
+    specific: Mapping[str, Dataset]
+    """train, valid and test; `JoinedData` if there are several tasks."""
+    task_weights: Sequence[float] | None = None
+    """With several tasks: how often a specific batch comes from each, in proportion; None: all alike."""
 
     @property
     def shares(self) -> dict[str, float]:
@@ -214,7 +228,7 @@ def build_method(method: str, settings: dict[str, Any]) -> methods.Method:
 
 def build_loaders(
     config: Config, method: str, seed: int, corpora: Corpora, rows: RowView | None = None
-) -> tuple[Loader | MixedLoader, Loader]:
+) -> tuple[Loader | MixedLoader, Loader | TaskLoader]:
     """Loaders of the big batches and of the specific batches. Methods that pick no rows load only those they train on.
 
     Args:
@@ -240,7 +254,11 @@ def build_loaders(
         )
     else:
         generic = loader(corpora.generic_train if rows is None else rows, size, seed=seed)
-    return generic, specific(specific_size, seed=seed + 1_000_003)
+    train, specific_seed = corpora.specific["train"], seed + 1_000_003
+    if isinstance(train, JoinedData):
+        weights = corpora.task_weights
+        return generic, TaskLoader(train, specific_size, seed=specific_seed, weights=weights, **loader.keywords)
+    return generic, specific(specific_size, seed=specific_seed)
 
 
 def mixed_rows(fraction: float, batch_size: int) -> int:

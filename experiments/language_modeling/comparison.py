@@ -78,10 +78,10 @@ def _end(rows: Sequence[dict[str, Any]]) -> float:
     return rows[-1]["specific_valid_loss"]
 
 
-def table(rows: Sequence[dict[str, Any]]) -> str:
+def table(rows: Sequence[dict[str, Any]], columns: Mapping[str, str] = COLUMNS, first: str = "method") -> str:
     """A Markdown table: one line a method, mean ± standard deviation over seeds. Losses are in nats per byte."""
-    shown = [name for name in COLUMNS if any(row.get(name) is not None for row in rows)]
-    lines = ["| method | seeds | " + " | ".join(COLUMNS[name] for name in shown) + " |"]
+    shown = [name for name in columns if any(row.get(name) is not None for row in rows)]
+    lines = [f"| {first} | seeds | " + " | ".join(columns[name] for name in shown) + " |"]
     lines.append("|" + " --- |" * (len(shown) + 2))
     for method in dict.fromkeys(row["method"] for row in rows):
         own = [row for row in rows if row["method"] == method]

@@ -10,12 +10,13 @@ import numpy as np
 from jax.sharding import Mesh
 
 from bilevel import sharding
-from bilevel.data import Dataset, evaluation_batches
+from bilevel.data import Dataset, JoinedData, evaluation_batches
 from bilevel.nn.transformer import Transformer, byte_losses
 from bilevel.state import TrainState
 from bilevel.types import Array, Params
 from experiments.language_modeling.build import Corpora
 from experiments.language_modeling.config import Config
+from experiments.language_modeling.tasks import task_losses
 
 EVALUATION_BATCH = 256
 
@@ -32,7 +33,10 @@ class Evaluator:
         self._sums = jax.jit(sums)
 
     def __call__(self, params: Params, dataset: Dataset, limit: int | None = None) -> float:
-        """Total nats over total bytes of (at most `limit`) rows."""
+        """Total nats over total bytes of (at most `limit`) rows; of several tasks the mean, each with as many rows."""
+        if isinstance(dataset, JoinedData):
+            share = None if limit is None else max(1, limit // len(dataset.parts))
+            return float(np.mean([self(params, part, share) for part in dataset.parts.values()]))
         params = jax.tree.map(local, params)
         found = [self._sums(params, batch) for batch in evaluation_batches(dataset, EVALUATION_BATCH, limit)]
         nats, count = np.sum(jax.device_get(found), axis=0)
@@ -58,10 +62,11 @@ def while_training(
     return evaluate
 
 
-def final_losses(params: Params, evaluator: Evaluator, corpora: Corpora) -> dict[str, float]:
+def final_losses(params: Params, evaluator: Evaluator, corpora: Corpora) -> dict[str, Any]:
     """The final losses, on all rows, in nats per byte."""
     return {
         "specific_valid_loss": evaluator(params, corpora.specific["valid"]),
         "specific_test_loss": evaluator(params, corpora.specific["test"]),
         "generic_loss": evaluator(params, corpora.generic_valid),
+        **task_losses(params, evaluator, corpora),
     }

@@ -19,6 +19,7 @@ from bilevel.training.run_dir import write_atomically
 from bilevel.types import Params
 from experiments.language_modeling.build import Corpora
 from experiments.language_modeling.config import Config
+from experiments.language_modeling.tasks import task_losses
 
 EVALUATE_EVERY = 100
 PATIENCE = 5
@@ -106,6 +107,7 @@ def finetuned_results(
         "finetuned_steps": best.steps,
         "finetuned_specific_valid_loss": best.valid_loss,
         "finetuned_specific_test_loss": evaluator(best.params, corpora.specific["test"], None),
+        **task_losses(best.params, evaluator, corpora, "finetuned_"),
     }
     if jax.process_index() == 0:
         write_atomically(file, json.dumps({"settings": settings, "results": results}, indent=2) + "\n")

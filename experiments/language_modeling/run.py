@@ -15,7 +15,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from bilevel import sharding
-from bilevel.data import Loader, MixedLoader, RowView
+from bilevel.data import Loader, MixedLoader, RowView, TaskLoader
 from bilevel.nn.transformer import Transformer, language_model_loss
 from bilevel.state import TrainState
 from bilevel.step import TrainStep
@@ -27,6 +27,7 @@ from experiments.language_modeling.classifier import train_classifier
 from experiments.language_modeling.config import DENSE, PLAIN, Config, settings_of
 from experiments.language_modeling.evaluation import Evaluator, final_losses, local, while_training
 from experiments.language_modeling.finetune import finetuned_results
+from experiments.language_modeling.variant import Variant
 from experiments.language_modeling.weights import load_weights, save_weights
 
 RESULT_NAME = "result.json"
@@ -57,15 +58,26 @@ def settings_dict(config: Config, method: str, seed: int) -> dict[str, Any]:
     return everything
 
 
-def run(config: Config, method: str, seed: int, corpora: build.Corpora) -> dict[str, Any] | None:
+def run(
+    config: Config, method: str, seed: int, corpora: build.Corpora, variant: Variant | None = None
+) -> dict[str, Any] | None:
     """Trains (or continues, or only evaluates) one run.
+
+    Args:
+      config: the flags.
+      method: its name.
+      seed: of the initial parameters, the order of the data and all random draws.
+      corpora: the data.
+      variant: what is done in another way than the flags say.
 
     Returns:
       The summary, as written to result.json and finetuned.json; None if a signal stopped the run before its end.
     """
+    variant = variant or Variant()
     directory = config.run_dir / run_name(method, seed)
-    prepare_run_dir(directory, settings_dict(config, method, seed), may_change=MAY_CHANGE)
-    this = _Run(config, method, seed, corpora, directory)
+    settings = settings_dict(config, method, seed) | dict(variant.settings)
+    prepare_run_dir(directory, settings, may_change=MAY_CHANGE)
+    this = _Run(config, method, seed, corpora, directory, variant)
     done = directory / RESULT_NAME
     if config.eval_only:
         return this.evaluated()
@@ -108,9 +120,11 @@ class _Start(NamedTuple):
 class _Run:
     """One run; its parts are built when they are needed."""
 
-    def __init__(self, config: Config, method: str, seed: int, corpora: build.Corpora, directory: Path):
+    def __init__(
+        self, config: Config, method: str, seed: int, corpora: build.Corpora, directory: Path, variant: Variant
+    ):
         self.config, self.method, self.seed = config, method, seed
-        self.corpora, self.directory = corpora, directory
+        self.corpora, self.directory, self.variant = corpora, directory, variant
         self.settings = settings_of(config, method)
 
     @cached_property
@@ -172,11 +186,12 @@ class _Run:
         return train(
             self.parts.step,
             state,
-            data=_source(config, generic, specific, mesh),
-            config=_loop_config(config, steps),
+            data=self.variant.source(_source(config, generic, specific, mesh), mesh),
+            config=dataclasses.replace(_loop_config(config, steps), state_every=self.variant.state_every),
             run_dir=self.directory,
             evaluate=while_training(config, mesh, self.parts.evaluator, self.corpora),
-            on_selected=_share_counter(self.corpora),
+            on_selected=self.variant.on_selected(_share_counter(self.corpora)),
+            on_state=self.variant.on_state,
         )
 
     def _contrastive(self) -> tuple[TrainResult, dict[str, float]]:
@@ -241,7 +256,7 @@ class _Run:
         report = {"preparation_seconds": found.seconds, "classifier_valid_loss": found.valid_loss}
         return _Start(dataclasses.replace(state, weight_params=placed), report)
 
-    def _summary(self, result: TrainResult, losses: dict[str, float]) -> dict[str, Any]:
+    def _summary(self, result: TrainResult, losses: dict[str, Any]) -> dict[str, Any]:
         tail = result.history[-max(1, len(result.history) // 5) :]
         sizes = [row["effective_sample_size"] for row in tail if row.get("effective_sample_size")]
         return {
@@ -254,7 +269,9 @@ class _Run:
         }
 
 
-def _source(config: Config, generic: Loader | MixedLoader, specific: Loader, mesh: Mesh) -> Data | Resident:
+def _source(
+    config: Config, generic: Loader | MixedLoader, specific: Loader | TaskLoader, mesh: Mesh
+) -> Data | Resident:
     """The data on the device, or batches that travel."""
     if config.resident and config.shard_state:
         raise UserError("--resident keeps the whole state on every device: leave it or --shard-state away.")

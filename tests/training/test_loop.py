@@ -127,6 +127,18 @@ def test_one_compilation(tmp_path: Path):
     assert len(traces) == 1
 
 
+def test_one_compilation_when_parts_of_the_state_were_placed_by_hand(caplog: pytest.LogCaptureFixture):
+    state = toy_state()
+    placed = jax.device_put(state.params, state.params["w"].sharding)  # committed to their device, unlike the rest
+
+    def fresh(state: Any, big: Any, specific: Any) -> Any:
+        return toy_step(state, big, specific)
+
+    with jax.log_compiles(), caplog.at_level("WARNING"):
+        toy_train(None, num_steps=5, state=state._replace(params=placed), step=fresh)
+    assert sum("Compiling jit(fresh)" in record.message for record in caplog.records) == 1
+
+
 def test_weak_types_survive_continuing(tmp_path: Path):
     def weak() -> Any:
         return toy_state()._replace(step=0, ema=jnp.asarray(1.0))  # a Python number and a weak type
@@ -165,7 +177,9 @@ def test_error_of_a_loader_reaches_the_caller(tmp_path: Path):
         assert checkpoints.latest_step() == 10
 
 
-@pytest.mark.parametrize("name", ["num_steps", "log_every", "evaluate_every", "checkpoint_every", "keep"])
+@pytest.mark.parametrize(
+    "name", ["num_steps", "log_every", "evaluate_every", "checkpoint_every", "state_every", "keep"]
+)
 def test_bad_numbers(name: str):
     with pytest.raises(UserError, match=f"{name} is -1"):
         dataclasses.replace(LoopConfig(num_steps=5), **{name: -1})

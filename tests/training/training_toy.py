@@ -82,6 +82,7 @@ def toy_train(
     state: ToyState | None = None,
     step: Any = toy_step,
     on_selected: Any = None,
+    on_state: Any = None,
     **config: Any,
 ) -> TrainResult:
     settings = {"log_every": 5, "evaluate_every": 10, "checkpoint_every": 10, "progress": False} | config
@@ -93,6 +94,7 @@ def toy_train(
         run_dir=run_dir,
         evaluate=toy_evaluate,
         on_selected=on_selected,
+        on_state=on_state,
     )
 
 

@@ -1,0 +1,1 @@
+"""Analyses of learned weights: `python -m experiments.analyses --help`."""

@@ -1,0 +1,61 @@
+"""Analyses of learned weights, after Grangier, Ablin and Hannun (2024), sections 6.1, 6.2, 6.4 and appendix B.
+
+    python -m experiments.analyses curriculum
+    python -m experiments.analyses filters
+    python -m experiments.analyses transfer --small small --large large
+    python -m experiments.analyses multi_task --specific-sets news/ law/ medicine/
+
+Each prints a table, and writes it (Markdown, JSON) with a plot (SVG) and all runs into --run-dir. The same command continues
+an analysis that was stopped, and does not repeat what is finished. Cost: the runs below, for each seed.
+
+    curriculum   one of --method, three of the method frozen
+    filters      one for each of --filters
+    transfer     one of the small model, three of the large one
+    multi_task   one for each of --compare
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any, TypeAlias
+
+from experiments import cli
+from experiments.analyses.analysis import record_of, write
+from experiments.analyses.curriculum import Curriculum
+from experiments.analyses.filters import Filters
+from experiments.analyses.multi_task import MultiTask
+from experiments.analyses.transfer import Transfer
+from experiments.language_modeling.__main__ import STOPPED
+from experiments.language_modeling.run import run
+
+Subcommand: TypeAlias = Curriculum | Filters | Transfer | MultiTask
+NAMES = {Curriculum: "curriculum", Filters: "filters", Transfer: "transfer", MultiTask: "multi_task"}
+
+
+def main(analysis: Subcommand) -> None:
+    """Makes the runs of all seeds, and writes the table and the plot."""
+    analysis.check()
+    corpora = analysis.corpora()
+    records = []
+    for seed in range(analysis.seed, analysis.seed + analysis.seeds):
+        for planned in analysis.runs(seed):
+            if analysis.progress:
+                print(f"{planned.label}, seed {seed}", file=sys.stderr)
+            summary = run(planned.config, planned.method, planned.seed, corpora, planned.variant)
+            if summary is None:
+                print(f"Stopped and saved; the same command continues in {analysis.run_dir}.", file=sys.stderr)
+                sys.exit(STOPPED)
+            records.append(record_of(planned, summary))
+    name = NAMES[type(analysis)]
+    print(write(analysis, name, records))
+    print(f"\nPlot: {analysis.run_dir / name}.svg")
+
+
+def command(arguments: list[str] | None = None) -> None:
+    """Parses the flags, and runs the analysis that they name."""
+    subcommands: Any = Subcommand
+    cli.run(subcommands, main, arguments)
+
+
+if __name__ == "__main__":
+    command()

@@ -1,0 +1,158 @@
+"""What the analyses share: flags, the runs one after the other, the table and the plot."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+from bilevel.training import read_metrics
+from bilevel.training.charts import draw, mean_line
+from bilevel.training.metrics import Row
+from bilevel.training.run_dir import write_atomically
+from bilevel.types import UserError
+from experiments.language_modeling import build, comparison
+from experiments.language_modeling.config import Config, MethodName
+from experiments.language_modeling.run import run_name
+from experiments.language_modeling.variant import Variant
+
+LEARNING = ("soba", "dds", "anograd", "implicit_cg", "implicit_neumann")
+"""Methods that learn a weighting network of text while the model trains."""
+
+
+class Run(NamedTuple):
+    """One training of an analysis."""
+
+    label: str
+    """The line of the table that it belongs to."""
+    config: Config
+    method: str
+    seed: int
+    variant: Variant = Variant()
+
+    @property
+    def directory(self) -> Path:
+        """Where it is written."""
+        return self.config.run_dir / run_name(self.method, self.seed)
+
+
+class Record(NamedTuple):
+    """A finished run."""
+
+    run: Run
+    summary: dict[str, Any]
+    """What `experiments.language_modeling.run.run` returned."""
+    metrics: Sequence[Row]
+
+
+@dataclass(frozen=True)
+class Analysis(Config):
+    """The flags of the language-modelling experiment, of which an analysis makes runs."""
+
+    method: MethodName | None = None
+    """The method that learns the weights (default: soba)."""
+    compare: str = Config.compare
+    """Not for this analysis."""
+    eval_only: bool = False
+    """Not for analyses."""
+
+    columns: ClassVar[Mapping[str, str]] = {
+        "specific_valid_loss": "specific valid loss",
+        "specific_test_loss": "specific test loss",
+        "generic_loss": "generic loss",
+        "effective_sample_size": "effective sample size",
+        "seconds": "seconds",
+    }
+    """Results in the table, and their headings."""
+    heading: ClassVar[str] = "method"
+    """Of the first column."""
+    x: ClassVar[str] = "step"
+    """What the loss is plotted against: step or seconds."""
+
+    def check(self) -> None:
+        """Checks the flags before anything is read.
+
+        Raises:
+          UserError: if one is out of range or not for this analysis.
+        """
+        for name in ("seeds", "steps"):
+            if getattr(self, name) < 1:
+                raise UserError(f"--{name} {getattr(self, name)} must be at least 1.")
+        if self.eval_only:
+            raise UserError("--eval-only is not for analyses: give it to experiments.language_modeling.")
+        if self.coordinator is not None:
+            raise UserError("--coordinator is not for analyses, which run in one process: leave it away.")
+        self.check_methods()
+
+    def check_methods(self) -> None:
+        """Checks which methods are asked for.
+
+        Raises:
+          UserError: for a method that this analysis cannot use.
+        """
+        if self.compare != Config.compare:
+            raise UserError(f"--compare {self.compare} is not for this analysis: choose one method by --method.")
+        if self.learner not in LEARNING:
+            raise UserError(
+                f"--method {self.learner} does not learn a weighting network while it trains: choose from {', '.join(LEARNING)}."
+            )
+
+    @property
+    def learner(self) -> str:
+        """The method that learns the weights."""
+        return self.method or "soba"
+
+    def settings(self, folder: str = "", **changes: Any) -> Config:
+        """The flags of a run of this analysis, in a folder of its run directory."""
+        flags = {field.name: getattr(self, field.name) for field in dataclasses.fields(Config)}
+        return Config(**{**flags, "run_dir": self.run_dir / folder, **changes})
+
+    def frozen(self, learned: Path, folder: str, **changes: Any) -> Config:
+        """The flags of a run of the method `frozen` with the weights of the run in `learned`."""
+        return self.settings(folder, weights=dataclasses.replace(self.weights, frozen_from=learned), **changes)
+
+    def corpora(self) -> build.Corpora:
+        """The data of all runs."""
+        return build.load_corpora(self.settings())
+
+    def runs(self, seed: int) -> Iterator[Run]:
+        """The runs of one seed; each is asked for when those before it are finished."""
+        raise NotImplementedError
+
+    def results(self, records: Sequence[Record]) -> list[dict[str, Any]]:
+        """The lines of the table, one a run, with values named as in `columns`; `method` is the label."""
+        return [record.summary | {"method": record.run.label} for record in records]
+
+
+def write(analysis: Analysis, name: str, records: Sequence[Record]) -> str:
+    """Writes NAME.json, NAME.md and NAME.svg into the run directory; returns the table.
+
+    Args:
+      analysis: says what is in the table and the plot.
+      name: of the files.
+      records: the finished runs of all seeds.
+    """
+    results = analysis.results(records)
+    text = comparison.table(results, analysis.columns, analysis.heading)
+    write_atomically(analysis.run_dir / f"{name}.json", json.dumps(results, indent=2) + "\n")
+    write_atomically(analysis.run_dir / f"{name}.md", text + "\n")
+    write_atomically(analysis.run_dir / f"{name}.svg", _plot(analysis, records))
+    return text
+
+
+def _plot(analysis: Analysis, records: Sequence[Record]) -> str:
+    """The specific validation loss of each line of the table, the mean over seeds and each seed, as SVG."""
+    rows: dict[str, list[Sequence[Row]]] = {}
+    for record in records:
+        rows.setdefault(record.run.label, []).append(record.metrics)
+    lines = [mean_line(label, seeds, "specific_valid_loss", analysis.x) for label, seeds in rows.items()]
+    x_label = "training seconds" if analysis.x == "seconds" else "step"
+    return draw(lines, x_label=x_label, y_label="specific valid loss (nats per byte)")
+
+
+def record_of(run: Run, summary: dict[str, Any]) -> Record:
+    """A finished run with its metrics."""
+    return Record(run, summary, read_metrics(run.directory / "metrics.jsonl"))

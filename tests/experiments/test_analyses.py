@@ -1,0 +1,358 @@
+"""The analyses end to end, as a user calls them, at tiny sizes."""
+
+import dataclasses
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from bilevel import sharding
+from bilevel.nn.transformer import SIZES
+from experiments.analyses.__main__ import command
+from experiments.analyses.analysis import Run
+from experiments.analyses.curriculum import Curriculum, order_of
+from experiments.analyses.filters import Filters, count_distinct, distinct_share
+from experiments.analyses.multi_task import MultiTask
+from experiments.analyses.snapshots import Snapshots
+from experiments.analyses.transfer import seconds_to
+from experiments.language_modeling import build
+from experiments.language_modeling.config import DataConfig, MethodConfig, settings_of
+from experiments.language_modeling.run import run
+
+WORDS = ["the", "cat", "sat", "on", "a", "mat", "while", "rain", "fell", "over", "old", "town", "people", "ran"]
+STEPS = 8
+
+
+@pytest.fixture(autouse=True)
+def one_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    mesh = sharding.make_mesh(jax.devices()[:1])
+    monkeypatch.setattr(sharding, "make_mesh", lambda: mesh)
+
+
+@pytest.fixture(autouse=True)
+def quickly_compiled(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    for name, width in (("xs", 32), ("small", 48)):
+        tiny = dataclasses.replace(SIZES[name], layers=1, width=width, heads=2, feed_forward=width)
+        monkeypatch.setitem(SIZES, name, tiny)
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """Generic text, a third of it in capitals, a third with digits; two specific sets like those."""
+    rng = np.random.default_rng(0)
+    makers = {"plain": str, "capitals": str.upper, "digits": lambda text: text.replace("a", "4").replace("e", "3")}
+
+    def lines(kind: str, count: int) -> str:
+        return "\n".join(makers[kind](" ".join(rng.choice(WORDS, 8))) for _ in range(count)) + "\n"
+
+    (tmp_path / "generic.txt").write_text("".join(lines(kind, 100) for kind in makers))
+    for name in ("capitals", "digits"):
+        (tmp_path / name).mkdir()
+        for part, count in (("train", 60), ("valid", 20), ("test", 20)):
+            (tmp_path / name / f"{part}.txt").write_text(lines(name, count))
+    return tmp_path
+
+
+def call(data: Path, analysis: object, *more: object, **given: object) -> None:
+    flags: dict[str, object] = {
+        "steps": STEPS,
+        "length": 16,
+        "batch-size": 4,
+        "big-batch-size": 16,
+        "warmup": 2,
+        "log-every": 2,
+        "evaluate-every": 4,
+        "checkpoint-every": 4,
+        "run-dir": data / "run",
+        "data.generic": data / "generic.txt",
+        "data.specific": data / "capitals",
+        "data.cache-dir": data / "cache",
+        "weights.probe-every": 0,
+        **{name.replace("__", ".").replace("_", "-"): value for name, value in given.items()},
+    }
+    command(
+        [str(analysis), *(str(x) for name, value in flags.items() for x in (f"--{name}", value)), "--no-progress"]
+        + [str(x) for x in more]
+    )
+
+
+def results(data: Path, name: str) -> list[dict[str, Any]]:
+    return json.loads((data / "run" / f"{name}.json").read_text())
+
+
+def check_files(data: Path, name: str, printed: str) -> None:
+    assert (data / "run" / f"{name}.md").read_text().strip() in printed
+    assert "<svg" in (data / "run" / f"{name}.svg").read_text()
+    for row in results(data, name):
+        for loss in ("specific_valid_loss", "specific_test_loss", "generic_loss"):
+            assert math.isfinite(row[loss]), loss
+
+
+def contents(file: Path) -> set[bytes]:
+    return {x.tobytes() for x in arrays(file)}
+
+
+def arrays(file: Path) -> list[np.ndarray]:
+    with np.load(file) as stored:
+        return [stored[name] for name in stored.files]
+
+
+def config(kind: Any, data: Path, **given: Any) -> Any:
+    return kind(
+        steps=STEPS,
+        length=16,
+        batch_size=4,
+        big_batch_size=16,
+        warmup=2,
+        run_dir=data / "run",
+        progress=False,
+        data=DataConfig(str(data / "generic.txt"), str(data / "capitals"), cache_dir=data / "cache"),
+        weights=MethodConfig(probe_every=0),
+        **given,
+    )
+
+
+def test_curriculum(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    call(data, "curriculum", snapshots=4)
+    printed = capsys.readouterr().out
+    check_files(data, "curriculum", printed)
+    assert [row["method"] for row in results(data, "curriculum")] == ["soba", "final", "shuffled", "replayed"]
+    assert printed.startswith("| trajectory | seeds |")
+    folder = data / "run" / "soba-seed0"
+    snapshots = [path.name for path in sorted((folder / "snapshots").iterdir())]
+    assert snapshots == [f"{step:08d}.npz" for step in (0, 2, 4, 6, 8)]
+    last = contents(folder / "snapshots" / "00000008.npz")
+    assert last != contents(folder / "snapshots" / "00000000.npz")
+    assert last == contents(folder / "weights.npz")
+    assert last == contents(data / "run" / "final" / "frozen-seed0" / "weights.npz")
+    with pytest.raises(SystemExit):
+        call(data, "curriculum", snapshots=8)
+    assert "snapshot_every was 2, now 1" in capsys.readouterr().err
+    (data / "run" / "replayed" / "frozen-seed0" / "result.json").unlink()
+    (folder / "snapshots" / "00000004.npz").unlink()
+    with pytest.raises(SystemExit):
+        call(data, "curriculum", snapshots=4)
+    assert "soba-seed0 lacks the snapshot 00000004.npz of its weights: give" in capsys.readouterr().err
+
+
+def test_a_trajectory_with_all_steps_is_replayed_exactly(data: Path) -> None:
+    analysis = config(Curriculum, data, snapshots=STEPS)
+    corpora = analysis.corpora()
+    losses = {}
+    for planned in analysis.runs(0):
+        recorder = Snapshots(planned.directory / "used", 1)
+        variant = planned.variant
+        if planned.method == "frozen":
+            variant = variant._replace(on_state=recorder.save, state_every=1)
+        summary = run(planned.config, planned.method, 0, corpora, variant)
+        assert summary is not None
+        losses[planned.label] = summary["specific_test_loss"]
+    kept = data / "run" / "soba-seed0" / "snapshots"
+    files = {step: (kept / f"{step:08d}.npz").read_bytes() for step in range(STEPS + 1)}
+    assert len(set(files.values())) > STEPS // 2
+
+    def used(label: str) -> list[bytes]:
+        folder = data / "run" / label / "frozen-seed0" / "used"
+        return [(folder / f"{step:08d}.npz").read_bytes() for step in range(1, STEPS + 1)]
+
+    assert used("replayed") == [files[step] for step in range(STEPS)]
+    assert used("final") == [files[STEPS]] * STEPS
+    assert used("shuffled") == [files[step] for step in order_of("shuffled", STEPS, 0)]
+    assert sorted(used("shuffled")) == sorted(used("replayed")) != used("shuffled")
+    # the same batches were picked by the same weights; only the rounding of another program differs
+    assert losses["replayed"] == pytest.approx(losses["soba"], rel=1e-4)
+    assert losses["shuffled"] != pytest.approx(losses["soba"], rel=1e-4)
+
+
+@pytest.mark.parametrize("steps", [1, 8, 5000])
+def test_shuffling_is_a_permutation_of_the_steps(steps: int) -> None:
+    shuffled = order_of("shuffled", steps, 3)
+    np.testing.assert_array_equal(np.sort(shuffled), np.arange(steps))
+    np.testing.assert_array_equal(shuffled, order_of("shuffled", steps, 3))
+    np.testing.assert_array_equal(order_of("replayed", steps, 3), np.arange(steps))
+    if steps > 1:
+        assert (shuffled != order_of("shuffled", steps, 4)).any()
+
+
+@pytest.mark.slow
+def test_a_stopped_learner_continues_with_the_same_snapshots(data: Path) -> None:
+    whole = config(Curriculum, data, snapshots=4, checkpoint_every=3)
+    corpora = whole.corpora()
+
+    def learn(analysis: Any, steps: int) -> Path:
+        planned: Run = next(iter(analysis.runs(0)))
+        shorter = dataclasses.replace(planned.config, steps=steps, schedule_steps=STEPS)
+        run(shorter, planned.method, 0, corpora, planned.variant)
+        return planned.directory
+
+    first = learn(whole, STEPS)
+    second = learn(dataclasses.replace(whole, run_dir=data / "again"), 3)
+    snapshots = second / "snapshots"
+    for path in snapshots.glob("*"):
+        if path.name > "00000003":
+            path.unlink()
+    for name in ("config.json", "result.json"):
+        (second / name).unlink()
+    learn(dataclasses.replace(whole, run_dir=data / "again"), STEPS)
+    found = {path.name: path.read_bytes() for path in snapshots.iterdir()}
+    assert found == {path.name: path.read_bytes() for path in (first / "snapshots").iterdir()}
+
+
+def test_filters_and_what_is_finished_is_not_done_again(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags: tuple[object, ...] = ("filters", "--filters", "importance", "uniform", "--weights.weight-learning-rate", 1)
+    call(data, *flags)
+    before = results(data, "filters")
+    finished = data / "run" / "importance" / "soba-seed0" / "metrics.jsonl"
+    written = finished.stat().st_mtime_ns
+    (data / "run" / "uniform" / "uniform-seed0" / "result.json").unlink()  # as if killed after the last checkpoint
+    capsys.readouterr()
+    call(data, *flags)
+    check_files(data, "filters", capsys.readouterr().out)
+    assert finished.stat().st_mtime_ns == written
+    importance, uniform = results(data, "filters")
+    assert (importance["method"], uniform["method"]) == ("importance", "uniform")
+    assert importance == before[0]
+    assert uniform["specific_test_loss"] == before[1]["specific_test_loss"]
+    assert uniform["distinct_rows"] == 100
+    assert 25 <= importance["distinct_rows"] < 100
+
+
+def test_a_run_for_each_filter(data: Path) -> None:
+    planned = list(config(Filters, data).runs(0))
+    assert [p.label for p in planned] == ["gumbel_top_k", "importance", "top_k", "uniform"]
+    assert [settings_of(p.config, p.method)["filter"] for p in planned[:3]] == [p.label for p in planned[:3]]
+    assert [p.method for p in planned] == ["soba", "soba", "soba", "uniform"]
+    assert len({p.directory for p in planned}) == 4
+
+
+def test_distinct_rows() -> None:
+    ids = np.array([3, 1, 2, 0, 5, 5, 5, 5, 2, 7, 2, 7], np.int32)
+    assert distinct_share(ids, 4) == pytest.approx((1 + 1 / 4 + 2 / 4) / 3)
+    counter = count_distinct(6, lambda ids, step: {"share/x": 0.25})
+    assert counter(ids, 2) == {"share/x": 0.25, "distinct_rows": pytest.approx(100 * (5 / 6 + 3 / 6) / 2)}
+
+
+@pytest.mark.parametrize("seeds", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_transfer(seeds: int, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    call(data, "transfer", small="xs", large="small", seeds=seeds)
+    printed = capsys.readouterr().out
+    check_files(data, "transfer", printed)
+    assert (" ± " in printed) == (seeds > 1)
+    assert [row["seed"] for row in results(data, "transfer")] == [seed for seed in range(seeds) for _ in range(4)]
+    rows = {row["method"]: row for row in results(data, "transfer")}
+    assert list(rows) == ["xs: soba", "small: uniform", "small: soba", "small: weights from xs"]
+    folders = ["xs/soba-seed0", "small/uniform-seed0", "small/soba-seed0", "small/frozen-seed0"]
+    settings = [json.loads((data / "run" / folder / "config.json").read_text()) for folder in folders]
+    assert [s["model"]["size"] for s in settings] == ["xs", "small", "small", "small"]
+    learned, own, reused = (arrays(data / "run" / folders[i] / "weights.npz") for i in (0, 2, 3))
+    for a, b in zip(learned, reused, strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert any((a != b).any() for a, b in zip(learned, own, strict=True))
+    assert rows["small: uniform"]["seconds_to_baseline"] > 0
+    assert "seconds_to_baseline" not in rows["xs: soba"]
+
+
+def test_seconds_to_a_loss() -> None:
+    metrics: list[dict[str, Any]] = [
+        {"step": i, "seconds": 10.0 * i, **({"specific_valid_loss": 3.0 - i / 4} if i % 2 else {})} for i in range(8)
+    ]
+    assert seconds_to(2.5, metrics) == 30
+    assert seconds_to(3.0, metrics) == 10
+    assert seconds_to(1.0, metrics) is None
+
+
+def sets(data: Path) -> list[object]:
+    return ["--specific-sets", data / "capitals", data / "digits"]
+
+
+def test_multi_task(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    call(data, "multi_task", *sets(data), finetune_steps=60, weights__classifier_steps=20)
+    printed = capsys.readouterr().out
+    check_files(data, "multi_task", printed)
+    assert "| average test loss | capitals | digits | average test loss, fine-tuned |" in printed
+    rows = results(data, "multi_task")
+    assert [row["method"] for row in rows] == ["uniform", "classifier", "soba"]
+    for row in rows:
+        for prefix in ("", "finetuned_"):
+            each = [row[f"{prefix}{name}_test_loss"] for name in ("capitals", "digits")]
+            assert each[0] != each[1]
+            assert row[f"{prefix}specific_test_loss"] == pytest.approx(np.mean(each))
+        assert row["finetuned_specific_valid_loss"] < row["specific_valid_loss"]
+        assert row["finetuned_capitals_test_loss"] < row["capitals_test_loss"]
+        assert row["finetuned_digits_test_loss"] < row["digits_test_loss"]
+
+
+def test_specific_batches_come_from_the_tasks_as_often_as_asked(data: Path) -> None:
+    analysis = config(
+        MultiTask, data, specific_sets=(str(data / "capitals"), str(data / "digits")), task_weights=(3.0, 1.0)
+    )
+    loader = build.build_loaders(analysis.settings(), "soba", 0, analysis.corpora())[1]
+    count, steps = 0, 1000
+    for step in range(steps):
+        tokens = loader.batch(step)["tokens"]
+        upper = [bytes(row).strip(b"\0").isupper() for row in tokens]
+        assert len(set(upper)) == 1  # a batch is of one task
+        count += upper[0]
+    assert abs(count - 0.75 * steps) < 4.5 * math.sqrt(steps * 0.75 * 0.25)
+
+
+def test_names_of_the_sets() -> None:
+    assert MultiTask(specific_sets=("x/law.txt.gz", "y/news/", "python:topics")).names == [
+        "law",
+        "news",
+        "python:topics",
+    ]
+    assert MultiTask(specific_sets=("x/news", "y/news")).names == ["x/news", "y/news"]
+
+
+BAD = {
+    "no steps": (["filters"], {"steps": 0}, "--steps 0 must be at least 1"),
+    "no seeds": (["filters"], {"seeds": 0}, "--seeds 0 must be at least 1"),
+    "evaluation": (["transfer", "--eval-only"], {}, "--eval-only is not for analyses"),
+    "several hosts": (["transfer"], {"coordinator": "host:1"}, "--coordinator is not for analyses"),
+    "a method that learns nothing": (["curriculum"], {"method": "classifier"}, "--method classifier does not learn"),
+    "several methods": (["filters"], {"compare": "soba,dds"}, "--compare soba,dds is not for this analysis"),
+    "no snapshots": (["curriculum"], {"snapshots": 0}, "--snapshots 0 must be at least 1"),
+    "resident": (["curriculum", "--resident"], {}, "--resident does not go with replaying"),
+    "a filter twice": (["filters", "--filters", "top_k", "top_k"], {}, "--filters top_k top_k: name"),
+    "one size": (["transfer"], {"small": "small", "large": "small"}, "give two sizes that differ"),
+    "no sets": (["multi_task"], {}, "--specific-sets names 0 specific sets: give at least two"),
+    "a set twice": (["multi_task", "--specific-sets", "a", "a"], {}, "names a set twice"),
+    "a weight too few": (
+        ["multi_task", "--specific-sets", "CAPITALS", "DIGITS", "--task-weights", "1"],
+        {},
+        "--task-weights has 1 numbers for 2 specific sets",
+    ),
+    "a negative weight": (
+        ["multi_task", "--specific-sets", "CAPITALS", "DIGITS", "--task-weights", "2", "-1"],
+        {},
+        "The task weights are [2.0, -1.0] for 2 data sets (capitals, digits)",
+    ),
+    "a missing set": (["multi_task", "--specific-sets", "CAPITALS", "nowhere"], {}, "nowhere does not exist"),
+    "frozen weights": (
+        ["multi_task", "--specific-sets", "CAPITALS", "DIGITS"],
+        {"method": "frozen"},
+        "The method frozen is not for this analysis",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_mistakes_get_one_sentence(case: str, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (name, *more), given, words = BAD[case]
+    folders = {"CAPITALS": data / "capitals", "DIGITS": data / "digits"}
+    with pytest.raises(SystemExit) as stop:
+        call(data, name, *(folders.get(x, x) for x in more), **given)
+    error = capsys.readouterr().err.strip()
+    assert stop.value.code == 2
+    assert error.startswith("error: ")
+    assert words in error
+    assert len(error.splitlines()) == 1
