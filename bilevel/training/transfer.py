@@ -104,12 +104,11 @@ def _shapes(template: Any) -> dict[str, Any]:
 
 
 def _save(path: Path, kind: str, arrays: Mapping[str, NDArray[Any]], content_hash: str) -> None:
-    if _KIND in arrays or _HASH in arrays:
-        raise ValueError(f"the names {_KIND!r} and {_HASH!r} are taken")
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as file:
-            np.savez(file, **{_KIND: np.array(kind), _HASH: np.array(content_hash)}, **arrays)
+            table: dict[str, Any] = {_KIND: np.array(kind), _HASH: np.array(content_hash), **arrays}
+            np.savez(file, **table)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)

@@ -295,8 +295,9 @@ def test_rows_of_noise_are_left_aside() -> None:
         found = batch["x"] @ p
         return (found - batch["y"]) ** 2, LossAux(model_state, {"logits": found})
 
-    sizes = {"summary_size": 4, "logger_size": 8, "policy_size": 8}
-    chosen = samplers.rl_sampler(rows, 8, 1, update_every=10, reward_every=1, learning_rate=0.005, **sizes)
+    chosen = samplers.rl_sampler(
+        rows, 8, 1, update_every=10, reward_every=1, learning_rate=0.005, summary_size=4, logger_size=8, policy_size=8
+    )
     run = bilevel.make_sampled_step(chosen, regress, optax.sgd(0.2))
 
     def drawn(key: Array) -> Array:

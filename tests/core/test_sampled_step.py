@@ -1,5 +1,6 @@
 """The step that a sampler feeds: one contract for all samplers, exact continuation, and replay."""
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +43,12 @@ def build(name: str = "rl_sampler", **options: Any) -> bilevel.SampledStep:
     return bilevel.make_sampled_step(SAMPLERS[name](), loss, optax.adam(0.05), **options)
 
 
-def start(run: bilevel.SampledStep) -> bilevel.SampledState:
-    return jax.jit(run.init)(jax.random.key(0), toy.params(1), {"calls": jnp.int32(0)})
+@functools.cache
+def ready(name: str) -> tuple[bilevel.SampledStep, bilevel.SampledState, Any]:
+    """The functions, the first state and the compiled step: compiling is nearly all that these tests cost."""
+    run = build(name)
+    state = jax.jit(run.init)(jax.random.key(0), toy.params(1), {"calls": jnp.int32(0)})
+    return run, state, jax.jit(run.step)
 
 
 def leaves(tree: Any) -> list[np.ndarray]:
@@ -63,30 +68,29 @@ def shapes(tree: Any) -> Any:
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_contract(name: str) -> None:
-    run = build(name)
-    state = start(run)
-    template = shapes(state)
-    step = jax.jit(run.step, donate_argnums=0)
-    at = {run.at(i): jax.jit(run.at(i)) for i in range(run.period)}
-    apart, whole, seen = start(run), start(run), []
+    run, first, step = ready(name)
+    at = {run.at(i): jax.jit(run.at(i), donate_argnums=0) for i in range(run.period)}
+    state, apart, seen, lasts = first, jax.tree.map(jnp.copy, first), [], []
     for i in range(4):
         state, metrics = step(state, DATA, VALIDATION)
         apart, same = at[run.at(i)](apart, DATA, VALIDATION)
         assert shapes(metrics) == shapes(same)
         seen.append(metrics)
-    assert step._cache_size() == 1  # pyright: ignore[reportAttributeAccessIssue]
-    assert shapes(state) == template
+    assert step._cache_size() == 1
+    assert shapes(state) == shapes(first)
+    whole, window = first, jax.jit(run.window)
     for _ in range(4 // run.period):
-        whole, last = jax.jit(run.window)(whole, DATA, VALIDATION)
+        whole, last = window(whole, DATA, VALIDATION)
+        lasts.append(last)
     for other in (apart, whole):
         for x, y in zip(leaves(state), leaves(other), strict=True):
             np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-6)
-    assert set(last) == set(metrics)
-    for key, values in last.items():
-        wanted = [m[key] for m in seen[-run.period :]]
-        np.testing.assert_allclose(values, jnp.stack(wanted), rtol=1e-4, atol=1e-6)
+    metrics = {key: jnp.stack([m[key] for m in seen]) for key in seen[0]}
+    assert set(lasts[0]) == set(metrics)
+    for key, values in metrics.items():
+        np.testing.assert_allclose(jnp.concatenate([m[key] for m in lasts]), values, rtol=1e-4, atol=1e-6)
     assert int(state.step) == int(state.model_state["calls"]) == 4
-    assert metrics["selected"].shape == (BATCH,)
+    assert metrics["selected"].shape == (4, BATCH)
     assert metrics["selected"].dtype == jnp.int32
     rewards = name == "rl_sampler"
     assert [not np.isnan(m.get("reward", np.nan)) for m in seen] == [False, rewards] * 2
@@ -115,30 +119,27 @@ def test_the_model_learns_from_the_rows_drawn_and_is_observed_before_the_update(
 
 
 def test_validation_in_parts() -> None:
-    found = []
+    def quiet(p: Any, model_state: Any, batch: Any, rng: Any) -> tuple[Array, LossAux]:
+        return toy.losses(p, batch), LossAux(model_state, {"logits": batch["x"][:, :2]})
+
+    state, found = ready("rl_sampler")[1], []
     for parts in (1, 3):
-        run = bilevel.make_sampled_step(
-            learned(),
-            lambda p, s, b, r: (toy.losses(p, b), LossAux(s, {"logits": b["x"][:, :2]})),
-            optax.sgd(0.1),
-            validation_micro_batches=parts,
-        )
-        found.append(jax.jit(run.window)(run.init(jax.random.key(0), toy.params(1)), DATA, VALIDATION)[1])
-    np.testing.assert_allclose(found[0]["validation_loss"], found[1]["validation_loss"], rtol=1e-5)
+        run = bilevel.make_sampled_step(learned(), quiet, optax.adam(0.05), validation_micro_batches=parts)
+        found.append(jax.jit(run.at(1))(state, DATA, VALIDATION)[1]["validation_loss"])
+    np.testing.assert_allclose(found[0], found[1], rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_a_restored_run_goes_on_bit_for_bit(name: str, tmp_path: Path) -> None:
-    run = build(name, ema_decay=0.9)
-    step = jax.jit(run.step)
-    state = start(run)
+    _, first, step = ready(name)
+    state = first
     for i in range(9):
         if i == 6:  # in the middle of a window
             with Checkpoints(tmp_path) as checkpoints:
                 checkpoints.save(6, state)
         state, _ = step(state, DATA, VALIDATION)
     with Checkpoints(tmp_path) as checkpoints:
-        restored = checkpoints.restore_latest(start(run))
+        restored = checkpoints.restore_latest(first)
     assert restored is not None
     again = restored[1]
     for _ in range(3):
@@ -148,13 +149,13 @@ def test_a_restored_run_goes_on_bit_for_bit(name: str, tmp_path: Path) -> None:
 
 def test_a_replayed_sequence_gives_the_same_model() -> None:
     trajectories, sequence = [], []
-    state, step = start(run := build()), jax.jit(run.step)
+    _, state, step = ready("rl_sampler")
     for _ in range(9):
         state, metrics = step(state, DATA, VALIDATION)
         sequence.append(np.asarray(metrics["selected"]))
         trajectories.append(state.train)
     again = bilevel.make_sampled_step(samplers.replayed(np.stack(sequence), ROWS, num_steps=9), loss, optax.adam(0.05))
-    state, step = start(again), jax.jit(again.step)
+    state, step = jax.jit(again.init)(jax.random.key(0), toy.params(1), {"calls": jnp.int32(0)}), jax.jit(again.step)
     for wanted, rows in zip(trajectories, sequence, strict=True):
         state, metrics = step(state, DATA, VALIDATION)
         np.testing.assert_array_equal(metrics["selected"], rows)
@@ -162,12 +163,12 @@ def test_a_replayed_sequence_gives_the_same_model() -> None:
 
 
 def test_mistakes() -> None:
-    run = build()
+    run, state, _ = ready("rl_sampler")
     with pytest.raises(UserError, match="data have 11 rows, but the sampler was made for num_rows=10"):
-        jax.jit(run.step)(start(run), toy.arrays(1, 11), VALIDATION)
+        jax.eval_shape(run.step, state, toy.arrays(1, 11), VALIDATION)
     with pytest.raises(UserError, match=r"no per-example metric 'probs' \(it returns: logits\)"):
-        jax.jit((wrong := build(outputs="probs")).step)(start(wrong), DATA, VALIDATION)
+        jax.eval_shape(build(outputs="probs").step, state, DATA, VALIDATION)
+    with pytest.raises(UserError, match=r"6 rows .* micro_batches=4"):
+        jax.eval_shape(build(validation_micro_batches=4).step, state, DATA, VALIDATION)
     with pytest.raises(UserError, match="validation_micro_batches=0"):
         build(validation_micro_batches=0)
-    with pytest.raises(UserError, match=r"6 rows .* micro_batches=4"):
-        jax.jit((wrong := build(validation_micro_batches=4)).step)(start(wrong), DATA, VALIDATION)
