@@ -339,7 +339,7 @@ class _Parts:
             if name not in aux.metrics:
                 raise UserError(
                     f"The loss returns no per-example metric {name!r} (it returns: {', '.join(aux.metrics) or 'none'}): "
-                    f"add it to the metrics of its LossAux."
+                    "add it to the metrics of its LossAux."
                 )
         return {name: aux.metrics[name] for name in self.options.row_metrics}
 

@@ -69,8 +69,8 @@ def rl_sampler(
         r = exp(−2·L_val);  β ← λ·r + (1 − λ)·β;  A = r − β                     every T2, equation (5)
         φ ← Adam(∇ Σ_m A_m Σ_l (1/k) Σ_i −log p(b_{t,i}));  h_η, h_π ← 0        every T1, equation (6)
 
-    The decoders start so close to 0 that the first draws are uniform to 1e-9. There are no epochs. The k logits `[k, N]` of an
-    iteration are in memory at once; the gradient recomputes them, one iteration after the other (`reinforce`).
+    The linear weights start so close to 0 that the first draws are uniform to rounding. There are no epochs. The logits
+    `[k, N]` of an iteration are in memory at once; the gradient recomputes them, one iteration after the other (`reinforce`).
 
     Where the paper leaves a choice:
       * draws are independent given the summary, so a row may occur twice in a batch: nothing in section 3.2 forbids it;
