@@ -31,7 +31,7 @@ class LossAux(NamedTuple):
     model_state: ModelState
     """The model state after this evaluation. Only the θ-update's own evaluation is allowed to keep it."""
     metrics: dict[str, Array]
-    """Per-example metrics, each `[b, …]`; `{}` when there are none."""
+    """Per-example metrics, each `[b]`; `{}` when there are none."""
 
 
 class LossFn(Protocol):
