@@ -1,5 +1,6 @@
 """Learn which training data to use while a model trains: bilevel data weighting in JAX and Flax."""
 
+from bilevel import acceleration as acceleration
 from bilevel import diagnostics as diagnostics
 from bilevel import estimators as estimators
 from bilevel import filters as filters
@@ -7,6 +8,7 @@ from bilevel import linearization as linearization
 from bilevel import methods as methods
 from bilevel import samplers as samplers
 from bilevel import scorers as scorers
+from bilevel import scoring as scoring
 from bilevel.linearization import Finite as Finite
 from bilevel.linearization import Forward as Forward
 from bilevel.methods import anograd as anograd
@@ -15,7 +17,10 @@ from bilevel.methods import frozen as frozen
 from bilevel.methods import implicit_cg as implicit_cg
 from bilevel.methods import implicit_neumann as implicit_neumann
 from bilevel.methods import learning_to_reweight as learning_to_reweight
+from bilevel.methods import mentornet as mentornet
+from bilevel.methods import penalty as penalty
 from bilevel.methods import soba as soba
+from bilevel.methods import spcl as spcl
 from bilevel.methods import uniform as uniform
 from bilevel.nn.meta_weight_net import MetaWeightNet as MetaWeightNet
 from bilevel.nn.meta_weight_net import meta_weight_net as meta_weight_net

@@ -27,13 +27,15 @@ class Keys(NamedTuple):
     loss: Array
     specific: Array
     features: Array
+    method: Array
 
 
 def keys_of(state: TrainState, axis_name: str | None) -> Keys:
     """The keys of the step that the state is at; those of evaluations differ by device."""
     key = jax.random.fold_in(state.rng, state.step)
     filter, alpha, loss, specific = jax.random.split(key, 4)
-    own = [fold_index(k, axis_name) for k in (loss, specific, jax.random.fold_in(key, 4))]
+    features, method = (jax.random.fold_in(key, i) for i in (4, 5))
+    own = [fold_index(k, axis_name) for k in (loss, specific, features, method)]
     return Keys(filter, alpha, *own)
 
 
@@ -42,7 +44,8 @@ class Inner(NamedTuple):
 
     batch: Batch
     weights: Weights
-    """`[b]`, summing to 1 over all devices; a function of the rows' losses where those give the logits."""
+    """`[b]`, summing to 1 over all devices (in the mean over draws, if the filter weighs its rows); a function of the rows'
+    losses where those give the logits."""
     rng: Array
     features: Callable[[Array], Features]
     """The rows' losses at θ -> what the scorer knows about the rows."""
@@ -138,16 +141,17 @@ class Chooser:
     def _rows(
         self, key: Array, scores: selection.Scores, big_batch: Batch, features: Features
     ) -> tuple[selection.Rows, Array]:
-        """The rows of the θ-update and their weights, which sum to 1 over all devices."""
+        """The rows of the θ-update and their weights: see `Inner.weights`."""
         options, devices = self.options, axis_size(self.options.axis_name)
+        even = jnp.full((options.batch_size // devices,), 1.0 / options.batch_size)
         if options.mode == "dense" and self.uses_weights:
             return selection.everything(big_batch, features), estimators.softmax(scores.local, options.axis_name)
         if trees.num_rows(big_batch) * devices == options.batch_size and not self.uses_weights:
-            rows = selection.everything(big_batch)  # nothing to choose
-        else:
-            rows = self._picked(key, scores, big_batch, features, options.batch_size, self.filter)
-        share = options.batch_size // devices
-        return rows, spread(jnp.full((share,), 1.0 / options.batch_size), options.axis_name)
+            return selection.everything(big_batch), spread(even, options.axis_name)  # nothing to choose
+        rows = self._picked(key, scores, big_batch, features, options.batch_size, self.filter)
+        if self.filter.weigh is None:
+            return rows, spread(even, options.axis_name)
+        return rows, spread_rows(even * self.filter.weigh(scores.pool, rows.positions), self.evaluations.mesh)
 
     def _picked(
         self,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 
@@ -24,8 +25,19 @@ def sum_over(tree: Any, axis_name: str | None) -> Any:
 
 
 def mean_over(tree: Any, axis_name: str | None) -> Any:
-    """Mean over the mapped axis, leaf by leaf."""
-    return tree if axis_name is None else jax.lax.pmean(tree, axis_name)
+    """Mean over the mapped axis, leaf by leaf; of what has no mean (counters, random keys) the first device's."""
+    if axis_name is None:
+        return tree
+
+    def leaf(x: jax.Array) -> jax.Array:
+        if jnp.issubdtype(x.dtype, jnp.inexact):
+            return jax.lax.pmean(x, axis_name)
+        if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+            return jax.random.wrap_key_data(leaf(jax.random.key_data(x)), impl=jax.random.key_impl(x))
+        first = jnp.where(jax.lax.axis_index(axis_name) == 0, x, jnp.zeros_like(x))
+        return jax.lax.psum(first, axis_name).astype(x.dtype)
+
+    return jax.tree.map(leaf, tree)
 
 
 def spread(tree: Any, axis_name: str | None) -> Any:

@@ -28,6 +28,9 @@ class Filter(NamedTuple):
     scope: Scope = "global"
     """Under a mapped axis: "global" chooses over the rows of all devices, "local" lets each device choose of its own."""
     name: str = "filter"
+    weigh: Callable[[Array, Array], Array] | None = None
+    """(logits `[B]` as `select` saw them, positions `[k]`) -> what the rows picked count in the θ-update, `[k]`, as multiples of
+    1/k; None: all count the same."""
 
 
 def gumbel_top_k(
@@ -71,12 +74,24 @@ def importance(
     temperature: float = 1.0,
     min_effective_fraction: float = 0.0,
     max_spread: float | None = None,
+    unbiased: bool = False,
     scope: Scope = "global",
     shards: int = 1,
 ) -> Filter:
-    """Draws with replacement from the softmax of the logits: unbiased, with repeats. Arguments as `gumbel_top_k`.
+    """Draws with replacement from w = softmax(logits), with repeats.
 
-    Reference: Grangier et al., section 4.2 (a).
+    Args:
+      temperature: as for `gumbel_top_k`, like `min_effective_fraction`, `max_spread`, `scope` and `shards`.
+      min_effective_fraction: see there.
+      max_spread: see there.
+      unbiased: row i of the θ-update counts 1/(B w_i) times, so that the expected gradient is that of the mean loss of the big
+        batch, whatever the logits: they change its variance alone. For scores that measure where the gradient is, such
+        as `scoring.log_gradient_norm`; a weighting network cannot be learned through it.
+      scope: see there.
+      shards: see there.
+
+    Reference: Grangier et al., section 4.2 (a); for `unbiased`, Katharopoulos and Fleuret, "Not all samples are created
+      equal: deep learning with importance sampling", ICML 2018, section 3.1.
     """
 
     def select(key: Array, logits: Array, k: int) -> Array:
@@ -86,7 +101,7 @@ def importance(
         return jnp.minimum(found, logits.shape[0] - 1).astype(jnp.int32)
 
     rule = _temperature_rule(temperature, min_effective_fraction, max_spread)
-    return _scoped(Filter(select, rule, scope, "importance"), shards)
+    return _scoped(Filter(select, rule, scope, "importance", _inverse_chances if unbiased else None), shards)
 
 
 def top_k(
@@ -154,7 +169,7 @@ def temperature_for(logits: Array, smallest: float, min_effective_size: float) -
         enough = effective_sample_size(logits / (smallest * jnp.exp(middle))) >= min_effective_size
         return jnp.where(enough, low, middle), jnp.where(enough, middle, high)
 
-    zero = jnp.zeros((), logits.dtype)
+    zero = jnp.where(True, 0.0, logits[0]).astype(logits.dtype)  # varies over a mapped axis as the logits do
     _, high = jax.lax.fori_loop(0, 24, halve, (zero, zero + 20.0))
     enough = effective_sample_size(logits / smallest) >= min_effective_size
     return smallest * jnp.exp(jnp.where(enough, 0.0, high))
@@ -185,6 +200,11 @@ def _temperature_rule(
     return rule
 
 
+def _inverse_chances(logits: Array, positions: Array) -> Array:
+    """1/(B w_i) of the rows at the positions, w the softmax of `[B]` logits."""
+    return jnp.exp(-jax.nn.log_softmax(logits)[positions]) / logits.shape[0]
+
+
 def _scoped(rule: Filter, shards: int) -> Filter:
     if rule.scope not in ("global", "local"):
         raise UserError(f'The filter\'s scope is "{rule.scope}"; it must be "global" or "local".')
@@ -208,4 +228,10 @@ def _scoped(rule: Filter, shards: int) -> Filter:
         offsets = jnp.arange(shards, dtype=inside.dtype)[:, None] * (size // shards)
         return (inside + offsets).reshape(-1)
 
-    return rule._replace(select=select)
+    def weigh(logits: Array, positions: Array) -> Array:
+        assert rule.weigh is not None
+        size = logits.shape[0] // shards
+        inside = (positions % size).reshape(shards, -1)
+        return jax.vmap(rule.weigh)(logits.reshape(shards, size), inside).reshape(-1)
+
+    return rule._replace(select=select, weigh=rule.weigh and weigh)

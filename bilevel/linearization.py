@@ -190,7 +190,10 @@ class Finite:
     """Forward differences: one more evaluation at θ + εp, with ε = scale·(1 + ‖θ‖)/‖p‖ (DDS, equation 7).
 
     Attributes:
-      scale: ε₀. In float32, 1e-3 errs by about half a per cent in a_i and in H p; ten times more or less is worse.
+      scale: ε₀. The error grows in proportion to it with the curvature along p, and with its inverse from rounding. With
+        p = ∇L_spec, a steep direction, on a small trained transformer in float32, 1e-3 errs by 12% in a_i and 6% in H p (by
+        2.5% and 1% with p in the last block), 1e-4 by a tenth of that. With bfloat16 computation 1e-3 errs by 10 to 20%, and
+        1e-4 is useless.
     """
 
     scale: float = 1e-3
@@ -200,7 +203,7 @@ class Finite:
             raise UserError(f"Finite(scale={self.scale}) must lie between 0 and 1: 1e-3 suits float32.")
 
     def step_size(self, part: Params, probe: Params) -> Array:
-        """ε; finite also for p = 0, where every difference is exactly 0."""
+        """ε; finite also for p = 0, where every difference is 0 or, by rounding, next to nothing."""
         return self.scale * (1.0 + trees.norm(part)) / jnp.maximum(trees.norm(probe), 1e-20)
 
     def first_order(

@@ -63,12 +63,12 @@ class StepOptions:
         if self.mode != "dense":
             raise UserError(
                 f'mode="{self.mode}" does not fit a method that chooses the weights of all rows itself '
-                '(learning_to_reweight): choose mode="dense", and give big batches of batch_size rows.'
+                '(learning_to_reweight, spcl, mentornet): choose mode="dense", and give big batches of batch_size rows.'
             )
         if self.update_every != 1:
             raise UserError(
                 f"update_every={self.update_every} does not fit a method that chooses the weights of every θ-update "
-                "itself (learning_to_reweight): leave it out, or choose 1."
+                "itself (learning_to_reweight, spcl, mentornet): leave it out, or choose 1."
             )
 
     @property

@@ -11,11 +11,11 @@ import optax
 from jax.sharding import Mesh
 
 from bilevel import estimators, trees
-from bilevel.collectives import axis_size, gather, spread, sum_over
+from bilevel.collectives import axis_size, gather, mean_over, spread, sum_over
 from bilevel.linearization import Derivatives, FirstOrder, Quadratic, SecondOrder
 from bilevel.methods.base import Problem
-from bilevel.rows import RowLosses, Weights
-from bilevel.scorers import FeatureFn, Features, check_features
+from bilevel.rows import RowLosses, Weights, resolve
+from bilevel.scorers import FeatureFn, Features, as_features, check_features
 from bilevel.state import TrainState
 from bilevel.types import Array, Batch, LossAux, LossFn, ModelState, Params
 
@@ -52,8 +52,13 @@ class Evaluations:
         """The part of θ that probes live in."""
         return trees.make_subset(self.param_filter, params)
 
-    def problem(self, state: TrainState, losses: RowLosses, weights: Weights, specific: Batch, rng: Array) -> Problem:
-        """The problem of a method's α-step on rows with these losses and weights."""
+    def problem(
+        self, state: TrainState, losses: RowLosses, weights: Weights, specific: Batch, rng: Array, own_rng: Array
+    ) -> Problem:
+        """The problem of a method's α-step on rows with these losses and weights.
+
+        `rng` is for the specific loss, `own_rng` for what the method draws itself.
+        """
         params, subset = spread(state.params, self.axis_name), self.subset(state.params)
 
         def first_order() -> FirstOrder:
@@ -71,16 +76,32 @@ class Evaluations:
                 hessian_product=lambda direction: found.hessian_product(spread(direction, self.axis_name)),
             )
 
+        def rows_at(at: Params) -> tuple[Array, Params]:
+            known = resolve(weights, losses(params)[0]) if callable(weights) else weights
+            values, _, gradient = losses.pulled_back(spread(at, self.axis_name), known)
+            return values, self._sum(subset.restrict(gradient))
+
         def specific_gradient(at: Params) -> tuple[Array, Params]:
             return self._specific_gradient(state, subset, at, specific, rng)
 
-        def lookahead(gradient: Params) -> tuple[Params, Callable[[Params], Params]]:
+        def lookahead(gradient: Params) -> tuple[Params, Params, Callable[[Params], Params]]:
             return self._lookahead(state, subset, gradient)
 
         def total(values: Array) -> Array:
             return estimators.total(values, self.axis_name)
 
-        return Problem(state.params, subset, first_order, second_order, quadratic, specific_gradient, lookahead, total)
+        def specific_losses(batch: Batch) -> Array:
+            params = gather(state.params, self.mesh)
+            rows = RowLosses(self.specific_loss, state.model_state, batch, rng, self.micro_batches)
+            return as_features(rows(params)[0])
+
+        def value_and_gradient(mean: Callable[[Params], Array], own: Params) -> tuple[Array, Params]:
+            return mean_over(jax.value_and_grad(mean)(spread(own, self.axis_name)), self.axis_name)
+
+        return Problem(
+            state.params, subset, first_order, second_order, quadratic, rows_at, specific_gradient, lookahead, total,
+            losses.batch, specific, specific_losses, value_and_gradient, own_rng,
+        )  # fmt: skip
 
     def _specific_gradient(
         self, state: TrainState, subset: trees.Subset, at: Params, batch: Batch, rng: Array
@@ -100,14 +121,34 @@ class Evaluations:
 
     def _lookahead(
         self, state: TrainState, subset: trees.Subset, gradient: Params
-    ) -> tuple[Params, Callable[[Params], Params]]:
-        updates, pullback = jax.vjp(lambda g: self.optimizer.update(g, state.opt_state, state.params)[0], gradient)
+    ) -> tuple[Params, Params, Callable[[Params], Params]]:
+        def update(gradient: Params) -> Params:
+            return self.optimizer.update(gradient, state.opt_state, state.params)[0]
+
+        updates, pullback = jax.vjp(update, gradient)
+        _, pullback_nearby = jax.vjp(update, jax.tree.map(_off_zero, gradient))
 
         def pull(part: Params) -> Params:
-            (full,) = pullback(subset.embed(part, gradient))
-            return subset.restrict(full)
+            cotangent = jax.tree.map(lambda x, u: x.astype(u.dtype), subset.embed(part, gradient), updates)
+            (here,), (nearby,) = pullback(cotangent), pullback_nearby(cotangent)
+            return subset.restrict(jax.tree.map(_without_singularities, gradient, here, nearby))
 
-        return optax.apply_updates(state.params, updates), pull
+        return optax.apply_updates(state.params, updates), updates, pull
 
     def _sum(self, tree: Params) -> Params:
         return sum_over(tree, self.axis_name)
+
+
+def _off_zero(gradient: Array) -> Array:
+    """The gradient with its zeros moved away from 0, by less than any gradient that matters."""
+    return jnp.where(gradient == 0, float(jnp.finfo(gradient.dtype).tiny) ** 0.4, gradient).astype(gradient.dtype)
+
+
+def _without_singularities(gradient: Array, here: Array, nearby: Array) -> Array:
+    """A probe, from the pullbacks at the gradient and a little beside its zeros, that is finite where the optimizer is singular.
+
+    Adam has no derivative where the gradient and its second moment are 0 (the √ at 0), as they are for parameters that no row
+    has touched so far. No alignment depends on the probe there, so it is 0; clipping by the norm of all gradients carries the
+    NaN of such a parameter to all others, which the derivative beside the zeros has not got.
+    """
+    return jnp.where(jnp.isfinite(here), here, jnp.where(gradient == 0, 0, nearby)).astype(here.dtype)

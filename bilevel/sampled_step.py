@@ -101,8 +101,8 @@ def make_sampled_step(
       ema_decay: see `make_step`.
 
     Returns:
-      The functions. Metrics: generic_loss; `selected`, int32 `[b]`, the rows drawn; validation_loss (NaN where no reward is due)
-      and what the sampler reports (NaN where it has not).
+      The functions. Metrics: generic_loss and generic_NAME as in `make_step`; `selected`, int32 `[b]`, the rows drawn;
+      validation_loss (NaN where no reward is due) and what the sampler reports (NaN where it has not).
 
     Raises:
       UserError: for a number of parts below 1, now; for data that do not fit the sampler, when traced.
@@ -186,7 +186,8 @@ class _Parts:
         train, found = self.train.plain(state.train, batch, batch)
         if self.sampler.observe is not None:
             sampler = self.sampler.observe(sampler, found[self.outputs])
-        return SampledState(train, sampler), {"generic_loss": found["generic_loss"], **drawn, "selected": rows}
+        means = {name: x for name, x in found.items() if name.startswith("generic_")}
+        return SampledState(train, sampler), {**means, **drawn, "selected": rows}
 
     def _reward_fn(self, validation: Batch) -> Callable[[SampledState], tuple[SampledState, Metrics]]:
         """What turns the state after the θ-update into that with a reward."""

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 
 from bilevel import trees
 from bilevel.rows import RowLosses
-from bilevel.types import Array, Batch, LogitFn, LossFn, ModelState, Params, UserError
+from bilevel.types import Array, Batch, LogitFn, LossFn, Metrics, ModelState, Params, UserError
 
 Features: TypeAlias = Any
 """A pytree of arrays with the rows as their leading axis; `()` when there are none."""
@@ -66,22 +66,31 @@ def of_losses(loss: LossFn, logits: Callable[[Params, Batch, Array], Array], *, 
 
 
 def loss_features(loss: LossFn, *, micro_batches: int = 1) -> FeatureFn:
-    """The per-row losses of the main model as features: float32 `[B]`, stop-gradiented.
+    """The per-row losses of the main model as features: float32 `[B]`. Arguments as `model_features`."""
+    return model_features(loss, lambda losses, metrics, batch: losses, micro_batches=micro_batches)
+
+
+def model_features(
+    loss: LossFn, read: Callable[[Array, Metrics, Batch], Array], *, micro_batches: int = 1
+) -> FeatureFn:
+    """What one evaluation of the main model says about each row: float32 `[B]`, stop-gradiented.
 
     The new model state that the loss returns is thrown away.
 
     Args:
       loss: see `bilevel.types.LossFn`.
+      read: losses `[B]`, the loss's metrics (see `bilevel.types.LossAux`) and the batch -> `[B]`.
       micro_batches: score in this many equal parts, one after the other, for the activations of B rows may not fit.
 
     Raises:
       UserError: for micro_batches below 1; when traced, if it does not divide the rows of a device.
     """
     if micro_batches < 1:
-        raise UserError(f"loss_features(micro_batches={micro_batches}) must be at least 1.")
+        raise UserError(f"Scoring with micro_batches={micro_batches}: it must be at least 1.")
 
     def features(params: Params, model_state: ModelState, batch: Batch, rng: Array) -> Array:
-        return as_features(RowLosses(loss, model_state, batch, rng, micro_batches)(params)[0])
+        losses, aux = RowLosses(loss, model_state, batch, rng, micro_batches)(params)
+        return as_features(read(losses, aux.metrics, batch))
 
     return features
 

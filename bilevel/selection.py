@@ -47,6 +47,9 @@ def score(weighting: LogitFn, weight_params: Params, big_batch: Batch, rule: Fil
     gather = axis_name is not None and rule.scope == "global"
     pool = jax.lax.all_gather(logits, axis_name, tiled=True) if gather else logits
     temperature = rule.temperature(pool)
+    if axis_name is not None and not gather:
+        # One scale for all devices: the weights of the α-gradient are one softmax over the rows of all of them.
+        temperature = jax.lax.pmax(temperature, axis_name)
     return Scores(logits / temperature, pool / temperature, temperature)
 
 

@@ -123,7 +123,8 @@ def make_step(
         with sharded arrays.
 
     Returns:
-      `TrainStep(init, step)`. The metrics are float32 scalars: generic_loss (mean of the rows of the θ-update),
+      `TrainStep(init, step)`. The metrics are float32 scalars: generic_loss (mean of the rows of the θ-update; so are
+      generic_NAME, for each metric NAME that the loss gives as one number a row),
       specific_loss (NaN on steps without α-work), effective_sample_size, weight_entropy, largest_weight (over the big
       batch), temperature, weight_gradient_norm (NaN where α does not change) and alignment_rms (NaN without α-work); and
       `selected`, int32 `[b]`: the positions in the big batch of the rows of the θ-update. A method that chooses the weights
@@ -141,6 +142,11 @@ def make_step(
     if method.chooses_weights:
         options.check_chooses_weights()
     learns = method.update is not None and not method.chooses_weights
+    if filter is not None and filter.weigh is not None and (learns or mode == "dense"):
+        raise UserError(
+            f"The filter {filter.name}(unbiased=True) undoes every preference in the mean: use it in sparse mode and with a "
+            "method that learns no weighting network (frozen), or leave unbiased out."
+        )
     if weighting is None and method.uses_weights:
         raise UserError("weighting=None, but this method selects or weighs rows by it: give a function or a Scorer.")
     if weight_optimizer is None and learns:
@@ -176,6 +182,8 @@ class _Moved(NamedTuple):
     """What one step changes, from the branch that computed it."""
 
     losses: Array
+    rows: Metrics
+    """What the loss says about each row of the θ-update besides its loss: arrays `[b]`."""
     model_state: ModelState
     params: Params
     opt_state: Any
@@ -183,8 +191,8 @@ class _Moved(NamedTuple):
     weight_opt_state: Any
     method_state: Any
     metrics: Metrics
-    rows: Metrics
-    """The per-example metrics that were asked for."""
+    asked: Metrics
+    """The per-example metrics that were asked for, `[b, …]`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -207,15 +215,23 @@ class _Parts:
         params, alpha, rng = jax.tree.map(jnp.copy, given)
         model_state = jax.tree.map(jnp.copy, {} if model_state is None else model_state)
         ema = None if self.options.ema_decay is None else (params, model_state)
+        states = (
+            self.optimizer.init(params),
+            self.weight_optimizer.init(alpha),
+            self.method.init(subset.restrict(params)),
+            ema,
+        )
+        # Copies again: optimizers may keep the very arrays that they were given, and no array can be donated twice.
+        opt_state, weight_opt_state, method_state, ema = (jax.tree.map(jnp.copy, part) for part in states)
         return TrainState(
             step=jnp.zeros((), jnp.int32),
             params=params,
             model_state=model_state,
-            opt_state=self.optimizer.init(params),
+            opt_state=opt_state,
             weight_params=alpha,
-            weight_opt_state=self.weight_optimizer.init(alpha),
-            method_state=self.method.init(subset.restrict(params)),
-            ema=jax.tree.map(jnp.copy, ema),
+            weight_opt_state=weight_opt_state,
+            method_state=method_state,
+            ema=ema,
             rng=rng,
         )
 
@@ -252,7 +268,7 @@ class _Parts:
         if not self.options.shares_rows:
             outer = self.chooser.for_alpha(state, big_batch, chosen, keys.alpha)
         losses = self.evaluations.rows(state, outer.batch, outer.rng)
-        problem = self.evaluations.problem(state, losses, outer.weights, specific_batch, keys.specific)
+        problem = self.evaluations.problem(state, losses, outer.weights, specific_batch, keys.specific, keys.method)
         update = method(problem, state.method_state)
         scores = self.chooser.scores(state, big_batch, chosen, update.losses)
         moved = self._learn(state, chosen.inner, outer, update, scores.temperature)
@@ -262,8 +278,9 @@ class _Parts:
         self, state: TrainState, moved: _Moved, scores: selection.Scores, positions: Array, weights: Array | None = None
     ) -> tuple[TrainState, Metrics]:
         axis = self.options.axis_name
-        generic_loss = estimators.total(moved.losses, axis) / self.options.batch_size
-        metrics = {"generic_loss": generic_loss, **moved.metrics, "temperature": scores.temperature}
+        rows = {**moved.rows, "loss": moved.losses}
+        means = {f"generic_{name}": estimators.total(x, axis) / self.options.batch_size for name, x in rows.items()}
+        metrics = {**means, **moved.metrics, "temperature": scores.temperature}
         if weights is None:
             local = self.chooser.filter.scope == "local"
             metrics |= diagnostics.weight_metrics(scores.pool, axis if local else None)
@@ -271,7 +288,7 @@ class _Parts:
             metrics |= diagnostics.weight_metrics(jnp.log(weights), axis)
         metrics = {name: value.astype(jnp.float32) for name, value in metrics.items()}
         vectors = {"selected": positions} if weights is None else {"selected": positions, "weights": weights}
-        return self._next(state, moved), {**metrics, **vectors, **moved.rows}
+        return self._next(state, moved), {**metrics, **vectors, **moved.asked}
 
     def _plain(self, state: TrainState, inner: Inner) -> _Moved:
         """The θ-update alone: what every training step costs."""
@@ -324,6 +341,7 @@ class _Parts:
         updates, opt_state = self.optimizer.update(gradient, state.opt_state, state.params)
         return _Moved(
             losses,
+            {name: trees.widen(x) for name, x in aux.metrics.items() if x.ndim == 1},
             mean_over(aux.model_state, self.options.axis_name),
             optax.apply_updates(state.params, updates),
             opt_state,

@@ -34,8 +34,12 @@ def axpy(scale: Any, x: Params, y: Params) -> Params:
 
 
 def average(new: Params, old: Params, decay: float) -> Params:
-    """`decay·old + (1 − decay)·new`, leaf by leaf, in the types of `old`."""
-    return jax.tree.map(lambda x, y: (decay * y + (1.0 - decay) * x).astype(y.dtype), new, old)
+    """`decay·old + (1 − decay)·new`, leaf by leaf, in the types of `old`; `new` where it has no mean (counters, random keys)."""
+
+    def leaf(x: Array, y: Array) -> Array:
+        return (decay * y + (1.0 - decay) * x).astype(y.dtype) if jnp.issubdtype(y.dtype, jnp.inexact) else x
+
+    return jax.tree.map(leaf, new, old)
 
 
 def widen(x: Array) -> Array:
@@ -63,10 +67,11 @@ def num_rows(batch: Any) -> int:
     """The length of the leading axis that all arrays of a batch share.
 
     Raises:
-      UserError: if the batch is empty, or two of its arrays disagree.
+      UserError: if the batch is empty or holds a scalar, or two of its arrays disagree.
     """
-    rows = {jax.tree_util.keystr(path): x.shape[0] for path, x in jax.tree_util.tree_leaves_with_path(batch)}
-    if len(set(rows.values())) != 1:
+    shapes = {jax.tree_util.keystr(path): x.shape for path, x in jax.tree_util.tree_leaves_with_path(batch)}
+    rows: dict[str, Any] = {name: shape[0] if shape else "a scalar" for name, shape in shapes.items()}
+    if len(set(rows.values())) != 1 or "a scalar" in rows.values():
         found = ", ".join(f"{name or 'array'}: {n}" for name, n in rows.items()) or "no arrays"
         raise UserError(
             f"A batch must be a tree of arrays with one common leading axis, but found {found}: make them equal."

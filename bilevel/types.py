@@ -31,7 +31,9 @@ class LossAux(NamedTuple):
     model_state: ModelState
     """The model state after this evaluation. Only the θ-update's own evaluation is allowed to keep it."""
     metrics: dict[str, Array]
-    """Per-example metrics, each `[b]`; `{}` when there are none."""
+    """Per-example metrics, each with the rows as its leading axis; `{}` when there are none. Of those of shape `[b]` the step
+    reports the mean over the rows it trained on. Scorers read `logits` `[b, C]`, those of a classifier, and `hidden` `[b, d]`,
+    the inputs of its last layer (`bilevel.nn.head.with_head` adds both); what nobody reads costs nothing under `jit`."""
 
 
 class LossFn(Protocol):

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from bilevel.types import UserError
+from experiments.programs import keep_programs
 
 Config = TypeVar("Config")
 
@@ -17,6 +18,7 @@ def run(config_type: type[Config], main: Callable[[Config], None], arguments: Se
         import tyro
     except ImportError:
         sys.exit("error: the experiments need tyro: pip install 'bilevel[experiments]'")
+    keep_programs()
     try:
         main(tyro.cli(config_type, args=arguments))
     except UserError as error:

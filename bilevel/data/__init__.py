@@ -1,5 +1,5 @@
-"""Data: sources of text, packing to memory-mapped arrays, and loaders whose order is a function of (seed,
-step)."""
+"""Data: sources of text, packing to memory-mapped arrays, labelled images and features, and loaders whose order is a
+function of (seed, step)."""
 
 from bilevel.data._rows import Rows as Rows
 from bilevel.data._rows import cut_rows as cut_rows
@@ -8,6 +8,9 @@ from bilevel.data._source import digest as digest
 from bilevel.data.arrays import ArrayDataset as ArrayDataset
 from bilevel.data.arrays import Dataset as Dataset
 from bilevel.data.arrays import NumpyBatch as NumpyBatch
+from bilevel.data.labelled import LabelledData as LabelledData
+from bilevel.data.labelled import channel_statistics as channel_statistics
+from bilevel.data.labelled import open_labelled as open_labelled
 from bilevel.data.loader import Loader as Loader
 from bilevel.data.loader import evaluation_batches as evaluation_batches
 from bilevel.data.mixed import MixedLoader as MixedLoader

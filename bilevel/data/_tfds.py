@@ -25,11 +25,11 @@ def tfds_source(spec: str, field: str | None) -> Source:
     Raises:
         UserError: an unknown name, split or field, or a package that is missing.
     """
-    name, split, named = _parse(spec)
+    name, split, named = parse_spec(spec)
     if field is not None and named is not None and field != named:
         raise UserError(f"{spec} names the field {named!r}, but field={field!r} was given as well; give one of them.")
     key = named or field or "text"
-    records = _open(spec, name, split)
+    records = open_records(spec, name, split)
     _check_field(spec, records, key)
 
     def read() -> Iterator[Document]:
@@ -37,10 +37,10 @@ def tfds_source(spec: str, field: str | None) -> Source:
             for offset, record in enumerate(records.__getitems__(range(start, min(start + _CHUNK, len(records))))):
                 yield Document(_text(record[key], spec, start + offset))
 
-    return Source(spec, read, lambda: _identify(records, split, key))
+    return Source(spec, read, lambda: identify_records(records, split, key))
 
 
-def _parse(spec: str) -> tuple[str, str, str | None]:
+def parse_spec(spec: str) -> tuple[str, str, str | None]:
     """Split at the colons outside brackets (a split may be `train[10:20]`); a version belongs to the name."""
     parts = re.split(r":(?![^\[]*\])", spec.removeprefix("tfds:"))
     if len(parts) > 1 and _VERSION.fullmatch(parts[1]):
@@ -51,7 +51,12 @@ def _parse(spec: str) -> tuple[str, str, str | None]:
     return str(name), str(split), field
 
 
-def _open(spec: str, name: str, split: str) -> Any:
+def open_records(spec: str, name: str, split: str) -> Any:
+    """The records of one split, by number.
+
+    Raises:
+        UserError: an unknown name or split, or a package that is missing.
+    """
     try:
         import tensorflow_datasets as tfds
     except ImportError as error:
@@ -124,7 +129,8 @@ def _text(value: Any, spec: str, number: int) -> bytes:
     return text if text.strip() else b""
 
 
-def _identify(records: Any, split: str, key: str) -> str:
+def identify_records(records: Any, split: str, key: str) -> str:
+    """A digest that changes when the records may have changed; see `Source.fingerprint`."""
     info = records.dataset_info
     folder = Path(info.data_dir)
     files = sorted(path for path in folder.iterdir() if path.is_file()) if folder.is_dir() else []

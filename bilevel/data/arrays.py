@@ -6,6 +6,7 @@ import hashlib
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import numpy as np
@@ -104,6 +105,11 @@ class ArrayDataset:
                 raise
             raise UserError(f"{path} cannot be read as numpy arrays ({error}); write it again with numpy.") from error
         return cls(arrays, name=str(path))
+
+    @property
+    def arrays(self) -> Mapping[str, NDArray[Any]]:
+        """The arrays themselves, by name; not to be written to."""
+        return MappingProxyType(self._arrays)
 
     def __len__(self) -> int:
         return self._size

@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-import shutil
-import time
-import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bilevel.data._cache import cached_folder
 from bilevel.data._files import file_fingerprint
 from bilevel.data._source import Source, digest
 from bilevel.data._writer import PackedWriter, length_dtype
@@ -24,9 +21,6 @@ from bilevel.data.labels import with_labels
 from bilevel.types import UserError
 
 FORMAT_VERSION = 1
-_ATTEMPTS = 5
-_ABANDONED = 24 * 3600.0  # seconds after which the temporary folder of a killed packing is removed
-_TEMPORARY = ".packing-"
 
 
 @dataclass(frozen=True)
@@ -147,23 +141,12 @@ def pack(source: Source, *, length: int, cache_dir: str | Path, labels: str | Pa
     cache_dir = Path(cache_dir).expanduser()
     key = digest(["packed", FORMAT_VERSION, length, source.fingerprint(), file_fingerprint(table) if table else ""])
     folder = cache_dir / f"bytes-{length}-{key}"
-    if (packed := _open_if_sound(folder)) is not None:
-        return packed
-    try:
-        cache_dir.mkdir(parents=True, exist_ok=True)
-        _remove_abandoned(cache_dir)
-        temporary = _temporary_folder(cache_dir)
-    except OSError as error:
-        raise UserError(f"The cache folder {cache_dir} cannot be written ({error}); choose another one.") from error
-    try:
-        _write(temporary, source, length, table)
-        return _publish(temporary, folder)
-    except OSError as error:
-        raise UserError(
-            f"Packing {source.name} into {cache_dir} failed ({error}); correct this, or choose another cache folder."
-        ) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)  # gone already, unless something failed
+    return cached_folder(
+        folder,
+        PackedText.open,
+        lambda temporary: _write(temporary, source, length, table),
+        work=f"Packing {source.name}",
+    )
 
 
 def _write(folder: Path, source: Source, length: int, labels: Path | None) -> None:
@@ -187,44 +170,3 @@ def _write(folder: Path, source: Source, length: int, labels: Path | None) -> No
     }
     text = json.dumps(manifest, indent=1, ensure_ascii=False)
     (folder / "manifest.json").write_text(text + "\n", encoding="utf-8")
-
-
-def _open_if_sound(folder: Path) -> PackedText | None:
-    if not folder.exists():
-        return None
-    try:
-        return PackedText.open(folder)
-    except UserError:
-        return None
-
-
-def _publish(temporary: Path, folder: Path) -> PackedText:
-    """Rename `temporary` to `folder`, unless another process has put a sound one there in the meantime."""
-    for _ in range(_ATTEMPTS):
-        with contextlib.suppress(OSError):  # it exists, or another process is moving it: look again
-            temporary.rename(folder)
-        if (packed := _open_if_sound(folder)) is not None:
-            return packed
-        if folder.exists():
-            # Damaged. Moved away first, because removing takes time; a process that has it open keeps its
-            # files.
-            discarded = _temporary_folder(folder.parent)
-            with contextlib.suppress(OSError):
-                os.replace(folder, discarded / "damaged")
-            shutil.rmtree(discarded, ignore_errors=True)
-    raise UserError(
-        f"The packed text could not be moved to {folder}; remove that folder, or choose another cache folder."
-    )
-
-
-def _temporary_folder(parent: Path) -> Path:
-    folder = parent / f"{_TEMPORARY}{uuid.uuid4().hex}"  # not mkdtemp, whose folders nobody else can read
-    folder.mkdir()
-    return folder
-
-
-def _remove_abandoned(cache_dir: Path) -> None:
-    for path in cache_dir.glob(f"{_TEMPORARY}*"):
-        with contextlib.suppress(OSError):
-            if time.time() - path.stat().st_mtime > _ABANDONED:
-                shutil.rmtree(path, ignore_errors=True)

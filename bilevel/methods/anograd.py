@@ -45,9 +45,8 @@ def anograd(*, average_specific: float = 0.0, through_optimizer: bool = False) -
 
     def aligned(problem: Problem, rows: FirstOrder, specific: Params) -> Array:
         if through_optimizer:
-            moved, pullback = problem.lookahead(rows.gradient)
-            back = jax.tree.map(lambda before, after: before - after, problem.params, moved)
-            towards = cosine_probe(problem.subset.restrict(back), specific)
+            _, updates, pullback = problem.lookahead(rows.gradient)
+            towards = cosine_probe(problem.subset.restrict(updates), specific)
             return rows.alignments(pullback(jax.tree.map(jnp.negative, towards)))
         return rows.alignments(cosine_probe(problem.subset.restrict(rows.gradient), specific))
 
@@ -76,6 +75,7 @@ def cosine_probe(generic: Params, specific: Params) -> Params:
     cosine = trees.dot(generic, specific) / (generic_norm * specific_norm)
 
     def leaf(g: jax.Array, s: jax.Array) -> jax.Array:
-        return -((s / specific_norm - cosine * g / generic_norm) / generic_norm).astype(g.dtype)
+        towards = -((s / specific_norm - cosine * g / generic_norm) / generic_norm)
+        return jnp.where(generic_norm > tiny, towards, 0).astype(g.dtype)
 
     return jax.tree.map(leaf, generic, specific)

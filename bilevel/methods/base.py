@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 from bilevel.linearization import FirstOrder, Quadratic, SecondOrder
 from bilevel.trees import Subset
-from bilevel.types import Array, LossAux, Params, UserError
+from bilevel.types import Array, Batch, LossAux, Params, UserError
 
 
 class Problem(NamedTuple):
@@ -27,12 +27,24 @@ class Problem(NamedTuple):
     """Probe, known beforehand -> losses, gradient, alignments and Hessian product at θ."""
     quadratic: Callable[[], Quadratic]
     """One linearisation of the rows' gradient at θ, for Hessian products with directions found on the way. Call it once."""
+    rows_at: Callable[[Params], tuple[Array, Params]]
+    """Full θ' -> (ℓ_i(θ') float32 `[b]`, Σ w_i ∇ℓ_i(θ') over the chosen part and all devices), with the weights at θ."""
     specific_gradient: Callable[[Params], tuple[Array, Params]]
     """Full θ' -> (L_spec(θ'), ∇L_spec(θ') over the chosen part), mean over the specific batch of all devices."""
-    lookahead: Callable[[Params], tuple[Params, Callable[[Params], Params]]]
-    """Gradient g -> (θ⁺ = θ + U(g), the pullback (∂U/∂g)ᵀ over the chosen part), U the update of θ's optimizer."""
+    lookahead: Callable[[Params], tuple[Params, Params, Callable[[Params], Params]]]
+    """Gradient g -> (θ⁺ = θ + U(g), U(g), the pullback (∂U/∂g)ᵀ over the chosen part), U the update of θ's optimizer."""
     total: Callable[[Array], Array]
     """Values of rows `[b]` -> their sum over the rows of all devices."""
+    batch: Batch
+    """The rows of the α-batch (of this device)."""
+    specific_batch: Batch
+    specific_losses: Callable[[Batch], Array]
+    """Rows like those of the specific batch -> their losses at θ, float32 `[m]`, without derivative."""
+    value_and_gradient: Callable[[Callable[[Params], Array], Params], tuple[Array, Params]]
+    """(a mean over this device's rows as a function of parameters of the method's own, these parameters) -> the mean over the
+    rows of all devices, and its gradient."""
+    rng: Array
+    """A key for draws of the method's own; another one on every step and device."""
 
 
 class MethodUpdate(NamedTuple):
@@ -44,12 +56,12 @@ class MethodUpdate(NamedTuple):
     gradient: Params
     """Σ w_i ∇ℓ_i of the rows."""
     alignments: Array
-    """a_i(p), float32 `[b]`: what a row costs the specific loss to first order, if its weight grows."""
+    """a_i(p), float32 `[b]`: what a row costs the specific loss to first order, if its weight grows. NaN without a probe."""
     specific_loss: Array
     """float32 scalar, at the point where the method evaluated it."""
     state: Any
     weights: Array | None = None
-    """float32 `[b]`, summing to 1 over all devices: the weights that `gradient` has, from a method that chooses them itself."""
+    """float32 `[b]`, at least 0: the weights that `gradient` has, from a method that chooses them itself."""
 
 
 MethodFn: TypeAlias = Callable[[Problem, Any], MethodUpdate]

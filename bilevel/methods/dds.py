@@ -27,7 +27,7 @@ def dds(*, average_specific: float = 0.0) -> Method:
         p = (∂U/∂g)ᵀ ∇L_spec(θ⁺),
 
     exact for every optax transformation: U is pulled back by reverse mode, so momentum, Adam, clipping and weight decay
-    need no formulas of their own.
+    need no formulas of their own. Where U has no derivative (Adam, in parameters whose gradient has always been 0) p is 0.
 
     Args:
       average_specific: decay d of a moving average of ∇L_spec(θ⁺) over α-steps, m ← d·m + (1−d)·∇L_spec, used in place of
@@ -44,7 +44,7 @@ def dds(*, average_specific: float = 0.0) -> Method:
 
     def update(problem: Problem, state: DDSState) -> MethodUpdate:
         rows = problem.first_order()
-        moved, pullback = problem.lookahead(rows.gradient)
+        moved, _, pullback = problem.lookahead(rows.gradient)
         loss, gradient = problem.specific_gradient(moved)
         if average_specific:
             gradient = trees.average(gradient, state.specific_gradient, average_specific)
@@ -54,7 +54,7 @@ def dds(*, average_specific: float = 0.0) -> Method:
 
     def reuse(problem: Problem, state: DDSState) -> MethodUpdate:
         rows = problem.first_order()
-        _, pullback = problem.lookahead(rows.gradient)
+        _, _, pullback = problem.lookahead(rows.gradient)
         alignments = rows.alignments(pullback(state.specific_gradient))
         return MethodUpdate(rows.losses, rows.aux, rows.gradient, alignments, jnp.full((), jnp.nan), state)
 

@@ -35,7 +35,7 @@ def learning_to_reweight() -> Method:
 
     def update(problem: Problem, state: tuple[()]) -> MethodUpdate:
         rows = problem.first_order()
-        moved, pullback = problem.lookahead(rows.gradient)
+        moved, _, pullback = problem.lookahead(rows.gradient)
         loss, gradient = problem.specific_gradient(moved)
         probe = pullback(gradient)
         # Differences along a probe of 0 are rounding, which normalising would make weights of.

@@ -10,47 +10,30 @@ from __future__ import annotations
 
 import sys
 
-import jax
-
 from bilevel import sharding
 from bilevel.types import UserError
 from experiments import cli
-from experiments.language_modeling import build, comparison
 from experiments.language_modeling.config import Config
-from experiments.language_modeling.run import run
+from experiments.language_modeling.suite import Stopped, run_suite
 
 STOPPED = 3
 """Exit code of a run that a signal stopped after saving."""
 
 
 def main(config: Config) -> None:
-    """Runs all methods and seeds, and writes the comparison."""
-    if config.seeds < 1:
-        raise UserError(f"--seeds {config.seeds} must be at least 1.")
-    if config.steps < 1:
-        raise UserError(f"--steps {config.steps} must be at least 1.")
-    methods = config.methods()
+    """Runs all methods, seeds and specific sets, and writes the comparison."""
+    for name, least in (("seeds", 1), ("steps", 1), ("trials", 0), ("trial_steps", 0), ("finetune_steps", 0)):
+        if getattr(config, name) < least:
+            raise UserError(f"--{name.replace('_', '-')} {getattr(config, name)} must be at least {least}.")
+    config.methods()
     if config.coordinator is not None:
         address = None if config.coordinator == "auto" else config.coordinator
         sharding.start_processes(address, config.processes, config.process)
-    corpora = build.load_corpora(config)
-    results = []
-    for seed in range(config.seed, config.seed + config.seeds):
-        for method in methods:
-            if config.progress and jax.process_index() == 0:
-                print(f"{method}, seed {seed}", file=sys.stderr)
-            result = run(config, method, seed, corpora)
-            if result is None:
-                print(f"Stopped and saved; the same command continues in {config.run_dir}.", file=sys.stderr)
-                sys.exit(STOPPED)
-            results.append(result)
-    if jax.process_index() != 0:
-        return
-    if config.eval_only:
-        print(comparison.table(results))
-        return
-    print(comparison.compare(config, results, corpora))
-    print(f"\nReport: {config.run_dir / 'report.html'}")
+    try:
+        run_suite(config)
+    except Stopped:
+        print(f"Stopped and saved; the same command continues in {config.run_dir}.", file=sys.stderr)
+        sys.exit(STOPPED)
 
 
 if __name__ == "__main__":

@@ -179,14 +179,17 @@ def build_filter(settings: dict[str, Any]) -> filters.Filter:
 
 def build_method(method: str, settings: dict[str, Any]) -> methods.Method:
     """The method with its settings."""
-    if method == "soba":
+    if method in ("soba", "penalty"):
         rate = settings["tracker_learning_rate"]
         trackers = {
             "sgd": optax.sgd(rate),
             "momentum": optax.sgd(rate, momentum=0.9),
             "adam": optax.adam(rate, b2=0.98),
         }
-        return methods.soba(trackers[settings["tracker"]], damping=settings["damping"])
+        tracker = trackers[settings["tracker"]]
+        if method == "penalty":
+            return methods.penalty(tracker, strength=settings["penalty_strength"])
+        return methods.soba(tracker, damping=settings["damping"])
     if method == "dds":
         return methods.dds(average_specific=settings["average_specific"])
     if method == "anograd":
@@ -198,6 +201,7 @@ def build_method(method: str, settings: dict[str, Any]) -> methods.Method:
     makers: dict[str, Callable[[], methods.Method]] = {
         "uniform": methods.uniform,
         "mixing": methods.uniform,
+        "contrastive": methods.uniform,
         "frozen": methods.frozen,
         "classifier": methods.frozen,
         "meta_weight_net": lambda: methods.dds(average_specific=average),
@@ -208,8 +212,18 @@ def build_method(method: str, settings: dict[str, Any]) -> methods.Method:
     return makers[method]()
 
 
-def build_loaders(config: Config, method: str, seed: int, corpora: Corpora) -> tuple[Loader | MixedLoader, Loader]:
-    """Loaders of the big batches and of the specific batches. Methods that pick no rows load only those they train on."""
+def build_loaders(
+    config: Config, method: str, seed: int, corpora: Corpora, rows: RowView | None = None
+) -> tuple[Loader | MixedLoader, Loader]:
+    """Loaders of the big batches and of the specific batches. Methods that pick no rows load only those they train on.
+
+    Args:
+      config: of the experiment.
+      method: its name.
+      seed: of the run.
+      corpora: the data.
+      rows: the generic rows; None: all training rows.
+    """
     size = config.batch_size if method in (*PLAIN, *DENSE) else config.big_batch_size
     if size < config.batch_size:
         raise UserError(
@@ -225,23 +239,22 @@ def build_loaders(config: Config, method: str, seed: int, corpora: Corpora) -> t
             loader(corpora.generic_train, size - count, seed=seed), specific(count, seed=seed + 4_000_003)
         )
     else:
-        generic = loader(corpora.generic_train, size, seed=seed)
+        generic = loader(corpora.generic_train if rows is None else rows, size, seed=seed)
     return generic, specific(specific_size, seed=seed + 1_000_003)
 
 
 def mixed_rows(fraction: float, batch_size: int) -> int:
-    """The specific rows in a batch of `mixing`.
+    """The specific rows in a batch of `mixing`: at least one of either kind.
 
     Raises:
-      UserError: if that leaves none of either kind.
+      UserError: for a fraction out of range, or a batch of one row.
     """
-    count = round(fraction * batch_size)
-    if not 0 < count < batch_size:
+    if not 0 < fraction < 1 or batch_size < 2:
         raise UserError(
-            f"--weights.mixing-fraction {fraction} makes {count} of {batch_size} rows specific: "
-            "choose a fraction that leaves at least one row of either kind."
+            f"--weights.mixing-fraction {fraction} of --batch-size {batch_size}: give a fraction between 0 and 1, and at "
+            "least two rows."
         )
-    return count
+    return min(max(round(fraction * batch_size), 1), batch_size - 1)
 
 
 def init_state(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +28,23 @@ COLUMNS = {
 }
 
 
-def compare(config: Config, results: Sequence[dict[str, Any]], corpora: Corpora) -> str:
-    """Writes comparison.json, comparison.md and report.html; returns the table."""
-    metrics = {
-        (r["method"], r["seed"]): read_metrics(config.run_dir / run_name(r["method"], r["seed"]) / "metrics.jsonl")
-        for r in results
-    }
+def compare(
+    config: Config,
+    results: Sequence[dict[str, Any]],
+    corpora: Corpora,
+    elsewhere: Mapping[tuple[str, int], Path] | None = None,
+) -> str:
+    """Writes comparison.json, comparison.md and report.html; returns the table.
+
+    Args:
+      config: of the comparison.
+      results: summaries of runs.
+      corpora: the data.
+      elsewhere: (method, seed) -> directory of the runs that do not lie in the run directory.
+    """
+    keys = [(row["method"], row["seed"]) for row in results]
+    folders = {key: config.run_dir / run_name(*key) for key in keys} | dict(elsewhere or {})
+    metrics = {key: read_metrics(folders[key] / "metrics.jsonl") for key in keys}
     rows = [_with_crossing(result, metrics) for result in results]
     text = table(rows)
     config.run_dir.mkdir(parents=True, exist_ok=True)
@@ -50,8 +61,13 @@ def _with_crossing(result: dict[str, Any], metrics: dict[tuple[str, int], list[d
     found = next((row for row in own if baseline and row["specific_valid_loss"] <= _end(baseline)), None)
     return result | {
         "steps_to_uniform": found and found["step"],
-        "seconds_to_uniform": found and found["seconds"] + result.get("preparation_seconds", 0.0),
+        "seconds_to_uniform": found and found["seconds"] + _preparation(result, found["step"]),
     }
+
+
+def _preparation(result: dict[str, Any], step: int) -> float:
+    """The seconds before a step that were spent on other things than training."""
+    return result.get("preparation_seconds", 0.0) if step > result.get("preparation_step", 0) else 0.0
 
 
 def _evaluations(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

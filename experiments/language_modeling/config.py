@@ -11,11 +11,13 @@ from bilevel.types import UserError
 from experiments.language_modeling.presets import PRESETS
 
 MethodName: TypeAlias = Literal[
-    "uniform", "dds", "soba", "anograd", "frozen", "classifier", "implicit_cg", "implicit_neumann",
-    "learning_to_reweight", "meta_weight_net", "mixing",
+    "uniform", "mixing", "contrastive", "classifier", "meta_weight_net", "learning_to_reweight", "dds", "anograd", "soba",
+    "penalty", "implicit_cg", "implicit_neumann", "frozen",
 ]  # fmt: skip
 METHODS: tuple[str, ...] = get_args(MethodName)
-PLAIN = ("uniform", "mixing")
+ALL = tuple(name for name in METHODS if name != "frozen")
+"""What `--compare all` means, in the order of the paper's table 2. The method frozen needs another run."""
+PLAIN = ("uniform", "mixing", "contrastive")
 """They train on what is loaded: no weighting network."""
 DENSE = ("learning_to_reweight", "meta_weight_net")
 """They weigh all rows of a batch of --batch-size, in place of picking rows from a big batch."""
@@ -102,9 +104,11 @@ class MethodConfig:
     through_optimizer: bool | None = None
     """Anograd: compare the specific gradient with the optimizer's move, not with the gradient."""
     tracker: Literal["sgd", "momentum", "adam"] | None = None
-    """SOBA: optimizer of v."""
+    """SOBA, penalty: optimizer of v, of the reference model's offset."""
     tracker_learning_rate: float | None = None
-    """SOBA: learning rate of v."""
+    """SOBA, penalty: its learning rate."""
+    penalty_strength: float | None = None
+    """penalty: weight of the specific loss for the reference model."""
     damping: float | None = None
     """SOBA, implicit_*: λ, added to the Hessian."""
     iterations: int | None = None
@@ -116,7 +120,19 @@ class MethodConfig:
     classifier_rows: int | None = None
     """classifier: specific rows in a batch, next to as many generic ones."""
     mixing_fraction: float | None = None
-    """mixing: share of specific rows in each batch, rounded to whole rows."""
+    """mixing: share of specific rows in each batch, rounded to whole rows, at least one."""
+    contrastive_start: float | None = None
+    """contrastive: share of the steps that train on all generic rows, before selection."""
+    contrastive_finetune_steps: int | None = None
+    """contrastive: most updates on specific rows, to see what they help; the best step on valid is kept."""
+    contrastive_rows: int | None = None
+    """contrastive: generic rows that are scored; 0: all."""
+    contrastive_fraction: float | None = None
+    """contrastive: share of the scored rows that is kept."""
+    contrastive_scores: Path | None = None
+    """contrastive: file of scores of another run, in place of computing them."""
+    warm_start: bool | None = None
+    """Begin with the weighting network of a domain classifier (see --weights.classifier-*)."""
     frozen_from: Path | None = None
     """frozen: run directory (METHOD-seedN) whose last checkpoint gives the weighting network."""
 
@@ -135,7 +151,19 @@ class Config:
     method: MethodName | None = None
     """Train one method only, instead of --compare."""
     compare: str = "uniform,soba"
-    """Methods to train under the same budget, comma-separated."""
+    """Methods to train under the same budget, comma-separated; all: every method but frozen."""
+    specific_sets: tuple[str, ...] = ()
+    """Several specific data sets, each as --data.specific takes one: everything is done for each, in folders of the run
+    directory that are named like their files."""
+    same_seconds: bool = False
+    """Train every method again, with as many steps as fit in the seconds that uniform took (or in --budget-seconds)."""
+    budget_seconds: float = 0.0
+    """With --same-seconds: the training seconds of each run; 0: those of uniform, on average over seeds."""
+    trials: int = 0
+    """Settings that are tried for each method before the comparison, the preset first, the others drawn at random; the best on
+    valid is used. 0: no search."""
+    trial_steps: int = 0
+    """θ-updates of a trial; 0: a quarter of --steps."""
     steps: int = 3000
     """θ-updates."""
     seed: int = 0
@@ -199,10 +227,12 @@ class Config:
           UserError: if one is unknown.
         """
         names = [self.method] if self.method else [name.strip() for name in self.compare.split(",") if name.strip()]
+        if names == ["all"]:
+            return list(ALL)
         for name in names:
             if name not in METHODS:
                 raise UserError(
-                    f'--compare names the method "{name}", which does not exist: choose from {", ".join(METHODS)}.'
+                    f'--compare names the method "{name}", which does not exist: choose from all, {", ".join(METHODS)}.'
                 )
         if not names:
             raise UserError(f"--compare is empty: name at least one of {', '.join(METHODS)}.")
@@ -213,7 +243,8 @@ def settings_of(config: Config, method: str) -> dict[str, Any]:
     """The preset of a method, with what the user gave in its place; what the preset adds to save time gives way to it."""
     given = {k: v for k, v in dataclasses.asdict(config.weights).items() if v is not None and k != "preset"}
     settings = PRESETS[config.weights.preset][method] | given
-    remembers = method == "soba" or settings["average_specific"] > 0
+    settings = {name: value for name, value in settings.items() if _concerns(name, method)}
+    remembers = method in ("soba", "penalty") or settings["average_specific"] > 0
     if "probe_every" not in given and ("update_every" in given or not remembers):
         settings["probe_every"] = 0
     if "probe_blocks" not in given and config.model.scan_layers:
@@ -221,3 +252,11 @@ def settings_of(config: Config, method: str) -> dict[str, Any]:
     settings["specific_batch_size"] = settings["specific_batch_size"] or config.batch_size
     settings["alpha_batch_size"] = settings["alpha_batch_size"] or None
     return settings
+
+
+_FOR_ONE = {"mixing_": "mixing", "contrastive_": "contrastive", "neumann_": "implicit_neumann", "penalty_": "penalty"}
+
+
+def _concerns(name: str, method: str) -> bool:
+    """Whether a method has this setting: those of one method alone are no settings of the others."""
+    return next((owner == method for prefix, owner in _FOR_ONE.items() if name.startswith(prefix)), True)

@@ -24,12 +24,19 @@ PAPER: dict[str, Any] = {
     "through_optimizer": False,
     "tracker": "adam",
     "tracker_learning_rate": 2e-3,
+    "penalty_strength": 1.0,
     "damping": 0.0,
     "iterations": 5,
     "neumann_step_size": 0.1,
     "mixing_fraction": 0.1,
     "classifier_steps": 1000,
     "classifier_rows": 256,
+    "contrastive_start": 0.5,
+    "contrastive_finetune_steps": 500,
+    "contrastive_rows": 131_072,
+    "contrastive_fraction": 0.1,
+    "contrastive_scores": None,
+    "warm_start": False,
 }
 """The ATD paper's settings (sections 4.2, 4.3 and 6.2), with the prototype's learning rates where it is silent."""
 
@@ -50,10 +57,12 @@ _IMPLICIT: dict[str, Any] = {"update_every": 4, "probe_every": 0, "average_speci
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "default": {
         "soba": DEFAULT,
+        "penalty": DEFAULT,
         "dds": DEFAULT | {"average_specific": 0.95},
         "anograd": DEFAULT | {"average_specific": 0.95, "through_optimizer": True},
         "uniform": DEFAULT,
         "mixing": DEFAULT,
+        "contrastive": DEFAULT,
         "frozen": DEFAULT,
         "classifier": DEFAULT | {"filter": "top_k"},
         "implicit_cg": DEFAULT | _IMPLICIT,
@@ -63,10 +72,12 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     },
     "paper": {
         "soba": PAPER,
+        "penalty": PAPER,
         "dds": PAPER | {"alpha_batch": "uniform"},
         "anograd": PAPER | {"alpha_batch": "uniform"},
         "uniform": PAPER,
         "mixing": PAPER,
+        "contrastive": PAPER,
         "frozen": PAPER,
         "classifier": PAPER | {"filter": "top_k"},
         "implicit_cg": PAPER | {"damping": 1.0},

@@ -6,53 +6,39 @@ import dataclasses
 import json
 import math
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
 from bilevel import sharding
-from bilevel.data import Dataset, Loader, MixedLoader, PackedText, evaluation_batches
-from bilevel.nn.transformer import Transformer, byte_losses, language_model_loss
+from bilevel.data import Loader, MixedLoader, RowView
+from bilevel.nn.transformer import Transformer, language_model_loss
 from bilevel.state import TrainState
-from bilevel.training import Checkpoints, Data, Document, LoopConfig, Resident, TrainResult, prepare_run_dir, train
-from bilevel.types import Array, LogitFn, Params, UserError
-from experiments.language_modeling import build
+from bilevel.step import TrainStep
+from bilevel.training import Checkpoints, Data, LoopConfig, Resident, TrainResult, prepare_run_dir, train
+from bilevel.training.run_dir import write_atomically
+from bilevel.types import Params, UserError
+from experiments.language_modeling import build, contrastive
 from experiments.language_modeling.classifier import train_classifier
 from experiments.language_modeling.config import DENSE, PLAIN, Config, settings_of
-from experiments.language_modeling.finetune import finetune
+from experiments.language_modeling.evaluation import Evaluator, final_losses, local, while_training
+from experiments.language_modeling.finetune import finetuned_results
+from experiments.language_modeling.weights import load_weights, save_weights
 
 RESULT_NAME = "result.json"
-EVALUATION_BATCH = 256
+CHECKPOINTS = "checkpoints"
 MAY_CHANGE = (
     "log_every", "evaluate_every", "checkpoint_every", "progress", "tensorboard", "data.cache_dir", "shard_state",
 )  # fmt: skip
-
-
-class Evaluator:
-    """Nats per byte of data sets, with one compiled program."""
-
-    def __init__(self, model: Transformer):
-        def sums(params: Params, batch: Any) -> tuple[Array, Array]:
-            logits = model.apply({"params": params}, batch["tokens"])
-            _, nats = byte_losses(logits, batch["tokens"], batch["length"])  # pyright: ignore[reportArgumentType]
-            return (nats * batch["mask"]).sum(), (batch["length"] * batch["mask"]).sum()
-
-        self._sums = jax.jit(sums)
-
-    def __call__(self, params: Params, dataset: Dataset, limit: int | None = None) -> float:
-        """Total nats over total bytes of (at most `limit`) rows."""
-        params = jax.tree.map(_local, params)
-        found = [self._sums(params, batch) for batch in evaluation_batches(dataset, EVALUATION_BATCH, limit)]
-        nats, count = np.sum(jax.device_get(found), axis=0)
-        return float(nats / count)
-
-
-def _local(x: Array) -> Any:
-    """This process's copy of a replicated array: every process evaluates for itself."""
-    return x.addressable_data(0) if not x.is_fully_addressable else x
+NOT_OF_A_RUN = (
+    "compare", "seeds", "run_dir", "eval_only", "coordinator", "processes", "process", "steps_per_call", "specific_sets",
+    "same_seconds", "budget_seconds", "trials", "trial_steps", "finetune_steps", "finetune_learning_rate",
+)  # fmt: skip
+"""Flags that do not change how one run trains."""
 
 
 def run_name(method: str, seed: int) -> str:
@@ -64,7 +50,7 @@ def settings_dict(config: Config, method: str, seed: int) -> dict[str, Any]:
     """What decides the outcome of a run: two runs with equal settings give equal results."""
     weights = {} if method == "uniform" else settings_of(config, method)
     everything = dataclasses.asdict(config) | {"method": method, "seed": seed, "weights": weights}
-    for name in ("compare", "seeds", "run_dir", "eval_only", "coordinator", "processes", "process", "steps_per_call"):
+    for name in NOT_OF_A_RUN:
         del everything[name]
     if not config.resident:
         del everything["resident"]  # it rounds otherwise; runs that were begun before it existed go on
@@ -75,69 +61,197 @@ def run(config: Config, method: str, seed: int, corpora: build.Corpora) -> dict[
     """Trains (or continues, or only evaluates) one run.
 
     Returns:
-      The summary, as written to result.json; None if a signal stopped the run before its end.
+      The summary, as written to result.json and finetuned.json; None if a signal stopped the run before its end.
     """
     directory = config.run_dir / run_name(method, seed)
     prepare_run_dir(directory, settings_dict(config, method, seed), may_change=MAY_CHANGE)
+    this = _Run(config, method, seed, corpora, directory)
     done = directory / RESULT_NAME
-    if done.exists() and not config.eval_only:
-        return json.loads(done.read_text())
-    model, mesh = build.build_model(config), sharding.make_mesh()
-    loss = language_model_loss(model)
-    weighting = build.weighting_of(config, method, loss)
-    step = build.build_step(config, method, model, loss, weighting, mesh)
-    state, step = build.init_state(config, seed, step, model, weighting, mesh)
-    generic, specific = build.build_loaders(config, method, seed, corpora)
-    sharding.check_divides(mesh, batch_size=config.batch_size, specific_batch_size=specific.batch_size)
-    evaluator = Evaluator(model)
     if config.eval_only:
-        return _evaluate_checkpoint(directory, state, mesh, evaluator, corpora)
-    state, before = _prepared(config, method, seed, state, weighting, corpora)
-    result = train(
-        step,
-        state,
-        data=_source(config, generic, specific, mesh),
-        config=_loop_config(config),
-        run_dir=directory,
-        evaluate=_evaluation(config, mesh, evaluator, corpora),
-        on_selected=_share_counter(corpora),
-    )
-    if result.stopped_early:
-        return None
-    params, weight_params = sharding.whole(mesh, (result.state.params, result.state.weight_params))
-    summary = _summary(config, method, seed, result, losses_of(params, evaluator, corpora)) | before
-    summary["seconds"] += before.get("preparation_seconds", 0.0)
-    summary |= finetune(config, seed, params, model, evaluator, corpora)
-    if method not in (*PLAIN, *DENSE) and jax.process_index() == 0:
-        assert callable(weighting.logits)
-        _write_documents(directory, weight_params, weighting.logits, corpora)
-    if jax.process_index() == 0:
-        done.write_text(json.dumps(summary, indent=2) + "\n")
-    return summary
+        return this.evaluated()
+    if done.exists():
+        summary, params = json.loads(done.read_text()), lambda: this.checkpoint().params
+    else:
+        finished = this.train()
+        if finished is None:
+            return None
+        summary, params = finished.summary, lambda: finished.params
+    return summary | finetuned_results(config, seed, directory, params, this.parts.model, this.parts.evaluator, corpora)
 
 
-def _prepared(
-    config: Config, method: str, seed: int, state: TrainState, weighting: build.Weighting, corpora: build.Corpora
-) -> tuple[TrainState, dict[str, float]]:
-    """The state with weights that are learned before training, and what that cost."""
-    if method == "frozen":
-        return dataclasses.replace(state, weight_params=_weights_from(config, state)), {}
-    if method != "classifier":
-        return state, {}
-    settings = settings_of(config, method)
-    assert callable(weighting.logits)
-    found = train_classifier(
-        weighting.logits,
-        jax.tree.map(lambda x: np.asarray(_local(x)), state.weight_params),
-        corpora,
-        seed=seed,
-        steps=settings["classifier_steps"],
-        rows=settings["classifier_rows"],
-        rate=settings["weight_learning_rate"],
-    )
-    placed = jax.tree.map(lambda new, old: jax.device_put(new, old.sharding), found.weight_params, state.weight_params)
-    report = {"preparation_seconds": found.seconds, "classifier_valid_loss": found.valid_loss}
-    return dataclasses.replace(state, weight_params=placed), report
+class _Parts(NamedTuple):
+    """What a run is made of."""
+
+    model: Transformer
+    mesh: Mesh
+    weighting: build.Weighting
+    step: TrainStep
+    state: TrainState
+    evaluator: Evaluator
+
+
+class _Finished(NamedTuple):
+    """A run at its end."""
+
+    params: Params
+    summary: dict[str, Any]
+
+
+class _Start(NamedTuple):
+    """The state that training begins with."""
+
+    state: TrainState
+    report: dict[str, float]
+    """What was done before, for the summary."""
+
+
+class _Run:
+    """One run; its parts are built when they are needed."""
+
+    def __init__(self, config: Config, method: str, seed: int, corpora: build.Corpora, directory: Path):
+        self.config, self.method, self.seed = config, method, seed
+        self.corpora, self.directory = corpora, directory
+        self.settings = settings_of(config, method)
+
+    @cached_property
+    def parts(self) -> _Parts:
+        config, mesh = self.config, sharding.make_mesh()
+        model = build.build_model(config)
+        loss = language_model_loss(model)
+        weighting = build.weighting_of(config, self.method, loss)
+        step = build.build_step(config, self.method, model, loss, weighting, mesh)
+        state, step = build.init_state(config, self.seed, step, model, weighting, mesh)
+        return _Parts(model, mesh, weighting, step, state, Evaluator(model))
+
+    def checkpoint(self) -> TrainState:
+        """The newest checkpoint, with whole parameters.
+
+        Raises:
+          UserError: if there is none.
+        """
+        with Checkpoints(self.directory / CHECKPOINTS) as checkpoints:
+            restored = checkpoints.restore_latest(self.parts.state)
+        if restored is None:
+            raise UserError(f"{self.directory} holds no checkpoint to evaluate: train first, without --eval-only.")
+        state = restored[1]
+        return dataclasses.replace(state, params=sharding.whole(self.parts.mesh, state.params))
+
+    def evaluated(self) -> dict[str, Any]:
+        """The losses of the newest checkpoint."""
+        state = self.checkpoint()
+        losses = final_losses(state.params, self.parts.evaluator, self.corpora)
+        steps = int(jax.device_get(state.step))
+        return {"method": self.method, "seed": self.seed, "steps": steps, "seconds": math.nan, **losses}
+
+    def train(self) -> _Finished | None:
+        """Trains to the end, and writes what remains of the run; None if a signal stopped it."""
+        if self.method == "contrastive":
+            trained = self._contrastive()
+        else:
+            start = self._prepared()
+            trained = self._trained(start.state, self.config.steps), start.report
+        result, report = trained
+        if result.stopped_early:
+            return None
+        state, mesh = result.state, self.parts.mesh
+        params, weight_params = sharding.whole(mesh, (state.params, state.weight_params))
+        summary = self._summary(result, final_losses(params, self.parts.evaluator, self.corpora)) | report
+        summary["seconds"] += report.get("preparation_seconds", 0.0)
+        if jax.process_index() == 0:
+            if self.method not in (*PLAIN, *DENSE):
+                assert callable(self.parts.weighting.logits)
+                save_weights(self.directory, weight_params, self.parts.weighting.logits, self.corpora)
+            write_atomically(self.directory / RESULT_NAME, json.dumps(summary, indent=2) + "\n")
+        return _Finished(params, summary)
+
+    def _trained(self, state: TrainState, steps: int, rows: RowView | None = None) -> TrainResult:
+        """Trains (or continues) up to a step, on all generic rows or on some."""
+        config, mesh = self.config, self.parts.mesh
+        generic, specific = build.build_loaders(config, self.method, self.seed, self.corpora, rows)
+        sharding.check_divides(mesh, batch_size=config.batch_size, specific_batch_size=specific.batch_size)
+        return train(
+            self.parts.step,
+            state,
+            data=_source(config, generic, specific, mesh),
+            config=_loop_config(config, steps),
+            run_dir=self.directory,
+            evaluate=while_training(config, mesh, self.parts.evaluator, self.corpora),
+            on_selected=_share_counter(self.corpora),
+        )
+
+    def _contrastive(self) -> tuple[TrainResult, dict[str, float]]:
+        """The four phases of contrastive data selection; the second and third are done once."""
+        first = round(self.settings["contrastive_start"] * self.config.steps)
+        if not 0 < first < self.config.steps:
+            raise UserError(
+                f"--weights.contrastive-start {self.settings['contrastive_start']} leaves {first} of {self.config.steps} "
+                "steps before selection: choose a share that leaves at least one step before it and one after."
+            )
+        given = self.settings["contrastive_scores"]
+        file = given or self.directory / contrastive.NAME
+        scores = contrastive.load_scores(file, self.corpora) if given or file.exists() else None
+        state = self.parts.state
+        if scores is None or self._steps_done() < first:
+            result = self._trained(state, first)
+            if result.stopped_early:
+                return result, {}
+            state = result.state
+        if scores is None:
+            scores = self._scored(state.params, file)
+        rows = contrastive.best_rows(scores, self.settings["contrastive_fraction"], self.corpora)
+        report = {"preparation_seconds": scores.seconds, "preparation_step": first}
+        return self._trained(state, self.config.steps, rows), report
+
+    def _scored(self, params: Params, file: Path) -> contrastive.Scores:
+        params = jax.tree.map(local, sharding.whole(self.parts.mesh, params))
+        model, evaluator = self.parts.model, self.parts.evaluator
+        scores = contrastive.compute_scores(
+            self.config, self.settings, self.seed, params, model, evaluator, self.corpora
+        )
+        if jax.process_index() == 0:
+            contrastive.save_scores(file, scores)
+        return scores
+
+    def _steps_done(self) -> int:
+        with Checkpoints(self.directory / CHECKPOINTS) as checkpoints:
+            return checkpoints.latest_step() or 0
+
+    def _prepared(self) -> _Start:
+        """The state with weights that are learned before training, and what that cost."""
+        state, settings = self.parts.state, self.settings
+        if self.method == "frozen":
+            weights = load_weights(self.config.weights.frozen_from, state)
+            return _Start(dataclasses.replace(state, weight_params=weights), {})
+        if self.method != "classifier" and not (settings["warm_start"] and self.method not in (*PLAIN, *DENSE)):
+            return _Start(state, {})
+        weighting = self.parts.weighting.logits
+        assert callable(weighting)
+        found = train_classifier(
+            weighting,
+            jax.tree.map(lambda x: np.asarray(local(x)), state.weight_params),
+            self.corpora,
+            seed=self.seed,
+            steps=settings["classifier_steps"],
+            rows=settings["classifier_rows"],
+            rate=settings["weight_learning_rate"],
+        )
+        placed = jax.tree.map(
+            lambda new, old: jax.device_put(new, old.sharding), found.weight_params, state.weight_params
+        )
+        report = {"preparation_seconds": found.seconds, "classifier_valid_loss": found.valid_loss}
+        return _Start(dataclasses.replace(state, weight_params=placed), report)
+
+    def _summary(self, result: TrainResult, losses: dict[str, float]) -> dict[str, Any]:
+        tail = result.history[-max(1, len(result.history) // 5) :]
+        sizes = [row["effective_sample_size"] for row in tail if row.get("effective_sample_size")]
+        return {
+            "method": self.method,
+            "seed": self.seed,
+            "steps": self.config.steps,
+            "seconds": result.seconds,
+            **losses,
+            "effective_sample_size": float(np.mean(sizes)) if sizes else math.nan,
+        }
 
 
 def _source(config: Config, generic: Loader | MixedLoader, specific: Loader, mesh: Mesh) -> Data | Resident:
@@ -156,9 +270,9 @@ def _source(config: Config, generic: Loader | MixedLoader, specific: Loader, mes
     return Data(generic, specific, place, place)
 
 
-def _loop_config(config: Config) -> LoopConfig:
+def _loop_config(config: Config, steps: int) -> LoopConfig:
     return LoopConfig(
-        num_steps=config.steps,
+        num_steps=steps,
         log_every=config.log_every,
         evaluate_every=config.evaluate_every,
         checkpoint_every=config.checkpoint_every,
@@ -166,18 +280,6 @@ def _loop_config(config: Config) -> LoopConfig:
         progress=config.progress,
         tensorboard=config.tensorboard,
     )
-
-
-def _evaluation(
-    config: Config, mesh: Mesh, evaluator: Evaluator, corpora: build.Corpora
-) -> Callable[[TrainState], Mapping[str, float]]:
-    def evaluate(state: TrainState) -> Mapping[str, float]:
-        params = sharding.whole(mesh, state.params)
-        valid = evaluator(params, corpora.specific["valid"], config.evaluate_rows)
-        held_out = evaluator(params, corpora.generic_valid, config.evaluate_rows)
-        return {"specific_valid_loss": valid, "generic_valid_loss": held_out}
-
-    return evaluate
 
 
 def _share_counter(corpora: build.Corpora) -> Callable[[np.ndarray, int], Mapping[str, float]] | None:
@@ -188,82 +290,3 @@ def _share_counter(corpora: build.Corpora) -> Callable[[np.ndarray, int], Mappin
         return {f"share/{name}": share for name, share in corpora.shares_among(ids[ids >= 0]).items()}
 
     return shares
-
-
-def losses_of(params: Params, evaluator: Evaluator, corpora: build.Corpora) -> dict[str, float]:
-    """The final losses, on all rows, in nats per byte."""
-    return {
-        "specific_valid_loss": evaluator(params, corpora.specific["valid"]),
-        "specific_test_loss": evaluator(params, corpora.specific["test"]),
-        "generic_loss": evaluator(params, corpora.generic_valid),
-    }
-
-
-def _summary(config: Config, method: str, seed: int, result: TrainResult, losses: dict[str, float]) -> dict[str, Any]:
-    tail = result.history[-max(1, len(result.history) // 5) :]
-    sizes = [row["effective_sample_size"] for row in tail if row.get("effective_sample_size")]
-    return {
-        "method": method,
-        "seed": seed,
-        "steps": config.steps,
-        "seconds": result.seconds,
-        **losses,
-        "effective_sample_size": float(np.mean(sizes)) if sizes else math.nan,
-    }
-
-
-def _evaluate_checkpoint(
-    directory: Path, state: TrainState, mesh: Mesh, evaluator: Evaluator, corpora: build.Corpora
-) -> dict[str, Any]:
-    method, seed = directory.name.rsplit("-seed", 1)
-    with Checkpoints(directory / "checkpoints") as checkpoints:
-        restored = checkpoints.restore_latest(state)
-    if restored is None:
-        raise UserError(f"{directory} holds no checkpoint to evaluate: train first, without --eval-only.")
-    step, state = restored
-    losses = losses_of(sharding.whole(mesh, state.params), evaluator, corpora)
-    return {"method": method, "seed": int(seed), "steps": step, "seconds": math.nan, **losses}
-
-
-def _weights_from(config: Config, state: TrainState) -> Params:
-    """The weighting network of another run's last checkpoint."""
-    source = config.weights.frozen_from
-    if source is None:
-        raise UserError(
-            "The method frozen needs --weights.frozen-from: the directory METHOD-seedN of a run that learned weights."
-        )
-    result = source / "weights.npz"
-    if not result.exists():
-        raise UserError(f"{result} does not exist: give the directory of a finished run of dds, soba or anograd.")
-    template, tree = jax.tree.flatten(state.weight_params)
-    with np.load(result) as stored:
-        leaves = [stored[f"leaf_{i}"] for i in range(len(stored.files))]
-    if [x.shape for x in leaves] != [x.shape for x in template]:
-        raise UserError(
-            f"The weighting network in {result} has other shapes than this one: give the same --model.weighting* flags."
-        )
-    placed = [jax.device_put(new, old.sharding) for new, old in zip(leaves, template, strict=True)]
-    return jax.tree.unflatten(tree, placed)
-
-
-def _write_documents(directory: Path, weight_params: Params, weighting: LogitFn, corpora: build.Corpora) -> None:
-    """Keeps the weighting network, and the generic rows that it likes most and least."""
-    weight_params = jax.tree.map(lambda x: np.asarray(_local(x)), weight_params)
-    leaves = jax.tree.leaves(weight_params)
-    np.savez(directory / "weights.npz", **{f"leaf_{i}": leaf for i, leaf in enumerate(leaves)})
-    logits_of = jax.jit(weighting)
-    ids, logits = [], []
-    for batch in evaluation_batches(corpora.generic_train, 512, 16_384):
-        real = batch.pop("mask") > 0
-        logits.append(np.asarray(logits_of(weight_params, batch))[real])
-        ids.append(batch["id"][real])
-    ids, logits = np.concatenate(ids), np.concatenate(logits)
-    order = np.argsort(-logits)
-    chosen = {"highest": order[:12], "lowest": order[::-1][:12]}
-    documents = {k: [_document(corpora.generic, int(ids[i]), float(logits[i])) for i in v] for k, v in chosen.items()}
-    (directory / "documents.json").write_text(json.dumps(documents, indent=2) + "\n")
-
-
-def _document(generic: PackedText, row: int, logit: float) -> Document:
-    label = "" if generic.labels is None else generic.label_names[generic.labels[row]]
-    return Document(logit, label, generic.text(row))

@@ -18,6 +18,7 @@ METHODS = {
     "dds averaged": lambda: bilevel.dds(average_specific=0.9),
     "anograd": lambda: bilevel.anograd(average_specific=0.9, through_optimizer=True),
     "soba": lambda: bilevel.soba(optax.adam(0.01)),
+    "penalty": lambda: bilevel.penalty(optax.adam(0.01)),
     "implicit cg": lambda: bilevel.implicit_cg(damping=300.0, average_specific=0.9),
     "implicit neumann": lambda: bilevel.implicit_neumann(step_size=0.003, damping=1.0, warm_start=True),
 }

@@ -206,7 +206,7 @@ def test_no_second_compilation() -> None:
 
 
 def test_mistakes_are_explained() -> None:
-    with pytest.raises(UserError, match=r"micro_batches=0\) must be at least 1"):
+    with pytest.raises(UserError, match="micro_batches=0: it must be at least 1"):
         scorers.loss_features(toy.loss, micro_batches=0)
     with pytest.raises(UserError, match="weighting=None"):
         bilevel.make_step(toy.loss, None, optax.sgd(0.1), optax.sgd(0.1), bilevel.dds(), batch_size=SMALL)

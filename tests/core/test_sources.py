@@ -41,6 +41,7 @@ METHODS = {
     "dds": bilevel.dds,
     "anograd": lambda: bilevel.anograd(average_specific=0.9),
     "soba": lambda: bilevel.soba(optax.sgd(0.05), damping=0.1),
+    "penalty": lambda: bilevel.penalty(optax.adam(0.01)),
     "implicit cg": lambda: bilevel.implicit_cg(average_specific=0.9),
     "implicit neumann": lambda: bilevel.implicit_neumann(step_size=0.05, damping=0.1, average_specific=0.9),
 }

@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from language_toy import STEPS, call, flags, write_texts
 
 from bilevel import sharding
 from bilevel.nn.transformer import TransformerConfig
@@ -21,9 +22,6 @@ from experiments import cli
 from experiments.language_modeling.__main__ import STOPPED, main
 from experiments.language_modeling.build import last_blocks
 from experiments.language_modeling.config import Config, MethodConfig, ModelConfig, settings_of
-
-WORDS = ["the", "cat", "sat", "on", "a", "mat", "while", "rain", "fell", "over", "old", "town", "people", "ran"]
-STEPS = 12
 
 
 @pytest.fixture(autouse=True)
@@ -34,43 +32,7 @@ def one_device(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    """Generic text with labels, half of it like the specific text."""
-    rng = np.random.default_rng(0)
-
-    def lines(count: int, upper: bool) -> list[str]:
-        made = [" ".join(rng.choice(WORDS, 8)) for _ in range(count)]
-        return [line.upper() if upper else line for line in made]
-
-    generic = [line for pair in zip(lines(150, False), lines(150, True), strict=True) for line in pair]
-    (tmp_path / "generic.txt").write_text("\n".join(generic) + "\n")
-    (tmp_path / "labels.tsv").write_text("lower\tx\n<script>UPPER\tx\n" * 150)
-    (tmp_path / "specific").mkdir()
-    for part, count in (("train", 60), ("valid", 20), ("test", 20)):
-        (tmp_path / "specific" / f"{part}.txt").write_text("\n".join(lines(count, True)) + "\n")
-    return tmp_path
-
-
-def flags(data: Path, **given: object) -> list[str]:
-    chosen: dict[str, object] = {
-        "steps": STEPS,
-        "length": 16,
-        "batch-size": 4,
-        "big-batch-size": 16,
-        "warmup": 2,
-        "log-every": 4,
-        "evaluate-every": 4,
-        "checkpoint-every": 4,
-        "run-dir": data / "run",
-        "data.generic": data / "generic.txt",
-        "data.specific": data / "specific",
-        "data.cache-dir": data / "cache",
-        **{name.replace("__", ".").replace("_", "-"): value for name, value in given.items()},
-    }
-    return [x for name, value in chosen.items() for x in (f"--{name}", str(value))] + ["--no-progress"]
-
-
-def call(data: Path, *more: str, **given: object) -> None:
-    cli.run(Config, main, [*flags(data, **given), *more])
+    return write_texts(tmp_path)
 
 
 def results(data: Path) -> list[dict]:
@@ -244,7 +206,7 @@ BAD_INPUT = {
     "not UTF-8": ({"data__generic": "LATIN"}, ["latin.txt", "line 2"]),
     "small specific set": ({"weights__specific_batch_size": 5000}, ["A batch of 5000 rows", "specific"]),
     "b > B": ({"big_batch_size": 2}, ["--big-batch-size 2 is smaller than --batch-size 4"]),
-    "unknown method": ({"compare": "uniform,magic"}, ['"magic"', "choose from uniform, dds, soba"]),
+    "unknown method": ({"compare": "uniform,magic"}, ['"magic"', "choose from all, uniform, mixing"]),
     "unknown data set": ({"data__generic": "tfds:no_such_set"}, ["no_such_set"]),
     "unwritable directory": ({"run_dir": "BELOW"}, ["Cannot write to the run directory", "give another --run-dir"]),
     "more blocks than there are": (
@@ -252,9 +214,22 @@ BAD_INPUT = {
         ["--weights.probe-blocks 9", "the model has 2 blocks"],
     ),
     "all rows specific": (
-        {"method": "mixing", "weights__mixing_fraction": 0.99},
-        ["--weights.mixing-fraction 0.99 makes 4 of 4 rows specific"],
+        {"method": "mixing", "weights__mixing_fraction": 1.0},
+        ["--weights.mixing-fraction 1.0 of --batch-size 4"],
     ),
+    "no rows before selection": (
+        {"method": "contrastive", "weights__contrastive_start": 0.01},
+        ["--weights.contrastive-start 0.01 leaves 0 of 12 steps"],
+    ),
+    "no scores": (
+        {"method": "contrastive", "weights__contrastive_scores": "nowhere.npz"},
+        ["Cannot read the scores in nowhere.npz"],
+    ),
+    "budget of unknown seconds": (
+        {"compare": "soba", "same_seconds": None},
+        ["--same-seconds takes uniform's seconds"],
+    ),
+    "too few trials": ({"trials": -1}, ["--trials -1 must be at least 0"]),
     "no steps": ({"steps": 0}, ["--steps 0 must be at least 1"]),
     "negative seed": ({"seed": -1}, ["seed is -1"]),
     "no seeds": ({"seeds": 0}, ["--seeds 0 must be at least 1"]),
@@ -283,7 +258,7 @@ def test_bad_input_gets_one_sentence(case: str, data: Path, capsys: pytest.Captu
     (data / "latin.txt").write_bytes(b"good line\nbad \xe9\xe8 line\n")
     paths = {"EMPTY": data / "empty.txt", "LATIN": data / "latin.txt", "BELOW": data / "generic.txt" / "run"}
     chosen = {name: paths.get(value, value) for name, value in given.items() if value is not None}  # pyright: ignore
-    more = ["--eval-only"] if "eval_only" in given else []
+    more = [f"--{name.replace('_', '-')}" for name, value in given.items() if value is None]
     with pytest.raises(SystemExit) as stop:
         call(data, *more, **{"compare": "soba", **chosen})
     error = capsys.readouterr().err.strip()

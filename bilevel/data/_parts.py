@@ -1,0 +1,82 @@
+"""Labelled rows as their source gives them, before they are split."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bilevel.types import UserError
+
+TRAIN, VALID, TEST = ("train",), ("valid", "validation", "val", "dev"), ("test",)
+"""What sources call their parts."""
+
+
+class Part(NamedTuple):
+    """One part of a source."""
+
+    inputs: NDArray[Any]
+    """Images uint8 `[N, H, W, C]`, or features float32 `[N, d]`."""
+    labels: NDArray[np.int32]
+    """int32 `[N]`, not negative."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A source of labelled rows."""
+
+    name: str
+    train: Part
+    valid: Part | None
+    """The source's own validation part, if it has one."""
+    test: Part | None
+    """The source's own test part, if it has one."""
+    class_names: tuple[str, ...] = ()
+    """In the order of the labels; empty if the source does not name them."""
+
+
+def checked_part(inputs: NDArray[Any], labels: NDArray[Any], where: str) -> Part:
+    """A part of arrays of the user.
+
+    Args:
+        inputs: uint8 `[N, H, W]` or `[N, H, W, C]`, or numbers `[N, d]`.
+        labels: integers `[N]` or `[N, 1]`.
+        where: for messages.
+
+    Raises:
+        UserError: another type or shape, negative labels, or features that are not finite.
+    """
+    if labels.ndim == 2 and labels.shape[1] == 1:
+        labels = labels[:, 0]
+    if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
+        raise UserError(f"{where}: the labels are {_described(labels)}; give integers [rows].")
+    if inputs.ndim == 0 or len(inputs) != len(labels):
+        raise UserError(
+            f"{where}: the inputs are {_described(inputs)}, the labels {_described(labels)}; give as many of each."
+        )
+    if len(labels) == 0:
+        raise UserError(f"{where} holds no rows; give data that are not empty.")
+    if labels.min() < 0 or labels.max() > np.iinfo(np.int32).max:
+        raise UserError(f"{where}: the labels run from {labels.min()} to {labels.max()}; number the classes from 0.")
+    return Part(_checked_inputs(inputs, where), labels.astype(np.int32))
+
+
+def _checked_inputs(inputs: NDArray[Any], where: str) -> NDArray[Any]:
+    if inputs.ndim in (3, 4) and inputs.dtype == np.uint8:
+        return inputs[..., None] if inputs.ndim == 3 else inputs
+    if inputs.ndim == 2 and inputs.dtype.kind in "biuf":
+        features = inputs.astype(np.float32)
+        if not np.isfinite(features).all():
+            row = int(np.argmin(np.isfinite(features).all(axis=1)))
+            raise UserError(f"{where}: the features of row {row} are not finite in float32; fill in or drop such rows.")
+        return features
+    raise UserError(
+        f"{where}: the inputs are {_described(inputs)}; give images uint8 [rows, height, width, channels] with values "
+        "from 0 to 255, or numbers [rows, features]."
+    )
+
+
+def _described(array: NDArray[Any]) -> str:
+    return f"{array.dtype}{list(array.shape)}"

@@ -1,0 +1,120 @@
+"""A number for each example of a data set, such as its irreducible loss, kept in a file that knows which data it is of."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from numpy.typing import NDArray
+
+from bilevel.types import Array, UserError
+
+Settings = Mapping[str, Any]
+"""What the numbers depend on besides the rows, as JSON values: the model, its training, the loss."""
+
+
+@dataclass(frozen=True, eq=False)
+class LossTable:
+    """A number for each example of one data set."""
+
+    losses: NDArray[np.float32]
+    """`[N]`, by example id; NaN where an example was not scored."""
+    content_hash: str
+    """That of the data set."""
+    settings: Settings
+
+    def params(self) -> dict[str, Array]:
+        """The parameters of `scoring.rho_loss`, `irreducible_loss` and `by_id`."""
+        return {"table": jnp.asarray(self.losses)}
+
+    def save(self, path: str | Path) -> None:
+        """Write a `.npz` file, whole or not at all."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        about = json.dumps({"content_hash": self.content_hash, "settings": dict(self.settings)}, sort_keys=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                np.savez(file, losses=self.losses, about=np.asarray(about))
+            os.replace(name, path)
+        except BaseException:
+            os.unlink(name)
+            raise
+
+    @classmethod
+    def load(cls, path: str | Path, *, content_hash: str, settings: Settings) -> LossTable:
+        """Read a table, if it is of these rows and settings.
+
+        Raises:
+          UserError: the file is missing or no table, or belongs to other data or other settings.
+        """
+        table = _read(Path(path))
+        if table.content_hash != content_hash:
+            raise UserError(
+                f"The table {path} holds losses of data with the content hash {table.content_hash}, but these data have "
+                f"{content_hash}: score these data, or give those."
+            )
+        wanted = json.loads(json.dumps(dict(settings)))
+        differing = [k for k in sorted({*wanted, *table.settings}) if wanted.get(k) != table.settings.get(k)]
+        if differing:
+            found = ", ".join(f"{k}={table.settings.get(k)!r} in place of {wanted.get(k)!r}" for k in differing)
+            raise UserError(f"The table {path} was made with {found}: score the data again, or ask for its settings.")
+        return table
+
+
+def _read(path: Path) -> LossTable:
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            about = json.loads(str(arrays["about"]))
+            return LossTable(arrays["losses"], about["content_hash"], about["settings"])
+    except FileNotFoundError as error:
+        raise UserError(f"There is no table of losses at {path}: score the data first, or check the path.") from error
+    except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path} is not a table of losses ({error}): delete it, and score the data again.") from error
+
+
+def combine(one: LossTable, other: LossTable) -> LossTable:
+    """One table of two that hold different examples of the same data.
+
+    Raises:
+      UserError: the tables are of different data or settings, or both hold a number for an example.
+    """
+    if (one.content_hash, one.losses.shape) != (other.content_hash, other.losses.shape):
+        raise UserError(
+            f"Two tables are of different data: {one.content_hash} with {len(one.losses)} examples and "
+            f"{other.content_hash} with {len(other.losses)}; score the same data."
+        )
+    if dict(one.settings) != dict(other.settings):
+        raise UserError(
+            f"Two tables were made with different settings, {dict(one.settings)} and {dict(other.settings)}: make them equal."
+        )
+    both = np.isfinite(one.losses) & np.isfinite(other.losses)
+    if both.any():
+        raise UserError(
+            f"{both.sum()} examples are in both tables, the first is {int(np.flatnonzero(both)[0])}: score each only once, "
+            "by the model that was not trained on it."
+        )
+    return LossTable(np.where(np.isfinite(one.losses), one.losses, other.losses), one.content_hash, one.settings)
+
+
+def highest(table: LossTable, count: int) -> NDArray[np.int64]:
+    """The ids of the `count` examples with the largest numbers, in order of id: a subset chosen before training starts.
+
+    Of equal numbers the smaller id is taken. `RowView(dataset, highest(table, count))` is the subset.
+
+    Raises:
+      UserError: the table holds fewer numbers.
+    """
+    known = int(np.isfinite(table.losses).sum())
+    if not 0 < count <= known:
+        raise UserError(f"highest(count={count}): the table holds {known} numbers; ask for 1 to {known}.")
+    order = np.argsort(-table.losses, kind="stable")  # NaN, without a number, comes last
+    return np.sort(order[:count])

@@ -1,0 +1,1 @@
+"""A check before a long run: SAR and GAR of a short uniform training."""

@@ -1,0 +1,122 @@
+"""What the measurements say: a table, a sentence, a plot."""
+
+from __future__ import annotations
+
+import io
+import json
+import platform
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import jax
+
+from bilevel.training.run_dir import write_atomically
+from bilevel.types import UserError
+
+Row: TypeAlias = Mapping[str, float]
+
+CHANCE = 0.5
+PAPER = {
+    "language modeling (c4, reuters)": (0.862, 0.694),
+    "machine translation (paracrawl, newstest)": (0.781, 0.682),
+    "image classification (yfcc15m, imagenet67)": (0.503, 0.498),
+}
+"""Table 8 of Grangier, Ablin and Hannun (2024): task (generic, specific) -> SAR, GAR."""
+ERRORS = 2
+"""A rate is above chance if it is so by more than this many standard errors."""
+FINDINGS = {
+    (True, True): "both are above chance: gradient alignments tell the two kinds of data apart",
+    (
+        True,
+        False,
+    ): "only SAR is above chance: specific batches do more than generic ones for specific rows, but no less for "
+    "generic rows",
+    (False, True): "only GAR is above chance: specific batches do no more than generic ones for specific rows",
+    (
+        False,
+        False,
+    ): "neither is above chance: either generic batches serve specific rows as well as specific batches do, or "
+    "gradient alignments do not show the difference",
+}
+"""(SAR above chance, GAR above chance) -> what that says, after section 6.3."""
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Markdown: one line a measurement, rates with their standard errors."""
+    lines = ["| step | specific valid loss | generic valid loss | SAR | GAR |", "| --- | --- | --- | --- | --- |"]
+    for row in rows:
+        losses = f"{row['specific_valid_loss']:.3f} | {row['generic_valid_loss']:.3f}"
+        lines.append(f"| {row['step']:.0f} | {losses} | {_rate(row, 'sar')} | {_rate(row, 'gar')} |")
+    return "\n".join(lines)
+
+
+def _rate(row: Row, name: str) -> str:
+    return f"{100 * row[name]:.1f} ± {100 * row[f'{name}_error']:.1f} %"
+
+
+def verdict(row: Row) -> str:
+    """One sentence on the last measurement, with the paper's numbers beside it."""
+    above = tuple(row[name] - CHANCE > ERRORS * row[f"{name}_error"] for name in ("sar", "gar"))
+    lm, mt, images = (f"{100 * sar:.1f} / {100 * gar:.1f} %" for sar, gar in PAPER.values())
+    return (
+        f"After {row['step']:.0f} steps SAR is {_rate(row, 'sar')} and GAR {_rate(row, 'gar')} (± one standard error; chance is "
+        f"50 %), so that {FINDINGS[above[0], above[1]]}; Grangier et al., table 8, report {lm} for language modelling and {mt} "
+        f"for translation, where bilevel data selection helped, and {images} for image classification, where it did poorly, "
+        "which makes the rates an indication from three tasks, not a promise."
+    )
+
+
+def write(directory: Path, rows: Sequence[Row], about: Mapping[str, Any]) -> str:
+    """Writes diagnose.md, diagnose.json and diagnose.svg; returns the table with the sentence.
+
+    Raises:
+      UserError: if a file cannot be written or drawn.
+    """
+    sentence = verdict(rows[-1])
+    text = f"{table(rows)}\n\n{sentence}"
+    packages = {name: version(name) for name in ("jax", "flax", "optax", "numpy")}
+    found = {
+        **about,
+        "versions": {"python": platform.python_version(), **packages},
+        "backend": jax.default_backend(),
+        "chance": CHANCE,
+        "measurements": [dict(row) for row in rows],
+        "verdict": sentence,
+        "paper_table_8": {task: {"sar": sar, "gar": gar} for task, (sar, gar) in PAPER.items()},
+    }
+    heading = f"# SAR and GAR\n\nSpecific: {about['specific']}. Generic: {about['generic']}. {about['measured']}\n\n"
+    write_atomically(directory / "diagnose.md", f"{heading}{text}\n")
+    write_atomically(directory / "diagnose.json", json.dumps(found, indent=2, default=str, allow_nan=False) + "\n")
+    write_atomically(directory / "diagnose.svg", plot(rows))
+    return text
+
+
+def plot(rows: Sequence[Row]) -> str:
+    """The rates over the steps with two standard errors, as the text of an SVG file.
+
+    Raises:
+      UserError: matplotlib is not installed.
+    """
+    try:
+        from matplotlib import rc_context
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise UserError("Drawing the rates needs matplotlib: run `pip install 'bilevel[experiments]'`.") from error
+    with rc_context({"svg.hashsalt": "bilevel"}):
+        figure = Figure(figsize=(6.4, 3.6), layout="constrained")
+        axes = figure.subplots()
+        steps = [row["step"] for row in rows]
+        for name, color in (("sar", "#0072B2"), ("gar", "#E69F00")):
+            errors = [ERRORS * 100 * row[f"{name}_error"] for row in rows]
+            rates = [100 * row[name] for row in rows]
+            axes.errorbar(steps, rates, errors, color=color, marker="o", capsize=3, label=name.upper())
+        axes.axhline(100 * CHANCE, color="#8A8A8A", linestyle=":", label="chance")
+        axes.set_xlabel("step")
+        axes.set_ylabel("% (± two standard errors)")
+        axes.set_ylim(0, 100)
+        axes.legend(frameon=False)
+        text = io.StringIO()
+        figure.savefig(text, format="svg", metadata={"Date": None})
+    return text.getvalue()

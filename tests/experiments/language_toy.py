@@ -1,0 +1,54 @@
+"""Tiny text, and the language-modelling experiment called on it as a user calls it."""
+
+from pathlib import Path
+
+import numpy as np
+
+from experiments import cli
+from experiments.language_modeling.__main__ import main
+from experiments.language_modeling.config import Config
+
+WORDS = ["the", "cat", "sat", "on", "a", "mat", "while", "rain", "fell", "over", "old", "town", "people", "ran"]
+STEPS = 12
+
+
+def write_texts(folder: Path) -> Path:
+    """Generic text with labels, half of it like the specific text (upper case)."""
+    rng = np.random.default_rng(0)
+
+    def lines(count: int, upper: bool) -> list[str]:
+        made = [" ".join(rng.choice(WORDS, 8)) for _ in range(count)]
+        return [line.upper() if upper else line for line in made]
+
+    generic = [line for pair in zip(lines(150, False), lines(150, True), strict=True) for line in pair]
+    (folder / "generic.txt").write_text("\n".join(generic) + "\n")
+    (folder / "labels.tsv").write_text("lower\tx\n<script>UPPER\tx\n" * 150)
+    (folder / "specific").mkdir()
+    for part, count in (("train", 60), ("valid", 20), ("test", 20)):
+        (folder / "specific" / f"{part}.txt").write_text("\n".join(lines(count, True)) + "\n")
+    return folder
+
+
+def flags(data: Path, **given: object) -> list[str]:
+    """The flags of a run of a few seconds."""
+    chosen: dict[str, object] = {
+        "steps": STEPS,
+        "length": 16,
+        "batch-size": 4,
+        "big-batch-size": 16,
+        "warmup": 2,
+        "log-every": 4,
+        "evaluate-every": 4,
+        "checkpoint-every": 4,
+        "run-dir": data / "run",
+        "data.generic": data / "generic.txt",
+        "data.specific": data / "specific",
+        "data.cache-dir": data / "cache",
+        **{name.replace("__", ".").replace("_", "-"): value for name, value in given.items()},
+    }
+    return [x for name, value in chosen.items() for x in (f"--{name}", str(value))] + ["--no-progress"]
+
+
+def call(data: Path, *more: str, **given: object) -> None:
+    """The command, in this process."""
+    cli.run(Config, main, [*flags(data, **given), *more])

@@ -1,0 +1,199 @@
+"""Contrastive selection, and comparisons over sets, budgets and settings, at tiny sizes."""
+
+import csv
+import json
+import math
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from language_toy import STEPS, call, write_texts
+
+from bilevel import sharding
+from experiments.language_modeling import contrastive, search, suite, tables
+from experiments.language_modeling.build import load_corpora
+from experiments.language_modeling.config import ALL, METHODS, Config, DataConfig
+from experiments.language_modeling.tables import Key
+
+SCORING = {"weights__contrastive_rows": 40, "weights__contrastive_finetune_steps": 30}
+
+
+@pytest.fixture(autouse=True)
+def one_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    mesh = sharding.make_mesh(jax.devices()[:1])
+    monkeypatch.setattr(sharding, "make_mesh", lambda: mesh)
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    return write_texts(tmp_path)
+
+
+def corpora_of(data: Path):
+    files = DataConfig(generic=str(data / "generic.txt"), specific=str(data / "specific"), cache_dir=data / "cache")
+    return load_corpora(Config(length=16, data=files))
+
+
+def test_contrastive_selects_what_fine_tuning_helps(data: Path) -> None:
+    more = {"weights__contrastive_fraction": 0.25, "finetune_learning_rate": 5e-3}
+    call(data, method="contrastive", data__generic_labels=data / "labels.tsv", **(SCORING | more))
+    folder = data / "run" / "contrastive-seed0"
+    scores = contrastive.load_scores(folder / contrastive.NAME, corpora_of(data))
+    assert len(scores.rows) == len(set(scores.rows)) == len(scores.gain) == 40
+    metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    shares = [row["share/<script>UPPER"] for row in metrics]
+    assert [row["step"] for row in metrics][-1] == STEPS
+    assert shares[-1] > 0.9, "upper-case rows, like the specific ones, are half of all rows before selection"
+    result = json.loads((folder / "result.json").read_text())
+    assert result["preparation_step"] == STEPS // 2
+    assert result["seconds"] > result["preparation_seconds"] > 0
+
+
+def test_contrastive_continues_and_takes_scores(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    call(data, method="contrastive", **SCORING)
+    folder = data / "run" / "contrastive-seed0"
+    whole = json.loads((folder / "result.json").read_text())
+    scores = data / "kept.npz"
+    shutil.copy(folder / contrastive.NAME, scores)
+    (folder / "result.json").unlink()
+    shutil.rmtree(folder / "checkpoints" / str(STEPS))
+
+    def never(*unused: object) -> None:
+        raise AssertionError("the scores are there")
+
+    monkeypatch.setattr(contrastive, "compute_scores", never)
+    call(data, method="contrastive", **SCORING)
+    again = json.loads((folder / "result.json").read_text())
+    assert again["specific_test_loss"] == whole["specific_test_loss"]
+    call(data, method="contrastive", run_dir=data / "other", weights__contrastive_scores=scores, **SCORING)
+    other = json.loads((data / "other" / "contrastive-seed0" / "result.json").read_text())
+    assert other["specific_test_loss"] == whole["specific_test_loss"]
+
+
+def test_scores_of_other_data_are_refused(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    scores = contrastive.Scores(np.arange(4), np.ones(4, np.float32), "0" * 64, 1.0)
+    contrastive.save_scores(data / "scores.npz", scores)
+    with pytest.raises(SystemExit):
+        call(data, method="contrastive", weights__contrastive_scores=data / "scores.npz")
+    assert "are of other generic data (hash 000000000000, here " in capsys.readouterr().err
+
+
+def test_fine_tuning_later_trains_nothing_again(data: Path) -> None:
+    call(data, method="uniform")
+    folder = data / "run" / "uniform-seed0"
+    before = (folder / "metrics.jsonl").read_bytes(), (folder / "result.json").read_bytes()
+    call(data, method="uniform", finetune_steps=20)
+    row = json.loads((data / "run" / "comparison.json").read_text())[0]
+    assert row["finetuned_specific_valid_loss"] < row["specific_valid_loss"]
+    assert before == ((folder / "metrics.jsonl").read_bytes(), (folder / "result.json").read_bytes())
+    call(data, method="uniform", run_dir=data / "at once", finetune_steps=20)
+    at_once = json.loads((data / "at once" / "comparison.json").read_text())[0]
+    assert at_once["finetuned_specific_test_loss"] == row["finetuned_specific_test_loss"]
+
+
+@pytest.mark.slow
+def test_sets_seconds_and_trials(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(data / "specific", data / "second.set")
+    arguments = ["--specific-sets", str(data / "specific"), str(data / "second.set"), "--same-seconds"]
+    given = {"compare": "uniform,mixing", "budget_seconds": 1.0, "trials": 2, "trial_steps": 4}
+    call(data, *arguments, **given)
+    run = data / "run"
+    assert {"specific", "second"} <= {path.name for path in run.iterdir()}
+    for name in ("specific", "second"):
+        found = json.loads((run / name / "search" / "mixing" / search.NAME).read_text())
+        assert len(found["trials"]) == 2
+        assert found["best"] == min(found["trials"], key=lambda trial: trial["specific_valid_loss"])
+        used = json.loads((run / name / "mixing-seed0" / "config.json").read_text())
+        wanted = found["best"]["settings"]
+        assert used["learning_rate"] == wanted.get("learning_rate", Config().learning_rate)
+    rows = json.loads((run / "tables.json").read_text())
+    steps = [row for row in rows if row["budget"] == "steps"]
+    assert len(steps) == 4
+    assert len(rows) == 8
+    with open(run / "tables.csv") as file:
+        lines = list(csv.DictReader(file))
+    for line in lines:
+        of = [
+            row["specific_test_loss"]
+            for row in rows
+            if (row["budget"], row["specific_set"], row["method"])
+            == (line["budget"], line["specific_set"], line["method"])
+        ]
+        assert math.isclose(float(line["mean"]), float(np.mean(of)))
+    assert (run / "tables.svg").stat().st_size > 1000
+    assert (run / tables.MARKDOWN).read_text().strip() in capsys.readouterr().out
+    written = {path: path.stat().st_mtime_ns for path in run.rglob("metrics.jsonl")}
+    call(data, *arguments, **given)
+    assert written == {path: path.stat().st_mtime_ns for path in run.rglob("metrics.jsonl")}
+
+
+def result(method: str, seconds: float, before: float = 0.0, seed: int = 0) -> dict:
+    return {"method": method, "seed": seed, "seconds": seconds, "preparation_seconds": before}
+
+
+def test_steps_that_fit_in_the_seconds(tmp_path: Path) -> None:
+    config = Config(steps=100)
+    found = [result("uniform", 10.0), result("uniform", 12.0), result("soba", 22.0), result("classifier", 16.0, 5.0)]
+    plan = suite._plan(config, tmp_path, found)
+    assert plan["seconds"] == 11.0
+    assert plan["steps"] == {"uniform": 100, "soba": 50, "classifier": 54}  # (11 - 5) / 0.11
+    slower = [result("uniform", 99.0), *found[1:]]
+    assert suite._plan(config, tmp_path, slower) == plan, "decided once"
+
+
+def test_ranks(tmp_path: Path) -> None:
+    def row(name: str, method: str, loss: float, tuned: float | None = None) -> dict:
+        return {
+            "specific_set": name,
+            "budget": "steps",
+            "method": method,
+            "specific_test_loss": loss,
+            "finetuned_specific_test_loss": tuned,
+        }
+
+    rows = [
+        row("a", "uniform", 2.0, 1.0),
+        row("a", "uniform", 2.2, 1.2),
+        row("a", "soba", 1.0, 1.2),
+        row("b", "uniform", 3.0, 2.0),
+        row("b", "soba", 4.0, 3.0),
+    ]
+    cells = tables.ranked(rows)
+    cell = cells[Key("steps", "a", "specific_test_loss", "uniform")]
+    assert (cell.mean, cell.rank, cell.seeds) == (pytest.approx(2.1), 2, 2)
+    assert cell.std == pytest.approx(0.2 / math.sqrt(2))
+    assert cells[Key("steps", "a", "finetuned_specific_test_loss", "soba")].rank == 2
+    text = tables.write_tables(tmp_path, rows)
+    assert "| uniform | 2.100 ± 0.141 ② | 1.100 ± 0.141 ① | 3.000 ① | 2.000 ① | 1.5 | 1.0 |" in text
+    assert "| soba | 1.000 ① | 1.200 ② | 4.000 ② | 3.000 ② | 1.5 | 2.0 |" in text
+
+
+def test_trials_are_draws_of_seed_method_and_number() -> None:
+    assert set(search.SPACES) == set(METHODS)
+    assert set(ALL) == set(METHODS) - {"frozen"}
+    for method in METHODS:
+        assert search.trial_settings(method, 0, 0) == {}
+        first, same = (search.trial_settings(method, 0, 1) for _ in range(2))
+        assert first == same
+        draws = [search.trial_settings(method, 0, i) for i in range(1, 30)]
+        assert len({json.dumps(draw) for draw in draws}) > 25
+        for draw in draws:
+            search.with_settings(Config(), draw)
+            for name, value in draw.items():
+                space = search.SPACES[method][name]
+                inside = space.low <= value <= space.high if isinstance(space, search.Log) else value in space.values
+                assert inside
+
+
+def test_names_of_sets() -> None:
+    assert [suite.set_name(x) for x in ("a/rct.txt.gz", "b/kjv/", "tfds:x:y", "*.txt")] == [
+        "rct",
+        "kjv",
+        "tfds_x_y",
+        "_",
+    ]
+    config = Config(specific_sets=("x/a", "y/a.txt"))
+    with pytest.raises(Exception, match='two sets named "a"'):
+        suite.named_sets(config)
