@@ -6,6 +6,7 @@ from bilevel import estimators as estimators
 from bilevel import filters as filters
 from bilevel import linearization as linearization
 from bilevel import methods as methods
+from bilevel import samplers as samplers
 from bilevel import scorers as scorers
 from bilevel import scoring as scoring
 from bilevel.linearization import Finite as Finite
@@ -23,6 +24,9 @@ from bilevel.methods import spcl as spcl
 from bilevel.methods import uniform as uniform
 from bilevel.nn.meta_weight_net import MetaWeightNet as MetaWeightNet
 from bilevel.nn.meta_weight_net import meta_weight_net as meta_weight_net
+from bilevel.sampled_step import SampledState as SampledState
+from bilevel.sampled_step import SampledStep as SampledStep
+from bilevel.sampled_step import make_sampled_step as make_sampled_step
 from bilevel.scorers import Scorer as Scorer
 from bilevel.state import TrainState as TrainState
 from bilevel.step import TrainStep as TrainStep

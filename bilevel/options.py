@@ -26,6 +26,7 @@ class StepOptions:
     normalize_alignments: bool = False
     ema_decay: float | None = None
     micro_batches: int = 1
+    row_metrics: tuple[str, ...] = ()
     axis_name: str | None = None
 
     def __post_init__(self) -> None:

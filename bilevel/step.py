@@ -78,6 +78,7 @@ def make_step(
     normalize_alignments: bool = False,
     ema_decay: float | None = None,
     micro_batches: int = 1,
+    row_metrics: tuple[str, ...] = (),
     mesh: jax.sharding.Mesh | None = None,
     axis_name: str | None = None,
 ) -> TrainStep:
@@ -113,6 +114,8 @@ def make_step(
       ema_decay: keep an exponential moving average of (params, model_state) with this decay.
       micro_batches: evaluate the b rows (and the specific batch) in this many equal parts, one after the other: the same update
         to rounding with the activations of one part in memory. See `bilevel.rows.RowLosses`.
+      row_metrics: names of the per-example metrics of `loss` that the step returns for the rows of the θ-update, as its own
+        evaluation gave them.
       mesh: the devices that rows are spread over under plain `jit`: those that the filter picks are spread over it too, and split
         parameters (`bilevel.sharding.split_state`) are gathered where they are used. With None the compiler decides, and tends
         to compute all rows on every device.
@@ -125,7 +128,7 @@ def make_step(
       specific_loss (NaN on steps without α-work), effective_sample_size, weight_entropy, largest_weight (over the big
       batch), temperature, weight_gradient_norm (NaN where α does not change) and alignment_rms (NaN without α-work); and
       `selected`, int32 `[b]`: the positions in the big batch of the rows of the θ-update. A method that chooses the weights
-      itself adds them: `weights`, float32 `[b]`.
+      itself adds them: `weights`, float32 `[b]`. Those named by `row_metrics` follow, `[b, …]`.
 
     Raises:
       UserError: for options that do not go together, now; for shapes that do not fit, when the step is traced.
@@ -134,7 +137,7 @@ def make_step(
         update_every = 1 if method.chooses_weights else 4
     options = StepOptions(
         batch_size, mode, estimator, alpha_batch, alpha_batch_size, update_every, probe_every, normalize_alignments,
-        ema_decay, micro_batches, axis_name,
+        ema_decay, micro_batches, row_metrics, axis_name,
     )  # fmt: skip
     if method.chooses_weights:
         options.check_chooses_weights()
@@ -188,6 +191,8 @@ class _Moved(NamedTuple):
     weight_opt_state: Any
     method_state: Any
     metrics: Metrics
+    asked: Metrics
+    """The per-example metrics that were asked for, `[b, …]`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -283,7 +288,7 @@ class _Parts:
             metrics |= diagnostics.weight_metrics(jnp.log(weights), axis)
         metrics = {name: value.astype(jnp.float32) for name, value in metrics.items()}
         vectors = {"selected": positions} if weights is None else {"selected": positions, "weights": weights}
-        return self._next(state, moved), {**metrics, **vectors}
+        return self._next(state, moved), {**metrics, **vectors, **moved.asked}
 
     def _plain(self, state: TrainState, inner: Inner) -> _Moved:
         """The θ-update alone: what every training step costs."""
@@ -344,7 +349,17 @@ class _Parts:
             state.weight_opt_state,
             state.method_state,
             metrics,
+            self._row_metrics(aux),
         )
+
+    def _row_metrics(self, aux: LossAux) -> Metrics:
+        for name in self.options.row_metrics:
+            if name not in aux.metrics:
+                raise UserError(
+                    f"The loss returns no per-example metric {name!r} (it returns: {', '.join(aux.metrics) or 'none'}): "
+                    "add it to the metrics of its LossAux."
+                )
+        return {name: aux.metrics[name] for name in self.options.row_metrics}
 
     def _next(self, state: TrainState, moved: _Moved) -> TrainState:
         ema = state.ema

@@ -20,3 +20,8 @@ from bilevel.training.report import write_report as write_report
 from bilevel.training.resident import Resident as Resident
 from bilevel.training.run_dir import hold_run_dir as hold_run_dir
 from bilevel.training.run_dir import prepare_run_dir as prepare_run_dir
+from bilevel.training.sampled import Sampled as Sampled
+from bilevel.training.transfer import load_sampler as load_sampler
+from bilevel.training.transfer import load_sequence as load_sequence
+from bilevel.training.transfer import save_sampler as save_sampler
+from bilevel.training.transfer import save_sequence as save_sequence

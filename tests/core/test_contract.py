@@ -88,6 +88,21 @@ def test_jit_equals_eager(name: str) -> None:
     assert toy.relative_error(eager.weight_params, jitted.weight_params) < 1e-3
 
 
+@pytest.mark.parametrize("name", ["uniform", "dds"])
+def test_per_example_metrics_that_are_asked_for(name: str) -> None:
+    def loss(p: Any, model_state: Any, batch: Any, rng: Any) -> Any:
+        metrics = {"x": batch["x"], "unused": batch["y"]}
+        return toy.losses(p, batch), bilevel.LossAux(model_state, metrics)
+
+    train = build(name, loss=loss, row_metrics=("x",), micro_batches=2)
+    state = train.init(jax.random.key(0), toy.params(1), toy.weight_params(2))
+    big, specific = batches(0)[0], toy.arrays(100, 4)
+    for function in (train.plain, train.learn):
+        _, metrics = jax.jit(function)(state, big, specific)
+        np.testing.assert_array_equal(metrics["x"], big["x"][metrics["selected"]])
+        assert "unused" not in metrics
+
+
 def test_alpha_changes_on_due_steps_only() -> None:
     train = build("dds", update_every=3)
     state = train.init(jax.random.key(0), toy.params(1), toy.weight_params(2))

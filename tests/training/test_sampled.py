@@ -1,0 +1,60 @@
+"""The loop trains with a sampler, and a run that was stopped goes on bit for bit."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import bilevel
+from bilevel import samplers
+from bilevel.data import ArrayDataset
+from bilevel.training import LoopConfig, Sampled, train
+from bilevel.types import LossAux, UserError
+
+ROWS, BATCH = 9, 2
+X = np.random.default_rng(0).normal(size=(ROWS + 4, 3)).astype(np.float32)
+DATA, VALIDATION = ({"x": x, "y": x.sum(1)} for x in (X[:ROWS], X[ROWS:]))
+
+
+def loss(params: Any, model_state: Any, batch: Any, rng: Any) -> tuple[jax.Array, LossAux]:
+    found = batch["x"] @ params
+    return (found - batch["y"]) ** 2, LossAux(model_state, {"logits": found})
+
+
+def test_the_loop_with_a_sampler(tmp_path: Path) -> None:
+    chosen = samplers.rl_sampler(
+        ROWS, BATCH, 1, update_every=4, reward_every=2, summary_size=2, logger_size=3, policy_size=2
+    )
+    run = bilevel.make_sampled_step(chosen, loss, optax.adam(0.1))
+    init = jax.jit(run.init)
+    source, drawn = Sampled(ArrayDataset(DATA), ArrayDataset(VALIDATION)), []
+
+    def go(steps: int, directory: Path, steps_per_call: int) -> Any:
+        config = LoopConfig(steps, 2, checkpoint_every=5, progress=False, steps_per_call=steps_per_call)
+        state = init(jax.random.key(0), jnp.zeros(3))
+        return train(
+            run.step, state, data=source, config=config, run_dir=directory,
+            on_selected=lambda ids, step: drawn.append((step, ids)) or {},
+        )  # fmt: skip
+
+    whole = go(10, tmp_path / "whole", 3)
+    assert [step for step, _ in drawn] == [2, 4, 5, 6, 8, 10]
+    np.testing.assert_array_equal(np.concatenate([ids for _, ids in drawn][-2:]).reshape(-1, BATCH)[-2:],
+                                  whole.state.sampler.window.draws[:2])  # fmt: skip
+    assert [np.isfinite(row["reward"]) for row in whole.history] == [True, True, False, True, True, True]
+    go(5, tmp_path / "parts", 3)
+    parts = go(10, tmp_path / "parts", 3)
+    for a, b in zip(jax.tree.leaves(whole.state), jax.tree.leaves(parts.state), strict=True):
+        if jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
+            a, b = jax.random.key_data(a), jax.random.key_data(b)
+        np.testing.assert_array_equal(a, b)
+
+
+def test_a_choice_of_steps_is_refused() -> None:
+    run: Any = bilevel.make_sampled_step(samplers.uniform(ROWS, BATCH), loss, optax.sgd(0.1))
+    with pytest.raises(UserError, match=r"need a step function, not a SampledStep: give its `.step`"):
+        Sampled(ArrayDataset(DATA), ArrayDataset(VALIDATION)).programs(run, 1)
