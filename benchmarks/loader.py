@@ -156,7 +156,8 @@ def _parts(config: Config) -> Parts:
     weighting = build.weighting_of(config, "soba", loss)
     step = build.build_step(config, "soba", model, loss, weighting)
     generic, specific = build.build_loaders(config, "soba", 0, build.load_corpora(config))
-    assert isinstance(generic, Loader) and isinstance(specific, Loader)
+    assert isinstance(generic, Loader)
+    assert isinstance(specific, Loader)
     mesh = sharding.make_mesh(jax.devices()[:1])
     return Parts(step, (generic, specific), lambda: build.init_state(config, 0, step, model, weighting, mesh)[0])
 
