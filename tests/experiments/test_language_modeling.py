@@ -19,9 +19,10 @@ from bilevel import sharding
 from bilevel.nn.transformer import TransformerConfig
 from bilevel.types import UserError
 from experiments import cli
-from experiments.language_modeling.__main__ import STOPPED, main
+from experiments.language_modeling.__main__ import main
 from experiments.language_modeling.build import last_blocks
 from experiments.language_modeling.config import Config, MethodConfig, ModelConfig, settings_of
+from experiments.runs import STOPPED
 
 
 @pytest.fixture(autouse=True)
