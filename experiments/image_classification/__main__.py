@@ -1,4 +1,4 @@
-"""Image classification with learned data weights and online batch selection, after Wang et al. (2020) and Mindermann et al. (2022).
+"""Image classification with learned data weights (Wang et al., 2020) and online batch selection (Mindermann et al., 2022).
 
     python -m experiments.image_classification
     python -m experiments.image_classification --data.source tfds:cifar10 --model.network resnet18 --compare all

@@ -1,4 +1,4 @@
-"""Models that are trained before the comparison, on other rows or of another size: for irreducible losses, proxies, confusions."""
+"""Models that are trained before the comparison: for irreducible losses, proxies and confusions."""
 
 from __future__ import annotations
 
@@ -74,8 +74,12 @@ def fit(config: Config, data: ImageData, name: str | None, rows: Dataset, direct
     size, steps = min(config.batch_size, len(rows)), config.weights.il_steps
     step = make_step(losses.train, None, optimizer_of(config, steps), None, uniform(), batch_size=size)
     key, step_key = jax.random.split(jax.random.key(config.data.seed))
-    params, model_state = jax.jit(lambda: init_variables(network, key, data.shape))()
-    state = step.init(step_key, params, {}, model_state)
+
+    def create() -> TrainState:
+        params, model_state = init_variables(network, key, data.shape)
+        return step.init(step_key, params, {}, model_state)
+
+    state = jax.jit(create)()
     best = _Best(directory / BEST, Evaluator(losses.evaluate), data.dev)
     best(state)
     loader = Loader(rows, size, seed=config.data.seed)
@@ -113,7 +117,8 @@ class _Best:
         if not self.file.exists() or score.loss < self._lowest():
             leaves = jax.tree.leaves((state.params, state.model_state))
             part = self.file.with_suffix(".part.npz")
-            np.savez(part, loss=score.loss, **{f"leaf_{i}": np.asarray(leaf) for i, leaf in enumerate(leaves)})
+            arrays: dict[str, Any] = {f"leaf_{i}": np.asarray(leaf) for i, leaf in enumerate(leaves)}
+            np.savez(part, loss=score.loss, **arrays)
             part.replace(self.file)
         return {"dev_loss": score.loss, "dev_accuracy": score.accuracy}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -94,10 +95,13 @@ def scorer_network(config: Config, data: ImageData) -> Weighting:
     """
     labels = config.weights.scorer_labels
     network = network_of(config.model.network, data.classes if labels else 1, data.shape, config.model, dropout=False)
-    _, statistics = init_variables(network, jax.random.key(0), data.shape)
+    fresh = partial(init_variables, network, shape=data.shape)
+    # Only their shapes count: they are never used to normalise.
+    _, shapes = jax.eval_shape(fresh, jax.random.key(0))
+    statistics = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 
     def init(key: Array) -> Params:
-        params, _ = init_variables(network, key, data.shape)
+        params, _ = fresh(key)
         return {**params, "head": jax.tree.map(jnp.zeros_like, params["head"])}
 
     def logits(weights: Params, batch: Batch) -> Array:
@@ -107,7 +111,7 @@ def scorer_network(config: Config, data: ImageData) -> Weighting:
         column = batch["label"].astype(jnp.int32) if labels else jnp.zeros(len(found), jnp.int32)
         return jnp.take_along_axis(found, column[:, None], axis=1)[:, 0]
 
-    return Weighting(init, logits)
+    return Weighting(init, logits, filters.top_k(min_effective_fraction=config.weights.min_effective_fraction))
 
 
 def weighting_of(config: Config, method: str, data: ImageData, losses: Losses, known: Params) -> Weighting:
@@ -122,13 +126,12 @@ def weighting_of(config: Config, method: str, data: ImageData, losses: Losses, k
     """
     if method in LEARNED:
         return scorer_network(config, data)
-    parts = {"micro_batches": config.micro_batches}
     makers: dict[str, Callable[[], Scorer]] = {
-        "rho_loss": lambda: scoring.rho_loss(losses.score, **parts),
+        "rho_loss": lambda: scoring.rho_loss(losses.score, micro_batches=config.micro_batches),
         "irreducible_loss": scoring.irreducible_loss,
-        "train_loss": lambda: scoring.train_loss(losses.score, **parts),
-        "gradient_norm": lambda: scoring.gradient_norm(losses.score, **parts),
-        "gradient_norm_is": lambda: scoring.log_gradient_norm(losses.score, **parts),
+        "train_loss": lambda: scoring.train_loss(losses.score, micro_batches=config.micro_batches),
+        "gradient_norm": lambda: scoring.gradient_norm(losses.score, micro_batches=config.micro_batches),
+        "gradient_norm_is": lambda: scoring.log_gradient_norm(losses.score, micro_batches=config.micro_batches),
     }
     if method not in makers:
         return Weighting(lambda key: {}, None)
@@ -153,6 +156,7 @@ def build_method(config: Config, method: str, data: ImageData, seed: int) -> met
             optax.adam(w.mentor_learning_rate),
             num_classes=data.classes,
             total_steps=config.steps,
+            burn_in=w.burn_in,
         )
     return methods.frozen() if method in SELECTING else methods.uniform()
 

@@ -88,20 +88,24 @@ class MethodConfig:
     scorer_labels: bool = True
     """DDS: the scorer sees the label: it has an output for each class, of which that of the label counts. Without, it sees the
     image alone, as in the paper."""
-    scorer_learning_rate: float = 1e-3
+    scorer_learning_rate: float = 3e-4
     """DDS: learning rate of the scorer (Adam)."""
     average_specific: float = 0.9
     """DDS: decay of the moving average of the dev gradient; 0: none, as in the paper."""
     normalize_alignments: bool = True
     """DDS: scale the rewards of each step to root mean square 1."""
+    min_effective_fraction: float = 0.0
+    """DDS: floor under the effective sample size of the weights, as a share of the batch; 0: none, as in the paper."""
     update_every: int = 1
     """DDS: θ-updates for each update of the scorer."""
     dev_batch_size: int = 0
     """DDS, learning_to_reweight, mentornet: dev rows in a step; 0: --batch-size."""
-    pace_start: float = 1.2
+    pace_start: float = 2.0
     """spcl: λ at the start, as a multiple of the loss of guessing, log(classes)."""
-    pace_end: float = 1.6
+    pace_end: float = 3.0
     """spcl: λ at the end, likewise."""
+    burn_in: float = 0.05
+    """mentornet: share of the steps in the beginning in which all rows count the same."""
     mentor_learning_rate: float = 1e-2
     """mentornet: learning rate of the mentor (Adam)."""
     statistics: Literal["batch", "running"] = "batch"
@@ -135,7 +139,7 @@ class Config:
     """Train one method only, instead of --compare."""
     compare: str = "uniform,dds,rho_loss"
     """Methods to train under the same budget of steps, comma-separated; all: every method."""
-    steps: int = 2000
+    steps: int = 1000
     """θ-updates."""
     seed: int = 0
     """First seed; decides the initial parameters, the order of the data and all random draws."""
@@ -169,7 +173,7 @@ class Config:
     """Steps between two rows of metrics."""
     evaluate_every: int = 25
     """Steps between two evaluations."""
-    checkpoint_every: int = 1000
+    checkpoint_every: int = 500
     """Steps between two checkpoints."""
     evaluate_rows: int = 0
     """Most rows of each set in an evaluation while training; 0: all. The final ones use all."""

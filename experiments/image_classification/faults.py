@@ -37,7 +37,8 @@ def load_data(config: Config) -> ImageData:
         )
     noisy = noise(config, sets)
     if noisy is not None:
-        sets = sets.transform(noisy, "train", *(["holdout"] if d.noisy_holdout else []))
+        sets = sets.transform(noisy, "train")
+        sets = sets.transform(noisy, "holdout") if d.noisy_holdout else sets
     if d.relevant == "half":
         counted = faults.half_of_classes(sets.num_classes, seed=d.seed)
         sets = sets.transform(lambda arrays: faults.mark_relevant(arrays, counted), "train")

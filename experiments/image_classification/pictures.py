@@ -30,7 +30,7 @@ def save_scores(directory: Path, weights: Params, logits: LogitFn, data: ImageDa
       data: all data.
 
     Returns:
-      `weight_on_corrupted`, the share of the softmax over the training set that wrongly labelled rows get (if there are some), and
+      `weight_on_corrupted`, the share of the softmax over the training set that rows with wrong labels get (if there are some), and
       `weight_share/CLASS`, the share of each true class.
 
     Reference: Wang et al. (DDS), figures 3 and 4.
@@ -67,25 +67,29 @@ def draw(scores: NDArray[np.float64], data: ImageData) -> str:
 
     order = np.argsort(-scores, kind="stable")
     count = min(ROWS * COLUMNS, len(order) // 2)
+    parts = {"highest weights": order[:count], "lowest weights": order[::-1][:count]}
     with rc_context({"svg.hashsalt": "bilevel"}):
-        figure = Figure(figsize=(10, 6.4))
-        halves = figure.subfigures(2, 1)
-        for half, title, rows in zip(
-            halves, ("highest weights", "lowest weights"), (order[:count], order[::-1][:count]), strict=True
-        ):
-            half.suptitle(title, fontsize=10)
-            _grid(half.subplots(ROWS, COLUMNS).ravel(), rows, data)
+        figure = Figure(figsize=(10, 7), layout="constrained")
+        for place, (title, rows) in enumerate(parts.items()):
+            panel = figure.add_subplot(2, 1, place + 1)
+            panel.set_title(title, fontsize=10)
+            panel.axis("off")
+            _mosaic(panel, rows, data)
         text = io.StringIO()
         figure.savefig(text, format="svg", metadata={"Date": None})
     return text.getvalue()
 
 
-def _grid(panels: Any, rows: NDArray[np.int64], data: ImageData) -> None:
-    wrong = data.known("corrupted")
-    names, labels = data.class_names, data.train.arrays["label"]
-    for panel in panels:
-        panel.axis("off")
-    for panel, row in zip(panels, rows, strict=False):
-        image = data.train.arrays["image"][row]
-        panel.imshow(image[..., 0] if image.shape[-1] == 1 else image, cmap="gray", vmin=0, vmax=255)
-        panel.set_title(names[labels[row]], fontsize=7, pad=1, color="red" if wrong[row] else "black")
+def _mosaic(panel: Any, rows: NDArray[np.int64], data: ImageData) -> None:
+    """Images side by side, each below its label."""
+    images, names, wrong = data.train.arrays["image"], data.class_names, data.known("corrupted")
+    height, width, channels = images.shape[1:]
+    label = max(2, height // 4)  # pixels of a label's line
+    lines = -(-len(rows) // COLUMNS)
+    canvas = np.full((lines * (height + label), COLUMNS * (width + 1), channels), 255, np.uint8)
+    for i, row in enumerate(rows):
+        top, left = i // COLUMNS * (height + label) + label, i % COLUMNS * (width + 1)
+        canvas[top : top + height, left : left + width] = images[row]
+        name, color = names[data.train.arrays["label"][row]], "red" if wrong[row] else "black"
+        panel.text(left + width / 2, top - 1, name, fontsize=7, color=color, ha="center", va="bottom")
+    panel.imshow(canvas[..., 0] if channels == 1 else canvas, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
