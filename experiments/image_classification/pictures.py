@@ -30,8 +30,8 @@ def save_scores(directory: Path, weights: Params, logits: LogitFn, data: ImageDa
       data: all data.
 
     Returns:
-      `weight_on_corrupted`, the share of the softmax over the training set that rows with wrong labels get (if there are some), and
-      `weight_share/CLASS`, the share of each true class.
+      `weight_on_corrupted`, the share of the softmax over the training set that rows with wrong labels get (if there are
+      some), and `weight_share/CLASS`, the share of each true class.
 
     Reference: Wang et al. (DDS), figures 3 and 4.
     """

@@ -77,10 +77,15 @@ def results(folder: Path) -> list[dict[str, Any]]:
 
 
 def config_of(source: Path, **given: Any) -> Config:
-    parts = {"data": DataConfig, "model": ModelConfig, "weights": MethodConfig}
-    sub = {name: kind(**given.pop(name, {})) for name, kind in parts.items()}
-    sub["data"] = dataclasses.replace(sub["data"], source=str(source))
-    return Config(**given, **sub)
+    """What `flags` stand for."""
+    same = {"data": {"source": str(source)}, "model": {"width": 16}, "weights": {"il_steps": 4}}
+    kinds = {"data": DataConfig, "model": ModelConfig, "weights": MethodConfig}
+    parts: dict[str, Any] = {name: kind(**{**same[name], **given.pop(name, {})}) for name, kind in kinds.items()}
+    own: dict[str, Any] = {
+        "steps": STEPS, "batch_size": 4, "big_batch_size": 16, "log_every": 2, "evaluate_every": 2, "checkpoint_every": 2,
+        "steps_per_call": 2, "optimizer": "sgd", "progress": False, "run_dir": source.parent / "run",
+    }  # fmt: skip
+    return Config(**{**own, **given}, **parts)
 
 
 def test_comparison_writes_what_it_promises(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -119,7 +124,7 @@ def test_comparison_writes_what_it_promises(source: Path, capsys: pytest.Capture
 
 @pytest.mark.parametrize("method", [m for m in METHODS if m not in ("uniform", "dds", "rho_loss")])
 def test_every_method_runs(source: Path, method: str) -> None:
-    call(source, "--no-resident", method=method, steps=2, checkpoint_every=0)
+    call(source, *(["--no-resident"] if method == "train_loss" else []), method=method, steps=2)
     row = results(source.parent / "run")[0]
     assert row["method"] == method
     assert math.isfinite(row["test_accuracy"])
@@ -142,11 +147,8 @@ def test_a_continued_run_equals_an_uninterrupted_one(
     source: Path, method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One method of each kind, bit for bit; the second start finds the checkpoint of step 2, the table and the pictures."""
-    config = config_of(
-        source, steps=4, batch_size=4, big_batch_size=16, log_every=2, evaluate_every=2, checkpoint_every=2,
-        steps_per_call=2, progress=False, average=0.9, model={"width": 16}, weights={"il_steps": 4},
-        run_dir=source.parent / "whole",
-    )  # fmt: skip
+    average = 0.9 if method == "uniform" else 0.0
+    config = config_of(source, steps=4, average=average, run_dir=source.parent / "whole")
     whole = final_state(config, method, monkeypatch)
     cut = dataclasses.replace(config, run_dir=source.parent / "cut")
 
@@ -181,16 +183,14 @@ def test_table_of_irreducible_losses(source: Path, capsys: pytest.CaptureFixture
     with pytest.raises(SystemExit):
         call(source, method="rho_loss", run_dir=source.parent / "b", weights__table=table, data__noise_fraction=0.1)
     assert "holds losses of data with the content hash" in capsys.readouterr().err
+    other = config_of(source, weights={"il_steps": 5})
     with pytest.raises(UserError, match="was made with steps=4 in place of 5"):
-        other = config_of(source, model={"width": 16}, weights={"il_steps": 5}, batch_size=4)
         known.irreducible_losses(other, data, folder / "irreducible")
 
 
 def test_irreducible_losses_without_held_out_rows(source: Path) -> None:
-    config = config_of(
-        source, data={"holdout": 0}, weights={"il_steps": 4, "no_holdout": True, "il_network": "mlp-small"},
-        batch_size=4, progress=False, run_dir=source.parent / "run",
-    )  # fmt: skip
+    weights = {"no_holdout": True, "il_network": "mlp-small"}
+    config = config_of(source, data={"holdout": 0}, weights=weights)
     data = load_data(config)
     assert data.holdout is None
     table = known.irreducible_losses(config, data, config.run_dir / "irreducible")
@@ -207,7 +207,7 @@ def test_faults(source: Path) -> None:
 
     def data(**given: Any) -> Any:
         given = {"noise_fraction": 0.5, **given}
-        return load_data(config_of(source, data=given, run_dir=source.parent / "run", progress=False))
+        return load_data(config_of(source, data=given))
 
     pair = data(noise="pair")
     wrong = pair.known("corrupted")
@@ -228,10 +228,7 @@ def test_faults(source: Path) -> None:
 
 
 def test_the_most_confused_classes(source: Path) -> None:
-    config = config_of(
-        source, data={"noise": "confused"}, weights={"il_steps": 4}, batch_size=4, progress=False,
-        run_dir=source.parent / "run",
-    )  # fmt: skip
+    config = config_of(source, data={"noise": "confused"})
     first, again = load_data(config), load_data(config)
     assert 0.3 < first.known("corrupted").mean() < 0.7
     np.testing.assert_array_equal(first.train.arrays["label"], again.train.arrays["label"])
@@ -281,6 +278,7 @@ def test_mistakes_are_explained(source: Path, capsys: pytest.CaptureFixture[str]
         loaded_rows(config_of(source, batch_size=8, big_batch_size=4), "rho_loss")
 
 
+@pytest.mark.slow
 def test_tables_of_features(tmp_path: Path) -> None:
     call(tmp_path / "x", compare="dds,gradient_norm", data__source="sklearn:iris", steps=2, run_dir=tmp_path / "run")
     assert not (tmp_path / "run" / "dds-seed0" / "images.svg").exists()
@@ -313,11 +311,8 @@ def test_a_killed_process_continues(source: Path) -> None:
 @pytest.mark.slow
 def test_methods_do_what_the_papers_say(tmp_path: Path) -> None:
     """Digits, 40 % of the training labels wrong: see the README for the figures."""
-    call(
-        tmp_path / "x", compare="uniform,dds,rho_loss,train_loss", data__source="sklearn:digits", steps=1000,
-        batch_size=32, big_batch_size=320, optimizer="adamw", model__width=256, weights__il_steps=500, log_every=25, evaluate_every=25,
-        checkpoint_every=0, steps_per_call=25, run_dir=tmp_path / "run",
-    )  # fmt: skip
+    names, folder = "uniform,dds,rho_loss,train_loss", str(tmp_path / "run")
+    cli.run(Config, main, ["--compare", names, "--run-dir", folder, "--no-progress"])
     uniform, dds, rho, loss = results(tmp_path / "run")
     assert dds["test_accuracy"] > uniform["test_accuracy"] + 0.05
     assert rho["steps_to_uniform_best"] < uniform["steps_to_uniform_best"]
