@@ -50,8 +50,8 @@ class LossTable:
             raise
 
     @classmethod
-    def load(cls, path: str | Path, *, content_hash: str, settings: Settings) -> LossTable:
-        """Read a table, if it is of these rows and settings.
+    def load(cls, path: str | Path, *, content_hash: str, settings: Settings | None) -> LossTable:
+        """Read a table, if it is of these rows and settings; None takes any settings, such as those of a table from elsewhere.
 
         Raises:
           UserError: the file is missing or no table, or belongs to other data or other settings.
@@ -62,6 +62,8 @@ class LossTable:
                 f"The table {path} holds losses of data with the content hash {table.content_hash}, but these data have "
                 f"{content_hash}: score these data, or give those."
             )
+        if settings is None:
+            return table
         wanted = json.loads(json.dumps(dict(settings)))
         differing = [k for k in sorted({*wanted, *table.settings}) if wanted.get(k) != table.settings.get(k)]
         if differing:

@@ -127,8 +127,9 @@ def make_step(
       generic_NAME, for each metric NAME that the loss gives as one number a row),
       specific_loss (NaN on steps without α-work), effective_sample_size, weight_entropy, largest_weight (over the big
       batch), temperature, weight_gradient_norm (NaN where α does not change) and alignment_rms (NaN without α-work); and
-      `selected`, int32 `[b]`: the positions in the big batch of the rows of the θ-update. A method that chooses the weights
-      itself adds them: `weights`, float32 `[b]`. Those named by `row_metrics` follow, `[b, …]`.
+      `selected`, int32 `[b]`: the positions in the big batch of the rows of the θ-update. Where these rows have different
+      weights (in dense mode, and by a method that chooses them itself) there is also `weights`, float32 `[b]`. Those named by
+      `row_metrics` follow, `[b, …]`.
 
     Raises:
       UserError: for options that do not go together, now; for shapes that do not fit, when the step is traced.
@@ -287,6 +288,8 @@ class _Parts:
         else:
             metrics |= diagnostics.weight_metrics(jnp.log(weights), axis)
         metrics = {name: value.astype(jnp.float32) for name, value in metrics.items()}
+        if weights is None and self.options.mode == "dense" and self.method.uses_weights:
+            weights = estimators.softmax(scores.local, axis)
         vectors = {"selected": positions} if weights is None else {"selected": positions, "weights": weights}
         return self._next(state, moved), {**metrics, **vectors, **moved.asked}
 

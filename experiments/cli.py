@@ -26,3 +26,28 @@ def run(config_type: type[Config], main: Callable[[Config], None], arguments: Se
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def chosen_methods(method: str | None, compare: str, known: Sequence[str], everything: Sequence[str]) -> list[str]:
+    """The methods that --method or --compare name, each once.
+
+    Args:
+      method: the only one, or None.
+      compare: names, comma-separated, or "all".
+      known: all names that there are.
+      everything: what "all" means.
+
+    Raises:
+      UserError: if one is unknown, or none is named.
+    """
+    names = [method] if method else [name.strip() for name in compare.split(",") if name.strip()]
+    if names == ["all"]:
+        return list(everything)
+    for name in names:
+        if name not in known:
+            raise UserError(
+                f'--compare names the method "{name}", which does not exist: choose from all, {", ".join(known)}.'
+            )
+    if not names:
+        raise UserError(f"--compare is empty: name at least one of {', '.join(known)}.")
+    return list(dict.fromkeys(names))

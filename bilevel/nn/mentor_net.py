@@ -49,4 +49,4 @@ def mentor(network: MentorNetwork, rng: Array) -> Mentor:
         return found
 
     zeros = jnp.zeros(1)
-    return logits, network.init(rng, MentorFeatures(zeros, zeros, zeros.astype(jnp.int32), zeros))["params"]
+    return logits, jax.jit(network.init)(rng, MentorFeatures(zeros, zeros, zeros.astype(jnp.int32), zeros))["params"]

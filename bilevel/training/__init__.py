@@ -14,7 +14,9 @@ from bilevel.training.metrics import MetricsWriter as MetricsWriter
 from bilevel.training.metrics import read_metrics as read_metrics
 from bilevel.training.programs import StepChoice as StepChoice
 from bilevel.training.replay import Replay as Replay
+from bilevel.training.report import Curve as Curve
 from bilevel.training.report import Document as Document
+from bilevel.training.report import Picture as Picture
 from bilevel.training.report import RunRecord as RunRecord
 from bilevel.training.report import write_report as write_report
 from bilevel.training.resident import Resident as Resident

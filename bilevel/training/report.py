@@ -43,6 +43,23 @@ class Document(NamedTuple):
     text: str
 
 
+class Curve(NamedTuple):
+    """A metric of the rows that is shown over the steps, with a line for each method."""
+
+    metric: str
+    title: str
+    label: str
+    """Of the y axis, with its unit."""
+
+
+class Picture(NamedTuple):
+    """An image of the report."""
+
+    title: str
+    svg: str
+    """The text of an SVG file."""
+
+
 def write_report(
     path: str | Path,
     runs: Sequence[RunRecord],
@@ -55,6 +72,8 @@ def write_report(
     generic_shares: Mapping[str, float] | None = None,
     highest: Sequence[Document] = (),
     lowest: Sequence[Document] = (),
+    curves: Sequence[Curve] = (),
+    pictures: Sequence[Picture] = (),
 ) -> Path:
     """Write one self-contained HTML file about some runs.
 
@@ -72,6 +91,8 @@ def write_report(
             is the metric `share/<domain>`.
         highest: the generic documents with the highest logits.
         lowest: the generic documents with the lowest logits.
+        curves: further metrics to show.
+        pictures: images to show.
 
     Returns:
         `path` as a `Path`.
@@ -87,10 +108,12 @@ def write_report(
         _settings(settings),
         _summary(runs, valid_metric),
         _valid_charts(methods, valid_metric, loss_unit),
+        *(_curve(methods, curve) for curve in curves),
         _sample_size(methods),
         _domains(methods, generic_shares or {}),
         _documents("Highest-weighted generic documents", highest),
         _documents("Lowest-weighted generic documents", lowest),
+        *(section(title, figure(title, light=svg, dark=svg)) for title, svg in pictures),
     ]
     write_atomically(path, page(title, "\n".join(filter(None, body))))
     return path
@@ -156,6 +179,11 @@ def _sample_size(methods: Mapping[str, Sequence[RunRecord]]) -> str:
     chart = _chart(lines, title, "step", "effective sample size (rows)", log_y=True)
     note = "<p>1 row means that the weights have collapsed to a single example.</p>"
     return section("Effective sample size", note + chart) if chart else ""
+
+
+def _curve(methods: Mapping[str, Sequence[RunRecord]], curve: Curve) -> str:
+    chart = _chart(_lines(methods, curve.metric, "step"), curve.title, "step", curve.label)
+    return section(curve.title, chart) if chart else ""
 
 
 def _lines(methods: Mapping[str, Sequence[RunRecord]], name: str, x: str) -> list[Line]:

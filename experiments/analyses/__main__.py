@@ -25,8 +25,8 @@ from experiments.analyses.curriculum import Curriculum
 from experiments.analyses.filters import Filters
 from experiments.analyses.multi_task import MultiTask
 from experiments.analyses.transfer import Transfer
-from experiments.language_modeling.__main__ import STOPPED
 from experiments.language_modeling.run import run
+from experiments.runs import STOPPED
 
 Subcommand: TypeAlias = Curriculum | Filters | Transfer | MultiTask
 NAMES = {Curriculum: "curriculum", Filters: "filters", Transfer: "transfer", MultiTask: "multi_task"}

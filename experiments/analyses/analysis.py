@@ -14,10 +14,11 @@ from bilevel.training.charts import draw, mean_line
 from bilevel.training.metrics import Row
 from bilevel.training.run_dir import write_atomically
 from bilevel.types import UserError
-from experiments.language_modeling import build, comparison
+from experiments.language_modeling import build
 from experiments.language_modeling.config import Config, MethodName
-from experiments.language_modeling.run import run_name
 from experiments.language_modeling.variant import Variant
+from experiments.runs import run_name
+from experiments.tables import Column, by_method
 
 LEARNING = ("soba", "dds", "anograd", "implicit_cg", "implicit_neumann")
 """Methods that learn a weighting network of text while the model trains."""
@@ -136,7 +137,8 @@ def write(analysis: Analysis, name: str, records: Sequence[Record]) -> str:
       records: the finished runs of all seeds.
     """
     results = analysis.results(records)
-    text = comparison.table(results, analysis.columns, analysis.heading)
+    columns = {name: Column(title, 3 if name.endswith("loss") else 0) for name, title in analysis.columns.items()}
+    text = by_method(results, columns, analysis.heading)
     write_atomically(analysis.run_dir / f"{name}.json", json.dumps(results, indent=2) + "\n")
     write_atomically(analysis.run_dir / f"{name}.md", text + "\n")
     write_atomically(analysis.run_dir / f"{name}.svg", _plot(analysis, records))

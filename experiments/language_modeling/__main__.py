@@ -14,10 +14,8 @@ from bilevel import sharding
 from bilevel.types import UserError
 from experiments import cli
 from experiments.language_modeling.config import Config
-from experiments.language_modeling.suite import Stopped, run_suite
-
-STOPPED = 3
-"""Exit code of a run that a signal stopped after saving."""
+from experiments.language_modeling.suite import run_suite
+from experiments.runs import STOPPED, Stopped
 
 
 def main(config: Config) -> None:

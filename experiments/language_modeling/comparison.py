@@ -3,28 +3,27 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from bilevel.training import Document, RunRecord, read_metrics, write_report
 from experiments.language_modeling.build import Corpora
 from experiments.language_modeling.config import PLAIN, Config
-from experiments.language_modeling.run import run_name, settings_dict
+from experiments.language_modeling.run import settings_dict
+from experiments.runs import run_name
+from experiments.tables import Column, by_method
 
 COLUMNS = {
-    "specific_test_loss": "specific test loss",
-    "specific_valid_loss": "specific valid loss",
-    "generic_loss": "generic loss",
-    "steps": "steps",
-    "seconds": "seconds",
-    "steps_to_uniform": "steps to uniform's end",
-    "seconds_to_uniform": "seconds to uniform's end",
-    "effective_sample_size": "effective sample size",
-    "finetuned_specific_test_loss": "test loss, fine-tuned",
+    "specific_test_loss": Column("specific test loss", 3),
+    "specific_valid_loss": Column("specific valid loss", 3),
+    "generic_loss": Column("generic loss", 3),
+    "steps": Column("steps"),
+    "seconds": Column("seconds"),
+    "steps_to_uniform": Column("steps to uniform's end"),
+    "seconds_to_uniform": Column("seconds to uniform's end"),
+    "effective_sample_size": Column("effective sample size"),
+    "finetuned_specific_test_loss": Column("test loss, fine-tuned", 3),
 }
 
 
@@ -78,25 +77,9 @@ def _end(rows: Sequence[dict[str, Any]]) -> float:
     return rows[-1]["specific_valid_loss"]
 
 
-def table(rows: Sequence[dict[str, Any]], columns: Mapping[str, str] = COLUMNS, first: str = "method") -> str:
+def table(rows: Sequence[dict[str, Any]]) -> str:
     """A Markdown table: one line a method, mean ± standard deviation over seeds. Losses are in nats per byte."""
-    shown = [name for name in columns if any(row.get(name) is not None for row in rows)]
-    lines = [f"| {first} | seeds | " + " | ".join(columns[name] for name in shown) + " |"]
-    lines.append("|" + " --- |" * (len(shown) + 2))
-    for method in dict.fromkeys(row["method"] for row in rows):
-        own = [row for row in rows if row["method"] == method]
-        cells = [_cell(name, [row.get(name) for row in own]) for name in shown]
-        lines.append(f"| {method} | {len(own)} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
-def _cell(name: str, values: Sequence[Any]) -> str:
-    known = [float(v) for v in values if v is not None and not math.isnan(v)]
-    if len(known) < len(values) or not known:
-        return "–"
-    digits = 3 if name.endswith("loss") else 0
-    mean = f"{np.mean(known):.{digits}f}"
-    return mean if len(known) == 1 else f"{mean} ± {np.std(known, ddof=1):.{digits}f}"
+    return by_method(rows, COLUMNS)
 
 
 def _report(
@@ -107,7 +90,7 @@ def _report(
 ) -> None:
     records = []
     for row in rows:
-        summary = {COLUMNS[name]: row[name] for name in COLUMNS if row.get(name) is not None}
+        summary = {COLUMNS[name].title: row[name] for name in COLUMNS if row.get(name) is not None}
         records.append(RunRecord(row["method"], row["seed"], metrics[row["method"], row["seed"]], summary))
     documents = _documents(config, rows)
     first = rows[0]

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
-from bilevel.types import UserError
+from experiments.cli import chosen_methods
 from experiments.language_modeling.presets import PRESETS
 
 MethodName: TypeAlias = Literal[
@@ -226,17 +226,7 @@ class Config:
         Raises:
           UserError: if one is unknown.
         """
-        names = [self.method] if self.method else [name.strip() for name in self.compare.split(",") if name.strip()]
-        if names == ["all"]:
-            return list(ALL)
-        for name in names:
-            if name not in METHODS:
-                raise UserError(
-                    f'--compare names the method "{name}", which does not exist: choose from all, {", ".join(METHODS)}.'
-                )
-        if not names:
-            raise UserError(f"--compare is empty: name at least one of {', '.join(METHODS)}.")
-        return list(dict.fromkeys(names))
+        return chosen_methods(self.method, self.compare, METHODS, ALL)
 
 
 def settings_of(config: Config, method: str) -> dict[str, Any]:

@@ -29,9 +29,8 @@ from experiments.language_modeling.evaluation import Evaluator, final_losses, lo
 from experiments.language_modeling.finetune import finetuned_results
 from experiments.language_modeling.variant import Variant
 from experiments.language_modeling.weights import load_weights, save_weights
+from experiments.runs import CHECKPOINTS, RESULT_NAME, run_name
 
-RESULT_NAME = "result.json"
-CHECKPOINTS = "checkpoints"
 MAY_CHANGE = (
     "log_every", "evaluate_every", "checkpoint_every", "progress", "tensorboard", "data.cache_dir", "shard_state",
 )  # fmt: skip
@@ -40,11 +39,6 @@ NOT_OF_A_RUN = (
     "same_seconds", "budget_seconds", "trials", "trial_steps", "finetune_steps", "finetune_learning_rate",
 )  # fmt: skip
 """Flags that do not change how one run trains."""
-
-
-def run_name(method: str, seed: int) -> str:
-    """Directory of one run below the run directory."""
-    return f"{method}-seed{seed}"
 
 
 def settings_dict(config: Config, method: str, seed: int) -> dict[str, Any]:

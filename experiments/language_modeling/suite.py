@@ -16,15 +16,12 @@ from bilevel.training.run_dir import write_atomically
 from bilevel.types import UserError
 from experiments.language_modeling import build, comparison, search, tables
 from experiments.language_modeling.config import Config
-from experiments.language_modeling.run import run, run_name
+from experiments.language_modeling.run import run
+from experiments.runs import Stopped, run_name
 
 SAME_SECONDS = "same_seconds"
 PLAN = "plan.json"
 Results = list[dict[str, Any]]
-
-
-class Stopped(Exception):
-    """A signal stopped a run after saving."""
 
 
 def run_suite(config: Config) -> None:

@@ -103,6 +103,20 @@ def test_per_example_metrics_that_are_asked_for(name: str) -> None:
         assert "unused" not in metrics
 
 
+def test_weights_of_dense_mode_are_reported() -> None:
+    """On steps with and without α-work; in sparse mode all rows of the θ-update weigh the same."""
+    train, alpha = build("dds", mode="dense", batch_size=BIG, update_every=2), toy.weight_params(2)
+    big, specific = batches(0)
+    wanted = jax.nn.softmax(toy.weighting(alpha, big))
+    for due in (0, 1):
+        state = train.init(jax.random.key(0), toy.params(1), alpha)
+        _, metrics = train.at(due)(state, big, specific)
+        np.testing.assert_allclose(metrics["weights"], wanted, rtol=1e-6)
+    train = build("dds")
+    _, metrics = train.step(train.init(jax.random.key(0), toy.params(1), alpha), big, specific)
+    assert "weights" not in metrics
+
+
 def test_alpha_changes_on_due_steps_only() -> None:
     train = build("dds", update_every=3)
     state = train.init(jax.random.key(0), toy.params(1), toy.weight_params(2))

@@ -11,6 +11,8 @@ import pytest
 import bilevel
 from bilevel.nn.transformer import SIZES, Transformer, language_model_loss
 
+pytestmark = pytest.mark.slow  # the file takes minutes, nearly all of them compiling
+
 ROWS, LENGTH = 16, 128
 METHODS: dict[str, Any] = {
     "dds": bilevel.dds,

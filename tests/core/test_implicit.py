@@ -17,6 +17,8 @@ from bilevel.rows import RowLosses
 from bilevel.trees import make_subset
 from bilevel.types import Array, LossAux, UserError
 
+pytestmark = pytest.mark.slow  # the file takes minutes, nearly all of them compiling
+
 SIZE = 10
 
 

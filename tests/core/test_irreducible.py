@@ -78,6 +78,8 @@ def test_file_is_of_its_data_and_settings(tmp_path: Path) -> None:
     assert [p.name for p in path.parent.iterdir()] == ["il.npz"]
     again = LossTable.load(path, content_hash=data.content_hash, settings=SETTINGS)
     np.testing.assert_array_equal(again.losses, table.losses)
+    any_settings = LossTable.load(path, content_hash=data.content_hash, settings=None)
+    assert any_settings.settings == SETTINGS
     with pytest.raises(UserError, match=f"content hash {data.content_hash}, but these data have"):
         LossTable.load(path, content_hash=dataset(2).content_hash, settings=SETTINGS)
     with pytest.raises(UserError, match=r"made with rate=0\.1 in place of 0\.2, seed=None in place of 1: score"):

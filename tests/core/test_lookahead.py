@@ -13,6 +13,8 @@ import toy
 import bilevel
 from bilevel.types import Array, LossAux
 
+pytestmark = pytest.mark.slow  # the file takes minutes, nearly all of them compiling
+
 DEAD = np.linspace(0.5, 1.5, toy.HIDDEN)
 OPTIMIZERS: dict[str, Any] = {
     "sgd": lambda: optax.sgd(0.1),

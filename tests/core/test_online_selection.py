@@ -18,6 +18,8 @@ from bilevel import diagnostics, filters, scoring, sharding
 from bilevel.nn.head import with_head
 from bilevel.types import Array, UserError
 
+pytestmark = pytest.mark.slow  # the file takes minutes, nearly all of them compiling
+
 BIG, SMALL = 40, 8
 NET, PROXY = Net(), Net(hidden=5)
 

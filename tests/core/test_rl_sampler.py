@@ -15,6 +15,8 @@ from bilevel import samplers
 from bilevel.samplers import networks
 from bilevel.types import Array, LossAux, UserError
 
+pytestmark = pytest.mark.slow  # the file takes minutes, nearly all of them compiling
+
 ROWS, BATCH = 12, 4
 SMALL: dict[str, Any] = {"summary_size": 3, "logger_size": 5, "policy_size": 4}
 

@@ -13,6 +13,8 @@ from jax.sharding import PartitionSpec
 import bilevel
 from bilevel import filters, sharding
 
+pytestmark = pytest.mark.slow  # the file takes minutes, nearly all of them compiling
+
 SAME = 1e-4
 MWN = bilevel.meta_weight_net(toy.loss, hidden=8)
 METHODS: dict[str, Any] = {

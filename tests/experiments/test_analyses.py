@@ -120,6 +120,7 @@ def config(kind: Any, data: Path, **given: Any) -> Any:
     )
 
 
+@pytest.mark.slow
 def test_curriculum(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     call(data, "curriculum", snapshots=4)
     printed = capsys.readouterr().out
@@ -206,6 +207,7 @@ def test_a_stopped_learner_continues_with_the_same_snapshots(data: Path) -> None
     assert found == {path.name: path.read_bytes() for path in (first / "snapshots").iterdir()}
 
 
+@pytest.mark.slow
 def test_filters_and_what_is_finished_is_not_done_again(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags: tuple[object, ...] = ("filters", "--filters", "importance", "uniform", "--weights.weight-learning-rate", 1)
     call(data, *flags)
@@ -273,6 +275,7 @@ def sets(data: Path) -> list[object]:
     return ["--specific-sets", data / "capitals", data / "digits"]
 
 
+@pytest.mark.slow
 def test_multi_task(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     call(data, "multi_task", *sets(data), finetune_steps=60, weights__classifier_steps=20)
     printed = capsys.readouterr().out

@@ -85,6 +85,7 @@ def test_training_writes_what_it_promises(data: Path, capsys: pytest.CaptureFixt
     assert ElementTree.parse(data / "out" / "diagnose.svg").getroot().tag.endswith("svg")
 
 
+@pytest.mark.slow
 def test_a_checkpoint_gives_what_training_gave(data: Path) -> None:
     """The same flags make the same run; its checkpoint knows model and data, and other data may be measured on it."""
     last = trained(data, "--schedule-steps", "30")["measurements"][-1]
@@ -166,6 +167,7 @@ def test_bad_input_gets_one_sentence(case: str, data: Path, capsys: pytest.Captu
         assert word in message
 
 
+@pytest.mark.slow
 @pytest.mark.data
 def test_real_text(tmp_path: Path) -> None:
     """On clinical abstracts, the SAR of a short training lies clearly above chance."""

@@ -19,9 +19,10 @@ from bilevel import sharding
 from bilevel.nn.transformer import TransformerConfig
 from bilevel.types import UserError
 from experiments import cli
-from experiments.language_modeling.__main__ import STOPPED, main
+from experiments.language_modeling.__main__ import main
 from experiments.language_modeling.build import last_blocks
 from experiments.language_modeling.config import Config, MethodConfig, ModelConfig, settings_of
+from experiments.runs import STOPPED
 
 
 @pytest.fixture(autouse=True)
@@ -63,6 +64,7 @@ def test_comparison_writes_what_it_promises(data: Path, capsys: pytest.CaptureFi
     assert "&lt;script&gt;UPPER" in report
 
 
+@pytest.mark.slow
 def test_the_same_command_skips_what_is_done(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     call(data, compare="uniform")
     first = results(data)
@@ -84,6 +86,7 @@ def test_seeds_and_reproducibility(data: Path) -> None:
     assert first[1]["specific_test_loss"] != first[0]["specific_test_loss"]
 
 
+@pytest.mark.slow
 def test_frozen_weights_and_evaluation_only(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     call(data, method="soba")
     call(data, method="frozen", weights__frozen_from=data / "run" / "soba-seed0")
@@ -289,6 +292,7 @@ def test_a_diverging_run_names_the_step_and_keeps_the_last_good_checkpoint(
     assert all(int(step) < 400 for step in kept)
 
 
+@pytest.mark.slow
 @pytest.mark.data
 def test_short_comparison_on_real_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = os.environ.get("BILEVEL_DATA")

@@ -51,6 +51,7 @@ def test_contrastive_selects_what_fine_tuning_helps(data: Path) -> None:
     assert result["seconds"] > result["preparation_seconds"] > 0
 
 
+@pytest.mark.slow
 def test_contrastive_continues_and_takes_scores(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     call(data, method="contrastive", **SCORING)
     folder = data / "run" / "contrastive-seed0"

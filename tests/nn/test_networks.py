@@ -63,6 +63,7 @@ def test_losses_are_mean_negative_log_likelihoods() -> None:
     np.testing.assert_allclose(total, [nats[0].sum(), nats[1, :4].sum()], rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{"dtype": jnp.bfloat16}, {"remat": True}])
 def test_options_keep_the_function(options: dict[str, Any]) -> None:
     rows, reference = batch(), Transformer(TINY)

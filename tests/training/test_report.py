@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bilevel.training import Document, RunRecord, write_report
+from bilevel.training import Curve, Document, Picture, RunRecord, write_report
 from bilevel.training.charts import mean_line, series
 from bilevel.types import UserError
 
@@ -98,6 +98,17 @@ def test_sections_without_data_are_left_out(tmp_path: Path):
     assert "<td>1.235</td><td>True</td>" in text
     assert images(report(tmp_path, [])) == []
     assert images(report(tmp_path, [RunRecord("uniform", 0, [])])) == []
+
+
+def test_further_curves_and_pictures(tmp_path: Path):
+    svg = '<svg xmlns="http://www.w3.org/2000/svg"></svg>'
+    curves = [Curve("effective_sample_size", "Size <now>", "rows"), Curve("accuracy", "Not in the rows", "share")]
+    text = report(tmp_path, [RunRecord("DDS", 0, rows(0))], curves=curves, pictures=[Picture("The <picture>", svg)])
+    Balanced().feed(text)
+    assert "<h2>Size &lt;now&gt;</h2>" in text
+    assert "Not in the rows" not in text
+    assert "<h2>The &lt;picture&gt;</h2>" in text
+    assert svg in images(text)
 
 
 def test_same_runs_give_the_same_file(tmp_path: Path):

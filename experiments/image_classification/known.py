@@ -1,0 +1,106 @@
+"""Numbers for every training row that are known before training: irreducible losses, and entropies of a proxy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from bilevel.data import Dataset, RowView
+from bilevel.irreducible import cross_scored, half, score_rows
+from bilevel.loss_table import LossTable, highest
+from bilevel.nn.head import with_head
+from bilevel.scoring import entropies
+from bilevel.types import UserError
+from experiments.image_classification.auxiliary import fit, settings_of
+from experiments.image_classification.config import Config
+from experiments.image_classification.data import ImageData
+
+TABLE = "table.npz"
+_BATCH = 512
+
+
+def irreducible_losses(config: Config, data: ImageData, folder: Path) -> LossTable:
+    """The irreducible losses of the training rows: from the file given, from an earlier start, or learned now.
+
+    Args:
+      config: see `MethodConfig`.
+      data: all data.
+      folder: where they are kept, with the model that they come from.
+
+    Raises:
+      UserError: there are no held-out rows, or a file is of other data or settings.
+
+    Reference: RHO-LOSS, algorithm 1, lines 1 to 4; for --weights.no-holdout, section 5.3.
+    """
+    w, train = config.weights, data.train
+    if w.table is not None:
+        return LossTable.load(w.table, content_hash=train.content_hash, settings=None)
+    if w.no_holdout:
+        halves = [half(train, which, config.data.seed) for which in (0, 1)]
+        settings = {**settings_of(config, w.il_network, train), "halves": True}
+
+        def compute() -> LossTable:
+            fitted = [fit(config, data, w.il_network, halves[i], folder / f"half{i}") for i in (0, 1)]
+            models = ((fitted[0].params, fitted[0].model_state), (fitted[1].params, fitted[1].model_state))
+            return cross_scored(
+                fitted[0].loss, models, train, batch_size=_BATCH, settings=settings, seed=config.data.seed
+            )
+
+        return _kept(folder, train, {**settings, "half_seed": config.data.seed}, compute)
+    if data.holdout is None:
+        raise UserError(
+            f"{data.sets.name} has no held-out rows to learn irreducible losses from: give --data.holdout a share, or "
+            "--weights.no-holdout, or --weights.table."
+        )
+    holdout, settings = data.holdout, settings_of(config, w.il_network, data.holdout)
+
+    def compute() -> LossTable:
+        model = fit(config, data, w.il_network, holdout, folder / "model")
+        return score_rows(model.loss, model.params, model.model_state, train, batch_size=_BATCH, settings=settings)
+
+    return _kept(folder, train, settings, compute)
+
+
+def uncertain_rows(config: Config, data: ImageData, folder: Path) -> RowView:
+    """The training rows that a proxy, trained on all of them, is least sure of: the largest entropies of its predictions.
+
+    Raises:
+      UserError: a share that is not between 0 and 1.
+
+    Reference: Coleman et al., "Selection via proxy", ICLR 2020, section 3 (maximum entropy); the baseline SVP of RHO-LOSS.
+    """
+    w, train = config.weights, data.train
+    if not 0 < w.svp_fraction <= 1:
+        raise UserError(f"--weights.svp-fraction {w.svp_fraction} must lie in (0, 1].")
+    settings = {**settings_of(config, w.svp_network, train), "number": "entropy"}
+
+    def compute() -> LossTable:
+        model = fit(config, data, w.svp_network, train, folder / "model")
+        return score_rows(
+            with_head(model.loss), model.params, model.model_state, train, batch_size=_BATCH, settings=settings,
+            read=lambda losses, metrics, batch: entropies(metrics["logits"]),
+        )  # fmt: skip
+
+    table = _kept(folder, train, settings, compute)
+    count = max(config.batch_size, round(w.svp_fraction * len(train)))
+    return RowView(train, highest(table, min(count, len(train))))
+
+
+def _kept(folder: Path, train: Dataset, settings: dict[str, Any], compute: Callable[[], LossTable]) -> LossTable:
+    """The table in the folder, made now if there is none."""
+    if not (folder / TABLE).exists():
+        compute().save(folder / TABLE)
+    return LossTable.load(folder / TABLE, content_hash=train.content_hash, settings=settings)
+
+
+def predictions(model: Any, rows: Dataset) -> np.ndarray:
+    """The classes that a fitted model predicts, int `[N]`."""
+    found = score_rows(
+        with_head(model.loss), model.params, model.model_state, rows, batch_size=_BATCH, settings={},
+        read=lambda losses, metrics, batch: jax.numpy.argmax(metrics["logits"], axis=-1),
+    )  # fmt: skip
+    return found.losses.astype(np.int64)

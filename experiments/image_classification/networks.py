@@ -1,0 +1,59 @@
+"""Networks by name, for classifiers and for scorers of the same architecture."""
+
+from __future__ import annotations
+
+import math
+import re
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from bilevel.nn.resnet import resnet18, resnet20, resnet50
+from bilevel.nn.small import MLP, SmallCNN
+from bilevel.nn.vgg import VGG16
+from bilevel.nn.wide_resnet import WideResNet
+from bilevel.types import UserError
+from experiments.image_classification.config import ModelConfig
+
+NAMES = ("mlp", "mlp-small", "cnn", "cnn-small", "resnet18", "resnet20", "resnet50", "vgg16")
+_LARGE = 64
+"""From this height or width on, images get the networks' ImageNet form."""
+
+
+def network_of(
+    name: str, outputs: int, shape: tuple[int, ...], model: ModelConfig, *, dropout: bool = True
+) -> nn.Module:
+    """A network for inputs of a shape.
+
+    Args:
+      name: one of `NAMES`, or wrnDEPTH-WIDTH.
+      outputs: number of classes, or of scores.
+      shape: of one input, `(H, W, C)` or `(d,)`.
+      model: its width and dtype count.
+      dropout: False builds it without (a scorer draws nothing).
+
+    Raises:
+      UserError: for an unknown name, or inputs that the network cannot take.
+    """
+    dtype = jnp.dtype(model.dtype)
+    if len(shape) == 1 and not name.startswith("mlp"):
+        raise UserError(f"--model.network {name} needs images, but the data are rows of {shape[0]} features: take mlp.")
+    large = max(shape) >= _LARGE
+    if name in ("mlp", "mlp-small"):
+        width = model.width if name == "mlp" else math.ceil(model.width / 8)
+        return MLP(outputs, hidden=(width,) * 3, dtype=dtype)
+    if name in ("cnn", "cnn-small"):
+        part = 1 if name == "cnn" else 8
+        features, hidden = (64 // part, 128 // part, 256 // part), (128 // part, 256 // part)
+        return SmallCNN(outputs, features=features, hidden=hidden, pad=min(shape[:2]) < 22, dtype=dtype)
+    if name == "vgg16":
+        return VGG16(outputs, hidden=4096 if large else 512, dropout=0.5 if dropout else 0.0, dtype=dtype)
+    if name == "resnet20":
+        return resnet20(outputs, dtype=dtype)
+    if name in ("resnet18", "resnet50"):
+        make = resnet18 if name == "resnet18" else resnet50
+        return make(outputs, stem="imagenet" if large else "cifar", dtype=dtype)
+    wide = re.fullmatch(r"wrn(\d+)-(\d+)", name)
+    if wide is None:
+        raise UserError(f'There is no network "{name}": choose from {", ".join(NAMES)}, wrnDEPTH-WIDTH (wrn28-10).')
+    return WideResNet(int(wide[1]), int(wide[2]), outputs, dtype=dtype)

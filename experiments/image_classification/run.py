@@ -1,0 +1,221 @@
+"""One run: one method, one seed, in a directory of its own."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from bilevel import sharding
+from bilevel.data import Dataset, Loader
+from bilevel.nn.classification import init_variables
+from bilevel.state import TrainState
+from bilevel.step import TrainStep
+from bilevel.training import Checkpoints, Data, LoopConfig, Resident, TrainResult, prepare_run_dir, train
+from bilevel.training.run_dir import write_atomically
+from bilevel.types import Params, UserError
+from experiments.image_classification import build, pictures
+from experiments.image_classification.config import LEARNED, SELECTING, TABLED, Config
+from experiments.image_classification.data import ImageData
+from experiments.image_classification.evaluation import Evaluator, scores, while_training
+from experiments.image_classification.known import irreducible_losses, uncertain_rows
+from experiments.image_classification.observation import observer
+from experiments.runs import CHECKPOINTS, RESULT_NAME, Stopped, run_name
+
+IRREDUCIBLE = "irreducible"
+PROXY = "svp"
+MAY_CHANGE = (
+    "log_every", "evaluate_every", "evaluate_rows", "checkpoint_every", "progress", "tensorboard", "data.cache_dir",
+)  # fmt: skip
+NOT_OF_A_RUN = ("compare", "seeds", "targets", "run_dir", "eval_only", "steps_per_call")
+"""Flags that do not change how one run trains."""
+_TAIL = 0.2
+"""Shares of the selected rows are means over the last fifth of the rows of metrics, and over all."""
+
+
+def settings_dict(config: Config, method: str, seed: int) -> dict[str, Any]:
+    """What decides the outcome of a run: two runs with equal settings give equal results."""
+    everything = dataclasses.asdict(config) | {"method": method, "seed": seed}
+    for name in NOT_OF_A_RUN:
+        del everything[name]
+    if method == "uniform":
+        del everything["weights"]
+    return everything
+
+
+def run(config: Config, method: str, seed: int, data: ImageData) -> dict[str, Any]:
+    """Trains (or continues, or only evaluates) one run.
+
+    Returns:
+      The summary, as written to result.json.
+
+    Raises:
+      Stopped: a signal stopped it before its end.
+    """
+    directory = config.run_dir / run_name(method, seed)
+    prepare_run_dir(directory, settings_dict(config, method, seed), may_change=MAY_CHANGE)
+    this = _Run(config, method, seed, data, directory)
+    if config.eval_only:
+        return this.evaluated()
+    done = directory / RESULT_NAME
+    return json.loads(done.read_text()) if done.exists() else this.train()
+
+
+class _Parts(NamedTuple):
+    """What a run is made of."""
+
+    mesh: Mesh
+    weighting: build.Weighting
+    step: TrainStep
+    state: TrainState
+    evaluator: Evaluator
+    rows: Dataset
+    """What is trained on."""
+    before: float
+    """Seconds that another run took before this one."""
+
+
+class _Run:
+    """One run; its parts are built when they are needed."""
+
+    def __init__(self, config: Config, method: str, seed: int, data: ImageData, directory: Path):
+        self.config, self.method, self.seed = config, method, seed
+        self.data, self.directory = data, directory
+
+    @cached_property
+    def parts(self) -> _Parts:
+        config, data, mesh = self.config, self.data, sharding.make_mesh()
+        network = build.classifier(config, data)
+        losses = build.losses_of(config, data, network)
+        weighting = build.weighting_of(config, self.method, data, losses, self._known())
+        step = build.build_step(config, self.method, data, losses, weighting, self.seed, mesh)
+        rows = uncertain_rows(config, data, config.run_dir / PROXY) if self.method == "svp" else data.train
+        model_key, weight_key, step_key = jax.random.split(jax.random.key(self.seed), 3)
+
+        def create() -> TrainState:
+            params, model_state = init_variables(network, model_key, data.shape)
+            return step.init(step_key, params, weighting.init(weight_key), model_state)
+
+        state = jax.jit(create, out_shardings=sharding.replicated(mesh) if mesh.size > 1 else None)()
+        before = 0.0
+        if self.method == "retrained_dds":
+            first = run(config, "dds", self.seed, data)
+            state, before = dataclasses.replace(state, weight_params=self._scorer_of_dds(state)), first["seconds"]
+        step = build.observed(step, observer(data))
+        return _Parts(mesh, weighting, step, state, Evaluator(losses.evaluate), rows, before)
+
+    def _known(self) -> Params:
+        if self.method not in TABLED:
+            return {}
+        return irreducible_losses(self.config, self.data, self.config.run_dir / IRREDUCIBLE).params()
+
+    def _scorer_of_dds(self, state: TrainState) -> Params:
+        """The scorer that the run of dds with this seed ended with.
+
+        Reference: Wang et al. (DDS), section 4.1 (retrained DDS).
+        """
+        return _newest(self.config.run_dir / run_name("dds", self.seed), state).weight_params
+
+    def evaluated(self) -> dict[str, Any]:
+        """Loss and accuracy of the newest checkpoint."""
+        state = _newest(self.directory, self.parts.state)
+        found = scores(self.parts.evaluator, state, self.data)
+        steps = int(jax.device_get(state.step))
+        return {"method": self.method, "seed": self.seed, "steps": steps, "seconds": math.nan, **found}
+
+    def train(self) -> dict[str, Any]:
+        """Trains to the end, and writes what remains of the run."""
+        config, parts = self.config, self.parts
+        loaded = build.loaded_rows(config, self.method)
+        dev_rows = min(config.weights.dev_batch_size or config.batch_size, len(self.data.dev))
+        sharding.check_divides(parts.mesh, batch_size=config.batch_size, dev_batch_size=dev_rows)
+        generic = Loader(parts.rows, loaded, seed=self.seed)
+        dev = Loader(self.data.dev, dev_rows, seed=self.seed + 1_000_003)
+        result = train(
+            parts.step,
+            parts.state,
+            data=_source(config, generic, dev, parts.mesh),
+            config=_loop_config(config),
+            run_dir=self.directory,
+            evaluate=while_training(parts.evaluator, self.data, config.evaluate_rows or None),
+        )
+        if result.stopped_early:
+            raise Stopped
+        summary = self._summary(result, generic.epoch(config.steps))
+        if self.method in LEARNED:
+            assert callable(parts.weighting.logits)
+            known = pictures.save_scores(self.directory, result.state.weight_params, parts.weighting.logits, self.data)
+            summary |= known
+        write_atomically(self.directory / RESULT_NAME, json.dumps(summary, indent=2) + "\n")
+        return summary
+
+    def _summary(self, result: TrainResult, epochs: float) -> dict[str, Any]:
+        history, final = result.history, scores(self.parts.evaluator, result.state, self.data)
+        tail = history[-max(1, round(_TAIL * len(history))) :]
+        best = min((row for row in history if "dev_loss" in row), key=lambda row: -row["dev_accuracy"])
+        shares = {"corrupted_share": "corrupted_share", "irrelevant_share": "irrelevant_share"}
+        if self.method in (*SELECTING, "uniform", "svp"):
+            shares["learned_share"] = "generic_correct"
+        found = {name: _mean(history, key) for name, key in shares.items()}
+        found |= {f"{name}_at_end": _mean(tail, key) for name, key in shares.items()}
+        return {
+            "method": self.method,
+            "seed": self.seed,
+            "steps": self.config.steps,
+            "epochs": epochs,
+            "seconds": result.seconds + self.parts.before,
+            **final,
+            "best_test_accuracy": max(row.get("test_accuracy", 0.0) for row in history),
+            "test_accuracy_at_best_dev": best["test_accuracy"],
+            "effective_sample_size": _mean(tail, "effective_sample_size"),
+            **{name: value for name, value in found.items() if value is not None},
+        }
+
+
+def _newest(directory: Path, template: TrainState) -> TrainState:
+    """The newest checkpoint of a run.
+
+    Raises:
+      UserError: if there is none.
+    """
+    with Checkpoints(directory / CHECKPOINTS) as checkpoints:
+        restored = checkpoints.restore_latest(template)
+    if restored is None:
+        raise UserError(f"{directory} holds no checkpoint to evaluate: train first, without --eval-only.")
+    return restored[1]
+
+
+def _mean(rows: list[dict[str, Any]], name: str) -> float | None:
+    """The mean of a metric where it is known; None where it never is."""
+    known = [row[name] for row in rows if name in row and math.isfinite(row[name])]
+    return float(np.mean(known)) if known else None
+
+
+def _source(config: Config, generic: Loader, dev: Loader, mesh: Mesh) -> Data | Resident:
+    """The data on the device, or batches that travel."""
+    if config.resident:
+        return Resident(generic, dev, mesh)
+
+    def place(batch: Any) -> Any:
+        return sharding.place_batch(mesh, batch) if mesh.size > 1 else jax.device_put(batch)
+
+    return Data(generic, dev, place, place)
+
+
+def _loop_config(config: Config) -> LoopConfig:
+    return LoopConfig(
+        num_steps=config.steps,
+        log_every=config.log_every,
+        evaluate_every=config.evaluate_every,
+        checkpoint_every=config.checkpoint_every,
+        steps_per_call=config.steps_per_call if config.resident else 1,
+        progress=config.progress,
+        tensorboard=config.tensorboard,
+    )

@@ -1,0 +1,319 @@
+"""The image-classification experiment end to end, as a user calls it, at tiny sizes."""
+
+import dataclasses
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from bilevel import sharding
+from bilevel.loss_table import LossTable
+from bilevel.types import UserError
+from experiments import cli
+from experiments.image_classification import known, run
+from experiments.image_classification.__main__ import main
+from experiments.image_classification.build import loaded_rows
+from experiments.image_classification.comparison import reached, targets_table
+from experiments.image_classification.config import METHODS, Config, DataConfig, MethodConfig, ModelConfig
+from experiments.image_classification.data import open_sets
+from experiments.image_classification.faults import load_data
+from experiments.image_classification.networks import NAMES, network_of
+
+STEPS = 6
+
+
+@pytest.fixture(autouse=True)
+def one_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    mesh = sharding.make_mesh(jax.devices()[:1])
+    monkeypatch.setattr(sharding, "make_mesh", lambda: mesh)
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """Images of 6 × 6 pixels in 4 classes: a bright quarter."""
+    rng = np.random.default_rng(0)
+    label = np.arange(240) % 4
+    images = rng.integers(0, 60, (240, 6, 6, 1))
+    for row, c in enumerate(label):
+        images[row, 3 * (c // 2) : 3 * (c // 2) + 3, 3 * (c % 2) : 3 * (c % 2) + 3] += 150
+    np.savez(tmp_path / "quarters.npz", image=images.astype(np.uint8), label=label)
+    return tmp_path / "quarters.npz"
+
+
+def flags(source: Path, **given: object) -> list[str]:
+    chosen: dict[str, object] = {
+        "steps": STEPS,
+        "batch-size": 4,
+        "big-batch-size": 16,
+        "log-every": 2,
+        "evaluate-every": 2,
+        "checkpoint-every": 2,
+        "steps-per-call": 2,
+        "run-dir": source.parent / "run",
+        "optimizer": "sgd",
+        "data.source": source,
+        "model.width": 16,
+        "weights.il-steps": 4,
+        **{name.replace("__", ".").replace("_", "-"): value for name, value in given.items()},
+    }
+    return [x for name, value in chosen.items() for x in (f"--{name}", str(value))] + ["--no-progress"]
+
+
+def call(source: Path, *more: str, **given: object) -> None:
+    """The command, in this process."""
+    cli.run(Config, main, [*flags(source, **given), *more])
+
+
+def results(folder: Path) -> list[dict[str, Any]]:
+    return json.loads((folder / "comparison.json").read_text())
+
+
+def config_of(source: Path, **given: Any) -> Config:
+    """What `flags` stand for."""
+    same = {"data": {"source": str(source)}, "model": {"width": 16}, "weights": {"il_steps": 4}}
+    kinds = {"data": DataConfig, "model": ModelConfig, "weights": MethodConfig}
+    parts: dict[str, Any] = {name: kind(**{**same[name], **given.pop(name, {})}) for name, kind in kinds.items()}
+    own: dict[str, Any] = {
+        "steps": STEPS, "batch_size": 4, "big_batch_size": 16, "log_every": 2, "evaluate_every": 2, "checkpoint_every": 2,
+        "steps_per_call": 2, "optimizer": "sgd", "progress": False, "run_dir": source.parent / "run",
+    }  # fmt: skip
+    return Config(**{**own, **given}, **parts)
+
+
+def test_comparison_writes_what_it_promises(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    call(source, compare="uniform,dds,rho_loss", targets="0.01")
+    folder = source.parent / "run"
+    rows = results(folder)
+    assert [row["method"] for row in rows] == ["uniform", "dds", "rho_loss"]
+    for row in rows:
+        for name in ("seconds", "test_accuracy", "dev_accuracy", "test_loss", "corrupted_share", "best_test_accuracy"):
+            assert math.isfinite(row[name]), name
+        assert (row["seed"], row["steps"], row["steps_to"]) == (0, STEPS, {"0.01": 2})
+    assert rows[0]["steps_to_uniform_best"] is not None
+    train = len(load_data(config_of(source)).train)
+    assert rows[0]["epochs"] == pytest.approx(STEPS * 4 / train)
+    assert rows[2]["epochs"] == pytest.approx(STEPS * 16 / train)
+    assert rows[2]["epochs_to"]["0.01"] == pytest.approx(2 * 16 / train, abs=1e-3)
+    assert 0 < rows[1]["weight_on_corrupted"] < 1
+    assert sum(rows[1][f"weight_share/{c}"] for c in range(4)) == pytest.approx(1)
+    table = (folder / "comparison.md").read_text()
+    assert table.strip() in capsys.readouterr().out
+    lines = (folder / "dds-seed0" / "metrics.jsonl").read_text().splitlines()
+    metrics = [json.loads(line) for line in lines]
+    assert [row["step"] for row in metrics] == [2, 4, 6]
+    assert sum(metrics[-1][f"share/{c}"] for c in range(4)) == pytest.approx(1, abs=1e-5)
+    assert (folder / "dds-seed0" / "images.svg").exists()
+    report = (folder / "report.html").read_text()
+    for title in ("Test accuracy", "Wrong labels among the selected rows", "images with the highest"):
+        assert title in report
+    assert "http://" not in report
+    before = (folder / "dds-seed0" / "metrics.jsonl").stat().st_mtime_ns
+    call(source, compare="uniform,dds,rho_loss", targets="0.01")
+    assert (folder / "dds-seed0" / "metrics.jsonl").stat().st_mtime_ns == before
+    call(source, "--eval-only", compare="dds")
+    assert f"{rows[1]['test_accuracy']:.3f}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("method", [m for m in METHODS if m not in ("uniform", "dds", "rho_loss")])
+def test_every_method_runs(source: Path, method: str) -> None:
+    call(source, *(["--no-resident"] if method == "train_loss" else []), method=method, steps=2)
+    row = results(source.parent / "run")[0]
+    assert row["method"] == method
+    assert math.isfinite(row["test_accuracy"])
+
+
+def final_state(config: Config, method: str, monkeypatch: pytest.MonkeyPatch) -> list[np.ndarray]:
+    """Runs, and returns all arrays of the last state."""
+    kept: list[Any] = []
+    monkeypatch.setattr(run, "train", lambda *a, **k: kept.append(TRAIN(*a, **k)) or kept[-1])
+    run.run(config, method, 0, load_data(config))
+    leaves = jax.tree.leaves(dataclasses.replace(kept[-1].state, rng=jax.random.key_data(kept[-1].state.rng)))
+    return [np.asarray(leaf) for leaf in leaves]
+
+
+TRAIN = run.train
+
+
+@pytest.mark.parametrize("method", ["uniform", "dds", "spcl", "rho_loss"])
+def test_a_continued_run_equals_an_uninterrupted_one(
+    source: Path, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One method of each kind, bit for bit; the second start finds the checkpoint of step 2, the table and the pictures."""
+    average = 0.9 if method == "uniform" else 0.0
+    config = config_of(source, steps=4, average=average, run_dir=source.parent / "whole")
+    whole = final_state(config, method, monkeypatch)
+    cut = dataclasses.replace(config, run_dir=source.parent / "cut")
+
+    def stop(*a: Any, **k: Any) -> Any:
+        result = TRAIN(*a, **{**k, "config": dataclasses.replace(k["config"], num_steps=2)})
+        return result._replace(stopped_early=True)
+
+    monkeypatch.setattr(run, "train", stop)
+    with pytest.raises(run.Stopped):
+        run.run(cut, method, 0, load_data(cut))
+    for x, y in zip(whole, final_state(cut, method, monkeypatch), strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+def test_table_of_irreducible_losses(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Kept in the run directory; taken by another run on the same data; refused for other data or settings."""
+    folder = source.parent / "run"
+    call(source, method="rho_loss", steps=2)
+    table = folder / "irreducible" / "table.npz"
+    data = load_data(config_of(source))
+    kept = LossTable.load(table, content_hash=data.train.content_hash, settings=None)
+    assert kept.losses.shape == (len(data.train),)
+    assert np.isfinite(kept.losses).all()
+    written = table.stat().st_mtime_ns
+    call(source, compare="rho_loss,irreducible_loss", steps=2)
+    assert table.stat().st_mtime_ns == written
+    again = source.parent / "again"
+    call(source, method="rho_loss", steps=2, run_dir=again, weights__table=table, data__holdout=0.2)
+    assert not (again / "irreducible").exists()
+    assert results(again)[0]["test_loss"] == pytest.approx(results(folder)[0]["test_loss"])
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        call(source, method="rho_loss", run_dir=source.parent / "b", weights__table=table, data__noise_fraction=0.1)
+    assert "holds losses of data with the content hash" in capsys.readouterr().err
+    other = config_of(source, weights={"il_steps": 5})
+    with pytest.raises(UserError, match="was made with steps=4 in place of 5"):
+        known.irreducible_losses(other, data, folder / "irreducible")
+
+
+def test_irreducible_losses_without_held_out_rows(source: Path) -> None:
+    weights = {"no_holdout": True, "il_network": "mlp-small"}
+    config = config_of(source, data={"holdout": 0}, weights=weights)
+    data = load_data(config)
+    assert data.holdout is None
+    table = known.irreducible_losses(config, data, config.run_dir / "irreducible")
+    assert np.isfinite(table.losses).all()
+    again = known.irreducible_losses(config, data, config.run_dir / "irreducible")
+    np.testing.assert_array_equal(table.losses, again.losses)
+    assert again.settings["network"] == "mlp-small"
+    with pytest.raises(UserError, match=r"no held-out rows to learn irreducible losses from: give --data\.holdout"):
+        known.irreducible_losses(config_of(source, data={"holdout": 0}), data, config.run_dir)
+
+
+def test_faults(source: Path) -> None:
+    clean = open_sets(config_of(source).data).train.arrays["label"]
+
+    def data(**given: Any) -> Any:
+        given = {"noise_fraction": 0.5, **given}
+        return load_data(config_of(source, data=given))
+
+    pair = data(noise="pair")
+    wrong = pair.known("corrupted")
+    assert 0.4 < wrong.mean() < 0.6
+    np.testing.assert_array_equal(pair.train.arrays["label"][wrong], (clean[wrong] + 1) % 4)
+    np.testing.assert_array_equal(pair.known("clean_label"), clean)
+    assert sorted(pair.train.arrays) == ["image", "label"], "learners read nothing else"
+    assert not data(noise="none").marked("corrupted")
+    half = data(relevant="half")
+    assert set(half.dev.arrays["label"]) == set(half.test.arrays["label"]) == set(half.holdout.arrays["label"])
+    assert len(set(half.test.arrays["label"])) == 2
+    assert 0.3 < half.known("relevant").mean() < 0.7
+    rare = np.bincount(data(noise="none", imbalance=10).train.arrays["label"])
+    assert rare[0] > 5 * rare[3] > 0
+    assert (data(noisy_holdout=True).holdout.arrays["label"] != data().holdout.arrays["label"]).any()
+    np.savez(source.parent / "labels.npz", worse=np.zeros(240, np.int32))
+    assert not data(noise=f"{source.parent / 'labels.npz'}:worse").train.arrays["label"].any()
+
+
+def test_the_most_confused_classes(source: Path) -> None:
+    config = config_of(source, data={"noise": "confused"})
+    first, again = load_data(config), load_data(config)
+    assert 0.3 < first.known("corrupted").mean() < 0.7
+    np.testing.assert_array_equal(first.train.arrays["label"], again.train.arrays["label"])
+
+
+def test_steps_to_accuracies() -> None:
+    rows = [{"step": 1}, {"step": 2, "test_accuracy": 0.4}, {"step": 4, "test_accuracy": 0.8}]
+    assert [reached(rows, x) for x in (0.3, 0.4, 0.5, 0.9)] == [2, 2, 4, None]
+    found = [
+        {"method": "a", "steps_to": {"0.5": s, "0.9": None}, "epochs_to": {"0.5": s / 10, "0.9": None}} for s in (2, 4)
+    ]
+    assert targets_table(found, (0.5, 0.9)).splitlines()[-1] == "| a | 3 ± 1 (0.3 ± 0.1) | – |"
+
+
+@pytest.mark.parametrize("name", [*NAMES, "wrn28-2"])
+def test_networks_by_name(name: str) -> None:
+    network = network_of(name, 10, (32, 32, 3), ModelConfig())
+    shape = jax.ShapeDtypeStruct((2, 32, 32, 3), np.float32)
+    key = jax.random.key(0)
+    variables = jax.eval_shape(lambda x: network.init({"params": key, "dropout": key}, x), shape)
+    assert "head" in variables["params"], "the scorer's last layer begins at 0"
+
+
+def test_mistakes_are_explained(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cases: list[tuple[dict[str, Any], str]] = [
+        ({"compare": "uniform,dss"}, 'names the method "dss", which does not exist'),
+        ({"model__network": "resnet19"}, 'There is no network "resnet19": choose from mlp'),
+        ({"data__noise": "salt"}, '--data.noise "salt" is unknown'),
+        ({"data__noise": "labels.npz"}, "names no array: write FILE.npz:NAME"),
+        ({"data__noise_fraction": 2}, "fraction"),
+        ({"data__source": source.parent / "none.npz"}, "none.npz"),
+        ({"steps": 0}, "--steps 0 must be at least 1"),
+        ({"targets": "2"}, "accuracies lie between 0 and 1"),
+        ({"weights__svp_fraction": 0, "method": "svp"}, "--weights.svp-fraction 0.0 must lie in (0, 1]"),
+        ({"weights__table": source.parent / "no.npz", "method": "rho_loss"}, "There is no table of losses at"),
+        ({"model__network": "resnet20", "data__source": "sklearn:iris"}, "needs images"),
+    ]
+    for i, (given, message) in enumerate(cases):
+        with pytest.raises(SystemExit) as stopped:
+            call(source, run_dir=source.parent / str(i), **given)
+        assert stopped.value.code == 2
+        error = capsys.readouterr().err
+        assert message in error, error
+        assert error.startswith("error: ")
+        assert error.count("\n") == 1
+    with pytest.raises(UserError, match="is smaller than --batch-size"):
+        loaded_rows(config_of(source, batch_size=8, big_batch_size=4), "rho_loss")
+
+
+@pytest.mark.slow
+def test_tables_of_features(tmp_path: Path) -> None:
+    call(tmp_path / "x", compare="dds,gradient_norm", data__source="sklearn:iris", steps=2, run_dir=tmp_path / "run")
+    assert not (tmp_path / "run" / "dds-seed0" / "images.svg").exists()
+    assert len(results(tmp_path / "run")) == 2
+
+
+@pytest.mark.slow
+def test_a_killed_process_continues(source: Path) -> None:
+    command = [sys.executable, "-m", "experiments.image_classification", *flags(source, method="dds", steps=4000)]
+    root = Path(__file__).parents[2]
+    environment = {**os.environ, "PYTHONPATH": str(root)}
+    metrics = source.parent / "run" / "dds-seed0" / "metrics.jsonl"
+    with subprocess.Popen(command, cwd=root, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        while process.poll() is None and (not metrics.exists() or len(metrics.read_text().splitlines()) < 20):
+            pass
+        process.send_signal(signal.SIGKILL)
+    assert not (metrics.parent / "result.json").exists()
+    subprocess.run(command, cwd=root, env=environment, check=True, stdout=subprocess.PIPE, timeout=250)
+    cut = metrics.read_text()
+    other = [*command, "--run-dir", str(source.parent / "whole")]
+    subprocess.run(other, cwd=root, env=environment, check=True, stdout=subprocess.PIPE, timeout=250)
+    whole = (source.parent / "whole" / "dds-seed0" / "metrics.jsonl").read_text()
+
+    def values(text: str) -> list[dict[str, Any]]:
+        return [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in text.splitlines()]
+
+    assert values(cut) == values(whole)
+
+
+@pytest.mark.slow
+def test_methods_do_what_the_papers_say(tmp_path: Path) -> None:
+    """Digits, 40 % of the training labels wrong: see the README for the figures."""
+    names, folder = "uniform,dds,rho_loss,train_loss", str(tmp_path / "run")
+    cli.run(Config, main, ["--compare", names, "--run-dir", folder, "--no-progress"])
+    uniform, dds, rho, loss = results(tmp_path / "run")
+    assert dds["test_accuracy"] > uniform["test_accuracy"] + 0.05
+    assert rho["steps_to_uniform_best"] < uniform["steps_to_uniform_best"]
+    assert rho["corrupted_share"] < 0.1 < 0.5 < loss["corrupted_share"]

@@ -1,0 +1,36 @@
+"""Tables over methods and seeds."""
+
+import math
+
+import pytest
+
+from bilevel.types import UserError
+from experiments.cli import chosen_methods
+from experiments.tables import Column, by_method, mean_cell
+
+
+def test_one_line_a_method() -> None:
+    columns = {"loss": Column("test loss", 2), "steps": Column("steps"), "none": Column("nowhere")}
+    rows = [
+        {"method": "b", "loss": 1.0, "steps": 10},
+        {"method": "b", "loss": 2.0, "steps": None},
+        {"method": "a", "loss": 3.0, "steps": 20.4},
+    ]
+    assert by_method(rows, columns).splitlines() == [
+        "| method | seeds | test loss | steps |",
+        "| --- | --- | --- | --- |",
+        "| b | 2 | 1.50 ± 0.71 | – |",
+        "| a | 1 | 3.00 | 20 |",
+    ]
+    assert mean_cell([math.nan], 1) == mean_cell([], 1) == "–"
+
+
+def test_methods_by_name() -> None:
+    known, everything = ("a", "b", "c"), ("a", "b")
+    assert chosen_methods(None, "b, a,b", known, everything) == ["b", "a"]
+    assert chosen_methods(None, "all", known, everything) == ["a", "b"]
+    assert chosen_methods("c", "all", known, everything) == ["c"]
+    with pytest.raises(UserError, match='names the method "d", which does not exist: choose from all, a, b, c'):
+        chosen_methods(None, "d", known, everything)
+    with pytest.raises(UserError, match="--compare is empty"):
+        chosen_methods(None, ",", known, everything)
