@@ -57,10 +57,13 @@ class Filters(Analysis):
             yield Run(name, settings, method, seed, variant)
 
     def results(self, records: Sequence[Record]) -> list[dict[str, Any]]:
-        """Adds the share of distinct rows over the last fifth of training, where the effective sample size is of, too."""
+        """Adds the share of distinct rows over the last fifth of training, which the effective sample size is of, too."""
         rows = super().results(records)
-        shares = [_at_the_end(record.metrics) for record in records]
-        return [row | {DISTINCT: share} for row, share in zip(rows, shares, strict=True)]
+        for row, record in zip(rows, records, strict=True):
+            row[DISTINCT] = _at_the_end(record.metrics)
+            if record.run.method == "uniform":
+                row["effective_sample_size"] = None  # it is of the big batch, and uniform sampling loads none
+        return rows
 
 
 def distinct_share(ids: NDArray[np.integer[Any]], batch_size: int) -> float:

@@ -224,6 +224,7 @@ def test_filters_and_what_is_finished_is_not_done_again(data: Path, capsys: pyte
     assert importance == before[0]
     assert uniform["specific_test_loss"] == before[1]["specific_test_loss"]
     assert uniform["distinct_rows"] == 100
+    assert uniform["effective_sample_size"] is None
     assert 25 <= importance["distinct_rows"] < 100
 
 
