@@ -11,7 +11,7 @@ import pytest
 import bilevel
 from bilevel.nn.transformer import SIZES, Transformer, language_model_loss
 
-pytestmark = pytest.mark.slow  # the file takes minutes, nearly all of them compiling
+pytestmark = pytest.mark.slow  # half a minute and more, nearly all of it compiling
 
 ROWS, LENGTH = 16, 128
 METHODS: dict[str, Any] = {

@@ -17,7 +17,7 @@ from bilevel.rows import RowLosses
 from bilevel.trees import make_subset
 from bilevel.types import Array, LossAux, UserError
 
-pytestmark = pytest.mark.slow  # the file takes minutes, nearly all of them compiling
+pytestmark = pytest.mark.slow  # half a minute and more, nearly all of it compiling
 
 SIZE = 10
 

@@ -13,7 +13,7 @@ import toy
 import bilevel
 from bilevel.types import Array, LossAux
 
-pytestmark = pytest.mark.slow  # the file takes minutes, nearly all of them compiling
+pytestmark = pytest.mark.slow  # half a minute and more, nearly all of it compiling
 
 DEAD = np.linspace(0.5, 1.5, toy.HIDDEN)
 OPTIMIZERS: dict[str, Any] = {

@@ -18,7 +18,7 @@ from bilevel import diagnostics, filters, scoring, sharding
 from bilevel.nn.head import with_head
 from bilevel.types import Array, UserError
 
-pytestmark = pytest.mark.slow  # the file takes minutes, nearly all of them compiling
+pytestmark = pytest.mark.slow  # half a minute and more, nearly all of it compiling
 
 BIG, SMALL = 40, 8
 NET, PROXY = Net(), Net(hidden=5)

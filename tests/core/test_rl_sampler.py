@@ -15,7 +15,7 @@ from bilevel import samplers
 from bilevel.samplers import networks
 from bilevel.types import Array, LossAux, UserError
 
-pytestmark = pytest.mark.slow  # the file takes minutes, nearly all of them compiling
+pytestmark = pytest.mark.slow  # half a minute and more, nearly all of it compiling
 
 ROWS, BATCH = 12, 4
 SMALL: dict[str, Any] = {"summary_size": 3, "logger_size": 5, "policy_size": 4}

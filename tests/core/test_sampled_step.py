@@ -16,7 +16,7 @@ from bilevel import samplers
 from bilevel.training import Checkpoints
 from bilevel.types import Array, LossAux, UserError
 
-pytestmark = pytest.mark.slow  # the file takes minutes, nearly all of them compiling
+pytestmark = pytest.mark.slow  # half a minute and more, nearly all of it compiling
 
 ROWS, BATCH = 10, 4
 DATA, VALIDATION = toy.arrays(1, ROWS), toy.arrays(2, 6)

@@ -17,6 +17,8 @@ from bilevel import filters, scorers
 from bilevel.nn.weighting import LossMLP
 from bilevel.types import Array, UserError
 
+pytestmark = pytest.mark.slow  # half a minute and more, nearly all of it compiling
+
 HIDDEN = 6
 
 

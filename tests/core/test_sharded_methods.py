@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec
 import bilevel
 from bilevel import filters, sharding
 
-pytestmark = pytest.mark.slow  # the file takes minutes, nearly all of them compiling
+pytestmark = pytest.mark.slow  # half a minute and more, nearly all of it compiling
 
 SAME = 1e-4
 MWN = bilevel.meta_weight_net(toy.loss, hidden=8)

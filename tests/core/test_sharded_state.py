@@ -15,6 +15,8 @@ import bilevel
 from bilevel import sharding
 from bilevel.nn.transformer import Transformer, TransformerConfig, language_model_loss
 
+pytestmark = pytest.mark.slow  # half a minute and more, nearly all of it compiling
+
 METHODS: dict[str, Any] = {
     "dds": lambda: bilevel.dds(average_specific=0.9),
     "anograd": bilevel.anograd,

@@ -17,6 +17,8 @@ from bilevel.methods.mentornet import MentorFeatures, with_wrong_labels
 from bilevel.nn.mentor_net import MentorNetwork, mentor
 from bilevel.types import UserError
 
+pytestmark = pytest.mark.slow  # half a minute and more, nearly all of it compiling
+
 BIG, NET = 32, Net()
 MENTOR = mentor(MentorNetwork(CLASSES), jax.random.key(5))
 

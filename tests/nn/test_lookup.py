@@ -11,6 +11,8 @@ import pytest
 from bilevel.nn import lookup
 from bilevel.nn.weighting import ConvWeighting, NGramWeighting, logit_fn, masked_mean, ngram_hashes
 
+pytestmark = pytest.mark.slow  # half a minute and more, nearly all of it compiling
+
 LENGTH, WIDTH = 24, 8
 
 
