@@ -287,12 +287,14 @@ def test_tables_of_features(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_killed_process_continues(source: Path) -> None:
-    command = [sys.executable, "-m", "experiments.image_classification", *flags(source, method="dds", steps=4000)]
+    rhythm = {"log_every": 20, "evaluate_every": 500, "checkpoint_every": 100, "steps_per_call": 2}
+    given = flags(source, method="dds", steps=1500, **rhythm)
+    command = [sys.executable, "-m", "experiments.image_classification", *given]
     root = Path(__file__).parents[2]
     environment = {**os.environ, "PYTHONPATH": str(root)}
     metrics = source.parent / "run" / "dds-seed0" / "metrics.jsonl"
     with subprocess.Popen(command, cwd=root, env=environment, stdout=subprocess.PIPE, text=True) as process:
-        while process.poll() is None and (not metrics.exists() or len(metrics.read_text().splitlines()) < 20):
+        while process.poll() is None and (not metrics.exists() or len(metrics.read_text().splitlines()) < 10):
             pass
         process.send_signal(signal.SIGKILL)
     assert not (metrics.parent / "result.json").exists()
