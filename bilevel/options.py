@@ -46,6 +46,13 @@ class StepOptions:
             raise UserError(f'alpha_batch="{self.alpha_batch}" is unknown: choose "filtered" or "uniform".')
         if self.alpha_batch_size is not None and self.alpha_batch_size < 2:
             raise UserError(f"alpha_batch_size={self.alpha_batch_size} must be at least 2: one row has no rival.")
+        if self.mode == "dense" and (
+            self.alpha_batch == "uniform" or self.alpha_batch_size not in (None, self.batch_size)
+        ):
+            raise UserError(
+                'mode="dense" takes the α-gradient on the rows of the θ-update: '
+                'leave alpha_batch and alpha_batch_size out, or choose mode="sparse".'
+            )
         if self.estimator == "score" and (self.alpha_batch == "uniform" or self.mode == "dense"):
             raise UserError(
                 'estimator="score" needs rows drawn in proportion to their weights: '

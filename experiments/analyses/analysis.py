@@ -22,6 +22,8 @@ from experiments.tables import Column, by_method
 
 LEARNING = ("soba", "dds", "anograd", "implicit_cg", "implicit_neumann")
 """Methods that learn a weighting network of text while the model trains."""
+OF_COMPARISONS = ("eval_only", "trials", "trial_steps", "same_seconds", "budget_seconds")
+"""Flags of the comparison that an analysis has no use for."""
 
 
 class Run(NamedTuple):
@@ -70,6 +72,8 @@ class Analysis(Config):
     """Results in the table, and their headings."""
     heading: ClassVar[str] = "method"
     """Of the first column."""
+    several_sets: ClassVar[bool] = False
+    """Whether --specific-sets is of use."""
     x: ClassVar[str] = "step"
     """What the loss is plotted against: step or seconds."""
 
@@ -82,8 +86,12 @@ class Analysis(Config):
         for name in ("seeds", "steps"):
             if getattr(self, name) < 1:
                 raise UserError(f"--{name} {getattr(self, name)} must be at least 1.")
-        if self.eval_only:
-            raise UserError("--eval-only is not for analyses: give it to experiments.language_modeling.")
+        for name in OF_COMPARISONS if self.several_sets else (*OF_COMPARISONS, "specific_sets"):
+            if getattr(self, name) != getattr(Config, name):
+                flag = "--" + name.replace("_", "-")
+                raise UserError(
+                    f"{flag} is not for analyses: give it to experiments.language_modeling, or leave it away."
+                )
         if self.coordinator is not None:
             raise UserError("--coordinator is not for analyses, which run in one process: leave it away.")
         self.check_methods()

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from bilevel.data import JoinedData
 from bilevel.types import UserError
@@ -39,6 +39,8 @@ class MultiTask(Analysis):
     """The specific sets, at least two, each as --data.specific, which is not used here."""
     task_weights: tuple[float, ...] | None = None
     """How often a specific batch comes from each set, in proportion; without it, from all alike."""
+
+    several_sets: ClassVar[bool] = True
 
     def check(self) -> None:
         """As `Analysis.check`, and the flags of this analysis."""

@@ -240,6 +240,8 @@ def settings_of(config: Config, method: str) -> dict[str, Any]:
     if "probe_blocks" not in given and config.model.scan_layers:
         settings["probe_blocks"] = 0  # the blocks' parameters are stacked, and cannot be chosen apart
     settings["specific_batch_size"] = settings["specific_batch_size"] or config.batch_size
+    if method in DENSE:  # they have no α-batch apart
+        settings |= {"alpha_batch": "filtered", "alpha_batch_size": 0}
     settings["alpha_batch_size"] = settings["alpha_batch_size"] or None
     return settings
 

@@ -159,6 +159,8 @@ def test_specific_rows_are_evaluated_on_due_steps_only(apart: bool) -> None:
         ({"estimator": "magic"}, 'estimator="magic" is unknown'),
         ({"alpha_batch": "all"}, 'alpha_batch="all" is unknown'),
         ({"mode": "thick"}, 'mode="thick" is unknown'),
+        ({"mode": "dense", "alpha_batch": "uniform"}, 'mode="dense" takes the α-gradient on the rows of the θ-update'),
+        ({"mode": "dense", "alpha_batch_size": 7}, 'mode="dense" takes the α-gradient on the rows of the θ-update'),
         ({"alpha_batch_size": 1}, "alpha_batch_size=1 must be at least 2"),
         ({"estimator": "score", "mode": "dense"}, "needs rows drawn in proportion to their weights"),
         ({"ema_decay": 1.0}, "ema_decay=1.0 must lie in"),

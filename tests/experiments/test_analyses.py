@@ -321,6 +321,8 @@ BAD = {
     "no steps": (["filters"], {"steps": 0}, "--steps 0 must be at least 1"),
     "no seeds": (["filters"], {"seeds": 0}, "--seeds 0 must be at least 1"),
     "evaluation": (["transfer", "--eval-only"], {}, "--eval-only is not for analyses"),
+    "a search": (["filters", "--trials", "2"], {}, "--trials is not for analyses"),
+    "several sets": (["filters", "--specific-sets", "a", "b"], {}, "--specific-sets is not for analyses"),
     "several hosts": (["transfer"], {"coordinator": "host:1"}, "--coordinator is not for analyses"),
     "a method that learns nothing": (["curriculum"], {"method": "classifier"}, "--method classifier does not learn"),
     "several methods": (["filters"], {"compare": "soba,dds"}, "--compare soba,dds is not for this analysis"),
