@@ -52,11 +52,12 @@ def compile_step(c: DryRunConfig, name: str) -> dict[str, Any]:
 
     import bilevel
     from bilevel import sharding
-    from bilevel.nn.transformer import Transformer, TransformerConfig, language_model_loss
+    from bilevel.nn.transformer import Transformer, TransformerConfig, gathered_before, language_model_loss
     from bilevel.nn.weighting import NGramWeighting, logit_fn
 
     shape = TransformerConfig(c.layers, c.width, c.heads, 4 * c.width, dtype=jnp.bfloat16, remat=True, scan_layers=True)
-    model, weighting = Transformer(shape), NGramWeighting()
+    mesh = sharding.make_mesh(jax.devices()[: c.devices])
+    model, weighting = Transformer(shape, mesh), NGramWeighting()
     adam = optax.adam(1e-3)
     methods = {
         "plain": bilevel.frozen,
@@ -64,10 +65,9 @@ def compile_step(c: DryRunConfig, name: str) -> dict[str, Any]:
         "soba": lambda: bilevel.soba(adam),
         "soba bfloat16": lambda: bilevel.soba(adam, dtype=jnp.bfloat16),
     }
-    mesh = sharding.make_mesh(jax.devices()[: c.devices])
     train = bilevel.make_step(
         language_model_loss(model), logit_fn(weighting), adam, adam, methods[name](), batch_size=c.batch_size,
-        estimator="score", micro_batches=c.micro_batches, mesh=mesh,
+        estimator="score", micro_batches=c.micro_batches, mesh=mesh, gather=gathered_before,
     )  # fmt: skip
 
     def init() -> bilevel.TrainState:

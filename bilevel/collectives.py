@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -54,6 +55,21 @@ def spread_rows(batch: Any, mesh: Mesh | None) -> Any:
     return jax.lax.with_sharding_constraint(batch, NamedSharding(mesh, PartitionSpec(mesh.axis_names)))
 
 
-def gather(tree: Any, mesh: Mesh | None) -> Any:
-    """The arrays whole on every device of the mesh; under plain `jit`."""
-    return tree if mesh is None else jax.lax.with_sharding_constraint(tree, NamedSharding(mesh, PartitionSpec()))
+def gather(tree: Any, mesh: Mesh | None, chosen: Callable[[str], bool] | None = None) -> Any:
+    """The arrays whole on every device of the mesh; under plain `jit`.
+
+    Args:
+      tree: arrays.
+      mesh: the devices; None changes nothing.
+      chosen: path ("block_1/mlp/kernel") -> whether that array is gathered; None: all of them.
+    """
+    if mesh is None:
+        return tree
+    whole = NamedSharding(mesh, PartitionSpec())
+
+    def leaf(path: Any, x: jax.Array) -> jax.Array:
+        if chosen is not None and not chosen(jax.tree_util.keystr(path, simple=True, separator="/")):
+            return x
+        return jax.lax.with_sharding_constraint(x, whole)
+
+    return jax.tree_util.tree_map_with_path(leaf, tree)

@@ -31,19 +31,24 @@ class Evaluations:
     param_filter: Callable[[str], bool] | None
     micro_batches: int
     mesh: Mesh | None
+    gather: Callable[[str], bool] | None
     axis_name: str | None
+
+    def whole(self, params: Params) -> Params:
+        """θ as the losses take it: gathered, but for what they gather themselves."""
+        return gather(params, self.mesh, self.gather)
 
     def rows(self, state: TrainState, batch: Batch, rng: Array) -> RowLosses:
         """The generic losses of a batch."""
 
         def loss(params: Params, model_state: ModelState, batch: Batch, rng: Array) -> tuple[Array, LossAux]:
-            return self.loss(gather(params, self.mesh), model_state, batch, rng)
+            return self.loss(self.whole(params), model_state, batch, rng)
 
         return RowLosses(loss, state.model_state, batch, rng, self.micro_batches)
 
     def features(self, function: FeatureFn, state: TrainState, batch: Batch, rng: Array) -> Features:
         """The scorer's features of a batch; no derivative passes through them, and the model state stays as it is."""
-        params = gather(state.params, self.mesh)
+        params = self.whole(state.params)
         found = jax.lax.stop_gradient(function(params, state.model_state, batch, rng))
         check_features(found, batch)
         return found
@@ -91,7 +96,7 @@ class Evaluations:
             return estimators.total(values, self.axis_name)
 
         def specific_losses(batch: Batch) -> Array:
-            params = gather(state.params, self.mesh)
+            params = self.whole(state.params)
             rows = RowLosses(self.specific_loss, state.model_state, batch, rng, self.micro_batches)
             return as_features(rows(params)[0])
 
@@ -109,7 +114,7 @@ class Evaluations:
         at = spread(at, self.axis_name)
 
         def loss(part: Params, model_state: ModelState, batch: Batch, rng: Array) -> tuple[Array, LossAux]:
-            params = gather(subset.merge(part, at), self.mesh)
+            params = self.whole(subset.merge(part, at))
             return self.specific_loss(params, model_state, batch, rng)
 
         rows = RowLosses(loss, state.model_state, batch, rng, self.micro_batches)

@@ -80,6 +80,7 @@ def make_step(
     micro_batches: int = 1,
     row_metrics: tuple[str, ...] = (),
     mesh: jax.sharding.Mesh | None = None,
+    gather: Callable[[str], bool] | None = None,
     axis_name: str | None = None,
 ) -> TrainStep:
     """Builds the train step of one method.
@@ -119,6 +120,9 @@ def make_step(
       mesh: the devices that rows are spread over under plain `jit`: those that the filter picks are spread over it too, and split
         parameters (`bilevel.sharding.split_state`) are gathered where they are used. With None the compiler decides, and tends
         to compute all rows on every device.
+      gather: path -> whether the step itself gathers that split parameter, whole and before the loss. The loss gathers the others
+        where it uses them, and never holds all of them at once (`bilevel.nn.transformer.Transformer(mesh=…)` does so, block by
+        block). None: the step gathers all.
       axis_name: the mapped axis of `pmap` or `shard_map` that the rows are spread over. Leave None under plain `jit`, also
         with sharded arrays.
 
@@ -155,7 +159,15 @@ def make_step(
             "weight_optimizer=None, but this method learns the weighting network: give an optax transformation."
         )
     evaluations = Evaluations(
-        loss, specific_loss or loss, optimizer, derivatives or Finite(), param_filter, micro_batches, mesh, axis_name
+        loss,
+        specific_loss or loss,
+        optimizer,
+        derivatives or Finite(),
+        param_filter,
+        micro_batches,
+        mesh,
+        gather,
+        axis_name,
     )
     scorer = weighting if isinstance(weighting, Scorer) else scorers.of_logits(weighting or scorers.no_logits)
     rule = filter or (filters.gumbel_top_k() if method.uses_weights else filters.uniform())

@@ -54,8 +54,13 @@ def after(value: Any, *dependencies: Any) -> Any:
     as one after the other; optimization barriers are dropped before scheduling there, so the order is a data dependence.
     Values become NaN if a dependency's first element is, in which case the step is lost anyway.
     """
-    touched = sum((jnp.ravel(x)[0].astype(jnp.float32) for x in jax.tree.leaves(dependencies)), start=jnp.zeros(()))
+    touched = sum((_first(x) for x in jax.tree.leaves(dependencies)), start=jnp.zeros(()))
     return jax.tree.map(lambda x: jnp.where(touched == touched, x, jnp.nan).astype(x.dtype), value)
+
+
+def _first(x: Array) -> Array:
+    """The first element. A slice, as flattening would gather an array that is split over devices."""
+    return jax.lax.slice(x, (0,) * x.ndim, (1,) * x.ndim).reshape(()).astype(jnp.float32)
 
 
 def take(batch: Any, indices: Array) -> Any:

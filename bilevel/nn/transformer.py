@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
+from bilevel.collectives import gather
 from bilevel.types import Array, Batch, LossAux, LossFn, ModelState, Params, UserError
 
 VOCABULARY = 256
@@ -78,6 +81,9 @@ class Transformer(nn.Module):
     """Decoder over bytes with sinusoidal positions and tied embeddings."""
 
     config: TransformerConfig
+    mesh: Mesh | None = None
+    """With `scan_layers`: the devices that the stacked parameters are split over. Each block's are gathered when it is computed,
+    so that no device ever holds all of them; give `make_step` the same mesh and `gather=gathered_before`."""
 
     @nn.compact
     def __call__(self, tokens: Array, deterministic: bool = True) -> Array:
@@ -113,8 +119,16 @@ class Transformer(nn.Module):
         loop = nn.scan(
             apply, variable_axes={"params": 0}, split_rngs={"params": True, "dropout": True}, length=self.config.layers
         )
-        x, _ = loop(Block(self.config, name="blocks"), x, None)
+        block = Block
+        if self.mesh is not None and not self.is_initializing():
+            block = nn.map_variables(Block, "params", trans_in_fn=partial(gather, mesh=self.mesh))
+        x, _ = loop(block(self.config, name="blocks"), x, None)
         return x
+
+
+def gathered_before(path: str) -> bool:
+    """For `make_step(gather=…)`: a scanned `Transformer` with a mesh gathers the parameters of its blocks itself."""
+    return not path.startswith("blocks/")
 
 
 def attention_kernel(config: TransformerConfig) -> Literal["xla", "cudnn"]:

@@ -48,7 +48,8 @@ def main(options: DiagnoseConfig) -> None:
 def initial(run: Run) -> tuple[Any, TrainState]:
     """The step and the initial state of a run, as experiments.language_modeling makes them."""
     config, method, seed = run
-    model, mesh = build.build_model(config), sharding.make_mesh()
+    mesh = sharding.make_mesh()
+    model = build.build_model(config, mesh)
     loss = language_model_loss(model)
     weighting = build.weighting_of(config, method, loss)
     step = build.build_step(config, method, model, loss, weighting, mesh)

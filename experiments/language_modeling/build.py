@@ -30,7 +30,7 @@ from bilevel.data import (
     pack,
 )
 from bilevel.linearization import Derivatives
-from bilevel.nn.transformer import SIZES, Transformer, TransformerConfig
+from bilevel.nn.transformer import SIZES, Transformer, TransformerConfig, gathered_before
 from bilevel.nn.weighting import ConvWeighting, NGramWeighting, logit_fn
 from bilevel.scorers import Scorer
 from bilevel.state import TrainState
@@ -89,12 +89,15 @@ def load_corpora(config: Config) -> Corpora:
     )
 
 
-def build_model(config: Config) -> Transformer:
-    """The main model."""
+def build_model(config: Config, mesh: Mesh | None = None) -> Transformer:
+    """The main model; given the mesh that its state is split over, one that gathers its scanned blocks one by one."""
     m = config.model
-    return Transformer(
-        dataclasses.replace(SIZES[m.size], dtype=jnp.dtype(m.dtype), remat=m.remat, scan_layers=m.scan_layers)
-    )
+    shape = dataclasses.replace(SIZES[m.size], dtype=jnp.dtype(m.dtype), remat=m.remat, scan_layers=m.scan_layers)
+    return Transformer(shape, mesh if _gathers_blocks(config, mesh) else None)
+
+
+def _gathers_blocks(config: Config, mesh: Mesh | None) -> bool:
+    return mesh is not None and mesh.size > 1 and config.shard_state and config.model.scan_layers
 
 
 def build_weighting(config: Config) -> ConvWeighting | NGramWeighting:
@@ -154,6 +157,7 @@ def build_step(
         normalize_alignments=s["normalize_alignments"],
         micro_batches=config.micro_batches,
         mesh=mesh if mesh is not None and mesh.size > 1 else None,
+        gather=gathered_before if _gathers_blocks(config, mesh) else None,
     )
 
 

@@ -125,7 +125,7 @@ class _Run:
     def parts(self) -> _Parts:
         config, mesh = self.config, sharding.make_mesh()
         model = build.build_model(config)
-        loss = language_model_loss(model)
+        loss = language_model_loss(build.build_model(config, mesh))
         weighting = build.weighting_of(config, self.method, loss)
         step = build.build_step(config, self.method, model, loss, weighting, mesh)
         state, step = build.init_state(config, self.seed, step, model, weighting, mesh)

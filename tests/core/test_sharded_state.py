@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec
 
 import bilevel
 from bilevel import sharding
-from bilevel.nn.transformer import Transformer, TransformerConfig, language_model_loss
+from bilevel.nn.transformer import Transformer, TransformerConfig, gathered_before, language_model_loss
 
 pytestmark = pytest.mark.slow  # half a minute and more, nearly all of it compiling
 
@@ -72,18 +72,24 @@ def test_same_numbers_as_on_one_device(method: str) -> None:
     assert toy.relative_error(spread.weight_params, alone.weight_params) < 1e-3
 
 
-def language_model(method: Any, mesh: Any, split: bool) -> Any:
-    """A compiled step with α-work of a small transformer."""
-    model = Transformer(TransformerConfig(layers=2, width=256, heads=4, feed_forward=1024, remat=True))
+def transformer_step(model: Transformer, method: Any, mesh: Any, **options: Any) -> tuple[bilevel.TrainStep, Any]:
+    """The step of a transformer, and what makes its state."""
     train = bilevel.make_step(
         language_model_loss(model), lambda wp, batch: batch["tokens"].astype(jnp.float32) @ wp, optax.adam(1e-3),
-        optax.adam(1e-3), method, batch_size=16, update_every=1, mesh=mesh if mesh.size > 1 else None,
+        optax.adam(1e-3), method, batch_size=16, update_every=1, mesh=mesh if mesh.size > 1 else None, **options,
     )  # fmt: skip
 
     def init() -> bilevel.TrainState:
         params: Any = model.init(jax.random.key(1), jnp.zeros((1, 32), jnp.uint8))["params"]
         return train.init(jax.random.key(0), params, jnp.zeros(32))
 
+    return train, init
+
+
+def language_model(method: Any, mesh: Any, split: bool, model: Transformer | None = None, **options: Any) -> Any:
+    """A compiled step with α-work of a small transformer."""
+    model = model or Transformer(TransformerConfig(layers=2, width=256, heads=4, feed_forward=1024, remat=True))
+    train, init = transformer_step(model, method, mesh, **options)
     shapes = jax.eval_shape(init)
     where = sharding.split_state(mesh, shapes, min_size=1 << (14 if split else 40))
     train, rows = sharding.keep_sharding(train, where), sharding.row_sharding(mesh)
@@ -112,6 +118,36 @@ def test_an_eighth_of_the_memory_and_of_the_operations() -> None:
     flops = [program.cost_analysis()["flops"] for program in (split, full, alone)]
     assert flops[0] < flops[2] / 7
     assert flops[1] < flops[2] / 7
+
+
+SCANNED = TransformerConfig(layers=8, width=128, heads=4, feed_forward=512, remat=True, scan_layers=True)
+
+
+def test_blocks_gathered_one_by_one_give_the_same_step() -> None:
+    mesh, method = sharding.make_mesh(), bilevel.soba(optax.adam(1e-3))
+    alone_step, init_alone = transformer_step(Transformer(SCANNED), method, sharding.make_mesh(jax.devices()[:1]))
+    train, init = transformer_step(Transformer(SCANNED, mesh), method, mesh, gather=gathered_before)
+    where = sharding.split_state(mesh, jax.eval_shape(init), min_size=16)
+    assert not where.params["blocks"]["up"]["kernel"].is_fully_replicated
+    step = jax.jit(sharding.keep_sharding(train, where).learn)
+    alone, spread = init_alone(), jax.jit(init, out_shardings=where)()
+    rng = np.random.default_rng(0)
+    for _ in range(3):
+        batches = [
+            {"tokens": rng.integers(0, 256, (n, 32), np.uint8), "length": np.full(n, 32, np.int32)} for n in (64, 16)
+        ]
+        alone, _ = jax.jit(alone_step.learn)(alone, *batches)
+        spread, _ = step(spread, *(sharding.place_batch(mesh, batch) for batch in batches))
+    assert toy.relative_error(sharding.whole(mesh, spread.params), alone.params) < 1e-4
+    assert toy.relative_error(spread.weight_params, alone.weight_params) < 1e-3
+
+
+@pytest.mark.parametrize(("method", "times"), [("dds", 2.5), ("soba", 4)])
+def test_blocks_gathered_one_by_one_need_less_memory(method: str, times: float) -> None:
+    mesh = sharding.make_mesh()
+    by_block = language_model(METHODS[method](), mesh, True, Transformer(SCANNED, mesh), gather=gathered_before)
+    at_once = language_model(METHODS[method](), mesh, True, Transformer(SCANNED))
+    assert by_block.memory_analysis().temp_size_in_bytes < at_once.memory_analysis().temp_size_in_bytes / times
 
 
 def test_bfloat16_tracker_is_half_as_large() -> None:

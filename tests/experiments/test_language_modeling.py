@@ -17,6 +17,7 @@ from language_toy import STEPS, call, flags, write_texts
 
 from bilevel import sharding
 from bilevel.nn.transformer import TransformerConfig
+from bilevel.sharding import make_mesh
 from bilevel.types import UserError
 from experiments import cli
 from experiments.language_modeling.__main__ import main
@@ -153,6 +154,18 @@ def test_resident_data_train_the_same(data: Path, capsys: pytest.CaptureFixture[
     with pytest.raises(SystemExit):
         call(data, method="soba", run_dir=data / "held", data__generic_labels=data / "labels.tsv", steps=20)
     assert "resident was true, now absent" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_state_split_over_devices_trains_the_same(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options: dict[str, object] = {"method": "soba", "batch_size": 16}
+    call(data, "--model.scan-layers", **options)
+    mesh = make_mesh(jax.devices()[:4])
+    monkeypatch.setattr(sharding, "make_mesh", lambda: mesh)
+    call(data, "--model.scan-layers", "--shard-state", run_dir=data / "split", **options)
+    rows = [json.loads((data / name / "comparison.json").read_text())[0] for name in ("run", "split")]
+    for name in ("specific_test_loss", "generic_loss"):
+        assert rows[0][name] == pytest.approx(rows[1][name], rel=1e-4), name
 
 
 def start(data: Path, **given: object) -> subprocess.Popen[str]:
