@@ -99,7 +99,7 @@ class Chooser:
         pick_key, loss_key = jax.random.split(key)
         rule = self.filter
         if options.alpha_batch == "uniform":
-            rule = filters.uniform(scope=self.filter.scope)
+            rule = filters.uniform(scope=self.filter.scope, shards=self.filter.shards)
         rows = self._picked(pick_key, scores, big_batch, chosen.features, count, rule)
         if options.alpha_batch == "filtered":
             weights = spread(jnp.full((count // axis_size(axis),), 1.0 / count), axis)

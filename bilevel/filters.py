@@ -31,6 +31,8 @@ class Filter(NamedTuple):
     weigh: Callable[[Array, Array], Array] | None = None
     """(logits `[B]` as `select` saw them, positions `[k]`) -> what the rows picked count in the θ-update, `[k]`, as multiples of
     1/k; None: all count the same."""
+    shards: int = 1
+    """With scope "local" and no mapped axis: the number of groups that are filtered apart."""
 
 
 def gumbel_top_k(
@@ -234,4 +236,4 @@ def _scoped(rule: Filter, shards: int) -> Filter:
         inside = (positions % size).reshape(shards, -1)
         return jax.vmap(rule.weigh)(logits.reshape(shards, size), inside).reshape(-1)
 
-    return rule._replace(select=select, weigh=rule.weigh and weigh)
+    return rule._replace(select=select, weigh=rule.weigh and weigh, shards=shards)

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import sharded_run as run
 import toy
@@ -86,6 +88,19 @@ def test_local_filters_move_no_rows() -> None:
     assert np.bincount(owners, minlength=8).tolist() == [run.SMALL // 8] * 8
     moved = in_shard_map(False, filter=filters.gumbel_top_k(scope="local"))
     assert np.isfinite(values(moved)).all()
+
+
+def test_rows_of_the_alpha_gradient_come_from_all_shards_too() -> None:
+    """A weight of its own for each row: those that move are the rows of the α-gradient."""
+    train = bilevel.make_step(
+        toy.loss, lambda wp, batch: wp[batch["row"]], optax.sgd(0.1), optax.sgd(1.0), bilevel.dds(), batch_size=8,
+        filter=filters.gumbel_top_k(scope="local", shards=8), alpha_batch="uniform", alpha_batch_size=16,
+    )  # fmt: skip
+    big = toy.arrays(0, run.BIG) | {"row": jnp.arange(run.BIG)}
+    weights = jnp.zeros(run.BIG)
+    state, _ = jax.jit(train.learn)(train.init(jax.random.key(3), toy.params(1), weights), big, toy.arrays(100, 8))
+    moved = np.flatnonzero(np.asarray(state.weight_params))
+    assert np.bincount(moved // (run.BIG // 8), minlength=8).tolist() == [2] * 8
 
 
 def test_two_processes() -> None:
