@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# The comparison in the README: three specific sets, three seeds, four methods, size XS, 6,000 steps.
-# usage: benchmarks/compare_lm.sh DATA_DIR RUN_DIR   (DATA_DIR holds lm/generic and lm/specific)
+# The comparison in the README: three specific sets, three seeds, size XS, 6,000 steps, and fine-tuning.
+# usage: benchmarks/compare_lm.sh DATA_DIR RUN_DIR [METHODS [MORE FLAGS …]]
+#   DATA_DIR holds lm/generic and lm/specific; METHODS as --compare takes them (default: all); it continues where it stopped.
 set -euo pipefail
-data=$1 runs=$2
-for set in rct_abstracts reuters kjv_bible; do
-  python -m experiments.language_modeling --compare uniform,soba,dds,anograd --steps 6000 --seeds 3 \
-    --data.generic "$data/lm/generic/train.txt.gz" --data.generic-labels "$data/lm/generic/train.labels.tsv.gz" \
-    --data.specific "$data/lm/specific/$set" --run-dir "$runs/$set"
-done
+data=$1 runs=$2 methods=${3:-all}
+lm=$data/lm
+python -m experiments.language_modeling --compare "$methods" --steps 6000 --seeds 3 --finetune-steps 1000 --run-dir "$runs" \
+  --data.generic "$lm/generic/train.txt.gz" --data.generic-labels "$lm/generic/train.labels.tsv.gz" \
+  --specific-sets "$lm/specific/rct_abstracts" "$lm/specific/reuters" "$lm/specific/kjv_bible" "${@:4}"
