@@ -138,6 +138,7 @@ def make_step(
     Raises:
       UserError: for options that do not go together, now; for shapes that do not fit, when the step is traced.
     """
+    _check_parts(method, filter, derivatives)
     if update_every is None:
         update_every = 1 if method.chooses_weights else 4
     options = StepOptions(
@@ -189,6 +190,18 @@ def make_step(
     plain = parts.learn if method.chooses_weights else parts.plain
     reuse = parts.reuse if options.period > options.update_every else parts.learn
     return TrainStep(parts.init, parts.step, plain, parts.learn, reuse, options.update_every, options.period)
+
+
+def _check_parts(method: Any, filter: Any, derivatives: Any) -> None:
+    """Refuses what stands where a part is built by a call: the function that builds it, or its name."""
+    if not isinstance(method, Method):
+        raise UserError(f"method={method!r} is no Method: give what a factory returns, as in method=bilevel.soba(…).")
+    if filter is not None and not isinstance(filter, filters.Filter):
+        raise UserError(f"filter={filter!r} is no Filter: give what a factory returns, as in filters.gumbel_top_k().")
+    if isinstance(derivatives, (type, str)):
+        raise UserError(
+            f"derivatives={derivatives!r} is no way of differentiating: give bilevel.Finite() or Forward()."
+        )
 
 
 class _Moved(NamedTuple):

@@ -83,9 +83,7 @@ class Analysis(Config):
         Raises:
           UserError: if one is out of range or not for this analysis.
         """
-        for name in ("seeds", "steps"):
-            if getattr(self, name) < 1:
-                raise UserError(f"--{name} {getattr(self, name)} must be at least 1.")
+        self.check_numbers()
         for name in OF_COMPARISONS if self.several_sets else (*OF_COMPARISONS, "specific_sets"):
             if getattr(self, name) != getattr(Config, name):
                 flag = "--" + name.replace("_", "-")

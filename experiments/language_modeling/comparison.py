@@ -11,7 +11,7 @@ from bilevel.training import Document, RunRecord, read_metrics, write_report
 from experiments.language_modeling.build import Corpora
 from experiments.language_modeling.config import PLAIN, Config
 from experiments.language_modeling.run import settings_dict
-from experiments.runs import run_name
+from experiments.runs import read_json, run_name
 from experiments.tables import Column, by_method
 
 COLUMNS = {
@@ -54,11 +54,15 @@ def compare(
 
 
 def _with_crossing(result: dict[str, Any], metrics: dict[tuple[str, int], list[dict[str, Any]]]) -> dict[str, Any]:
-    """Adds the step and the second at which the run passes the loss that uniform of the same seed ends with."""
+    """Adds the step and the second at which the run passes the loss that uniform of the same seed ends with; takes the effective
+    sample size away where no big batch has one."""
     baseline = _evaluations(metrics.get(("uniform", result["seed"]), []))
     own = _evaluations(metrics[result["method"], result["seed"]])
     found = next((row for row in own if baseline and row["specific_valid_loss"] <= _end(baseline)), None)
-    return result | {
+    size = {"effective_sample_size": None} if result["method"] in PLAIN else {}
+    return {
+        **result,
+        **size,
         "steps_to_uniform": found and found["step"],
         "seconds_to_uniform": found and found["seconds"] + _preparation(result, found["step"]),
     }
@@ -91,7 +95,9 @@ def _report(
     records = []
     for row in rows:
         summary = {COLUMNS[name].title: row[name] for name in COLUMNS if row.get(name) is not None}
-        records.append(RunRecord(row["method"], row["seed"], metrics[row["method"], row["seed"]], summary))
+        records.append(
+            RunRecord(row["method"], row["seed"], _shown(row["method"], metrics[row["method"], row["seed"]]), summary)
+        )
     documents = _documents(config, rows)
     first = rows[0]
     write_report(
@@ -107,6 +113,11 @@ def _report(
     )
 
 
+def _shown(method: str, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    hidden = {"effective_sample_size"} if method in PLAIN else set()
+    return [{name: value for name, value in row.items() if name not in hidden} for row in rows]
+
+
 def _documents(config: Config, rows: Sequence[dict[str, Any]]) -> dict[str, list[Document]]:
     """The best learned run's highest- and lowest-weighted documents."""
     learned = [row for row in rows if row["method"] not in PLAIN]
@@ -116,4 +127,4 @@ def _documents(config: Config, rows: Sequence[dict[str, Any]]) -> dict[str, list
     file = Path(config.run_dir) / run_name(best["method"], best["seed"]) / "documents.json"
     if not file.exists():
         return {}
-    return {name: [Document(*d) for d in found] for name, found in json.loads(file.read_text()).items()}
+    return {name: [Document(*d) for d in found] for name, found in read_json(file).items()}

@@ -1,5 +1,6 @@
 """The language-modelling experiment end to end, as a user calls it, at tiny sizes."""
 
+import dataclasses
 import json
 import math
 import os
@@ -20,9 +21,10 @@ from bilevel.nn.transformer import TransformerConfig
 from bilevel.sharding import make_mesh
 from bilevel.types import UserError
 from experiments import cli
+from experiments.language_modeling import comparison
 from experiments.language_modeling.__main__ import main
-from experiments.language_modeling.build import last_blocks
-from experiments.language_modeling.config import Config, MethodConfig, ModelConfig, settings_of
+from experiments.language_modeling.build import last_blocks, load_corpora
+from experiments.language_modeling.config import Config, DataConfig, MethodConfig, ModelConfig, settings_of
 from experiments.runs import STOPPED
 
 
@@ -247,7 +249,7 @@ BAD_INPUT = {
     ),
     "too few trials": ({"trials": -1}, ["--trials -1 must be at least 0"]),
     "no steps": ({"steps": 0}, ["--steps 0 must be at least 1"]),
-    "negative seed": ({"seed": -1}, ["seed is -1"]),
+    "negative seed": ({"seed": -1}, ["--seed -1"]),
     "no seeds": ({"seeds": 0}, ["--seeds 0 must be at least 1"]),
     "frozen without weights": ({"method": "frozen"}, ["--weights.frozen-from"]),
     "nothing to evaluate": ({"eval_only": None}, ["holds no checkpoint to evaluate"]),
@@ -326,3 +328,66 @@ def test_short_comparison_on_real_text(tmp_path: Path, capsys: pytest.CaptureFix
     assert soba["specific_test_loss"] < uniform["specific_test_loss"] < 2.9
     last = json.loads((tmp_path / "run" / "soba-seed0" / "metrics.jsonl").read_text().splitlines()[-1])
     assert last["share/biomedical_articles"] > 3 * 0.0085  # its share in the generic data
+
+
+def test_numbers_out_of_range_are_named_before_anything_is_read(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for flag, value, least in (
+        ("steps", 0, "at least 1"), ("seed", -1, "at least 0"), ("evaluate-rows", 0, "at least 1"),
+        ("warmup", -1, "at least 0"), ("budget-seconds", "nan", "at least 0"), ("learning-rate", "nan", "positive"),
+        ("model.weighting-width", 0, "at least 1"),
+    ):  # fmt: skip
+        with pytest.raises(SystemExit):
+            call(data, method="uniform", data__generic="nowhere", **{flag.replace(".", "__").replace("-", "_"): value})
+        error = capsys.readouterr().err
+        assert f"--{flag} {value}" in error
+        assert least in error
+
+
+def test_the_field_is_that_of_the_data_with_fields(data: Path) -> None:
+    lines = (data / "generic.txt").read_text().splitlines()
+    (data / "generic.jsonl").write_text("".join(json.dumps({"body": line}) + "\n" for line in lines))
+    files = DataConfig(generic=str(data / "generic.jsonl"), specific=str(data / "specific"), cache_dir=data / "cache")
+    corpora = load_corpora(Config(length=16, data=dataclasses.replace(files, field="body")))
+    plain = load_corpora(Config(length=16, data=dataclasses.replace(files, generic=str(data / "generic.txt"))))
+    assert corpora.generic.content_hash == plain.generic.content_hash
+    whole = dataclasses.replace(files, field="body", documents="file")
+    assert load_corpora(Config(length=16, data=whole)).specific["test"].document.max() == 0
+    with pytest.raises(UserError, match="plain text"):
+        load_corpora(Config(length=16, data=dataclasses.replace(files, generic=files.specific, field="body")))
+
+
+def test_one_document_cannot_be_split(data: Path) -> None:
+    files = DataConfig(generic=str(data / "generic.txt"), specific=str(data / "specific"), documents="file")
+    with pytest.raises(UserError, match="has 1 documents, too few to hold some out"):
+        load_corpora(Config(length=16, data=dataclasses.replace(files, cache_dir=data / "cache")))
+
+
+def test_evaluation_only_of_nothing_leaves_nothing(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        call(data, "--eval-only", method="uniform", run_dir=data / "typo")
+    assert "holds no checkpoint to evaluate: check --run-dir" in capsys.readouterr().err
+    assert not (data / "typo").exists()
+
+
+def test_a_damaged_result_is_named(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = data / "run" / "uniform-seed0" / "result.json"
+    file.parent.mkdir(parents=True)
+    file.write_text('{"method": "unif')
+    with pytest.raises(SystemExit):
+        call(data, method="uniform")
+    assert f"{file} is damaged" in capsys.readouterr().err
+
+
+def test_uniform_sampling_has_no_effective_sample_size(data: Path) -> None:
+    rows = [{"step": 4, "seconds": 1.0, "specific_valid_loss": 2.0, "effective_sample_size": 4.0}]
+    config = Config(run_dir=data / "run", data=DataConfig(generic="g", specific="s"))
+    summaries = []
+    for method in ("uniform", "soba"):
+        folder = data / "run" / f"{method}-seed0"
+        folder.mkdir(parents=True)
+        (folder / "metrics.jsonl").write_text(json.dumps(rows[0]) + "\n")
+        summaries.append({"method": method, "seed": 0, "specific_valid_loss": 2.0, "effective_sample_size": 4.0})
+    files = DataConfig(generic=str(data / "generic.txt"), specific=str(data / "specific"), cache_dir=data / "cache")
+    text = comparison.compare(config, summaries, load_corpora(Config(length=16, data=files)))
+    assert [row["effective_sample_size"] for row in results(data)] == [None, 4.0]
+    assert [line.split("|")[-2].strip() for line in text.splitlines()[2:]] == ["–", "4"]

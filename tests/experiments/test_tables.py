@@ -29,6 +29,7 @@ def test_methods_by_name() -> None:
     known, everything = ("a", "b", "c"), ("a", "b")
     assert chosen_methods(None, "b, a,b", known, everything) == ["b", "a"]
     assert chosen_methods(None, "all", known, everything) == ["a", "b"]
+    assert chosen_methods(None, "c,all", known, everything) == ["c", "a", "b"]
     assert chosen_methods("c", "all", known, everything) == ["c"]
     with pytest.raises(UserError, match='names the method "d", which does not exist: choose from all, a, b, c'):
         chosen_methods(None, "d", known, everything)
