@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from collections.abc import Callable, Sequence
 from typing import TypeVar
@@ -10,6 +11,7 @@ from bilevel.types import UserError
 from experiments.programs import keep_programs
 
 Config = TypeVar("Config")
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def run(config_type: type[Config], main: Callable[[Config], None], arguments: Sequence[str] | None = None) -> None:
@@ -23,6 +25,11 @@ def run(config_type: type[Config], main: Callable[[Config], None], arguments: Se
         main(tyro.cli(config_type, args=arguments))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
+            raise
+        print(f"error: A file cannot be written ({error}): make room, and run the same command again.", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("\nInterrupted; what was saved before is kept.", file=sys.stderr)

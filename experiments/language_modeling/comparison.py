@@ -14,6 +14,8 @@ from experiments.language_modeling.run import settings_dict
 from experiments.runs import read_json, run_name
 from experiments.tables import Column, by_method
 
+UNITS = "Losses in nats per byte; seconds of training."
+"""Below a table."""
 COLUMNS = {
     "specific_test_loss": Column("specific test loss", 3),
     "specific_valid_loss": Column("specific valid loss", 3),
@@ -82,8 +84,8 @@ def _end(rows: Sequence[dict[str, Any]]) -> float:
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
-    """A Markdown table: one line a method, mean ± standard deviation over seeds. Losses are in nats per byte."""
-    return by_method(rows, COLUMNS)
+    """A Markdown table: one line a method, mean ± standard deviation over seeds."""
+    return f"{by_method(rows, COLUMNS)}\n\n{UNITS}"
 
 
 def _report(
