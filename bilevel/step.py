@@ -124,14 +124,17 @@ def make_step(
         where it uses them, and never holds all of them at once (`bilevel.nn.transformer.Transformer(mesh=…)` does so, block by
         block). None: the step gathers all.
       axis_name: the mapped axis of `pmap` or `shard_map` that the rows are spread over. Leave None under plain `jit`, also
-        with sharded arrays.
+        with sharded arrays. The state and the scalar metrics are the same on every device, but only of the state can
+        `shard_map` prove it: give it check_vma=False and out_specs P() for both. The metrics with rows (`selected`, …) are each
+        device's share, out_specs P(axis_name).
 
     Returns:
       `TrainStep(init, step)`. The metrics are float32 scalars: generic_loss (mean of the rows of the θ-update; so are
       generic_NAME, for each metric NAME that the loss gives as one number a row),
       specific_loss (NaN on steps without α-work), effective_sample_size, weight_entropy, largest_weight (over the big
       batch), temperature, weight_gradient_norm (NaN where α does not change) and alignment_rms (NaN without α-work); and
-      `selected`, int32 `[b]`: the positions in the big batch of the rows of the θ-update. Where these rows have different
+      `selected`, int32 `[b]`: the positions in the big batch (with `axis_name` and a filter of scope "local": in the device's
+      part of it) of the rows of the θ-update. Where these rows have different
       weights (in dense mode, and by a method that chooses them itself) there is also `weights`, float32 `[b]`. Those named by
       `row_metrics` follow, `[b, …]`.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import sys
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,10 @@ def hold_run_dir(path: Path) -> Iterator[None]:
             raise UserError(
                 f"Another process is running in {path}: wait for its end, stop it, or give another --run-dir."
             ) from error
+        except OSError as error:  # some network file systems have no locks
+            print(
+                f"warning: {path} cannot be locked ({error.strerror}): start no second process there.", file=sys.stderr
+            )
         yield
 
 

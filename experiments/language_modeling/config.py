@@ -236,10 +236,10 @@ class Config:
     weights: MethodConfig = field(default_factory=MethodConfig)
 
     def check_numbers(self) -> None:
-        """Checks the flags that are numbers, before anything is read.
+        """Checks the flags that are numbers, and those of several processes, before anything is read.
 
         Raises:
-          UserError: if one is out of range.
+          UserError: if one is out of range, or goes with no other.
         """
         for name, least in LEAST.items():
             if not getattr(self, name) >= least:
@@ -247,6 +247,16 @@ class Config:
         for name in ("learning_rate", "finetune_learning_rate"):
             if not 0 < getattr(self, name) < math.inf:
                 raise UserError(f"{flag_of(name)} {getattr(self, name)} must be a positive number.")
+        if 0 < self.schedule_steps < self.steps:
+            raise UserError(
+                f"--schedule-steps {self.schedule_steps} ends the learning rate before --steps {self.steps}: give at least as "
+                "many, or 0."
+            )
+        alone = next((name for name in ("processes", "process") if getattr(self, name) is not None), None)
+        if alone is not None and self.coordinator is None:
+            raise UserError(f"{flag_of(alone)} needs --coordinator HOST:PORT, the address of process 0, or auto.")
+        if self.coordinator not in (None, "auto") and None in (self.processes, self.process):
+            raise UserError(f"--coordinator {self.coordinator} needs --processes and --process (from 0) too.")
         for name in ("weighting_layers", "weighting_width"):
             if getattr(self.model, name) < 1:
                 raise UserError(f"{flag_of(f'model.{name}')} {getattr(self.model, name)} must be at least 1.")

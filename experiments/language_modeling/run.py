@@ -203,6 +203,7 @@ class _Run:
                 f"--weights.contrastive-start {self.settings['contrastive_start']} leaves {first} of {self.config.steps} "
                 "steps before selection: choose a share that leaves at least one step before it and one after."
             )
+        contrastive.check(self.config, self.settings, self.corpora)
         given = self.settings["contrastive_scores"]
         file = given or self.directory / contrastive.NAME
         scores = contrastive.load_scores(file, self.corpora) if given or file.exists() else None

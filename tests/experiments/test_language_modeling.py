@@ -239,6 +239,18 @@ BAD_INPUT = {
         {"method": "contrastive", "weights__contrastive_start": 0.01},
         ["--weights.contrastive-start 0.01 leaves 0 of 12 steps"],
     ),
+    "too few rows after selection": (
+        {"method": "contrastive", "weights__contrastive_rows": 10},
+        ["--weights.contrastive-fraction 0.1 of 10 scored rows keeps fewer than the --batch-size 4"],
+    ),
+    "more than all rows after selection": (
+        {"method": "contrastive", "weights__contrastive_fraction": 1.5},
+        ["--weights.contrastive-fraction 1.5 must lie in (0, 1]"],
+    ),
+    "schedule that ends too early": ({"schedule_steps": 6}, ["--schedule-steps 6", "--steps 12"]),
+    "processes without an address": ({"processes": 2, "process": 0}, ["--processes needs --coordinator"]),
+    "address without processes": ({"coordinator": "host:1"}, ["--coordinator host:1 needs --processes"]),
+    "damaged weights": ({"method": "frozen", "weights__frozen_from": "BROKEN"}, ["weights.npz is damaged"]),
     "no scores": (
         {"method": "contrastive", "weights__contrastive_scores": "nowhere.npz"},
         ["Cannot read the scores in nowhere.npz"],
@@ -274,7 +286,14 @@ def test_bad_input_gets_one_sentence(case: str, data: Path, capsys: pytest.Captu
     given, words = BAD_INPUT[case]
     (data / "empty.txt").touch()
     (data / "latin.txt").write_bytes(b"good line\nbad \xe9\xe8 line\n")
-    paths = {"EMPTY": data / "empty.txt", "LATIN": data / "latin.txt", "BELOW": data / "generic.txt" / "run"}
+    (data / "broken").mkdir()
+    (data / "broken" / "weights.npz").write_bytes(b"PK\x03\x04 cut off")
+    paths = {
+        "EMPTY": data / "empty.txt",
+        "LATIN": data / "latin.txt",
+        "BELOW": data / "generic.txt" / "run",
+        "BROKEN": data / "broken",
+    }
     chosen = {name: paths.get(value, value) for name, value in given.items() if value is not None}  # pyright: ignore
     more = [f"--{name.replace('_', '-')}" for name, value in given.items() if value is None]
     with pytest.raises(SystemExit) as stop:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import subprocess
 import sys
@@ -99,6 +101,17 @@ def test_lock(tmp_path: Path):
         with pytest.raises(UserError, match="Another process is running"):
             toy_train(tmp_path)
     prepare_run_dir(tmp_path, CONFIG)
+
+
+def test_a_file_system_without_locks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    assert prepare_run_dir(tmp_path, CONFIG) == tmp_path
+    assert f"warning: {tmp_path} cannot be locked (Function not implemented)" in capsys.readouterr().err
 
 
 def test_lock_is_released_by_death(tmp_path: Path):
