@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from bilevel.training import Document, RunRecord, read_metrics, write_report
+from bilevel.training.run_dir import CONFIG_NAME, flatten, write_atomically
 from experiments.language_modeling.build import Corpora
 from experiments.language_modeling.config import PLAIN, Config
-from experiments.language_modeling.run import settings_dict
 from experiments.runs import read_json, run_name
 from experiments.tables import Column, by_method
 
@@ -49,9 +49,12 @@ def compare(
     rows = [_with_crossing(result, metrics) for result in results]
     text = table(rows)
     config.run_dir.mkdir(parents=True, exist_ok=True)
-    (config.run_dir / "comparison.json").write_text(json.dumps(rows, indent=2) + "\n")
-    (config.run_dir / "comparison.md").write_text(text + "\n")
-    _report(config, rows, metrics, corpora)
+    write_atomically(config.run_dir / "comparison.json", json.dumps(rows, indent=2) + "\n")
+    write_atomically(config.run_dir / "comparison.md", text + "\n")
+    firsts: dict[str, Path] = {}
+    for (method, _), folder in folders.items():
+        firsts.setdefault(method, folder)
+    _report(config, rows, metrics, corpora, _settings(firsts))
     return text
 
 
@@ -93,6 +96,7 @@ def _report(
     rows: Sequence[dict[str, Any]],
     metrics: dict[tuple[str, int], list[dict[str, Any]]],
     corpora: Corpora,
+    settings: dict[str, Any],
 ) -> None:
     records = []
     for row in rows:
@@ -101,18 +105,27 @@ def _report(
             RunRecord(row["method"], row["seed"], _shown(row["method"], metrics[row["method"], row["seed"]]), summary)
         )
     documents = _documents(config, rows)
-    first = rows[0]
     write_report(
         config.run_dir / "report.html",
         records,
         title="Language modelling with learned data weights",
         introduction=f"Generic: {config.data.generic}. Specific: {config.data.specific}. Losses in nats per byte.",
-        settings=settings_dict(config, first["method"], first["seed"]),
+        settings=settings,
         loss_unit="nats per byte",
         generic_shares=corpora.shares,
         highest=documents.get("highest", ()),
         lowest=documents.get("lowest", ()),
     )
+
+
+def _settings(folders: Mapping[str, Path]) -> dict[str, Any]:
+    """What runs were made with: first what all methods share, then "METHOD: NAME". The folders are those of one run a method."""
+    of_runs = {"method", "seed"}
+    found = {method: flatten(read_json(folder / CONFIG_NAME)) for method, folder in folders.items()}
+    first, *others = found.values()
+    shared = {k: v for k, v in first.items() if k not in of_runs and all(k in o and o[k] == v for o in others)}
+    own = {f"{m}: {k}": v for m, given in found.items() for k, v in given.items() if k not in of_runs | shared.keys()}
+    return shared | own
 
 
 def _shown(method: str, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -25,6 +25,7 @@ from experiments.language_modeling import comparison
 from experiments.language_modeling.__main__ import main
 from experiments.language_modeling.build import last_blocks, load_corpora
 from experiments.language_modeling.config import Config, DataConfig, MethodConfig, ModelConfig, settings_of
+from experiments.language_modeling.run import settings_dict
 from experiments.runs import STOPPED
 
 
@@ -397,7 +398,7 @@ def test_a_damaged_result_is_named(data: Path, capsys: pytest.CaptureFixture[str
     assert f"{file} is damaged" in capsys.readouterr().err
 
 
-def test_uniform_sampling_has_no_effective_sample_size(data: Path) -> None:
+def test_the_report_tells_methods_apart(data: Path) -> None:
     rows = [{"step": 4, "seconds": 1.0, "specific_valid_loss": 2.0, "effective_sample_size": 4.0}]
     config = Config(run_dir=data / "run", data=DataConfig(generic="g", specific="s"))
     summaries = []
@@ -405,9 +406,16 @@ def test_uniform_sampling_has_no_effective_sample_size(data: Path) -> None:
         folder = data / "run" / f"{method}-seed0"
         folder.mkdir(parents=True)
         (folder / "metrics.jsonl").write_text(json.dumps(rows[0]) + "\n")
+        settings = settings_dict(config, method, 0) | {"learning_rate": {"uniform": 0.5, "soba": 0.25}[method]}
+        (folder / "config.json").write_text(json.dumps(settings, default=str))
         summaries.append({"method": method, "seed": 0, "specific_valid_loss": 2.0, "effective_sample_size": 4.0})
     files = DataConfig(generic=str(data / "generic.txt"), specific=str(data / "specific"), cache_dir=data / "cache")
     text = comparison.compare(config, summaries, load_corpora(Config(length=16, data=files)))
     assert [row["effective_sample_size"] for row in results(data)] == [None, 4.0]
     assert [line.split("|")[-2].strip() for line in text.splitlines()[2:4]] == ["–", "4"]
     assert "nats per byte" in text
+    report = (data / "run" / "report.html").read_text()
+    for name, value in (("steps", 3000), ("uniform: learning_rate", 0.5), ("soba: learning_rate", 0.25)):
+        assert f"<td>{name}</td><td>{value}</td>" in report
+    assert "<td>soba: weights.tracker</td>" in report
+    assert "<td>seed</td>" not in report
