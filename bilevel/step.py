@@ -1,8 +1,8 @@
 """The train step, built from its parts: score, filter, differentiate, update θ and, on some steps, α.
 
-    init, step = make_step(loss, weighting, optimizer, weight_optimizer, soba(optax.sgd(0.01)), batch_size=16)
-    state = init(rng, params, weight_params)
-    step = jax.jit(step, donate_argnums=0)
+    train = make_step(loss, weighting, optimizer, weight_optimizer, soba(optax.sgd(0.01)), batch_size=16)
+    state = train.init(rng, params, weight_params)
+    step = jax.jit(train.step, donate_argnums=0)
     state, metrics = step(state, big_batch, specific_batch)
 
 The step is a pure function that the user jits, shards or scans. All randomness comes from `state.rng` and `state.step`.
@@ -33,7 +33,7 @@ from bilevel.types import Array, Batch, LogitFn, LossAux, LossFn, Metrics, Model
 
 
 class TrainStep(NamedTuple):
-    """A pair of pure functions."""
+    """Pure functions: `init` and `step`, and for host loops the kinds of steps that `step` is one of."""
 
     init: Callable[..., TrainState]
     """`init(rng, params, weight_params={}, model_state=None) -> TrainState`; works under `jax.eval_shape` and `jax.jit`."""
@@ -129,7 +129,7 @@ def make_step(
         device's share, out_specs P(axis_name).
 
     Returns:
-      `TrainStep(init, step)`. The metrics are float32 scalars: generic_loss (mean of the rows of the θ-update; so are
+      A `TrainStep`: `init`, `step`, … The metrics are float32 scalars: generic_loss (mean of the rows of the θ-update; so are
       generic_NAME, for each metric NAME that the loss gives as one number a row),
       specific_loss (NaN on steps without α-work), effective_sample_size, weight_entropy, largest_weight (over the big
       batch), temperature, weight_gradient_norm (NaN where α does not change) and alignment_rms (NaN without α-work); and

@@ -9,6 +9,7 @@ import pytest
 import toy
 
 import bilevel
+from bilevel import step as step_module
 from bilevel.types import UserError
 
 METHODS = {
@@ -74,6 +75,19 @@ def test_contract(name: str) -> None:
     assert metrics["selected"].shape == (SMALL,)
     learns = name not in ("uniform", "frozen")
     assert (toy.relative_error(state.weight_params, wp) > 0) == learns
+
+
+def test_the_example_of_the_module_runs() -> None:
+    assert step_module.__doc__ is not None
+    lines = [line.strip() for line in step_module.__doc__.splitlines() if line.startswith("    ")]
+    big_batch, specific_batch = jax.tree.map(lambda x: np.resize(x, (32, *x.shape[1:])), batches(0))
+    names = vars(bilevel) | {
+        "jax": jax, "optax": optax, "rng": jax.random.key(0), "loss": toy.loss, "weighting": toy.weighting,
+        "optimizer": optax.sgd(0.01), "weight_optimizer": optax.sgd(0.01), "params": toy.params(1),
+        "weight_params": toy.weight_params(2), "big_batch": big_batch, "specific_batch": specific_batch,
+    }  # fmt: skip
+    exec("\n".join(lines), names)
+    assert int(names["state"].step) == 1
 
 
 @pytest.mark.parametrize("name", METHODS)

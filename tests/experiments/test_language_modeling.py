@@ -17,6 +17,7 @@ import pytest
 from language_toy import STEPS, call, flags, write_texts
 
 from bilevel import sharding
+from bilevel.data import PackedText
 from bilevel.nn.transformer import TransformerConfig
 from bilevel.sharding import make_mesh
 from bilevel.types import UserError
@@ -371,7 +372,9 @@ def test_the_field_is_that_of_the_data_with_fields(data: Path) -> None:
     plain = load_corpora(Config(length=16, data=dataclasses.replace(files, generic=str(data / "generic.txt"))))
     assert corpora.generic.content_hash == plain.generic.content_hash
     whole = dataclasses.replace(files, field="body", documents="file")
-    assert load_corpora(Config(length=16, data=whole)).specific["test"].document.max() == 0
+    test = load_corpora(Config(length=16, data=whole)).specific["test"]
+    assert isinstance(test, PackedText)
+    assert test.document.max() == 0
     with pytest.raises(UserError, match="plain text"):
         load_corpora(Config(length=16, data=dataclasses.replace(files, generic=files.specific, field="body")))
 
