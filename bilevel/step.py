@@ -151,6 +151,11 @@ def make_step(
     if method.chooses_weights:
         options.check_chooses_weights()
     learns = method.update is not None and not method.chooses_weights
+    if learns and (alpha_batch_size or batch_size) < 2:
+        raise UserError(
+            f"batch_size={batch_size} leaves one row to learn the weights from, and one row has no rival: give a larger batch, "
+            "or alpha_batch_size."
+        )
     if filter is not None and filter.weigh is not None and (learns or mode == "dense"):
         raise UserError(
             f"The filter {filter.name}(unbiased=True) undoes every preference in the mean: use it in sparse mode and with a "

@@ -253,6 +253,7 @@ BAD_INPUT = {
     "processes without an address": ({"processes": 2, "process": 0}, ["--processes needs --coordinator"]),
     "address without processes": ({"coordinator": "host:1"}, ["--coordinator host:1 needs --processes"]),
     "damaged weights": ({"method": "frozen", "weights__frozen_from": "BROKEN"}, ["weights.npz is damaged"]),
+    "one row alone": ({"method": "soba", "batch_size": 1}, ["batch_size=1 leaves one row to learn the weights from"]),
     "no scores": (
         {"method": "contrastive", "weights__contrastive_scores": "nowhere.npz"},
         ["Cannot read the scores in nowhere.npz"],
