@@ -9,6 +9,7 @@ from bilevel import methods as methods
 from bilevel import samplers as samplers
 from bilevel import scorers as scorers
 from bilevel import scoring as scoring
+from bilevel import sharding as sharding
 from bilevel.linearization import Finite as Finite
 from bilevel.linearization import Forward as Forward
 from bilevel.methods import anograd as anograd

@@ -92,7 +92,13 @@ class RowLosses:
         return losses.reshape(-1), _joined(aux), gradient
 
     def _evaluate(self, params: Params, batch: Batch, rng: Array) -> tuple[Array, LossAux]:
-        losses, aux = self.loss(params, self.model_state, batch, rng)
+        found = self.loss(params, self.model_state, batch, rng)
+        if not (isinstance(found, tuple) and len(found) == 2 and isinstance(found[1], LossAux)):
+            raise UserError(
+                f"The loss returned a {type(found).__name__} that is no pair (losses, LossAux): return the losses, one a "
+                "row, and bilevel.LossAux(model_state, metrics), with {} for what there is none of."
+            )
+        losses, aux = found
         count = trees.num_rows(batch)
         if losses.shape != (count,):
             raise UserError(

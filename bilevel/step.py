@@ -1,8 +1,8 @@
 """The train step, built from its parts: score, filter, differentiate, update θ and, on some steps, α.
 
-    init, step = make_step(loss, weighting, optimizer, weight_optimizer, soba(optax.sgd(0.01)), batch_size=16)
-    state = init(rng, params, weight_params)
-    step = jax.jit(step, donate_argnums=0)
+    train = make_step(loss, weighting, optimizer, weight_optimizer, soba(optax.sgd(0.01)), batch_size=16)
+    state = train.init(rng, params, weight_params)
+    step = jax.jit(train.step, donate_argnums=0)
     state, metrics = step(state, big_batch, specific_batch)
 
 The step is a pure function that the user jits, shards or scans. All randomness comes from `state.rng` and `state.step`.
@@ -33,7 +33,7 @@ from bilevel.types import Array, Batch, LogitFn, LossAux, LossFn, Metrics, Model
 
 
 class TrainStep(NamedTuple):
-    """A pair of pure functions."""
+    """Pure functions: `init` and `step`, and for host loops the kinds of steps that `step` is one of."""
 
     init: Callable[..., TrainState]
     """`init(rng, params, weight_params={}, model_state=None) -> TrainState`; works under `jax.eval_shape` and `jax.jit`."""
@@ -124,20 +124,24 @@ def make_step(
         where it uses them, and never holds all of them at once (`bilevel.nn.transformer.Transformer(mesh=…)` does so, block by
         block). None: the step gathers all.
       axis_name: the mapped axis of `pmap` or `shard_map` that the rows are spread over. Leave None under plain `jit`, also
-        with sharded arrays.
+        with sharded arrays. The state and the scalar metrics are the same on every device, but only of the state can
+        `shard_map` prove it: give it check_vma=False and out_specs P() for both. The metrics with rows (`selected`, …) are each
+        device's share, out_specs P(axis_name).
 
     Returns:
-      `TrainStep(init, step)`. The metrics are float32 scalars: generic_loss (mean of the rows of the θ-update; so are
+      A `TrainStep`: `init`, `step`, … The metrics are float32 scalars: generic_loss (mean of the rows of the θ-update; so are
       generic_NAME, for each metric NAME that the loss gives as one number a row),
       specific_loss (NaN on steps without α-work), effective_sample_size, weight_entropy, largest_weight (over the big
       batch), temperature, weight_gradient_norm (NaN where α does not change) and alignment_rms (NaN without α-work); and
-      `selected`, int32 `[b]`: the positions in the big batch of the rows of the θ-update. Where these rows have different
+      `selected`, int32 `[b]`: the positions in the big batch (with `axis_name` and a filter of scope "local": in the device's
+      part of it) of the rows of the θ-update. Where these rows have different
       weights (in dense mode, and by a method that chooses them itself) there is also `weights`, float32 `[b]`. Those named by
       `row_metrics` follow, `[b, …]`.
 
     Raises:
       UserError: for options that do not go together, now; for shapes that do not fit, when the step is traced.
     """
+    _check_parts(method, filter, derivatives)
     if update_every is None:
         update_every = 1 if method.chooses_weights else 4
     options = StepOptions(
@@ -147,6 +151,11 @@ def make_step(
     if method.chooses_weights:
         options.check_chooses_weights()
     learns = method.update is not None and not method.chooses_weights
+    if learns and (alpha_batch_size or batch_size) < 2:
+        raise UserError(
+            f"batch_size={batch_size} leaves one row to learn the weights from, and one row has no rival: give a larger batch, "
+            "or alpha_batch_size."
+        )
     if filter is not None and filter.weigh is not None and (learns or mode == "dense"):
         raise UserError(
             f"The filter {filter.name}(unbiased=True) undoes every preference in the mean: use it in sparse mode and with a "
@@ -189,6 +198,18 @@ def make_step(
     plain = parts.learn if method.chooses_weights else parts.plain
     reuse = parts.reuse if options.period > options.update_every else parts.learn
     return TrainStep(parts.init, parts.step, plain, parts.learn, reuse, options.update_every, options.period)
+
+
+def _check_parts(method: Any, filter: Any, derivatives: Any) -> None:
+    """Refuses what stands where a part is built by a call: the function that builds it, or its name."""
+    if not isinstance(method, Method):
+        raise UserError(f"method={method!r} is no Method: give what a factory returns, as in method=bilevel.soba(…).")
+    if filter is not None and not isinstance(filter, filters.Filter):
+        raise UserError(f"filter={filter!r} is no Filter: give what a factory returns, as in filters.gumbel_top_k().")
+    if isinstance(derivatives, (type, str)):
+        raise UserError(
+            f"derivatives={derivatives!r} is no way of differentiating: give bilevel.Finite() or Forward()."
+        )
 
 
 class _Moved(NamedTuple):

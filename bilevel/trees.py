@@ -72,7 +72,7 @@ def num_rows(batch: Any) -> int:
     """The length of the leading axis that all arrays of a batch share.
 
     Raises:
-      UserError: if the batch is empty or holds a scalar, or two of its arrays disagree.
+      UserError: if the batch has no arrays or no rows, or holds a scalar, or two of its arrays disagree.
     """
     shapes = {jax.tree_util.keystr(path): x.shape for path, x in jax.tree_util.tree_leaves_with_path(batch)}
     rows: dict[str, Any] = {name: shape[0] if shape else "a scalar" for name, shape in shapes.items()}
@@ -81,7 +81,10 @@ def num_rows(batch: Any) -> int:
         raise UserError(
             f"A batch must be a tree of arrays with one common leading axis, but found {found}: make them equal."
         )
-    return next(iter(rows.values()))
+    count = next(iter(rows.values()))
+    if count == 0:
+        raise UserError(f"A batch has no rows (shapes: {', '.join(map(str, shapes.values()))}): give at least one.")
+    return count
 
 
 class Subset(NamedTuple):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from collections.abc import Callable, Sequence
 from typing import TypeVar
@@ -10,6 +11,7 @@ from bilevel.types import UserError
 from experiments.programs import keep_programs
 
 Config = TypeVar("Config")
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def run(config_type: type[Config], main: Callable[[Config], None], arguments: Sequence[str] | None = None) -> None:
@@ -24,8 +26,19 @@ def run(config_type: type[Config], main: Callable[[Config], None], arguments: Se
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
+            raise
+        print(f"error: A file cannot be written ({error}): make room, and run the same command again.", file=sys.stderr)
+        sys.exit(2)
     except KeyboardInterrupt:
+        print("\nInterrupted; what was saved before is kept.", file=sys.stderr)
         sys.exit(130)
+
+
+def flag_of(name: str) -> str:
+    """The flag of a field of a configuration."""
+    return "--" + name.replace("_", "-")
 
 
 def chosen_methods(method: str | None, compare: str, known: Sequence[str], everything: Sequence[str]) -> list[str]:
@@ -33,16 +46,15 @@ def chosen_methods(method: str | None, compare: str, known: Sequence[str], every
 
     Args:
       method: the only one, or None.
-      compare: names, comma-separated, or "all".
+      compare: names, comma-separated; "all" stands for several.
       known: all names that there are.
       everything: what "all" means.
 
     Raises:
       UserError: if one is unknown, or none is named.
     """
-    names = [method] if method else [name.strip() for name in compare.split(",") if name.strip()]
-    if names == ["all"]:
-        return list(everything)
+    given = [method] if method else [name.strip() for name in compare.split(",") if name.strip()]
+    names = [name for one in given for name in (everything if one == "all" else [one])]
     for name in names:
         if name not in known:
             raise UserError(

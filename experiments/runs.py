@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+from typing import Any
+
+from bilevel.types import UserError
+
 RESULT_NAME = "result.json"
 """In the directory of a run that has ended: its summary."""
 CHECKPOINTS = "checkpoints"
@@ -16,3 +22,15 @@ class Stopped(Exception):
 def run_name(method: str, seed: int) -> str:
     """Directory of one run below the run directory."""
     return f"{method}-seed{seed}"
+
+
+def read_json(file: Path) -> Any:
+    """What a file of a run directory holds.
+
+    Raises:
+      UserError: if it is damaged.
+    """
+    try:
+        return json.loads(file.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} is damaged ({error}): delete it, and run the same command again.") from error

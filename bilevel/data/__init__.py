@@ -24,6 +24,7 @@ from bilevel.data.prefetch import read_ahead as read_ahead
 from bilevel.data.sources import Document as Document
 from bilevel.data.sources import Source as Source
 from bilevel.data.sources import open_source as open_source
+from bilevel.data.sources import options_of as options_of
 from bilevel.data.splits import open_specific as open_specific
 from bilevel.data.tasks import TaskLoader as TaskLoader
 from bilevel.data.views import RowView as RowView

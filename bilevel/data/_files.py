@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import BinaryIO, Literal, cast
 
 from bilevel.data._array_text import array_documents
-from bilevel.data._source import Document, Source, digest
+from bilevel.data._source import Document, Options, Source, digest
 from bilevel.types import UserError
 
 Documents = Literal["line", "file"]
@@ -64,20 +64,21 @@ def expand(spec: str) -> list[Path]:
         UserError: something does not exist, or matches no file.
     """
     # A name that exists is taken as it is, even with a comma or a bracket in it.
-    names = [spec] if Path(spec).expanduser().exists() else [name.strip() for name in spec.split(",")]
+    # os.path, unlike pathlib, also answers for what is too long to be one name: many names separated by commas.
+    names = [spec] if os.path.exists(os.path.expanduser(spec)) else [name.strip() for name in spec.split(",")]
     return [path for name in names for path in _expand_one(name, spec)]
 
 
 def _expand_one(name: str, spec: str) -> list[Path]:
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))
     if not name:
         raise UserError(f"The data specification {spec!r} holds an empty name; write file names separated by commas.")
-    if path.is_dir():
+    if os.path.isdir(path):
         found = text_files(path)
         if not found:
             raise UserError(f"The folder {name} holds no {_FOLDER_KINDS}; name the files, or a glob that matches them.")
         return found
-    if path.exists():
+    if os.path.exists(path):
         return [path]
     if glob.has_magic(name):
         found = sorted(Path(match) for match in glob.glob(str(path), recursive=True))
@@ -89,18 +90,32 @@ def _expand_one(name: str, spec: str) -> list[Path]:
 
 
 def text_files(folder: Path) -> list[Path]:
-    """The text and JSON-lines files directly in `folder`, sorted by name; hidden files do not count."""
-    return sorted(
-        path
-        for path in folder.iterdir()
-        if kind_of(path) in TEXT_SUFFIXES and not path.name.startswith(".") and path.is_file()
-    )
+    """The text and JSON-lines files directly in `folder`, sorted by name; hidden files do not count.
+
+    Raises:
+        UserError: the folder cannot be read.
+    """
+    try:
+        return sorted(
+            path
+            for path in folder.iterdir()
+            if kind_of(path) in TEXT_SUFFIXES and not path.name.startswith(".") and path.is_file()
+        )
+    except PermissionError as error:
+        raise UserError(f"The folder {folder} cannot be read; change its permissions.") from error
 
 
 def kind_of(path: Path) -> str:
     """The suffix in lower case that says what is in the file, a final `.gz` left out."""
     name = path.name.lower().removesuffix(".gz")
     return Path(name).suffix
+
+
+def options_of_files(spec: str) -> Options:
+    """Which options of `open_source` the files that `spec` names have a use for."""
+    kinds = [kind_of(path) for path in expand(spec)]
+    fielded = [kind in JSON_SUFFIXES + ARRAY_SUFFIXES for kind in kinds]
+    return Options(field=any(fielded), documents=not all(fielded))
 
 
 def _check_kind(path: Path, field: str | None, documents: Documents) -> None:

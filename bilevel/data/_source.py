@@ -18,6 +18,13 @@ class Document(NamedTuple):
     """The domain of the document, if the source knows it."""
 
 
+class Options(NamedTuple):
+    """Which of the options of `open_source` a source has a use for."""
+
+    field: bool
+    documents: bool
+
+
 @dataclass(frozen=True)
 class Source:
     """A stream of documents that can be read again and again.

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Literal
 
-from bilevel.data._files import files_source
+from bilevel.data._files import files_source, options_of_files
 from bilevel.data._python import stdlib_source, topics_source
-from bilevel.data._source import Document, Source
-from bilevel.data._tfds import tfds_source
+from bilevel.data._source import Document, Options, Source
+from bilevel.data._tfds import parse_spec, tfds_source
 from bilevel.types import UserError
 
-__all__ = ["Document", "Source", "open_source"]
+__all__ = ["Document", "Options", "Source", "open_source", "options_of"]
 
 
 def open_source(spec: str, *, field: str | None = None, documents: Literal["line", "file"] = "line") -> Source:
@@ -52,3 +52,19 @@ def open_source(spec: str, *, field: str | None = None, documents: Literal["line
             raise UserError(f"{spec}: a TFDS record is a document; documents='file' is for plain text files only.")
         return tfds_source(spec, field)
     return files_source(spec, field, documents)
+
+
+def options_of(spec: str) -> Options:
+    """Which options of `open_source` a source has a use for: a field where rows have fields, documents where text is plain.
+
+    Args:
+        spec: as for `open_source`.
+
+    Raises:
+        UserError: a file does not exist.
+    """
+    if spec.startswith("python:") or not spec.strip():
+        return Options(field=False, documents=False)
+    if spec.startswith("tfds:"):
+        return Options(field=parse_spec(spec)[2] is None, documents=False)
+    return options_of_files(spec)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
@@ -41,8 +42,8 @@ def open_specific(
     """
     if spec == "python:topics" and field is None and documents == "line":
         return topics_parts()
-    folder = Path(spec).expanduser()
-    named = _named_parts(folder) if folder.is_dir() else {}
+    folder = Path(os.path.expanduser(spec))
+    named = _named_parts(folder) if os.path.isdir(folder) else {}
     if named:
         return {part: source_of_files(f"{spec} ({part})", paths, field, documents) for part, paths in named.items()}
     source = open_source(spec, field=field, documents=documents)

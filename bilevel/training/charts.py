@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -80,7 +81,8 @@ def draw(lines: Sequence[Line], *, x_label: str, y_label: str, log_y: bool = Fal
         from matplotlib.figure import Figure
     except ImportError as error:
         raise UserError("Drawing the report needs matplotlib: run `pip install 'bilevel[experiments]'`.") from error
-    with rc_context(_style(_DARK if dark else _LIGHT)):
+    with rc_context(_style(_DARK if dark else _LIGHT)), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"Glyph .* missing from font")  # names in scripts that the font lacks
         figure = Figure(figsize=(7.2, 3.8), layout="constrained")
         axes = figure.subplots()
         for index, line in enumerate(lines):
@@ -104,10 +106,15 @@ def _draw_line(axes: Any, line: Line, color: str, dashes: str) -> None:
     marker = "o" if len(line.x) < 2 else None  # a single point has no line
     axes.plot(
         *_thinned(line.x, line.y),
-        color=color, linestyle=dashes, linewidth=2, marker=marker, label=line.label.replace("$", r"\$"),
+        color=color, linestyle=dashes, linewidth=2, marker=marker, label=_shown_label(line.label),
     )  # fmt: skip
     if line.level is not None:
         axes.axhline(line.level, color=color, linestyle=":", linewidth=1)
+
+
+def _shown_label(label: str) -> str:
+    """The label as text: `$` begins a formula, and a legend leaves out names that begin with an underscore."""
+    return (" " if label.startswith("_") else "") + label.replace("$", r"\$")
 
 
 def _thinned(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

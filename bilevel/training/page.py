@@ -54,14 +54,15 @@ def cell(value: Any) -> str:
 
 
 def mean_cell(values: Sequence[Any]) -> str:
-    """Return mean ± standard deviation of the values; other things than numbers are listed."""
-    known = [value for value in values if value is not None]
+    """Return mean ± standard deviation of the values, and of how many where some are missing; other things than numbers are
+    listed."""
+    known = [value for value in values if value is not None and not (_number(value) and math.isnan(value))]
     if not known or not all(map(_number, known)):
         return ", ".join(dict.fromkeys(map(cell, known))) or _NOTHING
-    mean = float(np.mean(known))
+    some = "" if len(known) == len(values) else f" ({len(known)} of {len(values)})"
     if len(known) == 1 or len(set(known)) == 1:
-        return cell(known[0])
-    return f"{mean:.4g} ± {float(np.std(known, ddof=1)):.2g}"
+        return cell(known[0]) + some
+    return f"{float(np.mean(known)):.4g} ± {float(np.std(known, ddof=1)):.2g}{some}"
 
 
 _PAGE = """<!DOCTYPE html>

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import sys
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ _SHOWN = 3
 def prepare_run_dir(path: str | Path, config: Mapping[str, Any], *, may_change: Collection[str] = ()) -> Path:
     """Create the directory of a run and write its settings to `config.json`, or compare them with it.
 
+    Settings with which nothing was saved (the run was refused, or stopped before its first row of metrics) are replaced.
     Only process 0 of a multi-process run touches the disk.
 
     Args:
@@ -42,7 +44,7 @@ def prepare_run_dir(path: str | Path, config: Mapping[str, Any], *, may_change: 
     settings = json.loads(json.dumps(config, default=str))
     with hold_run_dir(path):
         file = path / CONFIG_NAME
-        if file.exists():
+        if file.exists() and _anything_saved(path):
             _check_same(file, settings, may_change)
         write_atomically(file, json.dumps(settings, indent=2) + "\n")
     return path
@@ -71,6 +73,10 @@ def hold_run_dir(path: Path) -> Iterator[None]:
             raise UserError(
                 f"Another process is running in {path}: wait for its end, stop it, or give another --run-dir."
             ) from error
+        except OSError as error:  # some network file systems have no locks
+            print(
+                f"warning: {path} cannot be locked ({error.strerror}): start no second process there.", file=sys.stderr
+            )
         yield
 
 
@@ -91,6 +97,12 @@ def write_atomically(path: Path, text: str) -> None:
         raise UserError(
             f"Cannot write {path} ({error.strerror}): check the permissions and the free space there."
         ) from error
+
+
+def _anything_saved(path: Path) -> bool:
+    """Whether the directory holds more than settings: a file that is not empty, at any depth."""
+    own = (path / CONFIG_NAME, path / _LOCK_NAME)
+    return any(file.is_file() and file not in own and file.stat().st_size > 0 for file in path.rglob("*"))
 
 
 def _check_same(file: Path, settings: dict[str, Any], may_change: Collection[str]) -> None:

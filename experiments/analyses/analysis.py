@@ -15,6 +15,7 @@ from bilevel.training.metrics import Row
 from bilevel.training.run_dir import write_atomically
 from bilevel.types import UserError
 from experiments.language_modeling import build
+from experiments.language_modeling.comparison import UNITS
 from experiments.language_modeling.config import Config, MethodName
 from experiments.language_modeling.variant import Variant
 from experiments.runs import run_name
@@ -83,9 +84,7 @@ class Analysis(Config):
         Raises:
           UserError: if one is out of range or not for this analysis.
         """
-        for name in ("seeds", "steps"):
-            if getattr(self, name) < 1:
-                raise UserError(f"--{name} {getattr(self, name)} must be at least 1.")
+        self.check_numbers()
         for name in OF_COMPARISONS if self.several_sets else (*OF_COMPARISONS, "specific_sets"):
             if getattr(self, name) != getattr(Config, name):
                 flag = "--" + name.replace("_", "-")
@@ -146,7 +145,7 @@ def write(analysis: Analysis, name: str, records: Sequence[Record]) -> str:
     """
     results = analysis.results(records)
     columns = {name: Column(title, 3 if name.endswith("loss") else 0) for name, title in analysis.columns.items()}
-    text = by_method(results, columns, analysis.heading)
+    text = f"{by_method(results, columns, analysis.heading)}\n\n{UNITS}"
     write_atomically(analysis.run_dir / f"{name}.json", json.dumps(results, indent=2) + "\n")
     write_atomically(analysis.run_dir / f"{name}.md", text + "\n")
     write_atomically(analysis.run_dir / f"{name}.svg", _plot(analysis, records))

@@ -106,4 +106,4 @@ class MultiTask(Analysis):
 
 
 def _column(prefix: str, name: str) -> str:
-    return f"{prefix}{name}_test_loss"
+    return f"{prefix}{name}/test_loss"  # unlike the names of other results, also for a set called "specific"

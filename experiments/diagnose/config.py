@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from bilevel.training.run_dir import CONFIG_NAME
 from bilevel.types import UserError
+from experiments.cli import flag_of
 from experiments.language_modeling.config import Config, DataConfig, MethodConfig, ModelConfig
 
 
@@ -73,7 +74,7 @@ class DiagnoseConfig:
             ("micro_batches", 1),
         ):
             if getattr(self, name) < least:
-                raise UserError(f"{_flag(name)} {getattr(self, name)} must be at least {least}.")
+                raise UserError(f"{flag_of(name)} {getattr(self, name)} must be at least {least}.")
 
 
 class Run(NamedTuple):
@@ -98,14 +99,16 @@ def run_of(options: DiagnoseConfig) -> Run:
         return _recorded(options, options.checkpoint)
     shared = {name: getattr(options, name) for name in (*TRAINING, "seed", "progress", "data")}
     shared["schedule_steps"] = max(options.steps, options.schedule_steps)
-    return Run(Config(method="uniform", **shared), "uniform", options.seed)
+    config = Config(method="uniform", **shared)
+    config.check_numbers()
+    return Run(config, "uniform", options.seed)
 
 
 def _recorded(options: DiagnoseConfig, directory: Path) -> Run:
     default = DiagnoseConfig()
     for name in TRAINING:
         if getattr(options, name) != getattr(default, name):
-            raise UserError(f"--checkpoint takes {_flag(name)} from {directory}: leave it away.")
+            raise UserError(f"--checkpoint takes {flag_of(name)} from {directory}: leave it away.")
     settings = _settings(directory / CONFIG_NAME)
     given = {
         f.name: getattr(options.data, f.name)
@@ -144,7 +147,3 @@ def _filled(kind: type[Any], settings: dict[str, Any]) -> Any:
             value = settings[f.name]
             values[f.name] = value if value is None or "Path" not in str(f.type) else Path(value)
     return kind(**values)
-
-
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")

@@ -11,7 +11,6 @@ from __future__ import annotations
 import sys
 
 from bilevel import sharding
-from bilevel.types import UserError
 from experiments import cli
 from experiments.language_modeling.config import Config
 from experiments.language_modeling.suite import run_suite
@@ -20,9 +19,7 @@ from experiments.runs import STOPPED, Stopped
 
 def main(config: Config) -> None:
     """Runs all methods, seeds and specific sets, and writes the comparison."""
-    for name, least in (("seeds", 1), ("steps", 1), ("trials", 0), ("trial_steps", 0), ("finetune_steps", 0)):
-        if getattr(config, name) < least:
-            raise UserError(f"--{name.replace('_', '-')} {getattr(config, name)} must be at least {least}.")
+    config.check_numbers()
     config.methods()
     if config.coordinator is not None:
         address = None if config.coordinator == "auto" else config.coordinator

@@ -27,6 +27,7 @@ from bilevel.data import (
     TaskLoader,
     open_source,
     open_specific,
+    options_of,
     pack,
 )
 from bilevel.linearization import Derivatives
@@ -36,7 +37,7 @@ from bilevel.scorers import Scorer
 from bilevel.state import TrainState
 from bilevel.step import TrainStep, make_step
 from bilevel.types import Array, LogitFn, LossFn, Params, UserError
-from experiments.language_modeling.config import DENSE, PLAIN, Config, settings_of
+from experiments.language_modeling.config import DENSE, PLAIN, Config, DataConfig, settings_of
 
 HELD_OUT_EVERY = 50
 """Of generic data that comes without a valid part, the documents with a number divisible by this are held out."""
@@ -74,19 +75,38 @@ def load_corpora(config: Config) -> Corpora:
       UserError: for data that is missing, broken or too small.
     """
     data, cache = config.data, Path(config.data.cache_dir).expanduser()
-    source = open_source(data.generic, field=data.field, documents=data.documents)
+    generic_options, specific_options = _source_options(data)
+    source = open_source(data.generic, **generic_options)
     generic = pack(source, length=config.length, cache_dir=cache, labels=data.generic_labels)
-    parts = open_specific(data.specific, field=data.field, documents=data.documents)
+    parts = open_specific(data.specific, **specific_options)
     specific = {name: pack(part, length=config.length, cache_dir=cache) for name, part in parts.items()}
     held_out = np.asarray(generic.document) % HELD_OUT_EVERY == 0
     if not held_out.any() or held_out.all():
-        raise UserError(f"{generic.name} has {len(generic)} rows, too few to hold some out: give more generic data.")
+        count = generic.manifest["document_count"]
+        raise UserError(
+            f"{generic.name} has {count} documents, too few to hold some out: give more generic data, of which every "
+            f"{HELD_OUT_EVERY}th document is held out, or cut it into more documents."
+        )
     return Corpora(
         generic,
         RowView(generic, np.flatnonzero(~held_out)),
         RowView(generic, np.flatnonzero(held_out)),
         specific,
     )
+
+
+def _source_options(data: DataConfig) -> list[dict[str, Any]]:
+    """--data.field and --data.documents for the generic and for the specific data: where only one of them has fields, or is
+    plain text, the flag concerns that one."""
+    uses = [options_of(spec) for spec in (data.generic, data.specific)]
+    field, documents = (any(use[i] for use in uses) for i in range(2))
+    return [
+        {
+            "field": data.field if use.field or not field else None,
+            "documents": data.documents if use.documents or not documents else "line",
+        }
+        for use in uses
+    ]
 
 
 def build_model(config: Config, mesh: Mesh | None = None) -> Transformer:

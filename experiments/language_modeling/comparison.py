@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from bilevel.training import Document, RunRecord, read_metrics, write_report
+from bilevel.training.run_dir import CONFIG_NAME, flatten, write_atomically
 from experiments.language_modeling.build import Corpora
 from experiments.language_modeling.config import PLAIN, Config
-from experiments.language_modeling.run import settings_dict
-from experiments.runs import run_name
+from experiments.runs import read_json, run_name
 from experiments.tables import Column, by_method
 
+UNITS = "Losses in nats per byte; seconds of training."
+"""Below a table."""
 COLUMNS = {
     "specific_test_loss": Column("specific test loss", 3),
     "specific_valid_loss": Column("specific valid loss", 3),
@@ -47,18 +49,25 @@ def compare(
     rows = [_with_crossing(result, metrics) for result in results]
     text = table(rows)
     config.run_dir.mkdir(parents=True, exist_ok=True)
-    (config.run_dir / "comparison.json").write_text(json.dumps(rows, indent=2) + "\n")
-    (config.run_dir / "comparison.md").write_text(text + "\n")
-    _report(config, rows, metrics, corpora)
+    write_atomically(config.run_dir / "comparison.json", json.dumps(rows, indent=2) + "\n")
+    write_atomically(config.run_dir / "comparison.md", text + "\n")
+    firsts: dict[str, Path] = {}
+    for (method, _), folder in folders.items():
+        firsts.setdefault(method, folder)
+    _report(config, rows, metrics, corpora, _settings(firsts))
     return text
 
 
 def _with_crossing(result: dict[str, Any], metrics: dict[tuple[str, int], list[dict[str, Any]]]) -> dict[str, Any]:
-    """Adds the step and the second at which the run passes the loss that uniform of the same seed ends with."""
+    """Adds the step and the second at which the run passes the loss that uniform of the same seed ends with; takes the effective
+    sample size away where no big batch has one."""
     baseline = _evaluations(metrics.get(("uniform", result["seed"]), []))
     own = _evaluations(metrics[result["method"], result["seed"]])
     found = next((row for row in own if baseline and row["specific_valid_loss"] <= _end(baseline)), None)
-    return result | {
+    size = {"effective_sample_size": None} if result["method"] in PLAIN else {}
+    return {
+        **result,
+        **size,
         "steps_to_uniform": found and found["step"],
         "seconds_to_uniform": found and found["seconds"] + _preparation(result, found["step"]),
     }
@@ -78,8 +87,8 @@ def _end(rows: Sequence[dict[str, Any]]) -> float:
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
-    """A Markdown table: one line a method, mean ± standard deviation over seeds. Losses are in nats per byte."""
-    return by_method(rows, COLUMNS)
+    """A Markdown table: one line a method, mean ± standard deviation over seeds."""
+    return f"{by_method(rows, COLUMNS)}\n\n{UNITS}"
 
 
 def _report(
@@ -87,24 +96,41 @@ def _report(
     rows: Sequence[dict[str, Any]],
     metrics: dict[tuple[str, int], list[dict[str, Any]]],
     corpora: Corpora,
+    settings: dict[str, Any],
 ) -> None:
     records = []
     for row in rows:
         summary = {COLUMNS[name].title: row[name] for name in COLUMNS if row.get(name) is not None}
-        records.append(RunRecord(row["method"], row["seed"], metrics[row["method"], row["seed"]], summary))
+        records.append(
+            RunRecord(row["method"], row["seed"], _shown(row["method"], metrics[row["method"], row["seed"]]), summary)
+        )
     documents = _documents(config, rows)
-    first = rows[0]
     write_report(
         config.run_dir / "report.html",
         records,
         title="Language modelling with learned data weights",
         introduction=f"Generic: {config.data.generic}. Specific: {config.data.specific}. Losses in nats per byte.",
-        settings=settings_dict(config, first["method"], first["seed"]),
+        settings=settings,
         loss_unit="nats per byte",
         generic_shares=corpora.shares,
         highest=documents.get("highest", ()),
         lowest=documents.get("lowest", ()),
     )
+
+
+def _settings(folders: Mapping[str, Path]) -> dict[str, Any]:
+    """What runs were made with: first what all methods share, then "METHOD: NAME". The folders are those of one run a method."""
+    of_runs = {"method", "seed"}
+    found = {method: flatten(read_json(folder / CONFIG_NAME)) for method, folder in folders.items()}
+    first, *others = found.values()
+    shared = {k: v for k, v in first.items() if k not in of_runs and all(k in o and o[k] == v for o in others)}
+    own = {f"{m}: {k}": v for m, given in found.items() for k, v in given.items() if k not in of_runs | shared.keys()}
+    return shared | own
+
+
+def _shown(method: str, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    hidden = {"effective_sample_size"} if method in PLAIN else set()
+    return [{name: value for name, value in row.items() if name not in hidden} for row in rows]
 
 
 def _documents(config: Config, rows: Sequence[dict[str, Any]]) -> dict[str, list[Document]]:
@@ -116,4 +142,4 @@ def _documents(config: Config, rows: Sequence[dict[str, Any]]) -> dict[str, list
     file = Path(config.run_dir) / run_name(best["method"], best["seed"]) / "documents.json"
     if not file.exists():
         return {}
-    return {name: [Document(*d) for d in found] for name, found in json.loads(file.read_text()).items()}
+    return {name: [Document(*d) for d in found] for name, found in read_json(file).items()}

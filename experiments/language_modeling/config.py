@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
-from experiments.cli import chosen_methods
+from bilevel.types import UserError
+from experiments.cli import chosen_methods, flag_of
 from experiments.language_modeling.presets import PRESETS
 
 MethodName: TypeAlias = Literal[
@@ -23,6 +25,19 @@ DENSE = ("learning_to_reweight", "meta_weight_net")
 """They weigh all rows of a batch of --batch-size, in place of picking rows from a big batch."""
 
 
+LEAST = {
+    **dict.fromkeys(
+        ("steps", "seeds", "batch_size", "big_batch_size", "length", "log_every", "evaluate_rows", "steps_per_call",
+         "micro_batches"), 1,
+    ),
+    **dict.fromkeys(
+        ("seed", "trials", "trial_steps", "budget_seconds", "warmup", "schedule_steps", "finetune_steps",
+         "evaluate_every", "checkpoint_every"), 0,
+    ),
+}  # fmt: skip
+"""The smallest value of a flag."""
+
+
 @dataclass(frozen=True)
 class DataConfig:
     """Where the text comes from."""
@@ -36,9 +51,9 @@ class DataConfig:
     generic_labels: Path | None = None
     """Tab-separated file whose first column names the domain of each generic document, for analysis only."""
     field: str | None = None
-    """Name of the text field of JSON lines (default: text)."""
+    """Name of the text field of JSON lines (default: text); for those of the two data sets that have fields."""
     documents: Literal["line", "file"] = "line"
-    """Whether a line or a whole file of plain text is one document."""
+    """Whether a line or a whole file of plain text is one document; for those of the two data sets that are plain text."""
     cache_dir: Path = Path("~/.cache/bilevel")
     """Where packed data is kept."""
 
@@ -219,6 +234,32 @@ class Config:
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     weights: MethodConfig = field(default_factory=MethodConfig)
+
+    def check_numbers(self) -> None:
+        """Checks the flags that are numbers, and those of several processes, before anything is read.
+
+        Raises:
+          UserError: if one is out of range, or goes with no other.
+        """
+        for name, least in LEAST.items():
+            if not getattr(self, name) >= least:
+                raise UserError(f"{flag_of(name)} {getattr(self, name)} must be at least {least}.")
+        for name in ("learning_rate", "finetune_learning_rate"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise UserError(f"{flag_of(name)} {getattr(self, name)} must be a positive number.")
+        if 0 < self.schedule_steps < self.steps:
+            raise UserError(
+                f"--schedule-steps {self.schedule_steps} ends the learning rate before --steps {self.steps}: give at least as "
+                "many, or 0."
+            )
+        alone = next((name for name in ("processes", "process") if getattr(self, name) is not None), None)
+        if alone is not None and self.coordinator is None:
+            raise UserError(f"{flag_of(alone)} needs --coordinator HOST:PORT, the address of process 0, or auto.")
+        if self.coordinator not in (None, "auto") and None in (self.processes, self.process):
+            raise UserError(f"--coordinator {self.coordinator} needs --processes and --process (from 0) too.")
+        for name in ("weighting_layers", "weighting_width"):
+            if getattr(self.model, name) < 1:
+                raise UserError(f"{flag_of(f'model.{name}')} {getattr(self.model, name)} must be at least 1.")
 
     def methods(self) -> list[str]:
         """The methods to train.

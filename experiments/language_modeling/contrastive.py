@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import time
+import zipfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -102,9 +103,9 @@ def load_scores(path: Path, corpora: Corpora) -> Scores:
       UserError: if the file is missing or broken, or of other data.
     """
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        with path.open("rb") as raw, np.load(raw, allow_pickle=False) as stored:
             scores = Scores(stored["rows"], stored["gain"], str(stored["content_hash"]), float(stored["seconds"]))
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(
             f"Cannot read the scores in {path} ({error}): give the {NAME} of a run of the method contrastive."
         ) from error
@@ -117,19 +118,35 @@ def load_scores(path: Path, corpora: Corpora) -> Scores:
     return scores
 
 
+def check(config: Config, settings: dict[str, Any], corpora: Corpora) -> None:
+    """Checks before training that what selection keeps will fill a batch.
+
+    Raises:
+      UserError: for a share out of range or too small.
+    """
+    fraction, most = settings["contrastive_fraction"], len(corpora.generic_train)
+    if not 0 < fraction <= 1:
+        raise UserError(f"--weights.contrastive-fraction {fraction} must lie in (0, 1].")
+    if settings["contrastive_rows"] < 0:
+        raise UserError(f"--weights.contrastive-rows {settings['contrastive_rows']} must be at least 0.")
+    if settings["contrastive_scores"] is not None:
+        return  # the file says how many rows were scored
+    scored = min(settings["contrastive_rows"] or most, most)
+    if round(fraction * scored) < config.batch_size:
+        raise UserError(
+            f"--weights.contrastive-fraction {fraction} of {scored} scored rows keeps fewer than the --batch-size "
+            f"{config.batch_size}: keep a larger share, or score more rows."
+        )
+
+
 def best_rows(scores: Scores, fraction: float, corpora: Corpora) -> RowView:
     """The training rows with the largest gain.
 
     Args:
       scores: of generic rows.
-      fraction: the share of the scored rows that is kept, in (0, 1].
+      fraction: the share of the scored rows that is kept, in (0, 1] (see `check`).
       corpora: the data.
-
-    Raises:
-      UserError: for a fraction out of range.
     """
-    if not 0 < fraction <= 1:
-        raise UserError(f"--weights.contrastive-fraction {fraction} must lie in (0, 1].")
     count = max(1, round(fraction * len(scores.rows)))
     chosen = np.argsort(-scores.gain, kind="stable")[:count]
     return RowView(corpora.generic, np.sort(scores.rows[chosen]))

@@ -20,6 +20,7 @@ from bilevel.types import Params
 from experiments.language_modeling.build import Corpora
 from experiments.language_modeling.config import Config
 from experiments.language_modeling.tasks import task_losses
+from experiments.runs import read_json
 
 EVALUATE_EVERY = 100
 PATIENCE = 5
@@ -99,7 +100,7 @@ def finetuned_results(
         return {}
     settings = {"steps": config.finetune_steps, "learning_rate": config.finetune_learning_rate}
     file = directory / NAME
-    kept = json.loads(file.read_text()) if file.exists() else {}
+    kept = read_json(file) if file.exists() else {}
     if kept.get("settings") == settings:
         return kept["results"]
     best = finetune(config, seed, params(), model, evaluator, corpora, config.finetune_steps)

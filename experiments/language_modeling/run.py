@@ -29,7 +29,7 @@ from experiments.language_modeling.evaluation import Evaluator, final_losses, lo
 from experiments.language_modeling.finetune import finetuned_results
 from experiments.language_modeling.variant import Variant
 from experiments.language_modeling.weights import load_weights, save_weights
-from experiments.runs import CHECKPOINTS, RESULT_NAME, run_name
+from experiments.runs import CHECKPOINTS, RESULT_NAME, read_json, run_name
 
 MAY_CHANGE = (
     "log_every", "evaluate_every", "checkpoint_every", "progress", "tensorboard", "data.cache_dir", "shard_state",
@@ -69,6 +69,10 @@ def run(
     """
     variant = variant or Variant()
     directory = config.run_dir / run_name(method, seed)
+    if config.eval_only and not (directory / CHECKPOINTS).is_dir():
+        raise UserError(
+            f"{directory} holds no checkpoint to evaluate: check --run-dir, or train first, without --eval-only."
+        )
     settings = settings_dict(config, method, seed) | dict(variant.settings)
     prepare_run_dir(directory, settings, may_change=MAY_CHANGE)
     this = _Run(config, method, seed, corpora, directory, variant)
@@ -76,7 +80,7 @@ def run(
     if config.eval_only:
         return this.evaluated()
     if done.exists():
-        summary, params = json.loads(done.read_text()), lambda: this.checkpoint().params
+        summary, params = read_json(done), lambda: this.checkpoint().params
     else:
         finished = this.train()
         if finished is None:
@@ -140,7 +144,10 @@ class _Run:
         with Checkpoints(self.directory / CHECKPOINTS) as checkpoints:
             restored = checkpoints.restore_latest(self.parts.state)
         if restored is None:
-            raise UserError(f"{self.directory} holds no checkpoint to evaluate: train first, without --eval-only.")
+            advice = (
+                "train first, without --eval-only" if self.config.eval_only else f"delete {RESULT_NAME} to train again"
+            )
+            raise UserError(f"{self.directory} holds no checkpoint: {advice}.")
         state = restored[1]
         return dataclasses.replace(state, params=sharding.whole(self.parts.mesh, state.params))
 
@@ -196,6 +203,7 @@ class _Run:
                 f"--weights.contrastive-start {self.settings['contrastive_start']} leaves {first} of {self.config.steps} "
                 "steps before selection: choose a share that leaves at least one step before it and one after."
             )
+        contrastive.check(self.config, self.settings, self.corpora)
         given = self.settings["contrastive_scores"]
         file = given or self.directory / contrastive.NAME
         scores = contrastive.load_scores(file, self.corpora) if given or file.exists() else None

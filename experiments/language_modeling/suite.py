@@ -17,7 +17,7 @@ from bilevel.types import UserError
 from experiments.language_modeling import build, comparison, search, tables
 from experiments.language_modeling.config import Config
 from experiments.language_modeling.run import run
-from experiments.runs import Stopped, run_name
+from experiments.runs import Stopped, read_json, run_name
 
 SAME_SECONDS = "same_seconds"
 PLAN = "plan.json"
@@ -135,7 +135,7 @@ def _same_seconds(config: Config, chosen: dict[str, Config], found: Results, cor
 def _plan(config: Config, folder: Path, found: Results) -> dict[str, Any]:
     """The budget in seconds and each method's steps; decided once, as the runs depend on it."""
     file = folder / PLAN
-    plan = json.loads(file.read_text()) if file.exists() else {}
+    plan = read_json(file) if file.exists() else {}
     if plan.get("asked") == config.budget_seconds and set(plan["steps"]) >= {row["method"] for row in found}:
         return plan
     budget = config.budget_seconds or _mean(found, "uniform", "seconds")

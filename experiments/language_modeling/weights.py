@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from pathlib import Path
 
 import jax
@@ -25,7 +26,7 @@ def load_weights(source: Path | None, state: TrainState) -> Params:
     """The weighting network of another run's last checkpoint, placed like that of `state`.
 
     Raises:
-      UserError: if there is none, or of another shape.
+      UserError: if there is none, or a damaged one, or one of another shape.
     """
     if source is None:
         raise UserError(
@@ -35,8 +36,11 @@ def load_weights(source: Path | None, state: TrainState) -> Params:
     if not result.exists():
         raise UserError(f"{result} does not exist: give the directory of a finished run of dds, soba or anograd.")
     template, tree = jax.tree.flatten(state.weight_params)
-    with np.load(result) as stored:
-        leaves = [stored[f"leaf_{i}"] for i in range(len(stored.files))]
+    try:
+        with result.open("rb") as raw, np.load(raw) as stored:
+            leaves = [stored[f"leaf_{i}"] for i in range(len(stored.files))]
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError(f"{result} is damaged ({error}): give the weights of another run, or train again.") from error
     if [x.shape for x in leaves] != [x.shape for x in template]:
         raise UserError(
             f"The weighting network in {result} has other shapes than this one: give the same --model.weighting* flags."

@@ -119,9 +119,9 @@ class ScoreFiles:
         self._folder = config.scores_dir
         self._parts = parts
         self._keys: dict[int, str] = {}
-        flag = "--output" if config.scores is None else "--scores"
-        tables.make_folder(self._folder, flag)
-        tables.write_settings(self._folder, self.settings, flag)
+        self._flag = "--output" if config.scores is None else "--scores"
+        tables.make_folder(self._folder, self._flag)
+        tables.check_settings(self._folder, self.settings, self._flag)
 
     def file(self, part: Part) -> Path:
         """Where the scores of a part are, or will be."""
@@ -143,7 +143,8 @@ class ScoreFiles:
         """Scores a part and writes its file, in one piece.
 
         Raises:
-          UserError: if the part's text is broken, the network gives no number, or the file cannot be written.
+          UserError: if the part's text is broken, the network gives no number, the file cannot be written, or another process
+            has begun to score with other settings.
         """
         with tables.writing(self.file(part), SCHEMA, {"key": self.key(part)}) as writer:
             held: list[Scored] = []
@@ -156,6 +157,7 @@ class ScoreFiles:
                     held = []
             if held:
                 writer.write_table(_table(held))
+            tables.write_settings(self._folder, self.settings, self._flag)  # now that there is something made with them
 
     def read(self, part: Part) -> Iterator[Scored]:
         """Streams the scores of a part."""

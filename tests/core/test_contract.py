@@ -9,6 +9,7 @@ import pytest
 import toy
 
 import bilevel
+from bilevel import step as step_module
 from bilevel.types import UserError
 
 METHODS = {
@@ -74,6 +75,19 @@ def test_contract(name: str) -> None:
     assert metrics["selected"].shape == (SMALL,)
     learns = name not in ("uniform", "frozen")
     assert (toy.relative_error(state.weight_params, wp) > 0) == learns
+
+
+def test_the_example_of_the_module_runs() -> None:
+    assert step_module.__doc__ is not None
+    lines = [line.strip() for line in step_module.__doc__.splitlines() if line.startswith("    ")]
+    big_batch, specific_batch = jax.tree.map(lambda x: np.resize(x, (32, *x.shape[1:])), batches(0))
+    names = vars(bilevel) | {
+        "jax": jax, "optax": optax, "rng": jax.random.key(0), "loss": toy.loss, "weighting": toy.weighting,
+        "optimizer": optax.sgd(0.01), "weight_optimizer": optax.sgd(0.01), "params": toy.params(1),
+        "weight_params": toy.weight_params(2), "big_batch": big_batch, "specific_batch": specific_batch,
+    }  # fmt: skip
+    exec("\n".join(lines), names)
+    assert int(names["state"].step) == 1
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -163,7 +177,11 @@ def test_specific_rows_are_evaluated_on_due_steps_only(apart: bool) -> None:
         ({"mode": "dense", "alpha_batch_size": 7}, 'mode="dense" takes the α-gradient on the rows of the θ-update'),
         ({"alpha_batch_size": 1}, "alpha_batch_size=1 must be at least 2"),
         ({"estimator": "score", "mode": "dense"}, "needs rows drawn in proportion to their weights"),
+        ({"batch_size": 1}, "batch_size=1 leaves one row to learn the weights from"),
         ({"ema_decay": 1.0}, "ema_decay=1.0 must lie in"),
+        ({"filter": "top_k"}, "filter='top_k' is no Filter"),
+        ({"filter": bilevel.filters.top_k}, "is no Filter: give what a factory returns"),
+        ({"derivatives": bilevel.Forward}, "is no way of differentiating"),
     ],
 )
 def test_options_that_do_not_fit(options: dict[str, Any], message: str) -> None:
@@ -177,6 +195,8 @@ def test_options_that_do_not_fit(options: dict[str, Any], message: str) -> None:
         ({"batch_size": BIG + 1}, f"asks for {BIG + 1} rows but the big batch has only {BIG}"),
         ({"mode": "dense"}, f"has {BIG} rows and batch_size={SMALL}"),
         ({"loss": lambda *a: (toy.loss(*a)[0].sum(), toy.loss(*a)[1])}, r"The loss returned an array of shape \(\)"),
+        ({"loss": lambda *a: toy.loss(*a)[0]}, r"no pair \(losses, LossAux\)"),
+        ({"loss": lambda *a: (toy.loss(*a)[0], ({}, {}))}, r"no pair \(losses, LossAux\)"),
         ({"weighting": lambda wp, b: b["x"]}, "must return one logit a row"),
         ({"param_filter": lambda path: False}, "param_filter accepts none of the 3 parameters"),
     ],
@@ -192,12 +212,18 @@ def test_shapes_that_do_not_fit(options: dict[str, Any], message: str) -> None:
         start_and_step()
 
 
+def _with_method(method: Any) -> bilevel.TrainStep:
+    return bilevel.make_step(toy.loss, toy.weighting, optax.sgd(0.1), optax.sgd(0.1), method, batch_size=SMALL)
+
+
 def test_factories_refuse_what_makes_no_sense() -> None:
     for make, message in (
         (lambda: bilevel.dds(average_specific=1.0), "average_specific=1.0 must lie in"),
         (lambda: build("dds", update_every=2, probe_every=4), "needs a method that remembers"),
         (lambda: bilevel.soba(optax.sgd(1.0), damping=-1.0), "damping=-1.0"),
         (lambda: bilevel.soba(optax.sgd(1.0), max_norm=0.0), "max_norm=0.0"),
+        (lambda: _with_method(bilevel.soba), "is no Method: give what a factory returns"),
+        (lambda: _with_method("soba"), "method='soba' is no Method"),
         (lambda: bilevel.Finite(0.0), r"Finite\(scale=0.0\)"),
     ):
         with pytest.raises(UserError, match=message):

@@ -9,6 +9,7 @@ import sys
 for name in {BLOCKED!r}:
     sys.modules[name] = None
 import bilevel
+assert bilevel.sharding.make_mesh
 assert "experiments" not in sys.modules and "bilevel.training" not in sys.modules
 """
 

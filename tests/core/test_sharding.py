@@ -64,6 +64,17 @@ def test_shard_map_with_an_axis_name(check_vma: bool, estimator: str) -> None:
     assert toy.relative_error(values(spread), values(alone(estimator=estimator))) < SAME
 
 
+def test_specs_of_the_metrics_under_shard_map() -> None:
+    train, mesh = run.build(axis_name="data"), sharding.make_mesh()
+    rows, same = PartitionSpec("data"), PartitionSpec()
+    state, names = run.start(train), jax.eval_shape(run.build().step, run.start(train), *run.batches(0))[1]
+    specs = {name: rows if metric.ndim else same for name, metric in names.items()}
+    step = jax.shard_map(train.step, mesh=mesh, in_specs=(same, rows, rows), out_specs=(same, specs), check_vma=False)
+    metrics = jax.jit(step)(state, *run.batches(0))[1]
+    assert {name: metric.shape for name, metric in metrics.items()} == {n: m.shape for n, m in names.items()}
+    assert len(set(metrics["selected"].tolist())) == names["selected"].size
+
+
 @pytest.mark.slow
 def test_pmap_with_an_axis_name() -> None:
     train = run.build(axis_name="i")

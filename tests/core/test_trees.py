@@ -16,6 +16,7 @@ from bilevel.types import UserError
         ({"x": jnp.zeros((3, 2)), "scale": jnp.zeros(())}, r"\['scale'\]: a scalar, \['x'\]: 3"),
         (jnp.zeros(()), "array: a scalar"),
         ({}, "no arrays"),
+        ({"x": jnp.zeros((0, 2))}, r"has no rows \(shapes: \(0, 2\)\)"),
     ],
 )
 def test_arrays_without_a_common_leading_axis(batch: Any, found: str) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from bilevel.data import open_source
+from bilevel.data import open_source, open_specific, options_of
 from bilevel.types import UserError
 
 
@@ -196,3 +196,30 @@ def test_fingerprint_of_a_large_file_samples_its_content(tmp_path: Path):
         os.utime(path, ns=(0, 1))
         prints.add(open_source(str(path)).fingerprint())
     assert len(prints) == 2
+
+
+def test_many_names_are_longer_than_a_name_may_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    names = [write(Path(f"part-{i:05d}.txt"), f"{i}\n").name for i in range(40)]
+    assert read(",".join(names)) == [str(i).encode() for i in range(40)]
+    open_specific(",".join(names * 5))
+    fails("x" * 300, "does not exist")
+    fails("~nobody-of-this-name/x", "does not exist")
+
+
+def test_a_folder_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def refuse(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    fails(tmp_path, f"The folder {tmp_path} cannot be read", "permissions")
+
+
+def test_which_options_concern_a_source(tmp_path: Path):
+    text, lines = write(tmp_path / "a.txt", "a"), write(tmp_path / "a.jsonl.gz", '{"text": "a"}')
+    assert options_of(str(text)) == (False, True)
+    assert options_of(str(lines)) == (True, False)
+    assert options_of(str(tmp_path)) == (True, True)
+    assert options_of("python:stdlib") == (False, False)
+    assert options_of("tfds:x") == (True, False)
+    assert options_of("tfds:x:train:body") == (False, False)

@@ -14,7 +14,7 @@ import pytest
 from bilevel import sharding
 from bilevel.nn.transformer import SIZES
 from experiments.analyses.__main__ import command
-from experiments.analyses.analysis import Run
+from experiments.analyses.analysis import Record, Run
 from experiments.analyses.curriculum import Curriculum, order_of
 from experiments.analyses.filters import Filters, count_distinct, distinct_share
 from experiments.analyses.multi_task import MultiTask
@@ -286,12 +286,12 @@ def test_multi_task(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert [row["method"] for row in rows] == ["uniform", "classifier", "soba"]
     for row in rows:
         for prefix in ("", "finetuned_"):
-            each = [row[f"{prefix}{name}_test_loss"] for name in ("capitals", "digits")]
+            each = [row[f"{prefix}{name}/test_loss"] for name in ("capitals", "digits")]
             assert each[0] != each[1]
             assert row[f"{prefix}specific_test_loss"] == pytest.approx(np.mean(each))
         assert row["finetuned_specific_valid_loss"] < row["specific_valid_loss"]
-        assert row["finetuned_capitals_test_loss"] < row["capitals_test_loss"]
-        assert row["finetuned_digits_test_loss"] < row["digits_test_loss"]
+        assert row["finetuned_capitals/test_loss"] < row["capitals/test_loss"]
+        assert row["finetuned_digits/test_loss"] < row["digits/test_loss"]
 
 
 def test_specific_batches_come_from_the_tasks_as_often_as_asked(data: Path) -> None:
@@ -306,6 +306,15 @@ def test_specific_batches_come_from_the_tasks_as_often_as_asked(data: Path) -> N
         assert len(set(upper)) == 1  # a batch is of one task
         count += upper[0]
     assert abs(count - 0.75 * steps) < 4.5 * math.sqrt(steps * 0.75 * 0.25)
+
+
+def test_a_set_called_specific_is_not_the_average() -> None:
+    analysis = MultiTask(specific_sets=("a/specific.txt", "b/other.txt"))
+    assert list(analysis.columns.values())[1:4] == ["average test loss", "specific", "other"]
+    summary = {"specific_test_loss": 2.0, "task_test_losses": {"specific": 1.0, "other": 3.0}}
+    planned = Run("soba", analysis.settings(), "soba", 0)
+    (row,) = analysis.results([Record(planned, summary, [])])
+    assert [row[name] for name in list(analysis.columns)[1:4]] == [2.0, 1.0, 3.0]
 
 
 def test_names_of_the_sets() -> None:

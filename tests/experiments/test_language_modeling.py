@@ -1,5 +1,6 @@
 """The language-modelling experiment end to end, as a user calls it, at tiny sizes."""
 
+import dataclasses
 import json
 import math
 import os
@@ -16,13 +17,16 @@ import pytest
 from language_toy import STEPS, call, flags, write_texts
 
 from bilevel import sharding
+from bilevel.data import PackedText
 from bilevel.nn.transformer import TransformerConfig
 from bilevel.sharding import make_mesh
 from bilevel.types import UserError
 from experiments import cli
+from experiments.language_modeling import comparison
 from experiments.language_modeling.__main__ import main
-from experiments.language_modeling.build import last_blocks
-from experiments.language_modeling.config import Config, MethodConfig, ModelConfig, settings_of
+from experiments.language_modeling.build import last_blocks, load_corpora
+from experiments.language_modeling.config import Config, DataConfig, MethodConfig, ModelConfig, settings_of
+from experiments.language_modeling.run import settings_dict
 from experiments.runs import STOPPED
 
 
@@ -237,6 +241,19 @@ BAD_INPUT = {
         {"method": "contrastive", "weights__contrastive_start": 0.01},
         ["--weights.contrastive-start 0.01 leaves 0 of 12 steps"],
     ),
+    "too few rows after selection": (
+        {"method": "contrastive", "weights__contrastive_rows": 10},
+        ["--weights.contrastive-fraction 0.1 of 10 scored rows keeps fewer than the --batch-size 4"],
+    ),
+    "more than all rows after selection": (
+        {"method": "contrastive", "weights__contrastive_fraction": 1.5},
+        ["--weights.contrastive-fraction 1.5 must lie in (0, 1]"],
+    ),
+    "schedule that ends too early": ({"schedule_steps": 6}, ["--schedule-steps 6", "--steps 12"]),
+    "processes without an address": ({"processes": 2, "process": 0}, ["--processes needs --coordinator"]),
+    "address without processes": ({"coordinator": "host:1"}, ["--coordinator host:1 needs --processes"]),
+    "damaged weights": ({"method": "frozen", "weights__frozen_from": "BROKEN"}, ["weights.npz is damaged"]),
+    "one row alone": ({"method": "soba", "batch_size": 1}, ["batch_size=1 leaves one row to learn the weights from"]),
     "no scores": (
         {"method": "contrastive", "weights__contrastive_scores": "nowhere.npz"},
         ["Cannot read the scores in nowhere.npz"],
@@ -247,7 +264,7 @@ BAD_INPUT = {
     ),
     "too few trials": ({"trials": -1}, ["--trials -1 must be at least 0"]),
     "no steps": ({"steps": 0}, ["--steps 0 must be at least 1"]),
-    "negative seed": ({"seed": -1}, ["seed is -1"]),
+    "negative seed": ({"seed": -1}, ["--seed -1"]),
     "no seeds": ({"seeds": 0}, ["--seeds 0 must be at least 1"]),
     "frozen without weights": ({"method": "frozen"}, ["--weights.frozen-from"]),
     "nothing to evaluate": ({"eval_only": None}, ["holds no checkpoint to evaluate"]),
@@ -272,7 +289,14 @@ def test_bad_input_gets_one_sentence(case: str, data: Path, capsys: pytest.Captu
     given, words = BAD_INPUT[case]
     (data / "empty.txt").touch()
     (data / "latin.txt").write_bytes(b"good line\nbad \xe9\xe8 line\n")
-    paths = {"EMPTY": data / "empty.txt", "LATIN": data / "latin.txt", "BELOW": data / "generic.txt" / "run"}
+    (data / "broken").mkdir()
+    (data / "broken" / "weights.npz").write_bytes(b"PK\x03\x04 cut off")
+    paths = {
+        "EMPTY": data / "empty.txt",
+        "LATIN": data / "latin.txt",
+        "BELOW": data / "generic.txt" / "run",
+        "BROKEN": data / "broken",
+    }
     chosen = {name: paths.get(value, value) for name, value in given.items() if value is not None}  # pyright: ignore
     more = [f"--{name.replace('_', '-')}" for name, value in given.items() if value is None]
     with pytest.raises(SystemExit) as stop:
@@ -326,3 +350,76 @@ def test_short_comparison_on_real_text(tmp_path: Path, capsys: pytest.CaptureFix
     assert soba["specific_test_loss"] < uniform["specific_test_loss"] < 2.9
     last = json.loads((tmp_path / "run" / "soba-seed0" / "metrics.jsonl").read_text().splitlines()[-1])
     assert last["share/biomedical_articles"] > 3 * 0.0085  # its share in the generic data
+
+
+def test_numbers_out_of_range_are_named_before_anything_is_read(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for flag, value, least in (
+        ("steps", 0, "at least 1"), ("seed", -1, "at least 0"), ("evaluate-rows", 0, "at least 1"),
+        ("warmup", -1, "at least 0"), ("budget-seconds", "nan", "at least 0"), ("learning-rate", "nan", "positive"),
+        ("model.weighting-width", 0, "at least 1"),
+    ):  # fmt: skip
+        with pytest.raises(SystemExit):
+            call(data, method="uniform", data__generic="nowhere", **{flag.replace(".", "__").replace("-", "_"): value})
+        error = capsys.readouterr().err
+        assert f"--{flag} {value}" in error
+        assert least in error
+
+
+def test_the_field_is_that_of_the_data_with_fields(data: Path) -> None:
+    lines = (data / "generic.txt").read_text().splitlines()
+    (data / "generic.jsonl").write_text("".join(json.dumps({"body": line}) + "\n" for line in lines))
+    files = DataConfig(generic=str(data / "generic.jsonl"), specific=str(data / "specific"), cache_dir=data / "cache")
+    corpora = load_corpora(Config(length=16, data=dataclasses.replace(files, field="body")))
+    plain = load_corpora(Config(length=16, data=dataclasses.replace(files, generic=str(data / "generic.txt"))))
+    assert corpora.generic.content_hash == plain.generic.content_hash
+    whole = dataclasses.replace(files, field="body", documents="file")
+    test = load_corpora(Config(length=16, data=whole)).specific["test"]
+    assert isinstance(test, PackedText)
+    assert test.document.max() == 0
+    with pytest.raises(UserError, match="plain text"):
+        load_corpora(Config(length=16, data=dataclasses.replace(files, generic=files.specific, field="body")))
+
+
+def test_one_document_cannot_be_split(data: Path) -> None:
+    files = DataConfig(generic=str(data / "generic.txt"), specific=str(data / "specific"), documents="file")
+    with pytest.raises(UserError, match="has 1 documents, too few to hold some out"):
+        load_corpora(Config(length=16, data=dataclasses.replace(files, cache_dir=data / "cache")))
+
+
+def test_evaluation_only_of_nothing_leaves_nothing(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        call(data, "--eval-only", method="uniform", run_dir=data / "typo")
+    assert "holds no checkpoint to evaluate: check --run-dir" in capsys.readouterr().err
+    assert not (data / "typo").exists()
+
+
+def test_a_damaged_result_is_named(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = data / "run" / "uniform-seed0" / "result.json"
+    file.parent.mkdir(parents=True)
+    file.write_text('{"method": "unif')
+    with pytest.raises(SystemExit):
+        call(data, method="uniform")
+    assert f"{file} is damaged" in capsys.readouterr().err
+
+
+def test_the_report_tells_methods_apart(data: Path) -> None:
+    rows = [{"step": 4, "seconds": 1.0, "specific_valid_loss": 2.0, "effective_sample_size": 4.0}]
+    config = Config(run_dir=data / "run", data=DataConfig(generic="g", specific="s"))
+    summaries = []
+    for method in ("uniform", "soba"):
+        folder = data / "run" / f"{method}-seed0"
+        folder.mkdir(parents=True)
+        (folder / "metrics.jsonl").write_text(json.dumps(rows[0]) + "\n")
+        settings = settings_dict(config, method, 0) | {"learning_rate": {"uniform": 0.5, "soba": 0.25}[method]}
+        (folder / "config.json").write_text(json.dumps(settings, default=str))
+        summaries.append({"method": method, "seed": 0, "specific_valid_loss": 2.0, "effective_sample_size": 4.0})
+    files = DataConfig(generic=str(data / "generic.txt"), specific=str(data / "specific"), cache_dir=data / "cache")
+    text = comparison.compare(config, summaries, load_corpora(Config(length=16, data=files)))
+    assert [row["effective_sample_size"] for row in results(data)] == [None, 4.0]
+    assert [line.split("|")[-2].strip() for line in text.splitlines()[2:4]] == ["–", "4"]
+    assert "nats per byte" in text
+    report = (data / "run" / "report.html").read_text()
+    for name, value in (("steps", 3000), ("uniform: learning_rate", 0.5), ("soba: learning_rate", 0.25)):
+        assert f"<td>{name}</td><td>{value}</td>" in report
+    assert "<td>soba: weights.tracker</td>" in report
+    assert "<td>seed</td>" not in report

@@ -461,6 +461,16 @@ def test_other_settings_are_refused(
     assert everything(out) == before
 
 
+def test_settings_with_which_nothing_was_scored_do_not_bind(
+    run: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bad = tmp_path / "latin.txt"
+    bad.write_bytes(b"caf\xe9\n")
+    assert "is not UTF-8" in refused(capsys, run, bad, tmp_path / "out")
+    call(run, folder / "a.txt", tmp_path / "out")
+    assert (tmp_path / "out" / "scores" / "settings.json").exists()
+
+
 def test_damaged_scores_are_made_again(run: Path, folder: Path, tmp_path: Path) -> None:
     call(run, folder / "a.txt", tmp_path / "out")
     before = everything(tmp_path / "out")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+import math
 import re
 import sys
+from html import escape
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -12,7 +14,7 @@ import numpy as np
 import pytest
 
 from bilevel.training import Curve, Document, Picture, RunRecord, write_report
-from bilevel.training.charts import mean_line, series
+from bilevel.training.charts import Line, draw, mean_line, series
 from bilevel.types import UserError
 
 pytest.importorskip("matplotlib")
@@ -137,3 +139,17 @@ def test_missing_matplotlib_names_the_extra(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(UserError, match=r"pip install 'bilevel\[experiments\]'"):
         report(tmp_path, [RunRecord("DDS", 0, rows(0.0))])
+
+
+def test_means_over_some_of_the_seeds_say_so(tmp_path: Path):
+    given = [{"steps to goal": 100.0, "size": math.nan}, {"size": math.nan}, {"steps to goal": 300.0, "size": math.nan}]
+    runs = [RunRecord("a", seed, [], summary) for seed, summary in enumerate(given)]
+    text = write_report(tmp_path / "r.html", runs, title="t", settings={}).read_text()
+    assert "<td>a</td><td>3</td><td>200 ± 1.4e+02 (2 of 3)</td><td>-</td>" in text
+
+
+def test_every_line_of_a_chart_is_in_the_legend():
+    steps = np.arange(3.0)
+    for label in ("_pydecimal", "$a$ & $b$", "日本"):
+        drawn = draw([Line(label, steps, steps)], x_label="x", y_label="y")
+        assert re.search(f"<!-- +{re.escape(escape(label, quote=False))} -->", drawn), label

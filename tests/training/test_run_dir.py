@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import subprocess
 import sys
@@ -31,8 +33,23 @@ def test_creates_and_accepts_the_same_again(tmp_path: Path):
     assert sorted(file.name for file in path.iterdir()) == [".lock", "config.json"]
 
 
-def test_other_settings_are_named(tmp_path: Path):
+def begun(path: Path, config: dict[str, object] = CONFIG) -> Path:
+    """A run directory in which something is saved."""
+    prepare_run_dir(path, config)
+    (path / "metrics.jsonl").write_text("{}\n")
+    return path
+
+
+def test_settings_without_a_run_are_replaced(tmp_path: Path):
+    prepare_run_dir(tmp_path, CONFIG | {"steps": -1})
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "metrics.jsonl").write_text("")
     prepare_run_dir(tmp_path, CONFIG)
+    assert json.loads((tmp_path / "config.json").read_text())["steps"] == 10
+
+
+def test_other_settings_are_named(tmp_path: Path):
+    begun(tmp_path)
     other = {**CONFIG, "model": {"width": 16, "layers": 2}, "extra": "x"}
     del other["seed"]
     with pytest.raises(UserError) as caught:
@@ -50,13 +67,13 @@ def test_other_settings_are_named(tmp_path: Path):
 
 
 def test_only_the_first_differences_are_shown(tmp_path: Path):
-    prepare_run_dir(tmp_path, {str(i): i for i in range(10)})
+    begun(tmp_path, {str(i): i for i in range(10)})
     with pytest.raises(UserError, match="2 was 2, now 3; and 7 more"):
         prepare_run_dir(tmp_path, {str(i): i + 1 for i in range(10)})
 
 
 def test_settings_that_may_change(tmp_path: Path):
-    prepare_run_dir(tmp_path, CONFIG)
+    begun(tmp_path)
     changed = {**CONFIG, "steps": 20, "model": {"width": 9, "layers": 3}}
     prepare_run_dir(tmp_path, changed, may_change={"steps", "model"})
     assert json.loads((tmp_path / "config.json").read_text())["steps"] == 20
@@ -64,7 +81,7 @@ def test_settings_that_may_change(tmp_path: Path):
 
 @pytest.mark.parametrize("content", ["{", "[1]", ""])
 def test_unreadable_settings(tmp_path: Path, content: str):
-    (tmp_path / "config.json").write_text(content)
+    (begun(tmp_path) / "config.json").write_text(content)
     with pytest.raises(UserError, match=r"Cannot read the settings in .*config\.json"):
         prepare_run_dir(tmp_path, CONFIG)
 
@@ -84,6 +101,17 @@ def test_lock(tmp_path: Path):
         with pytest.raises(UserError, match="Another process is running"):
             toy_train(tmp_path)
     prepare_run_dir(tmp_path, CONFIG)
+
+
+def test_a_file_system_without_locks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    assert prepare_run_dir(tmp_path, CONFIG) == tmp_path
+    assert f"warning: {tmp_path} cannot be locked (Function not implemented)" in capsys.readouterr().err
 
 
 def test_lock_is_released_by_death(tmp_path: Path):
