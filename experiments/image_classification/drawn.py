@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
@@ -23,7 +24,7 @@ _TITLES = ("drawn most often", "drawn least often")
 _GRAY, _BLUE = "#8A8A8A", "#0072B2"
 
 
-def save_frequencies(directory: Path, sequence: NDArray[np.int32], data: ImageData) -> dict[str, float]:
+def save_frequencies(directory: Path, sequence: NDArray[np.integer], data: ImageData) -> dict[str, float]:
     """Counts the rows and classes of a sequence, and keeps what figure 3 shows: counts, their spread, plots.
 
     Args:
@@ -37,8 +38,9 @@ def save_frequencies(directory: Path, sequence: NDArray[np.int32], data: ImageDa
 
     Reference: RLSampler, section 6.2 and figure 3.
     """
-    counts = np.asarray(samplers.row_counts(sequence, len(data.train)))
-    classes = np.asarray(samplers.class_counts(counts, _true_classes(data), data.classes))
+    drawn = samplers.row_counts(sequence, len(data.train))
+    counts = np.asarray(drawn)
+    classes = np.asarray(samplers.class_counts(drawn, _true_classes(data), data.classes))
     found = _numbers(counts, classes, data)
     write_atomically(directory / FREQUENCIES, json.dumps(found, indent=2) + "\n")
     np.savez(directory / COUNTS, counts=counts, class_counts=classes)
@@ -72,7 +74,7 @@ def _numbers(counts: NDArray[np.int32], classes: NDArray[np.int32], data: ImageD
 
 
 def _spread(counts: NDArray[np.integer]) -> dict[str, float]:
-    values = samplers.frequencies(counts)._asdict()
+    values = samplers.frequencies(jnp.asarray(counts))._asdict()
     return {**{name: float(value) for name, value in values.items()}, "spread": float(counts.var() / counts.mean())}
 
 

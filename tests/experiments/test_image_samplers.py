@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from image_toy import STEPS, call, config_of, final_state, killed_and_whole, metrics_of, quarters, results, stop_after
+from image_toy import one_device as one_device
 
 from bilevel.training import read_metrics
 from experiments.image_classification import drawn, sampled
@@ -63,9 +64,9 @@ def test_a_continued_run_equals_an_uninterrupted_one(
 ) -> None:
     """Bit for bit; stopped within a window of the policy, whose hidden states, draws and rewards go on."""
     weights: dict[str, Any] = dict(SMALL)
+    data = load_data(config_of(source))
+    given = np.random.default_rng(0).integers(0, len(data.train), (STEPS, 4))
     if method == "replayed":
-        data = load_data(config_of(source))
-        given = np.random.default_rng(0).integers(0, len(data.train), (STEPS, 4))
         weights["sequence_from"] = source.parent / "given.npz"
         rows = {"content_hash": data.train.content_hash, "num_rows": len(data.train)}
         sampled.save_sequence(weights["sequence_from"], given, **rows)
@@ -76,7 +77,7 @@ def test_a_continued_run_equals_an_uninterrupted_one(
     for x, y in zip(whole, final_state(cut, method, monkeypatch), strict=True):
         np.testing.assert_array_equal(x, y)
     runs = [sequence(c.run_dir / f"{method}-seed0") for c in (config, cut)]
-    np.testing.assert_array_equal(*runs)
+    np.testing.assert_array_equal(runs[0], runs[1])
     if method == "replayed":
         np.testing.assert_array_equal(runs[0], given)
 
