@@ -39,6 +39,7 @@ CURVES = (
     Curve("test_loss", "Test loss", "loss (nats)"),
     Curve("corrupted_share", "Wrong labels among the selected rows", "share"),
     Curve("irrelevant_share", "Irrelevant rows among the selected", "share"),
+    Curve("reward", "Reward of the sampler", "exp(−scale · dev loss)"),
     Curve("generic_correct", "Selected rows that are already classified as labelled", "share"),
 )
 Rows = list[dict[str, Any]]

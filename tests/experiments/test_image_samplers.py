@@ -70,7 +70,7 @@ def test_a_continued_run_equals_an_uninterrupted_one(
         weights["sequence_from"] = source.parent / "given.npz"
         rows = {"content_hash": data.train.content_hash, "num_rows": len(data.train)}
         sampled.save_sequence(weights["sequence_from"], given, **rows)
-    config = config_of(source, average=0.9, weights=weights, run_dir=source.parent / "whole")
+    config = config_of(source, weights=weights, run_dir=source.parent / "whole")
     whole = final_state(config, method, monkeypatch)
     cut = dataclasses.replace(config, run_dir=source.parent / "cut")
     stop_after(2, cut, method, monkeypatch)
@@ -93,6 +93,7 @@ def test_a_killed_process_continues(source: Path) -> None:
             np.testing.assert_array_equal(one[name], other[name])
 
 
+@pytest.mark.slow
 def test_sequences_are_replayed(source: Path) -> None:
     """By the same model, which then is the same at the end, and by another one."""
     call(source, method="rl_sampler", **SMALL_FLAGS)
@@ -107,26 +108,27 @@ def test_sequences_are_replayed(source: Path) -> None:
     np.testing.assert_array_equal(sequence(source.parent / "c" / "replayed-seed3"), sequence(learned)[:4])
 
 
+@pytest.mark.slow
 def test_samplers_are_transferred(source: Path) -> None:
-    """To another network, seed and batch size: kept as they are, learning on, and to other labels of the same images."""
+    """To another network and seed, where the policy learns on; and to other labels of the same images, where it is kept."""
     call(source, method="rl_sampler", **SMALL_FLAGS)
-    learned = source.parent / "run" / "rl_sampler-seed0"
 
-    def policy(name: str, *more: str, **given: object) -> dict[str, np.ndarray]:
-        folder = source.parent / name
-        other = {"model__network": "mlp-small", "seed": 3, "batch_size": 3, "weights__sampler_from": learned}
-        call(source, *more, method="rl_sampler", run_dir=folder, **{**SMALL_FLAGS, **other, **given})
-        with np.load(folder / "rl_sampler-seed3" / sampled.SAMPLER) as file:
+    def policy(folder: Path) -> dict[str, np.ndarray]:
+        with np.load(folder / sampled.SAMPLER) as file:
             return {key: file[key] for key in file.files if key.startswith(".")}
 
-    with np.load(learned / sampled.SAMPLER) as file:
-        begin = {key: file[key] for key in file.files if key.startswith(".")}
-    assert begin
-    for same in (policy("fixed", "--weights.fixed-sampler"), policy("short", steps=2)):
-        for key, values in begin.items():
-            np.testing.assert_array_equal(same[key], values)
-    moved = policy("on", "--weights.other-data", data__noise="none")
-    assert any((moved[key] != begin[key]).any() for key in begin)
+    learned = source.parent / "run" / "rl_sampler-seed0"
+    other = {**SMALL_FLAGS, "model__network": "mlp-small", "seed": 3, "weights__sampler_from": learned}
+    on, fixed = source.parent / "on", source.parent / "fixed"
+    call(source, method="rl_sampler", run_dir=on, **other)
+    kept = ("--weights.fixed-sampler", "--weights.other-data")
+    call(source, *kept, method="rl_sampler", run_dir=fixed, data__noise_fraction=0.2, **other)
+    begin, moved = policy(learned), policy(on / "rl_sampler-seed3")
+    # One update by Adam in 6 steps moves a parameter by its learning rate, 0.04, at most.
+    most = [np.abs(moved[key] - begin[key]).max() for key in begin]
+    assert 0 < max(most) < 0.05
+    for key, values in policy(fixed / "rl_sampler-seed3").items():
+        np.testing.assert_array_equal(values, begin[key])
 
 
 def test_mistakes_are_explained(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
