@@ -5,12 +5,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 from image_toy import STEPS, call, config_of, final_state, killed_and_whole, metrics_of, quarters, results, stop_after
 from image_toy import one_device as one_device
 
-from bilevel.training import read_metrics
+from bilevel.training import read_metrics, save_sampler, save_sequence
 from experiments.image_classification import drawn, sampled
 from experiments.image_classification.config import Config
 from experiments.image_classification.data import prepared
@@ -30,6 +31,7 @@ def sequence(folder: Path) -> np.ndarray:
         return file["sequence"]
 
 
+@pytest.mark.slow
 def test_a_run_keeps_what_it_drew_and_learned(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
     call(source, compare="uniform,rl_sampler", steps=8, **SMALL_FLAGS)
     folder = source.parent / "run"
@@ -58,7 +60,7 @@ def test_a_run_keeps_what_it_drew_and_learned(source: Path, capsys: pytest.Captu
     assert f"{row['test_accuracy']:.3f}" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("method", ["rl_sampler", "replayed"])
+@pytest.mark.parametrize("method", [pytest.param("rl_sampler", marks=pytest.mark.slow), "replayed"])
 def test_a_continued_run_equals_an_uninterrupted_one(
     source: Path, method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -68,8 +70,8 @@ def test_a_continued_run_equals_an_uninterrupted_one(
     given = np.random.default_rng(0).integers(0, len(data.train), (STEPS, 4))
     if method == "replayed":
         weights["sequence_from"] = source.parent / "given.npz"
-        rows = {"content_hash": data.train.content_hash, "num_rows": len(data.train)}
-        sampled.save_sequence(weights["sequence_from"], given, **rows)
+        own: dict[str, Any] = {"content_hash": data.train.content_hash, "num_rows": len(data.train)}
+        save_sequence(weights["sequence_from"], given, **own)
     config = config_of(source, weights=weights, run_dir=source.parent / "whole")
     whole = final_state(config, method, monkeypatch)
     cut = dataclasses.replace(config, run_dir=source.parent / "cut")
@@ -132,12 +134,15 @@ def test_samplers_are_transferred(source: Path) -> None:
 
 
 def test_mistakes_are_explained(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    call(source, method="rl_sampler", **SMALL_FLAGS)
-    learned = source.parent / "run" / "rl_sampler-seed0"
+    config, learned = config_of(source, weights=SMALL), source.parent / "learned"
+    data = load_data(config)
+    rows, sampler = len(data.train), sampled.build_sampler(config, "rl_sampler", data)
+    learned.mkdir()
+    own: dict[str, Any] = {"content_hash": data.train.content_hash, "num_rows": rows}
+    save_sequence(learned / sampled.SEQUENCE, np.zeros((STEPS, 4), int), **own)
+    save_sampler(learned / sampled.SAMPLER, sampler.init(jax.random.key(0)).params, **own)
     replay = {"method": "replayed", "weights__sequence_from": learned}
     transfer = {"method": "rl_sampler", **SMALL_FLAGS, "weights__sampler_from": learned}
-    rows = len(load_data(config_of(source)).train)
-    capsys.readouterr()
     cases: list[tuple[dict[str, Any], tuple[str, ...], str]] = [
         ({"method": "replayed"}, (), "needs --weights.sequence-from"),
         ({**replay, "weights__sequence_from": learned.parent}, (), "sequence.npz does not exist"),
