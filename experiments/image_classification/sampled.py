@@ -42,6 +42,10 @@ def build_sampler(config: Config, method: str, data: ImageData) -> samplers.Samp
         return samplers.replayed(_sequence(config, data), len(data.train), num_steps=config.steps)
     if w.fixed_sampler and w.sampler_from is None:
         raise UserError("--weights.fixed-sampler keeps a policy that was learned: say where by --weights.sampler-from.")
+    if w.reward_every < 1 or w.policy_every < 1 or w.policy_every % w.reward_every:
+        raise UserError(
+            f"--weights.reward-every {w.reward_every} must divide --weights.policy-every {w.policy_every}, both at least 1."
+        )
     if w.reward_parts < 1 or len(data.dev) % w.reward_parts:
         raise UserError(
             f"--weights.reward-parts {w.reward_parts} does not divide the {len(data.dev)} dev rows: choose a divisor, or "

@@ -116,6 +116,7 @@ def killed_and_whole(source: Path, method: str, **given: object) -> tuple[Path, 
     with subprocess.Popen(command, cwd=root, env=environment, stdout=subprocess.PIPE, text=True) as process:
         while process.poll() is None and (not metrics.exists() or len(metrics.read_text().splitlines()) < 10):
             pass
+        assert process.poll() is None, "it ended before it could be killed"
         process.send_signal(signal.SIGKILL)
     assert not (cut / "result.json").exists()
     for more in ([], ["--run-dir", str(whole.parent)]):
