@@ -56,6 +56,7 @@ def class_counts(counts: Array, labels: Any, num_classes: int) -> Array:
 def frequencies(counts: Array) -> Frequencies:
     """The numbers of figure 3 for counts of rows or classes, int32 `[n]`."""
     values = counts.astype(jnp.float32)
-    least, low, median, high, most = jnp.percentile(values, jnp.asarray([0.0, 10.0, 50.0, 90.0, 100.0]))
+    low, median, high = jnp.percentile(values, jnp.asarray([10.0, 50.0, 90.0]))
+    least, most = jnp.min(values), jnp.max(values)  # percentiles would round them
     mean = jnp.maximum(jnp.mean(values), jnp.finfo(jnp.float32).tiny)
     return Frequencies(least, low, median, high, most, least / mean - 1, most / mean - 1)

@@ -13,6 +13,7 @@ from bilevel.training.loop import train as train
 from bilevel.training.metrics import MetricsWriter as MetricsWriter
 from bilevel.training.metrics import read_metrics as read_metrics
 from bilevel.training.programs import StepChoice as StepChoice
+from bilevel.training.recorder import SequenceRecorder as SequenceRecorder
 from bilevel.training.replay import Replay as Replay
 from bilevel.training.report import Curve as Curve
 from bilevel.training.report import Document as Document

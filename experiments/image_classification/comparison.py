@@ -8,8 +8,8 @@ from typing import Any
 
 from bilevel.training import Curve, Picture, RunRecord, read_metrics, write_report
 from bilevel.training.run_dir import write_atomically
-from experiments.image_classification import pictures
-from experiments.image_classification.config import LEARNED, Config
+from experiments.image_classification import drawn, pictures
+from experiments.image_classification.config import LEARNED, SAMPLED, Config
 from experiments.image_classification.data import ImageData
 from experiments.image_classification.observation import shares_of
 from experiments.image_classification.run import settings_dict
@@ -29,6 +29,9 @@ COLUMNS = {
     "irrelevant_share": Column("irrelevant among selected", 2),
     "learned_share": Column("already learned among selected", 2),
     "weight_on_corrupted": Column("weight on wrong labels", 2),
+    "corrupted_often": Column("wrong labels among the tenth drawn most", 2),
+    "corrupted_rarely": Column("wrong labels among the tenth drawn least", 2),
+    "spread": Column("variance / mean of draws a row", 2),
 }
 CURVES = (
     Curve("test_accuracy", "Test accuracy", "accuracy"),
@@ -36,6 +39,7 @@ CURVES = (
     Curve("test_loss", "Test loss", "loss (nats)"),
     Curve("corrupted_share", "Wrong labels among the selected rows", "share"),
     Curve("irrelevant_share", "Irrelevant rows among the selected", "share"),
+    Curve("reward", "Reward of the sampler", "exp(−scale · dev loss)"),
     Curve("generic_correct", "Selected rows that are already classified as labelled", "share"),
 )
 Rows = list[dict[str, Any]]
@@ -116,11 +120,15 @@ def _report(config: Config, rows: Rows, metrics: Mapping[tuple[str, int], Rows],
 
 
 def _pictures(config: Config, rows: Rows) -> list[Picture]:
-    """The images that the first run of each learned scorer weighs most and least."""
+    """What the first run of each learned scorer weighs most and least, and what that of each sampler drew how often."""
+    weighed = {pictures.PICTURE: "images with the highest and the lowest weights"}
+    counted = {drawn.PLOT: "how often classes and rows were drawn", drawn.PICTURE: "images drawn most and least often"}
+    shown = {**dict.fromkeys(LEARNED, weighed), **dict.fromkeys(SAMPLED, counted)}
+    first = {row["method"]: row["seed"] for row in reversed(rows)}
     found = []
-    for method in LEARNED:
-        seeds = [row["seed"] for row in rows if row["method"] == method]
-        file = config.run_dir / run_name(method, seeds[0]) / pictures.PICTURE if seeds else None
-        if file is not None and file.exists():
-            found.append(Picture(f"{method}: images with the highest and the lowest weights", file.read_text()))
+    for method, files in shown.items():
+        for name, title in files.items() if method in first else ():
+            file = config.run_dir / run_name(method, first[method]) / name
+            if file.exists():
+                found.append(Picture(f"{method}: {title}", file.read_text()))
     return found

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Literal, TypeAlias, get_args
 
 from experiments.cli import chosen_methods
+from experiments.image_classification.sampler_config import SamplerConfig
 
 MethodName: TypeAlias = Literal[
     "uniform", "dds", "retrained_dds", "spcl", "learning_to_reweight", "mentornet", "rho_loss", "train_loss",
-    "gradient_norm", "gradient_norm_is", "irreducible_loss", "svp",
+    "gradient_norm", "gradient_norm_is", "irreducible_loss", "svp", "rl_sampler", "replayed",
 ]  # fmt: skip
 METHODS: tuple[str, ...] = get_args(MethodName)
 LEARNED = ("dds", "retrained_dds")
@@ -21,6 +22,8 @@ TABLED = ("rho_loss", "irreducible_loss")
 """They need the irreducible losses of the training rows."""
 SELECTING = (*TABLED, "train_loss", "gradient_norm", "gradient_norm_is")
 """They pick --batch-size rows of --big-batch-size on every step."""
+SAMPLED = ("rl_sampler", "replayed")
+"""Their sampler picks rows by their numbers, before anything is loaded."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +81,7 @@ class ModelConfig:
 
 
 @dataclass(frozen=True)
-class MethodConfig:
+class MethodConfig(SamplerConfig):
     """Settings of single methods."""
 
     derivatives: Literal["forward", "finite"] = "finite"
@@ -132,13 +135,15 @@ class Config:
     test set, the steps they need, and what they choose. By default: handwritten digits, 40 % of the training labels wrong.
 
     References: Wang et al., "Optimizing Data Usage via Differentiable Rewards" (DDS), algorithm 1, section 4 and appendix A.4;
-    Mindermann et al., "Prioritized training on points that are learnable, worth learning, and not yet learnt" (RHO-LOSS).
+    Mindermann et al., "Prioritized training on points that are learnable, worth learning, and not yet learnt" (RHO-LOSS);
+    "Adaptive Dataset Sampling by Deep Policy Gradient" (RLSampler), sections 5 and 6.
     """
 
     method: MethodName | None = None
     """Train one method only, instead of --compare."""
     compare: str = "uniform,dds,rho_loss"
-    """Methods to train under the same budget of steps, comma-separated; all: every method."""
+    """Methods to train under the same budget of steps, comma-separated; all: every method (replayed only if
+    --weights.sequence-from is given)."""
     steps: int = 1000
     """θ-updates."""
     seed: int = 0
@@ -197,4 +202,5 @@ class Config:
         Raises:
           UserError: if one is unknown.
         """
-        return chosen_methods(self.method, self.compare, METHODS, METHODS)
+        everything = [name for name in METHODS if name != "replayed" or self.weights.sequence_from]
+        return chosen_methods(self.method, self.compare, METHODS, everything)

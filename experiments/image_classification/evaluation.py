@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import numpy as np
 
 from bilevel.data import Dataset, evaluation_batches
+from bilevel.sampled_step import SampledState
 from bilevel.state import TrainState
 from bilevel.types import Array, LossFn, ModelState, Params
 from experiments.image_classification.data import ImageData
@@ -46,12 +47,16 @@ class Evaluator:
         return Score(float(loss / count), float(correct / count))
 
 
-def evaluated(state: TrainState) -> tuple[Params, ModelState]:
+State: TypeAlias = TrainState | SampledState
+
+
+def evaluated(state: State) -> tuple[Params, ModelState]:
     """What is evaluated of a state: the moving averages where they are kept, else the parameters themselves."""
+    state = state.train if isinstance(state, SampledState) else state
     return (state.params, state.model_state) if state.ema is None else state.ema
 
 
-def scores(evaluator: Evaluator, state: TrainState, data: ImageData, limit: int | None = None) -> dict[str, float]:
+def scores(evaluator: Evaluator, state: State, data: ImageData, limit: int | None = None) -> dict[str, float]:
     """Loss and accuracy on dev and test."""
     found: dict[str, float] = {}
     for name, dataset in (("dev", data.dev), ("test", data.test)):
@@ -60,8 +65,6 @@ def scores(evaluator: Evaluator, state: TrainState, data: ImageData, limit: int 
     return found
 
 
-def while_training(
-    evaluator: Evaluator, data: ImageData, limit: int | None
-) -> Callable[[TrainState], Mapping[str, float]]:
+def while_training(evaluator: Evaluator, data: ImageData, limit: int | None) -> Callable[[State], Mapping[str, float]]:
     """The same, for the metrics."""
     return lambda state: scores(evaluator, state, data, limit)

@@ -17,6 +17,7 @@ from experiments.image_classification.data import SHOWN_CLASSES, ImageData
 SCORES = "scores.npz"
 PICTURE = "images.svg"
 ROWS, COLUMNS = 3, 12
+TITLES = ("highest weights", "lowest weights")
 _BATCH = 512
 
 
@@ -60,14 +61,14 @@ def _scores(weights: Params, logits: LogitFn, data: ImageData) -> NDArray[np.flo
     return np.concatenate(parts)
 
 
-def draw(scores: NDArray[np.float64], data: ImageData) -> str:
+def draw(scores: NDArray[np.float64], data: ImageData, titles: tuple[str, str] = TITLES) -> str:
     """The images with the highest and the lowest scores, with their labels: the text of an SVG file. Wrong labels are red."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
     order = np.argsort(-scores, kind="stable")
     count = min(ROWS * COLUMNS, len(order) // 2)
-    parts = {"highest weights": order[:count], "lowest weights": order[::-1][:count]}
+    parts = dict(zip(titles, (order[:count], order[::-1][:count]), strict=True))
     with rc_context({"svg.hashsalt": "bilevel"}):
         figure = Figure(figsize=(10, 7), layout="constrained")
         for place, (title, rows) in enumerate(parts.items()):

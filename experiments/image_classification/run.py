@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import numpy as np
 from jax.sharding import Mesh
@@ -16,15 +17,16 @@ from jax.sharding import Mesh
 from bilevel import sharding
 from bilevel.data import Dataset, Loader
 from bilevel.nn.classification import init_variables
+from bilevel.sampled_step import SampledFn, SampledState
 from bilevel.state import TrainState
 from bilevel.step import TrainStep
-from bilevel.training import Checkpoints, Data, LoopConfig, Resident, TrainResult, prepare_run_dir, train
+from bilevel.training import Checkpoints, Data, LoopConfig, Resident, Sampled, TrainResult, prepare_run_dir, train
 from bilevel.training.run_dir import write_atomically
 from bilevel.types import Params, UserError
-from experiments.image_classification import build, pictures
-from experiments.image_classification.config import LEARNED, SELECTING, TABLED, Config
+from experiments.image_classification import build, pictures, sampled
+from experiments.image_classification.config import LEARNED, SAMPLED, SELECTING, TABLED, Config
 from experiments.image_classification.data import ImageData
-from experiments.image_classification.evaluation import Evaluator, scores, while_training
+from experiments.image_classification.evaluation import Evaluator, State, scores, while_training
 from experiments.image_classification.known import irreducible_losses, uncertain_rows
 from experiments.image_classification.observation import observer
 from experiments.runs import CHECKPOINTS, RESULT_NAME, Stopped, run_name
@@ -73,8 +75,8 @@ class _Parts(NamedTuple):
 
     mesh: Mesh
     weighting: build.Weighting
-    step: TrainStep
-    state: TrainState
+    step: TrainStep | SampledFn
+    state: State
     evaluator: Evaluator
     rows: Dataset
     """What is trained on."""
@@ -94,10 +96,12 @@ class _Run:
         config, data, mesh = self.config, self.data, sharding.make_mesh()
         network = build.classifier(config, data)
         losses = build.losses_of(config, data, network)
+        if self.method in SAMPLED:
+            return self._sampled_parts(mesh, network, losses)
         weighting = build.weighting_of(config, self.method, data, losses, self._known())
         step = build.build_step(config, self.method, data, losses, weighting, self.seed, mesh)
         rows = uncertain_rows(config, data, config.run_dir / PROXY) if self.method == "svp" else data.train
-        model_key, weight_key, step_key = jax.random.split(jax.random.key(self.seed), 3)
+        model_key, weight_key, step_key = self._keys()
 
         def create() -> TrainState:
             params, model_state = init_variables(network, model_key, data.shape)
@@ -110,6 +114,25 @@ class _Run:
             state, before = dataclasses.replace(state, weight_params=self._scorer_of_dds(state)), first["seconds"]
         step = build.observed(step, observer(data))
         return _Parts(mesh, weighting, step, state, Evaluator(losses.evaluate), rows, before)
+
+    def _sampled_parts(self, mesh: Mesh, network: nn.Module, losses: build.Losses) -> _Parts:
+        config, method, data = self.config, self.method, self.data
+        sampler = sampled.build_sampler(config, method, data)
+        step = sampled.build_step(config, sampler, losses)
+        model_key, _, step_key = self._keys()
+
+        def create(policy: Params | None) -> SampledState:
+            params, model_state = init_variables(network, model_key, data.shape)
+            return step.init(step_key, params, model_state, policy)
+
+        state = jax.jit(create)(sampled.first_policy(config, method, data, sampler))
+        watched = sampled.observed(step.step, observer(data))
+        nothing = build.Weighting(lambda key: {}, None)
+        return _Parts(mesh, nothing, watched, state, Evaluator(losses.evaluate), data.train, 0.0)
+
+    def _keys(self) -> jax.Array:
+        """Of the model, the weighting network and the steps."""
+        return jax.random.split(jax.random.key(self.seed), 3)
 
     def _known(self) -> Params:
         if self.method not in TABLED:
@@ -133,35 +156,50 @@ class _Run:
     def train(self) -> dict[str, Any]:
         """Trains to the end, and writes what remains of the run."""
         config, parts = self.config, self.parts
-        loaded = build.loaded_rows(config, self.method)
-        dev_rows = min(config.weights.dev_batch_size or config.batch_size, len(self.data.dev))
-        sharding.check_divides(parts.mesh, batch_size=config.batch_size, dev_batch_size=dev_rows)
-        generic = Loader(parts.rows, loaded, seed=self.seed)
-        dev = Loader(self.data.dev, dev_rows, seed=self.seed + 1_000_003)
         result = train(
             parts.step,
             parts.state,
-            data=_source(config, generic, dev, parts.mesh),
+            data=self._source(),
             config=_loop_config(config),
             run_dir=self.directory,
             evaluate=while_training(parts.evaluator, self.data, config.evaluate_rows or None),
+            on_selected=sampled.recorder(config, self.directory) if self.method in SAMPLED else None,
         )
         if result.stopped_early:
             raise Stopped
-        summary = self._summary(result, generic.epoch(config.steps))
-        if self.method in LEARNED:
-            assert callable(parts.weighting.logits)
-            known = pictures.save_scores(self.directory, result.state.weight_params, parts.weighting.logits, self.data)
-            summary |= known
+        epochs = config.steps * build.loaded_rows(config, self.method) / len(parts.rows)
+        summary = self._summary(result, epochs) | self._learned(result.state)
         write_atomically(self.directory / RESULT_NAME, json.dumps(summary, indent=2) + "\n")
+        (self.directory / sampled.DRAWN).unlink(missing_ok=True)
         return summary
+
+    def _source(self) -> Data | Resident | Sampled:
+        """The data on the device, or batches that travel."""
+        config, parts, data = self.config, self.parts, self.data
+        if self.method in SAMPLED:
+            return Sampled(data.train, data.dev)
+        dev_rows = min(config.weights.dev_batch_size or config.batch_size, len(data.dev))
+        sharding.check_divides(parts.mesh, batch_size=config.batch_size, dev_batch_size=dev_rows)
+        generic = Loader(parts.rows, build.loaded_rows(config, self.method), seed=self.seed)
+        dev = Loader(data.dev, dev_rows, seed=self.seed + 1_000_003)
+        return _streamed(config, generic, dev, parts.mesh)
+
+    def _learned(self, state: Any) -> dict[str, float]:
+        """Keeps what a scorer or a sampler learned, and says what it preferred."""
+        if self.method in SAMPLED:
+            return sampled.save_results(self.config, self.directory, state, self.data)
+        if self.method not in LEARNED:
+            return {}
+        logits = self.parts.weighting.logits
+        assert callable(logits)
+        return pictures.save_scores(self.directory, state.weight_params, logits, self.data)
 
     def _summary(self, result: TrainResult, epochs: float) -> dict[str, Any]:
         history, final = result.history, scores(self.parts.evaluator, result.state, self.data)
         tail = history[-max(1, round(_TAIL * len(history))) :]
         best = min((row for row in history if "dev_loss" in row), key=lambda row: -row["dev_accuracy"])
         shares = {"corrupted_share": "corrupted_share", "irrelevant_share": "irrelevant_share"}
-        if self.method in (*SELECTING, "uniform", "svp"):
+        if self.method in (*SELECTING, *SAMPLED, "uniform", "svp"):
             shares["learned_share"] = "generic_correct"
         found = {name: _mean(history, key) for name, key in shares.items()}
         found |= {f"{name}_at_end": _mean(tail, key) for name, key in shares.items()}
@@ -179,7 +217,7 @@ class _Run:
         }
 
 
-def _newest(directory: Path, template: TrainState) -> TrainState:
+def _newest(directory: Path, template: Any) -> Any:
     """The newest checkpoint of a run.
 
     Raises:
@@ -198,7 +236,7 @@ def _mean(rows: list[dict[str, Any]], name: str) -> float | None:
     return float(np.mean(known)) if known else None
 
 
-def _source(config: Config, generic: Loader, dev: Loader, mesh: Mesh) -> Data | Resident:
+def _streamed(config: Config, generic: Loader, dev: Loader, mesh: Mesh) -> Data | Resident:
     """The data on the device, or batches that travel."""
     if config.resident:
         return Resident(generic, dev, mesh)

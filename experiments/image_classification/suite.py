@@ -6,8 +6,8 @@ import sys
 from typing import Any
 
 from bilevel.types import UserError
-from experiments.image_classification import comparison
-from experiments.image_classification.config import Config
+from experiments.image_classification import comparison, sampled
+from experiments.image_classification.config import SAMPLED, Config
 from experiments.image_classification.faults import load_data
 from experiments.image_classification.run import run
 
@@ -22,6 +22,9 @@ def run_suite(config: Config) -> None:
     _check(config)
     methods = config.methods()
     data = load_data(config)
+    for method in methods:
+        if method in SAMPLED:
+            sampled.check(config, method, data)
     results: list[dict[str, Any]] = []
     for seed in range(config.seed, config.seed + config.seeds):
         for method in methods:

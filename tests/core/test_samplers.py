@@ -50,6 +50,8 @@ def test_frequencies() -> None:
     found = samplers.frequencies(jnp.asarray([0, 10, 20, 30, 40]))
     np.testing.assert_allclose(found[:5], [0, 4, 20, 36, 40])
     np.testing.assert_allclose([found.least_deviation, found.most_deviation], [-1, 1])
+    many = samplers.frequencies(jnp.asarray([3] * 898 + [653]))
+    assert (float(many.least), float(many.most)) == (3, 653)
 
 
 @pytest.mark.parametrize(

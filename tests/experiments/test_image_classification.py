@@ -3,89 +3,31 @@
 import dataclasses
 import json
 import math
-import os
-import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 import pytest
+from image_toy import STEPS, call, config_of, final_state, killed_and_whole, metrics_of, quarters, results, stop_after
+from image_toy import one_device as one_device
 
-from bilevel import sharding
 from bilevel.loss_table import LossTable
 from bilevel.types import UserError
 from experiments import cli
-from experiments.image_classification import known, run
+from experiments.image_classification import known
 from experiments.image_classification.__main__ import main
 from experiments.image_classification.build import loaded_rows
 from experiments.image_classification.comparison import reached, targets_table
-from experiments.image_classification.config import METHODS, Config, DataConfig, MethodConfig, ModelConfig
+from experiments.image_classification.config import METHODS, SAMPLED, Config, ModelConfig
 from experiments.image_classification.data import open_sets
 from experiments.image_classification.faults import load_data
 from experiments.image_classification.networks import NAMES, network_of
 
-STEPS = 6
-
-
-@pytest.fixture(autouse=True)
-def one_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    mesh = sharding.make_mesh(jax.devices()[:1])
-    monkeypatch.setattr(sharding, "make_mesh", lambda: mesh)
-
 
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
-    """Images of 6 × 6 pixels in 4 classes: a bright quarter."""
-    rng = np.random.default_rng(0)
-    label = np.arange(240) % 4
-    images = rng.integers(0, 60, (240, 6, 6, 1))
-    for row, c in enumerate(label):
-        images[row, 3 * (c // 2) : 3 * (c // 2) + 3, 3 * (c % 2) : 3 * (c % 2) + 3] += 150
-    np.savez(tmp_path / "quarters.npz", image=images.astype(np.uint8), label=label)
-    return tmp_path / "quarters.npz"
-
-
-def flags(source: Path, **given: object) -> list[str]:
-    chosen: dict[str, object] = {
-        "steps": STEPS,
-        "batch-size": 4,
-        "big-batch-size": 16,
-        "log-every": 2,
-        "evaluate-every": 2,
-        "checkpoint-every": 2,
-        "steps-per-call": 2,
-        "run-dir": source.parent / "run",
-        "optimizer": "sgd",
-        "data.source": source,
-        "model.width": 16,
-        "weights.il-steps": 4,
-        **{name.replace("__", ".").replace("_", "-"): value for name, value in given.items()},
-    }
-    return [x for name, value in chosen.items() for x in (f"--{name}", str(value))] + ["--no-progress"]
-
-
-def call(source: Path, *more: str, **given: object) -> None:
-    """The command, in this process."""
-    cli.run(Config, main, [*flags(source, **given), *more])
-
-
-def results(folder: Path) -> list[dict[str, Any]]:
-    return json.loads((folder / "comparison.json").read_text())
-
-
-def config_of(source: Path, **given: Any) -> Config:
-    """What `flags` stand for."""
-    same = {"data": {"source": str(source)}, "model": {"width": 16}, "weights": {"il_steps": 4}}
-    kinds = {"data": DataConfig, "model": ModelConfig, "weights": MethodConfig}
-    parts: dict[str, Any] = {name: kind(**{**same[name], **given.pop(name, {})}) for name, kind in kinds.items()}
-    own: dict[str, Any] = {
-        "steps": STEPS, "batch_size": 4, "big_batch_size": 16, "log_every": 2, "evaluate_every": 2, "checkpoint_every": 2,
-        "steps_per_call": 2, "optimizer": "sgd", "progress": False, "run_dir": source.parent / "run",
-    }  # fmt: skip
-    return Config(**{**own, **given}, **parts)
+    return quarters(tmp_path)
 
 
 def test_comparison_writes_what_it_promises(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -122,24 +64,12 @@ def test_comparison_writes_what_it_promises(source: Path, capsys: pytest.Capture
     assert f"{rows[1]['test_accuracy']:.3f}" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("method", [m for m in METHODS if m not in ("uniform", "dds", "rho_loss")])
+@pytest.mark.parametrize("method", [m for m in METHODS if m not in ("uniform", "dds", "rho_loss", *SAMPLED)])
 def test_every_method_runs(source: Path, method: str) -> None:
     call(source, *(["--no-resident"] if method == "train_loss" else []), method=method, steps=2)
     row = results(source.parent / "run")[0]
     assert row["method"] == method
     assert math.isfinite(row["test_accuracy"])
-
-
-def final_state(config: Config, method: str, monkeypatch: pytest.MonkeyPatch) -> list[np.ndarray]:
-    """Runs, and returns all arrays of the last state."""
-    kept: list[Any] = []
-    monkeypatch.setattr(run, "train", lambda *a, **k: kept.append(TRAIN(*a, **k)) or kept[-1])
-    run.run(config, method, 0, load_data(config))
-    leaves = jax.tree.leaves(dataclasses.replace(kept[-1].state, rng=jax.random.key_data(kept[-1].state.rng)))
-    return [np.asarray(leaf) for leaf in leaves]
-
-
-TRAIN = run.train
 
 
 @pytest.mark.parametrize("method", ["uniform", "dds", "spcl", "rho_loss"])
@@ -151,14 +81,7 @@ def test_a_continued_run_equals_an_uninterrupted_one(
     config = config_of(source, steps=4, average=average, run_dir=source.parent / "whole")
     whole = final_state(config, method, monkeypatch)
     cut = dataclasses.replace(config, run_dir=source.parent / "cut")
-
-    def stop(*a: Any, **k: Any) -> Any:
-        result = TRAIN(*a, **{**k, "config": dataclasses.replace(k["config"], num_steps=2)})
-        return result._replace(stopped_early=True)
-
-    monkeypatch.setattr(run, "train", stop)
-    with pytest.raises(run.Stopped):
-        run.run(cut, method, 0, load_data(cut))
+    stop_after(2, cut, method, monkeypatch)
     for x, y in zip(whole, final_state(cut, method, monkeypatch), strict=True):
         np.testing.assert_array_equal(x, y)
 
@@ -287,27 +210,8 @@ def test_tables_of_features(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_killed_process_continues(source: Path) -> None:
-    rhythm = {"log_every": 20, "evaluate_every": 500, "checkpoint_every": 100, "steps_per_call": 2}
-    given = flags(source, method="dds", steps=1500, **rhythm)
-    command = [sys.executable, "-m", "experiments.image_classification", *given]
-    root = Path(__file__).parents[2]
-    environment = {**os.environ, "PYTHONPATH": str(root)}
-    metrics = source.parent / "run" / "dds-seed0" / "metrics.jsonl"
-    with subprocess.Popen(command, cwd=root, env=environment, stdout=subprocess.PIPE, text=True) as process:
-        while process.poll() is None and (not metrics.exists() or len(metrics.read_text().splitlines()) < 10):
-            pass
-        process.send_signal(signal.SIGKILL)
-    assert not (metrics.parent / "result.json").exists()
-    subprocess.run(command, cwd=root, env=environment, check=True, stdout=subprocess.PIPE, timeout=250)
-    cut = metrics.read_text()
-    other = [*command, "--run-dir", str(source.parent / "whole")]
-    subprocess.run(other, cwd=root, env=environment, check=True, stdout=subprocess.PIPE, timeout=250)
-    whole = (source.parent / "whole" / "dds-seed0" / "metrics.jsonl").read_text()
-
-    def values(text: str) -> list[dict[str, Any]]:
-        return [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in text.splitlines()]
-
-    assert values(cut) == values(whole)
+    cut, whole = killed_and_whole(source, "dds", steps=1500)
+    assert metrics_of(cut) == metrics_of(whole)
 
 
 @pytest.mark.slow

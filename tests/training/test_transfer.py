@@ -15,6 +15,7 @@ from bilevel.types import UserError
 DATA = ArrayDataset({"x": np.arange(6.0)})
 OTHER = ArrayDataset({"x": np.arange(6.0) + 1})
 SEQUENCE = np.asarray([[0, 5], [2, 2], [1, 3]])
+OWN: Any = {"content_hash": DATA.content_hash, "num_rows": 6}
 
 
 def sampler(rows: int = 6) -> samplers.Sampler:
@@ -26,13 +27,13 @@ def template(rows: int = 6) -> Any:
 
 
 def test_sequences_and_samplers_come_back(tmp_path: Path) -> None:
-    save_sequence(tmp_path / "s.npz", SEQUENCE, content_hash=DATA.content_hash)
-    found = load_sequence(tmp_path / "s.npz", content_hash=ArrayDataset({"x": np.arange(6.0)}).content_hash)
+    save_sequence(tmp_path / "s.npz", SEQUENCE, **OWN)
+    found = load_sequence(tmp_path / "s.npz", content_hash=ArrayDataset({"x": np.arange(6.0)}).content_hash, num_rows=6)
     np.testing.assert_array_equal(found, SEQUENCE)
     assert found.dtype == np.int32
     params = sampler().init(jax.random.key(1)).params
-    save_sampler(tmp_path / "p.npz", params, content_hash=DATA.content_hash)
-    again = load_sampler(tmp_path / "p.npz", template(), content_hash=DATA.content_hash)
+    save_sampler(tmp_path / "p.npz", params, **OWN)
+    again = load_sampler(tmp_path / "p.npz", template(), **OWN)
     assert jax.tree.structure(again) == jax.tree.structure(params)
     jax.tree.map(np.testing.assert_array_equal, again, params)
     assert sampler().init(jax.random.key(0), again).params.policy.decoder.kernel.shape == (2, 6)
@@ -42,19 +43,22 @@ def test_sequences_and_samplers_come_back(tmp_path: Path) -> None:
 def test_mistakes(tmp_path: Path) -> None:
     file, content_hash = tmp_path / "s.npz", DATA.content_hash
     with pytest.raises(UserError, match="does not exist"):
-        load_sequence(file, content_hash=content_hash)
+        load_sequence(file, **OWN)
     with pytest.raises(UserError, match=r"shape \(3,\)"):
-        save_sequence(file, np.arange(3), content_hash=content_hash)
+        save_sequence(file, np.arange(3), **OWN)
     with pytest.raises(UserError, match="Cannot write"):
-        save_sequence(tmp_path / "no" / "s.npz", SEQUENCE, content_hash=content_hash)
-    save_sequence(file, SEQUENCE, content_hash=content_hash)
+        save_sequence(tmp_path / "no" / "s.npz", SEQUENCE, **OWN)
+    save_sequence(file, SEQUENCE, **OWN)
     with pytest.raises(UserError, match=f"content hash {content_hash}, and the data at hand have {OTHER.content_hash}"):
-        load_sequence(file, content_hash=OTHER.content_hash)
+        load_sequence(file, content_hash=OTHER.content_hash, num_rows=6)
+    np.testing.assert_array_equal(load_sequence(file, content_hash=None, num_rows=6), SEQUENCE)
+    with pytest.raises(UserError, match="data with 6 rows, and the data at hand have 7"):
+        load_sequence(file, content_hash=None, num_rows=7)
     with pytest.raises(UserError, match="holds a sequence of row numbers, not a learned sampler"):
-        load_sampler(file, template(), content_hash=content_hash)
-    save_sampler(file, sampler().init(jax.random.key(1)).params, content_hash=content_hash)
+        load_sampler(file, template(), **OWN)
+    save_sampler(file, sampler().init(jax.random.key(1)).params, **OWN)
     with pytest.raises(UserError, match=r"does not fit: its .policy.decoder.kernel is \(\(2, 6\).* \(\(2, 7\)"):
-        load_sampler(file, template(7), content_hash=content_hash)
+        load_sampler(file, template(7), **OWN)
 
 
 @pytest.mark.parametrize("content", [b"", b"no archive", None])
@@ -65,4 +69,4 @@ def test_files_that_are_damaged(content: bytes | None, tmp_path: Path) -> None:
     else:
         file.write_bytes(content)
     with pytest.raises(UserError, match="cannot be read as a sequence"):
-        load_sequence(file, content_hash="0")
+        load_sequence(file, content_hash="0", num_rows=6)
