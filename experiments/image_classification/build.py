@@ -22,7 +22,7 @@ from bilevel.nn.mentor_net import MentorNetwork, mentor
 from bilevel.scorers import Scorer
 from bilevel.step import TrainStep, make_step
 from bilevel.types import Array, Batch, LogitFn, LossFn, Params, UserError
-from experiments.image_classification.config import DENSE, LEARNED, SELECTING, Config
+from experiments.image_classification.config import DENSE, LEARNED, SCORING, SELECTING, Config
 from experiments.image_classification.data import ImageData
 from experiments.image_classification.networks import network_of
 
@@ -46,7 +46,12 @@ def losses_of(config: Config, data: ImageData, network: nn.Module) -> Losses:
         prepare = data.augmented if augmented else data.plain
         return classification_loss(network, train=train, prepare=prepare, inputs=data.inputs)
 
-    score = scoring.scoring_loss(lambda train: with_head(loss(train)), statistics=config.weights.statistics)
+    dtype = config.weights.scoring_dtype
+    scored = network if dtype is None else network.clone(dtype=jnp.dtype(dtype))
+    score = scoring.scoring_loss(
+        lambda train: with_head(classification_loss(scored, train=train, prepare=data.plain, inputs=data.inputs)),
+        statistics=config.weights.statistics,
+    )
     return Losses(loss(True, True), loss(True), score, loss(False))
 
 
@@ -121,7 +126,7 @@ def weighting_of(config: Config, method: str, data: ImageData, losses: Losses, k
       config: of the experiment.
       method: its name.
       data: see `ImageData`.
-      losses: of the classifier.
+      losses: of the model that is trained; see `model.model_of`.
       known: the parameters of a scorer that is known beforehand: {"table": float32 `[N]`}, or {}.
     """
     if method in LEARNED:
@@ -136,7 +141,10 @@ def weighting_of(config: Config, method: str, data: ImageData, losses: Losses, k
     if method not in makers:
         return Weighting(lambda key: {}, None)
     rule = filters.importance(unbiased=True) if method == "gradient_norm_is" else filters.top_k()
-    return Weighting(lambda key: known, makers[method](), rule)
+    scorer = makers[method]()
+    if method in SCORING and config.weights.scorer_network is not None:
+        scorer = scoring.trained_proxy(scorer)
+    return Weighting(lambda key: known, scorer, rule)
 
 
 def build_method(config: Config, method: str, data: ImageData, seed: int) -> methods.Method:

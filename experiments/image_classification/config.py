@@ -19,7 +19,9 @@ DENSE = (*LEARNED, "spcl", "learning_to_reweight", "mentornet")
 """They weigh all rows of a batch of --batch-size, in place of picking rows from a big batch."""
 TABLED = ("rho_loss", "irreducible_loss")
 """They need the irreducible losses of the training rows."""
-SELECTING = (*TABLED, "train_loss", "gradient_norm", "gradient_norm_is")
+SCORING = ("rho_loss", "train_loss", "gradient_norm", "gradient_norm_is")
+"""They score rows by what a model says about them: the target, or --weights.scorer-network."""
+SELECTING = (*SCORING, "irreducible_loss")
 """They pick --batch-size rows of --big-batch-size on every step."""
 
 
@@ -28,8 +30,13 @@ class DataConfig:
     """Where the images come from, and what is made wrong with the training set."""
 
     source: str = "sklearn:digits"
-    """sklearn:digits (1,797 images that come with scikit-learn), tfds:NAME, a .npz file, a prefix of .npz files, or a folder of
-    images train/CLASS/*.png; see bilevel.data.open_labelled."""
+    """sklearn:digits (1,797 images that come with scikit-learn), tfds:NAME, a .npz file, a prefix of .npz files, a folder of
+    images train/CLASS/*.png, or rows of features: sklearn:breast_cancer, a .npz, .csv or .parquet file; see
+    bilevel.data.open_labelled."""
+    label: str | None = None
+    """Files: name of the column, or the array, of the labels; none given: label, labels, y or target."""
+    standardize: bool = True
+    """Features: to mean 0 and variance 1 over the training set, each. Images always are, by channel."""
     dev: float = 0.1
     """Rows of the dev set, or their share of the source's training part if below 1. Weights are learned from it, and choices
     made by it."""
@@ -110,8 +117,13 @@ class MethodConfig:
     """mentornet: learning rate of the mentor (Adam)."""
     statistics: Literal["batch", "running"] = "batch"
     """Online selection: what BatchNorm normalises the scored rows by."""
+    scorer_network: str | None = None
+    """Online selection: network of a small proxy that scores the rows in place of the target, and is trained along with it on
+    the rows picked; none given: the target scores."""
+    scoring_dtype: Literal["float32", "bfloat16"] | None = None
+    """Online selection: type of the scoring forward pass; none given: that of the model."""
     il_network: str | None = None
-    """Irreducible losses: network of the model trained on the held-out set; none given: that of the target."""
+    """Irreducible losses: network of the model trained on the held-out set; none given: that which scores."""
     il_steps: int = 1000
     """Irreducible losses, svp: steps of training; the parameters with the lowest dev loss are kept."""
     no_holdout: bool = False

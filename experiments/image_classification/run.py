@@ -15,7 +15,6 @@ from jax.sharding import Mesh
 
 from bilevel import sharding
 from bilevel.data import Dataset, Loader
-from bilevel.nn.classification import init_variables
 from bilevel.state import TrainState
 from bilevel.step import TrainStep
 from bilevel.training import Checkpoints, Data, LoopConfig, Resident, TrainResult, prepare_run_dir, train
@@ -26,6 +25,7 @@ from experiments.image_classification.config import LEARNED, SELECTING, TABLED, 
 from experiments.image_classification.data import ImageData
 from experiments.image_classification.evaluation import Evaluator, scores, while_training
 from experiments.image_classification.known import irreducible_losses, uncertain_rows
+from experiments.image_classification.model import model_of
 from experiments.image_classification.observation import observer
 from experiments.runs import CHECKPOINTS, RESULT_NAME, Stopped, run_name
 
@@ -80,6 +80,8 @@ class _Parts(NamedTuple):
     """What is trained on."""
     before: float
     """Seconds that another run took before this one."""
+    scored_by: str | None
+    """See `Model`."""
 
 
 class _Run:
@@ -92,15 +94,14 @@ class _Run:
     @cached_property
     def parts(self) -> _Parts:
         config, data, mesh = self.config, self.data, sharding.make_mesh()
-        network = build.classifier(config, data)
-        losses = build.losses_of(config, data, network)
-        weighting = build.weighting_of(config, self.method, data, losses, self._known())
-        step = build.build_step(config, self.method, data, losses, weighting, self.seed, mesh)
+        model = model_of(config, self.method, data)
+        weighting = build.weighting_of(config, self.method, data, model.losses, self._known())
+        step = build.build_step(config, self.method, data, model.losses, weighting, self.seed, mesh)
         rows = uncertain_rows(config, data, config.run_dir / PROXY) if self.method == "svp" else data.train
         model_key, weight_key, step_key = jax.random.split(jax.random.key(self.seed), 3)
 
         def create() -> TrainState:
-            params, model_state = init_variables(network, model_key, data.shape)
+            params, model_state = model.init(model_key)
             return step.init(step_key, params, weighting.init(weight_key), model_state)
 
         state = jax.jit(create, out_shardings=sharding.replicated(mesh) if mesh.size > 1 else None)()
@@ -109,7 +110,7 @@ class _Run:
             first = run(config, "dds", self.seed, data)
             state, before = dataclasses.replace(state, weight_params=self._scorer_of_dds(state)), first["seconds"]
         step = build.observed(step, observer(data))
-        return _Parts(mesh, weighting, step, state, Evaluator(losses.evaluate), rows, before)
+        return _Parts(mesh, weighting, step, state, Evaluator(model.losses.evaluate), rows, before, model.scored_by)
 
     def _known(self) -> Params:
         if self.method not in TABLED:
@@ -175,6 +176,7 @@ class _Run:
             "best_test_accuracy": max(row.get("test_accuracy", 0.0) for row in history),
             "test_accuracy_at_best_dev": best["test_accuracy"],
             "effective_sample_size": _mean(tail, "effective_sample_size"),
+            **({"scored_by": self.parts.scored_by} if self.parts.scored_by else {}),
             **{name: value for name, value in found.items() if value is not None},
         }
 
