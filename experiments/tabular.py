@@ -16,6 +16,8 @@ from experiments.image_classification.config import Config, DataConfig, ModelCon
 
 DEFAULTS = Config(
     steps=500,
+    batch_size=16,
+    big_batch_size=160,
     run_dir=Path("runs/tabular"),
     data=DataConfig(source="sklearn:breast_cancer", noise_fraction=0.2),
     model=ModelConfig(network="mlp", width=64),

@@ -68,6 +68,7 @@ def test_the_classifier_begins_the_same_with_a_proxy_and_without(tmp_path: Path)
     assert "target" not in model_of(both, "uniform", data).init(key)[0]
 
 
+@pytest.mark.slow
 def test_a_run_with_a_proxy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Irreducible losses are those of the proxy's network, and what is evaluated is the classifier."""
     mesh = sharding.make_mesh(jax.devices()[:1])

@@ -43,6 +43,7 @@ def results(folder: Path) -> list[dict[str, Any]]:
     return json.loads((folder / "comparison.json").read_text())
 
 
+@pytest.mark.slow
 def test_it_runs_as_it_stands(tmp_path: Path) -> None:
     pytest.importorskip("sklearn")
     folder = tmp_path / "run"
