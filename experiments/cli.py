@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from bilevel.types import UserError
 from experiments.programs import keep_programs
@@ -35,7 +35,7 @@ def run(
         sys.exit("error: the experiments need tyro: pip install 'bilevel[experiments]'")
     keep_programs()
     try:
-        given = {} if default is None else {"default": default}
+        given: dict[str, Any] = {} if default is None else {"default": default}
         main(tyro.cli(config_type, args=arguments, description=description, **given))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

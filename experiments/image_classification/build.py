@@ -98,7 +98,7 @@ def scorer_network(config: Config, data: ImageData) -> Weighting:
     Reference: Wang et al. (DDS), algorithm 1 and appendix A.4: a network over images, with one output. With
       --weights.scorer-labels, ours, it has one for each class, of which that of the row's label is the score.
     """
-    labels = config.weights.scorer_labels
+    labels, bound = config.weights.scorer_labels, config.weights.scorer_bound
     network = network_of(config.model.network, data.classes if labels else 1, data.shape, config.model, dropout=False)
     fresh = partial(init_variables, network, shape=data.shape)
     # Only their shapes count: they are never used to normalise.
@@ -114,7 +114,8 @@ def scorer_network(config: Config, data: ImageData) -> Weighting:
         found, _ = network.apply({"params": weights, **statistics}, x, train=True, mutable=list(statistics))
         assert isinstance(found, jax.Array)
         column = batch["label"].astype(jnp.int32) if labels else jnp.zeros(len(found), jnp.int32)
-        return jnp.take_along_axis(found, column[:, None], axis=1)[:, 0]
+        scores = jnp.take_along_axis(found, column[:, None], axis=1)[:, 0]
+        return bound * jnp.tanh(scores / bound) if bound else scores
 
     return Weighting(init, logits, filters.top_k(min_effective_fraction=config.weights.min_effective_fraction))
 

@@ -90,13 +90,16 @@ class MethodConfig:
 
     derivatives: Literal["forward", "finite"] = "finite"
     """DDS: exact rewards by forward mode, or equation 7 (finite differences, cheaper)."""
-    reward: Literal["dot", "cosine"] = "dot"
+    reward: Literal["dot", "cosine"] = "cosine"
     """DDS: dot product of gradients (algorithm 1), or their cosine (Anograd)."""
     scorer_labels: bool = True
     """DDS: the scorer sees the label: it has an output for each class, of which that of the label counts. Without, it sees the
     image alone, as in the paper."""
     scorer_learning_rate: float = 3e-4
     """DDS: learning rate of the scorer (Adam)."""
+    scorer_bound: float = 4.0
+    """DDS: scores are squashed into ± this bound, s ↦ bound · tanh(s / bound), so that rows of which the scorer is sure weigh the
+    same; 0: no bound, as in the paper."""
     average_specific: float = 0.9
     """DDS: decay of the moving average of the dev gradient; 0: none, as in the paper."""
     normalize_alignments: bool = True
