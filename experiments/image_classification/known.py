@@ -37,15 +37,14 @@ def irreducible_losses(config: Config, data: ImageData, folder: Path) -> LossTab
     Reference: RHO-LOSS, algorithm 1, lines 1 to 4; for --weights.no-holdout, section 5.3.
     """
     w, train = config.weights, data.train
-    network = w.il_network or w.scorer_network
     if w.table is not None:
         return LossTable.load(w.table, content_hash=train.content_hash, settings=None)
     if w.no_holdout:
         halves = [half(train, which, config.data.seed) for which in (0, 1)]
-        settings = {**settings_of(config, network, train), "halves": True}
+        settings = {**settings_of(config, w.il_network, train), "halves": True}
 
         def compute() -> LossTable:
-            fitted = [fit(config, data, network, halves[i], folder / f"half{i}") for i in (0, 1)]
+            fitted = [fit(config, data, w.il_network, halves[i], folder / f"half{i}") for i in (0, 1)]
             models = ((fitted[0].params, fitted[0].model_state), (fitted[1].params, fitted[1].model_state))
             return cross_scored(
                 fitted[0].loss, models, train, batch_size=_BATCH, settings=settings, seed=config.data.seed
@@ -57,10 +56,10 @@ def irreducible_losses(config: Config, data: ImageData, folder: Path) -> LossTab
             f"{data.sets.name} has no held-out rows to learn irreducible losses from: give --data.holdout a share, or "
             "--weights.no-holdout, or --weights.table."
         )
-    holdout, settings = data.holdout, settings_of(config, network, data.holdout)
+    holdout, settings = data.holdout, settings_of(config, w.il_network, data.holdout)
 
     def compute() -> LossTable:
-        model = fit(config, data, network, holdout, folder / "model")
+        model = fit(config, data, w.il_network, holdout, folder / "model")
         return score_rows(model.loss, model.params, model.model_state, train, batch_size=_BATCH, settings=settings)
 
     return _kept(folder, train, settings, compute)

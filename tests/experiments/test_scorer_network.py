@@ -70,7 +70,7 @@ def test_the_classifier_begins_the_same_with_a_proxy_and_without(tmp_path: Path)
 
 @pytest.mark.slow
 def test_a_run_with_a_proxy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Irreducible losses are those of the proxy's network, and what is evaluated is the classifier."""
+    """Irreducible losses are those of the classifier's network, and what is evaluated is the classifier."""
     mesh = sharding.make_mesh(jax.devices()[:1])
     monkeypatch.setattr(sharding, "make_mesh", lambda: mesh)
     config = dataclasses.replace(config_of(tmp_path, scorer_network="mlp-small"), average=0.9)
@@ -82,7 +82,7 @@ def test_a_run_with_a_proxy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     )
     file = tmp_path / "irreducible" / "table.npz"
     table = LossTable.load(file, content_hash=data.train.content_hash, settings=None)
-    assert table.settings["network"] == "mlp-small"
+    assert table.settings["network"] == "mlp"
     model = model_of(config, "rho_loss", data)
     params, model_state = model.init(jax.random.key(0))
     weighting = build.weighting_of(config, "rho_loss", data, model.losses, table.params())
