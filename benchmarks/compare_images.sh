@@ -3,7 +3,7 @@
 # of CIFAR-10N; seven methods, and RHO-LOSS with a small scorer on MNIST.
 # usage: benchmarks/compare_images.sh DATA_DIR RUN_DIR [SEEDS]   (DATA_DIR/image holds mnist_*.npz and cifar10*.npz)
 set -euo pipefail
-images=$1/image runs=$2 seeds=${3:-2}
+images=$1/image runs=$2 seeds=${3:-3}
 methods=uniform,dds,rho_loss,train_loss,gradient_norm,gradient_norm_is,irreducible_loss
 common=(--seeds "$seeds" --steps 3000 --evaluate-every 50 --log-every 50 --checkpoint-every 1000)
 rows=(--data.limit 20000 --data.dev 1000 --data.holdout 5000)
