@@ -296,15 +296,19 @@ COLUMNS = {
 }  # fmt: skip
 
 
+def show(rows: list[dict[str, Any]], columns: dict[str, str], file: Path | None) -> None:
+    """Prints a table (name of a number -> head of its column), and writes all numbers to the file."""
+    print("| " + " | ".join(columns.values()) + " |\n" + "| --- " * len(columns) + "|")
+    for row in rows:
+        cells = (f"{row[k]:.2f}" if isinstance(row[k], float) else str(row[k]) for k in columns)
+        print("| " + " | ".join(cells) + " |")
+    if file is not None:
+        file.write_text(json.dumps(rows, indent=2) + "\n")
+
+
 def main(config: CostConfig) -> None:
     """Measures and prints the table: ratios to the plain step."""
-    rows = [row for size in config.sizes.split(",") for row in Bench(config, size).run()]
-    print("| " + " | ".join(COLUMNS.values()) + " |\n" + "| --- " * len(COLUMNS) + "|")
-    for row in rows:
-        cells = (f"{row[k]:.2f}" if isinstance(row[k], float) else str(row[k]) for k in COLUMNS)
-        print("| " + " | ".join(cells) + " |")
-    if config.json is not None:
-        config.json.write_text(json.dumps(rows, indent=2) + "\n")
+    show([row for size in config.sizes.split(",") for row in Bench(config, size).run()], COLUMNS, config.json)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import sys
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from bilevel.types import UserError
 from experiments.programs import keep_programs
@@ -14,15 +14,31 @@ Config = TypeVar("Config")
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-def run(config_type: type[Config], main: Callable[[Config], None], arguments: Sequence[str] | None = None) -> None:
-    """Parses the flags into `config_type` and calls `main`; a user's mistake ends in one sentence and exit code 2."""
+def run(
+    config_type: type[Config],
+    main: Callable[[Config], None],
+    arguments: Sequence[str] | None = None,
+    *,
+    default: Config | None = None,
+    description: str | None = None,
+) -> None:
+    """Parses the flags into `config_type` and calls `main`; a user's mistake ends in one sentence and exit code 2.
+
+    Args:
+        config_type: a dataclass.
+        main: what is run.
+        arguments: those of the command line, if None.
+        default: what flags that are not given are taken from; None: the type's own defaults.
+        description: for --help; None: the docstring of the type.
+    """
     try:
         import tyro
     except ImportError:
         sys.exit("error: the experiments need tyro: pip install 'bilevel[experiments]'")
     keep_programs()
     try:
-        main(tyro.cli(config_type, args=arguments))
+        given: dict[str, Any] = {} if default is None else {"default": default}
+        main(tyro.cli(config_type, args=arguments, description=description, **given))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -40,6 +40,27 @@ def test_step_cost(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_selection_cost(tmp_path: Path) -> None:
+    """At n_b/n_B = 0.1 selection costs at most 4.5 uniform steps if the target scores (10F + 3F over 3F), 1.7 with a proxy."""
+    pairs = "resnet18:target,resnet18:cnn,cnn:target,cnn:cnn-small"
+    flags = ["--pairs", pairs, "--batch-size", "16", "--no-time", "--json", str(tmp_path / "cost.json")]
+    table = run("selection_cost", *flags)
+    rows: list[dict[str, Any]] = json.loads((tmp_path / "cost.json").read_text())
+    kinds = [(row["target"], row["scorer"], row["statistics"]) for row in rows]
+    assert kinds == [
+        ("resnet18", "target", "batch"),
+        ("resnet18", "target", "running"),
+        ("resnet18", "cnn", "batch"),
+        ("cnn", "target", "batch"),
+        ("cnn", "cnn-small", "batch"),
+    ]
+    for row in rows:
+        assert 1 < row["flops_ratio"] <= (4.5 if row["scorer"] == "target" else 1.7), row
+    assert all(row["flops_ratio"] > 4 for row in rows if row["scorer"] == "target"), "all rows are scored"
+    assert len(table.splitlines()) == 2 + len(rows)
+
+
+@pytest.mark.slow
 def test_dry_run(tmp_path: Path) -> None:
     small = ["--layers", "2", "--width", "128", "--heads", "4", "--length", "64", "--batch-size", "16"]
     flags = [*small, "--big-batch-size", "64", "--devices", "8", "--methods", "plain,soba,soba bfloat16"]

@@ -1,4 +1,4 @@
-"""Labelled rows in files: numpy archives, archives of JPEG images, and folders of images."""
+"""Labelled rows in files: numpy archives, archives of JPEG images, tables, and folders of images."""
 
 from __future__ import annotations
 
@@ -6,53 +6,86 @@ import os
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bilevel.data._files import file_fingerprint
 from bilevel.data._images import Image, cached_images, decoded
-from bilevel.data._parts import TEST, TRAIN, VALID, Part, Parts, checked_part
+from bilevel.data._labelled_tables import SUFFIXES, table_arrays
+from bilevel.data._parts import TEST, TRAIN, VALID, Part, Parts, checked_part, class_names, numbered
 from bilevel.data._source import digest
 from bilevel.types import UserError
 
 _INPUTS = ("image", "images", "features", "x", "data")
 _LABELS = ("label", "labels", "y", "target")
+_ENDS = (".npz", "_jpeg.npz", *SUFFIXES)
 _IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 _FORMS = (
-    "a .npz file, a folder with train.npz and test.npz, a prefix such as DIR/cifar10 of files cifar10_train.npz and "
-    "cifar10_test.npz, or a folder with train/CLASS/*.png and test/CLASS/*.png"
+    "a .npz, .csv or .parquet file, a folder with train.npz and test.npz, a prefix such as DIR/cifar10 of files "
+    "cifar10_train.npz and cifar10_test.npz, or a folder with train/CLASS/*.png and test/CLASS/*.png"
 )
 
 
-def file_parts(spec: str, size: int | None, cache_dir: Path) -> Parts:
+class _Raw(NamedTuple):
+    """Arrays of the user, as they were found."""
+
+    inputs: NDArray[Any]
+    labels: NDArray[Any]
+    where: str
+    """For messages."""
+
+
+class _Reading(NamedTuple):
+    """How files are read."""
+
+    size: int | None
+    cache_dir: Path
+    label: str | None
+    """Name of the labels; None: one of `_LABELS`."""
+
+
+def file_parts(spec: str, size: int | None, cache_dir: Path, label: str | None = None) -> Parts:
     """Open labelled files; see `open_labelled`.
 
     Raises:
         UserError: nothing is there, or it is of another kind; the message names it.
     """
-    path = Path(spec).expanduser()
+    path, how = Path(spec).expanduser(), _Reading(size, cache_dir, label)
     if path.is_file():
-        return _one_archive(spec, path, size, cache_dir)
+        return _assembled(spec, _one_file(spec, path, how))
     if _subfolder(path, TRAIN):
         return _image_folder(spec, path, size, cache_dir)
     prefix = _prefix(spec, path)
-    found = {names: _archive(prefix, names) for names in (TRAIN, VALID, TEST)}
-    if found[TRAIN] is None:
+    files = [_part_file(prefix, names) for names in (TRAIN, VALID, TEST)]
+    if files[0] is None:
         raise UserError(f"There are no labelled data at {spec} (taken relative to {Path.cwd()}); give {_FORMS}.")
-    train, valid, test = (file and _archive_part(file, size, cache_dir) for file in found.values())
+    return _assembled(spec, [file and _file_part(file, how) for file in files])
+
+
+def _assembled(spec: str, found: list[Part | _Raw | None]) -> Parts:
+    """Checks train, valid and test; where labels are names, those of train number the classes."""
+    first = found[0]
+    names = class_names(first.labels) if isinstance(first, _Raw) else ()
+
+    def checked(part: Part | _Raw | None) -> Part | None:
+        if not isinstance(part, _Raw):
+            return part
+        return checked_part(part.inputs, numbered(part.labels, names, part.where), part.where)
+
+    train, valid, test = map(checked, found)
     assert train is not None
-    return Parts(spec, train, valid, test)
+    return Parts(spec, train, valid, test, names)
 
 
 def _prefix(spec: str, path: Path) -> str:
-    """What the names of the archives begin with: `path` itself, or the only such beginning in the folder `path`."""
+    """What the names of the files begin with: `path` itself, or the only such beginning in the folder `path`."""
     if not path.is_dir():
         return f"{path}_"
-    if _archive(f"{path}{os.sep}", TRAIN) is not None:
+    if _part_file(f"{path}{os.sep}", TRAIN) is not None:
         return f"{path}{os.sep}"
-    ends = ("_train.npz", "_train_jpeg.npz")
+    ends = [f"_train{end}" for end in _ENDS]
     sets = sorted({f.name.removesuffix(end) for f in path.iterdir() for end in ends if f.name.endswith(end)})
     if len(sets) != 1:
         found = f"holds several data sets ({', '.join(sets)})" if sets else "holds no labelled data"
@@ -61,8 +94,8 @@ def _prefix(spec: str, path: Path) -> str:
     return f"{path / sets[0]}_"
 
 
-def _archive(prefix: str, names: tuple[str, ...]) -> Path | None:
-    files = [Path(f"{prefix}{name}{end}") for name in names for end in (".npz", "_jpeg.npz")]
+def _part_file(prefix: str, names: tuple[str, ...]) -> Path | None:
+    files = [Path(f"{prefix}{name}{end}") for name in names for end in _ENDS]
     return next((file for file in files if file.is_file()), None)
 
 
@@ -86,41 +119,42 @@ def _names(path: Path) -> set[str]:
         raise UserError(f"{path} cannot be read as a .npz file ({error}); write it again with numpy.savez.") from error
 
 
-def _one_archive(spec: str, path: Path, size: int | None, cache_dir: Path) -> Parts:
-    """One file: x_train, y_train, x_test, y_test (and x_valid, y_valid), or the rows of all parts together."""
-    if path.suffix != ".npz":
-        raise UserError(f"{spec} is not a .npz file; give {_FORMS}.")
+def _one_file(spec: str, path: Path, how: _Reading) -> list[Part | _Raw | None]:
+    """A table, or an archive with x_train, y_train, x_test, y_test (and x_valid, y_valid), or the rows of all parts together."""
+    if not path.name.endswith(_ENDS):
+        raise UserError(f"{spec} is not a .npz, .csv or .parquet file; give {_FORMS}.")
+    if path.suffix != ".npz" or "x_train" not in _names(path):
+        return [_file_part(path, how), None, None]
     arrays = _load(path)
-    if "x_train" not in arrays:
-        return Parts(spec, _archive_part(path, size, cache_dir), None, None)
-    found: list[Part | None] = []
+    found: list[Part | _Raw | None] = []
     for names in (TRAIN, VALID, TEST):
         name = next((name for name in names if f"x_{name}" in arrays), None)
         if name is not None and f"y_{name}" not in arrays:
             raise UserError(f"{path} holds x_{name} but no y_{name}; add the labels.")
-        found.append(
-            None if name is None else checked_part(arrays[f"x_{name}"], arrays[f"y_{name}"], f"{path}, {name}")
-        )
-    train, valid, test = found
-    assert train is not None
-    _refuse_size(path, size)
-    return Parts(spec, train, valid, test)
+        found.append(None if name is None else _Raw(arrays[f"x_{name}"], arrays[f"y_{name}"], f"{path}, {name}"))
+    _refuse_size(path, how.size)
+    return found
 
 
-def _archive_part(path: Path, size: int | None, cache_dir: Path) -> Part:
+def _file_part(path: Path, how: _Reading) -> Part | _Raw:
     """The rows of one file with inputs and labels, or with JPEG images end to end."""
+    if path.suffix != ".npz":
+        _refuse_size(path, how.size)
+        return _Raw(*table_arrays(path, how.label, _LABELS), str(path))
     if {"jpeg", "offsets"} <= _names(path):
-        key = digest(["jpeg archive", file_fingerprint(path), size or 0])
-        return cached_images(str(path), key, lambda: _jpeg_images(path, size), cache_dir)
+        key = digest(["jpeg archive", file_fingerprint(path), how.size or 0])
+        return cached_images(str(path), key, lambda: _jpeg_images(path, how.size), how.cache_dir)
     arrays = _load(path)
-    inputs, labels = (next((k for k in known if k in arrays), None) for known in (_INPUTS, _LABELS))
+    known = _LABELS if how.label is None else (how.label,)
+    labels = next((name for name in known if name in arrays), None)
+    inputs = next((name for name in _INPUTS if name in arrays and name != labels), None)
     if inputs is None or labels is None:
         raise UserError(
             f"{path} holds {', '.join(arrays) or 'nothing'}; name the inputs one of {', '.join(_INPUTS)} "
-            f"and the labels one of {', '.join(_LABELS)}."
+            f"and the labels one of {', '.join(known)}."
         )
-    _refuse_size(path, size)
-    return checked_part(arrays[inputs], arrays[labels], str(path))
+    _refuse_size(path, how.size)
+    return _Raw(arrays[inputs], arrays[labels], str(path))
 
 
 def _refuse_size(path: Path, size: int | None) -> None:

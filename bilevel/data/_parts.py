@@ -51,7 +51,7 @@ def checked_part(inputs: NDArray[Any], labels: NDArray[Any], where: str) -> Part
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
     if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
-        raise UserError(f"{where}: the labels are {_described(labels)}; give integers [rows].")
+        raise UserError(f"{where}: the labels are {_described(labels)}; give integers from 0, or text [rows].")
     if inputs.ndim == 0 or len(inputs) != len(labels):
         raise UserError(
             f"{where}: the inputs are {_described(inputs)}, the labels {_described(labels)}; give as many of each."
@@ -61,6 +61,27 @@ def checked_part(inputs: NDArray[Any], labels: NDArray[Any], where: str) -> Part
     if labels.min() < 0 or labels.max() > np.iinfo(np.int32).max:
         raise UserError(f"{where}: the labels run from {labels.min()} to {labels.max()}; number the classes from 0.")
     return Part(_checked_inputs(inputs, where), labels.astype(np.int32))
+
+
+def class_names(labels: NDArray[Any]) -> tuple[str, ...]:
+    """The names of the classes, sorted, if labels are text `[N]`; () if they are not."""
+    return tuple(map(str, np.unique(labels))) if labels.dtype.kind == "U" else ()
+
+
+def numbered(labels: NDArray[Any], names: tuple[str, ...], where: str) -> NDArray[Any]:
+    """The labels as they are, or for text their places among the names, int64 `[N]`.
+
+    Raises:
+        UserError: a label that is not among the names.
+    """
+    if labels.dtype.kind != "U":
+        return labels
+    unknown = sorted(set(map(str, np.unique(labels))) - set(names))
+    if unknown:
+        raise UserError(
+            f"{where} has a class {unknown[0]!r} that train has not; the classes there are {', '.join(names) or 'numbers'}."
+        )
+    return np.searchsorted(np.asarray(names), labels)
 
 
 def _checked_inputs(inputs: NDArray[Any], where: str) -> NDArray[Any]:

@@ -69,6 +69,7 @@ def open_labelled(
     split: Literal["last", "random"] = "random",
     seed: int = 0,
     size: int | None = None,
+    label: str | None = None,
     cache_dir: str | Path = "~/.cache/bilevel",
 ) -> LabelledData:
     """Open labelled data as disjoint sets.
@@ -88,8 +89,13 @@ def open_labelled(
             - a folder with train/CLASS/*.png (or .jpg), likewise test and perhaps valid, as of CINIC-10;
             - a .npz file with x_train, y_train, x_test, y_test (and x_valid, y_valid), or with one pair of inputs (`image`,
               `images`, `features`, `x`, `data`) and labels (`label`, `labels`, `y`, `target`);
-            - a prefix DIR/NAME of files NAME_train.npz, NAME_test.npz (and NAME_valid.npz) with such pairs, or the folder, if it
-              holds one such data set. NAME_train_jpeg.npz holds JPEG files end to end: `jpeg` uint8, `offsets` `[N + 1]`.
+            - a .csv (or .csv.gz) file, whose first line names the columns, or a .parquet file, with a column of labels called so;
+              all other columns are features and hold numbers;
+            - a prefix DIR/NAME of files NAME_train.npz, NAME_test.npz (and NAME_valid.npz) with such pairs, or of tables, or the
+              folder, if it holds one such data set. NAME_train_jpeg.npz holds JPEG files end to end: `jpeg` uint8, `offsets`
+              `[N + 1]`.
+            Inputs of arrays are images, uint8 `[N, H, W]` or `[N, H, W, C]`, or features, numbers `[N, d]`. Labels are whole
+            numbers from 0, or text, which names the classes; these are then numbered in alphabetical order.
         dev: rows of the dev set, or, below 1, their share of the rows it is taken from.
         holdout: likewise; None holds out nothing, or what a validation part leaves.
         test: likewise, for a source without a test set of its own.
@@ -97,6 +103,7 @@ def open_labelled(
         split: "random" or "last".
         seed: of the random order; not negative.
         size: resize decoded images to this height and width.
+        label: name of the labels, for files: of an array, or of a column.
         cache_dir: where decoded images are kept; made if it does not exist.
 
     Returns:
@@ -109,7 +116,7 @@ def open_labelled(
         if value is not None and value < 1:
             raise UserError(f"{what}={value} is not possible; give a whole number from 1.")
     order = Order(split, seed)
-    parts = _open_parts(spec, size, Path(cache_dir).expanduser())
+    parts = _open_parts(spec, size, Path(cache_dir).expanduser(), label)
     _check_alike(parts)
     held = {"dev": dev} if holdout is None else {"dev": dev, "holdout": holdout}
     own_test = {} if parts.test else {"test": test}
@@ -133,14 +140,18 @@ def open_labelled(
     )
 
 
-def _open_parts(spec: str, size: int | None, cache_dir: Path) -> Parts:
+def _open_parts(spec: str, size: int | None, cache_dir: Path, label: str | None) -> Parts:
     if not spec.strip():
-        raise UserError("The data specification is empty; give sklearn:digits, tfds:NAME, a .npz file or a folder.")
+        raise UserError(
+            "The data specification is empty; give sklearn:digits, tfds:NAME, a .npz or .csv file or a folder."
+        )
+    if label is not None and spec.startswith(("sklearn:", "tfds:")):
+        raise UserError(f"{spec} knows its labels; leave label={label!r} out.")
     if spec.startswith("sklearn:"):
         return sklearn_parts(spec)
     if spec.startswith("tfds:"):
         return tfds_parts(spec, size, cache_dir)
-    return file_parts(spec, size, cache_dir)
+    return file_parts(spec, size, cache_dir, label)
 
 
 def _check_alike(parts: Parts) -> None:

@@ -34,6 +34,7 @@ from bilevel.scoring.model_scores import log_gradient_norm as log_gradient_norm
 from bilevel.scoring.model_scores import train_loss as train_loss
 from bilevel.scoring.proxies import frozen_proxy as frozen_proxy
 from bilevel.scoring.proxies import frozen_proxy_params as frozen_proxy_params
+from bilevel.scoring.proxies import of_target as of_target
 from bilevel.scoring.proxies import trained_proxy as trained_proxy
 from bilevel.scoring.proxies import with_proxy as with_proxy
 from bilevel.scoring.tables import by_id as by_id

@@ -34,7 +34,7 @@ def frozen_proxy_params(params: Params, model_state: ModelState, scorer: Params 
 def trained_proxy(scorer: Scorer) -> Scorer:
     """The scorer with the small model of `with_proxy` in place of θ; its parameters are the scorer's own.
 
-    loss = scoring.with_proxy(target_loss, proxy_loss)
+    loss = scoring.with_proxy(target_loss, proxy_loss)      # evaluate with scoring.of_target(target_loss)
     scorer = scoring.trained_proxy(scoring.rho_loss(proxy_loss))
     train = make_step(loss, scorer, optimizer, None, frozen(), batch_size=b, filter=filters.top_k())
     state = train.init(rng, {"target": …, "proxy": …}, {"table": IL}, {"target": …, "proxy": …})
@@ -61,5 +61,15 @@ def with_proxy(target_loss: LossFn, proxy_loss: LossFn) -> LossFn:
         # 0 in value, the proxy's gradient in derivative.
         silent = others - jax.lax.stop_gradient(others)
         return losses + silent.astype(losses.dtype), LossAux(states, aux.metrics)
+
+    return loss
+
+
+def of_target(target_loss: LossFn) -> LossFn:
+    """The loss of the target alone over the parameters of `with_proxy`, to evaluate by."""
+
+    def loss(params: Params, model_state: ModelState, batch: Batch, rng: Array) -> tuple[Array, LossAux]:
+        losses, aux = target_loss(params["target"], model_state["target"], batch, rng)
+        return losses, LossAux({**model_state, "target": aux.model_state}, aux.metrics)
 
     return loss

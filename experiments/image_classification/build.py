@@ -22,7 +22,7 @@ from bilevel.nn.mentor_net import MentorNetwork, mentor
 from bilevel.scorers import Scorer
 from bilevel.step import TrainStep, make_step
 from bilevel.types import Array, Batch, LogitFn, LossFn, Params, UserError
-from experiments.image_classification.config import DENSE, LEARNED, SELECTING, Config
+from experiments.image_classification.config import DENSE, LEARNED, SCORING, SELECTING, Config
 from experiments.image_classification.data import ImageData
 from experiments.image_classification.networks import network_of
 
@@ -46,7 +46,12 @@ def losses_of(config: Config, data: ImageData, network: nn.Module) -> Losses:
         prepare = data.augmented if augmented else data.plain
         return classification_loss(network, train=train, prepare=prepare, inputs=data.inputs)
 
-    score = scoring.scoring_loss(lambda train: with_head(loss(train)), statistics=config.weights.statistics)
+    dtype = config.weights.scoring_dtype
+    scored = network if dtype is None else network.clone(dtype=jnp.dtype(dtype))
+    score = scoring.scoring_loss(
+        lambda train: with_head(classification_loss(scored, train=train, prepare=data.plain, inputs=data.inputs)),
+        statistics=config.weights.statistics,
+    )
     return Losses(loss(True, True), loss(True), score, loss(False))
 
 
@@ -93,7 +98,7 @@ def scorer_network(config: Config, data: ImageData) -> Weighting:
     Reference: Wang et al. (DDS), algorithm 1 and appendix A.4: a network over images, with one output. With
       --weights.scorer-labels, ours, it has one for each class, of which that of the row's label is the score.
     """
-    labels = config.weights.scorer_labels
+    labels, bound = config.weights.scorer_labels, config.weights.scorer_bound
     network = network_of(config.model.network, data.classes if labels else 1, data.shape, config.model, dropout=False)
     fresh = partial(init_variables, network, shape=data.shape)
     # Only their shapes count: they are never used to normalise.
@@ -109,7 +114,8 @@ def scorer_network(config: Config, data: ImageData) -> Weighting:
         found, _ = network.apply({"params": weights, **statistics}, x, train=True, mutable=list(statistics))
         assert isinstance(found, jax.Array)
         column = batch["label"].astype(jnp.int32) if labels else jnp.zeros(len(found), jnp.int32)
-        return jnp.take_along_axis(found, column[:, None], axis=1)[:, 0]
+        scores = jnp.take_along_axis(found, column[:, None], axis=1)[:, 0]
+        return bound * jnp.tanh(scores / bound) if bound else scores
 
     return Weighting(init, logits, filters.top_k(min_effective_fraction=config.weights.min_effective_fraction))
 
@@ -121,7 +127,7 @@ def weighting_of(config: Config, method: str, data: ImageData, losses: Losses, k
       config: of the experiment.
       method: its name.
       data: see `ImageData`.
-      losses: of the classifier.
+      losses: of the model that is trained; see `model.model_of`.
       known: the parameters of a scorer that is known beforehand: {"table": float32 `[N]`}, or {}.
     """
     if method in LEARNED:
@@ -136,7 +142,10 @@ def weighting_of(config: Config, method: str, data: ImageData, losses: Losses, k
     if method not in makers:
         return Weighting(lambda key: {}, None)
     rule = filters.importance(unbiased=True) if method == "gradient_norm_is" else filters.top_k()
-    return Weighting(lambda key: known, makers[method](), rule)
+    scorer = makers[method]()
+    if method in SCORING and config.weights.scorer_network is not None:
+        scorer = scoring.trained_proxy(scorer)
+    return Weighting(lambda key: known, scorer, rule)
 
 
 def build_method(config: Config, method: str, data: ImageData, seed: int) -> methods.Method:

@@ -51,6 +51,7 @@ def compare(config: Config, results: Sequence[dict[str, Any]], data: ImageData) 
     metrics = {key: read_metrics(config.run_dir / run_name(*key) / "metrics.jsonl") for key in keys}
     rows = [_with_targets(config, result, metrics) for result in results]
     text = f"{table(rows)}\n\nSteps (epochs) to a test accuracy:\n\n{targets_table(rows, config.targets)}"
+    text = "\n\n".join([text, *_notes(rows)])
     write_atomically(config.run_dir / "comparison.json", json.dumps(rows, indent=2) + "\n")
     write_atomically(config.run_dir / "comparison.md", text + "\n")
     _report(config, rows, metrics, data)
@@ -110,13 +111,18 @@ def _report(config: Config, rows: Rows, metrics: Mapping[tuple[str, int], Rows],
     write_report(
         config.run_dir / "report.html",
         records,
-        title="Image classification with learned data weights",
-        introduction=f"Data: {config.data.source}; {data.sets.rule}.{noise}",
+        title=f"{'Image classification' if data.inputs == 'image' else 'Classification'} with learned data weights",
+        introduction=" ".join([f"Data: {config.data.source}; {data.sets.rule}.{noise}", *_notes(rows)]),
         settings=settings_dict(config, first["method"], first["seed"]),
         generic_shares=shares_of(data),
         curves=CURVES,
         pictures=_pictures(config, rows),
     )
+
+
+def _notes(rows: Rows) -> list[str]:
+    """What scores the rows of each method that selects by a model, in a sentence."""
+    return [f"{name}: {note}." for name, note in {row["method"]: row.get("scored_by") for row in rows}.items() if note]
 
 
 def _pictures(config: Config, rows: Rows) -> list[Picture]:

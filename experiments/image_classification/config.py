@@ -20,7 +20,9 @@ DENSE = (*LEARNED, "spcl", "learning_to_reweight", "mentornet")
 """They weigh all rows of a batch of --batch-size, in place of picking rows from a big batch."""
 TABLED = ("rho_loss", "irreducible_loss")
 """They need the irreducible losses of the training rows."""
-SELECTING = (*TABLED, "train_loss", "gradient_norm", "gradient_norm_is")
+SCORING = ("rho_loss", "train_loss", "gradient_norm", "gradient_norm_is")
+"""They score rows by what a model says about them: the target, or --weights.scorer-network."""
+SELECTING = (*SCORING, "irreducible_loss")
 """They pick --batch-size rows of --big-batch-size on every step."""
 SAMPLED = ("rl_sampler", "replayed")
 """Their sampler picks rows by their numbers, before anything is loaded."""
@@ -31,8 +33,13 @@ class DataConfig:
     """Where the images come from, and what is made wrong with the training set."""
 
     source: str = "sklearn:digits"
-    """sklearn:digits (1,797 images that come with scikit-learn), tfds:NAME, a .npz file, a prefix of .npz files, or a folder of
-    images train/CLASS/*.png; see bilevel.data.open_labelled."""
+    """sklearn:digits (1,797 images that come with scikit-learn), tfds:NAME, a .npz file, a prefix of .npz files, a folder of
+    images train/CLASS/*.png, or rows of features: sklearn:breast_cancer, a .npz, .csv or .parquet file; see
+    bilevel.data.open_labelled."""
+    label: str | None = None
+    """Files: name of the column, or the array, of the labels; none given: label, labels, y or target."""
+    standardize: bool = True
+    """Features: to mean 0 and variance 1 over the training set, each. Images always are, by channel."""
     dev: float = 0.1
     """Rows of the dev set, or their share of the source's training part if below 1. Weights are learned from it, and choices
     made by it."""
@@ -86,13 +93,16 @@ class MethodConfig(SamplerConfig):
 
     derivatives: Literal["forward", "finite"] = "finite"
     """DDS: exact rewards by forward mode, or equation 7 (finite differences, cheaper)."""
-    reward: Literal["dot", "cosine"] = "dot"
+    reward: Literal["dot", "cosine"] = "cosine"
     """DDS: dot product of gradients (algorithm 1), or their cosine (Anograd)."""
     scorer_labels: bool = True
     """DDS: the scorer sees the label: it has an output for each class, of which that of the label counts. Without, it sees the
     image alone, as in the paper."""
     scorer_learning_rate: float = 3e-4
     """DDS: learning rate of the scorer (Adam)."""
+    scorer_bound: float = 4.0
+    """DDS: scores are squashed into ± this bound, s ↦ bound · tanh(s / bound), so that rows of which the scorer is sure weigh the
+    same; 0: no bound, as in the paper."""
     average_specific: float = 0.9
     """DDS: decay of the moving average of the dev gradient; 0: none, as in the paper."""
     normalize_alignments: bool = True
@@ -113,8 +123,14 @@ class MethodConfig(SamplerConfig):
     """mentornet: learning rate of the mentor (Adam)."""
     statistics: Literal["batch", "running"] = "batch"
     """Online selection: what BatchNorm normalises the scored rows by."""
+    scorer_network: str | None = None
+    """Online selection: network of a small proxy that scores the rows in place of the target, and is trained along with it on
+    the rows picked; none given: the target scores."""
+    scoring_dtype: Literal["float32", "bfloat16"] | None = None
+    """Online selection: type of the scoring forward pass; none given: that of the model."""
     il_network: str | None = None
-    """Irreducible losses: network of the model trained on the held-out set; none given: that of the target."""
+    """Irreducible losses: network of the model trained on the held-out set; none given: that of the target (with a small
+    scorer too: on MNIST it served better than one of the scorer's size)."""
     il_steps: int = 1000
     """Irreducible losses, svp: steps of training; the parameters with the lowest dev loss are kept."""
     no_holdout: bool = False

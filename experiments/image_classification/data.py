@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from bilevel.data import ArrayDataset, LabelledData, channel_statistics, open_labelled
 from bilevel.nn.augment import preparation
 from bilevel.nn.classification import Prepare
-from bilevel.types import Array
+from bilevel.types import Array, UserError
 from experiments.image_classification.config import DataConfig
 
 SHOWN_CLASSES = 20
@@ -84,6 +84,7 @@ def open_sets(config: DataConfig) -> LabelledData:
         split=config.split,
         seed=config.seed,
         size=config.size,
+        label=config.label,
         cache_dir=config.cache_dir,
     )
 
@@ -93,7 +94,11 @@ def _rows(number: float) -> float:
 
 
 def prepared(config: DataConfig, sets: LabelledData) -> ImageData:
-    """The sets as learners read them."""
+    """The sets as learners read them.
+
+    Raises:
+      UserError: augmentation of features.
+    """
     inputs = "image" if "image" in sets.train.arrays else "features"
 
     def bare(part: ArrayDataset) -> ArrayDataset:
@@ -105,15 +110,26 @@ def prepared(config: DataConfig, sets: LabelledData) -> ImageData:
         flip = config.augment == "crop_flip"
         augmented = preparation(mean, std, augment=config.augment != "none", padding=config.padding, flip=flip)
     else:
-        plain = augmented = _standardized(sets.train.arrays["features"])
+        features = sets.train.arrays["features"]
+        if config.augment != "none":
+            raise UserError(
+                f"--data.augment {config.augment} needs images, but {config.source} holds rows of {features.shape[1]} features: "
+                "leave it out."
+            )
+        plain = augmented = _standardized(features) if config.standardize else _as_they_are
     holdout = None if sets.holdout is None else bare(sets.holdout)
     train, dev, test = bare(sets.train), bare(sets.dev), bare(sets.test)
     return ImageData(sets, train, dev, holdout, test, inputs, plain, augmented)
 
 
+def _as_they_are(rows: Array, rng: Array) -> Array:
+    return rows
+
+
 def _standardized(features: NDArray[np.floating]) -> Prepare:
-    mean, std = features.mean(0), features.std(0)
-    scale = 1 / np.where(std > 0, std, 1)
+    mean, std = features.mean(0, dtype=np.float64), features.std(0, dtype=np.float64)
+    # A constant column's deviation is rounding alone.
+    scale = 1 / np.where(std > 1e-7 * np.abs(mean), std, 1)
 
     def prepare(rows: Array, rng: Array) -> Array:
         return (rows - jnp.asarray(mean, jnp.float32)) * jnp.asarray(scale, jnp.float32)

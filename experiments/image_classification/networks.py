@@ -37,7 +37,7 @@ def network_of(
     """
     dtype = jnp.dtype(model.dtype)
     if len(shape) == 1 and not name.startswith("mlp"):
-        raise UserError(f"--model.network {name} needs images, but the data are rows of {shape[0]} features: take mlp.")
+        raise UserError(f"The network {name} needs images, but the data are rows of {shape[0]} features: take mlp.")
     large = max(shape) >= _LARGE
     if name in ("mlp", "mlp-small"):
         width = model.width if name == "mlp" else math.ceil(model.width / 8)

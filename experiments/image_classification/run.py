@@ -9,14 +9,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
 from bilevel import sharding
 from bilevel.data import Dataset, Loader
-from bilevel.nn.classification import init_variables
 from bilevel.sampled_step import SampledFn, SampledState
 from bilevel.state import TrainState
 from bilevel.step import TrainStep
@@ -28,6 +26,7 @@ from experiments.image_classification.config import LEARNED, SAMPLED, SELECTING,
 from experiments.image_classification.data import ImageData
 from experiments.image_classification.evaluation import Evaluator, State, scores, while_training
 from experiments.image_classification.known import irreducible_losses, uncertain_rows
+from experiments.image_classification.model import Model, model_of
 from experiments.image_classification.observation import observer
 from experiments.runs import CHECKPOINTS, RESULT_NAME, Stopped, run_name
 
@@ -82,6 +81,8 @@ class _Parts(NamedTuple):
     """What is trained on."""
     before: float
     """Seconds that another run took before this one."""
+    scored_by: str | None
+    """See `Model`."""
 
 
 class _Run:
@@ -94,17 +95,16 @@ class _Run:
     @cached_property
     def parts(self) -> _Parts:
         config, data, mesh = self.config, self.data, sharding.make_mesh()
-        network = build.classifier(config, data)
-        losses = build.losses_of(config, data, network)
+        model = model_of(config, self.method, data)
         if self.method in SAMPLED:
-            return self._sampled_parts(mesh, network, losses)
-        weighting = build.weighting_of(config, self.method, data, losses, self._known())
-        step = build.build_step(config, self.method, data, losses, weighting, self.seed, mesh)
+            return self._sampled_parts(mesh, model)
+        weighting = build.weighting_of(config, self.method, data, model.losses, self._known())
+        step = build.build_step(config, self.method, data, model.losses, weighting, self.seed, mesh)
         rows = uncertain_rows(config, data, config.run_dir / PROXY) if self.method == "svp" else data.train
         model_key, weight_key, step_key = self._keys()
 
         def create() -> TrainState:
-            params, model_state = init_variables(network, model_key, data.shape)
+            params, model_state = model.init(model_key)
             return step.init(step_key, params, weighting.init(weight_key), model_state)
 
         state = jax.jit(create, out_shardings=sharding.replicated(mesh) if mesh.size > 1 else None)()
@@ -113,22 +113,22 @@ class _Run:
             first = run(config, "dds", self.seed, data)
             state, before = dataclasses.replace(state, weight_params=self._scorer_of_dds(state)), first["seconds"]
         step = build.observed(step, observer(data))
-        return _Parts(mesh, weighting, step, state, Evaluator(losses.evaluate), rows, before)
+        return _Parts(mesh, weighting, step, state, Evaluator(model.losses.evaluate), rows, before, model.scored_by)
 
-    def _sampled_parts(self, mesh: Mesh, network: nn.Module, losses: build.Losses) -> _Parts:
+    def _sampled_parts(self, mesh: Mesh, model: Model) -> _Parts:
         config, method, data = self.config, self.method, self.data
         sampler = sampled.build_sampler(config, method, data)
-        step = sampled.build_step(config, sampler, losses)
+        step = sampled.build_step(config, sampler, model.losses)
         model_key, _, step_key = self._keys()
 
         def create(policy: Params | None) -> SampledState:
-            params, model_state = init_variables(network, model_key, data.shape)
+            params, model_state = model.init(model_key)
             return step.init(step_key, params, model_state, policy)
 
         state = jax.jit(create)(sampled.first_policy(config, method, data, sampler))
         watched = sampled.observed(step.step, observer(data))
         nothing = build.Weighting(lambda key: {}, None)
-        return _Parts(mesh, nothing, watched, state, Evaluator(losses.evaluate), data.train, 0.0)
+        return _Parts(mesh, nothing, watched, state, Evaluator(model.losses.evaluate), data.train, 0.0, None)
 
     def _keys(self) -> jax.Array:
         """Of the model, the weighting network and the steps."""
@@ -213,6 +213,7 @@ class _Run:
             "best_test_accuracy": max(row.get("test_accuracy", 0.0) for row in history),
             "test_accuracy_at_best_dev": best["test_accuracy"],
             "effective_sample_size": _mean(tail, "effective_sample_size"),
+            **({"scored_by": self.parts.scored_by} if self.parts.scored_by else {}),
             **{name: value for name, value in found.items() if value is not None},
         }
 

@@ -374,10 +374,10 @@ def test_bad_sources(tmp_path: Path) -> None:
     fails(" ", "specification is empty; give")
     fails("sklearn:faces", "sklearn:faces.* is not known; the sources of this kind are sklearn:digits")
     fails(tmp_path / "missing", "no labelled data at .*missing")
-    fails(tmp_path, "holds no labelled data; give a .npz file, a folder")
+    fails(tmp_path, "holds no labelled data; give a .npz, .csv or .parquet file, a folder")
     (tmp_path / "a.txt").write_text("text")
     (tmp_path / "broken.npz").write_text("text")
-    fails(tmp_path / "a.txt", r"a\.txt is not a \.npz file")
+    fails(tmp_path / "a.txt", r"a\.txt is not a \.npz, \.csv or \.parquet file")
     fails(tmp_path / "broken.npz", r"broken\.npz cannot be read as a \.npz file")
     fails(save(tmp_path / "b.npz", foo=label), "holds foo; name the inputs one of image, images")
     fails(save(tmp_path / "c.npz", x_train=np.zeros((3, 2))), "holds x_train but no y_train; add the labels")
@@ -385,7 +385,11 @@ def test_bad_sources(tmp_path: Path) -> None:
         ("float images", {"x": np.zeros((3, 2, 2, 1)), "y": label}, "float64.3, 2, 2, 1.; give images uint8"),
         ("too few", {"x": np.zeros((4, 2)), "y": label}, "the labels int64.3.; give as many of each"),
         ("negative", {"x": np.zeros((3, 2)), "y": label - 1}, "labels run from -1 to -1; number the classes from 0"),
-        ("real labels", {"x": np.zeros((3, 2)), "y": label / 2}, "labels are float64.3.; give integers"),
+        (
+            "real labels",
+            {"x": np.zeros((3, 2)), "y": label / 2},
+            "labels are float64.3.; give integers from 0, or text",
+        ),
         ("not finite", {"x": np.array([[1.0], [np.nan], [0]]), "y": label}, "features of row 1 are not finite"),
         ("none", {"x": np.zeros((0, 2)), "y": label[:0]}, "holds no rows"),
     ):
