@@ -84,6 +84,8 @@ class Analysis(Config):
         Raises:
           UserError: if one is out of range or not for this analysis.
         """
+        if self.coordinator is not None:
+            raise UserError("--coordinator is not for analyses, which run in one process: leave it away.")
         self.check_numbers()
         for name in OF_COMPARISONS if self.several_sets else (*OF_COMPARISONS, "specific_sets"):
             if getattr(self, name) != getattr(Config, name):
@@ -91,8 +93,6 @@ class Analysis(Config):
                 raise UserError(
                     f"{flag} is not for analyses: give it to experiments.language_modeling, or leave it away."
                 )
-        if self.coordinator is not None:
-            raise UserError("--coordinator is not for analyses, which run in one process: leave it away.")
         self.check_methods()
 
     def check_methods(self) -> None:
