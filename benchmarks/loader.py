@@ -32,6 +32,7 @@ from bilevel.types import Batch
 from experiments import cli
 from experiments.language_modeling import build
 from experiments.language_modeling.config import Config, DataConfig, ModelConfig
+from experiments.language_modeling.corpora import load_corpora
 
 Size: TypeAlias = Literal["xs", "small", "medium", "large"]
 Row: TypeAlias = dict[str, Any]
@@ -87,7 +88,7 @@ def loader_rows(options: LoaderConfig) -> Iterator[Row]:
     """Rows and bytes a second of `Loader.batch`, and its share of a plain copy's bytes a second."""
     copy = _copy_seconds(3 * options.repeats)
     for length in (64, 128):
-        corpora = build.load_corpora(_config(options, length=length))
+        corpora = load_corpora(_config(options, length=length))
         for size in (256, 1024, 4096, 16384):
             loader = Loader(corpora.generic_train, min(size, len(corpora.generic_train)), seed=0)
             batch = loader.batch(0)
@@ -155,7 +156,7 @@ def _parts(config: Config) -> Parts:
     loss = language_model_loss(model)
     weighting = build.weighting_of(config, "soba", loss)
     step = build.build_step(config, "soba", model, loss, weighting)
-    generic, specific = build.build_loaders(config, "soba", 0, build.load_corpora(config))
+    generic, specific = build.build_loaders(config, "soba", 0, load_corpora(config))
     assert isinstance(generic, Loader)
     assert isinstance(specific, Loader)
     mesh = sharding.make_mesh(jax.devices()[:1])

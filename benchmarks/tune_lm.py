@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from experiments import cli
-from experiments.language_modeling import build
 from experiments.language_modeling.config import Config, DataConfig, MethodConfig, ModelConfig
+from experiments.language_modeling.corpora import load_corpora
 from experiments.language_modeling.run import run
 
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -70,6 +70,28 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "soba, warm start": ("soba", {"warm_start": True}),
     "soba, warm start, weight rate 3e-3": ("soba", {"warm_start": True, "weight_learning_rate": 3e-3}),
+    "soba, warm-up 200": ("soba", {"weight_warmup": 200}),
+    "soba, warm-up 1000": ("soba", {"weight_warmup": 1000}),
+    "soba, warm start, warm-up 300": ("soba", {"warm_start": True, "weight_warmup": 300}),
+    "soba, warm start, warm-up 1000": ("soba", {"warm_start": True, "weight_warmup": 1000}),
+    "soba, warm start, warm-up 2000": ("soba", {"warm_start": True, "weight_warmup": 2000}),
+    "soba, warm start, top_k, warm-up 1000": (
+        "soba",
+        {"warm_start": True, "weight_warmup": 1000, "filter": "top_k", "estimator": "softmax"},
+    ),
+    "soba, warm start, weight rate 1e-3": ("soba", {"warm_start": True, "weight_learning_rate": 1e-3}),
+    "soba, warm start, weight rate 3e-3, warm-up 1000": (
+        "soba",
+        {"warm_start": True, "weight_learning_rate": 3e-3, "weight_warmup": 1000},
+    ),
+    "soba, warm start, weight rate 1e-3, top_k": (
+        "soba",
+        {"warm_start": True, "weight_learning_rate": 1e-3, "filter": "top_k", "estimator": "softmax"},
+    ),
+    "soba, warm start, weight rate 3e-3, temperature 0.3": (
+        "soba",
+        {"warm_start": True, "weight_learning_rate": 3e-3, "temperature": 0.3},
+    ),
     "dds, warm start": ("dds", {"warm_start": True}),
     "penalty": ("penalty", {}),
     "penalty, strength 0.1": ("penalty", {"penalty_strength": 0.1}),
@@ -138,9 +160,7 @@ def main(options: TuneConfig) -> None:
     print("| settings | specific valid loss | seconds | effective sample size |\n| --- | --- | --- | --- |")
     for name in names:
         config, method = _config(options, name)
-        result = run(config, method, options.seed, build.load_corpora(config))
-        if result is None:
-            return
+        result = run(config, method, options.seed, load_corpora(config))
         size = result["effective_sample_size"]
         print(f"| {name} | {result['specific_valid_loss']:.3f} | {result['seconds']:.0f} | {size:.0f} |", flush=True)
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from bilevel.estimators import Estimator
+from bilevel.filters import Filter
+from bilevel.methods.base import Method
 from bilevel.types import UserError
 
 Mode: TypeAlias = Literal["sparse", "dense"]
@@ -88,3 +90,60 @@ class StepOptions:
         """Whether one linearisation of the losses serves both the θ-update and the α-gradient."""
         own_size = self.alpha_batch_size not in (None, self.batch_size)
         return self.mode == "dense" or (self.alpha_batch == "filtered" and not own_size)
+
+
+def check_parts(method: Any, filter: Any, derivatives: Any) -> None:
+    """Refuses what stands where a part is built by a call: the function that builds it, or its name.
+
+    Raises:
+      UserError: for such an argument.
+    """
+    if not isinstance(method, Method):
+        raise UserError(f"method={method!r} is no Method: give what a factory returns, as in method=bilevel.soba(…).")
+    if filter is not None and not isinstance(filter, Filter):
+        raise UserError(f"filter={filter!r} is no Filter: give what a factory returns, as in filters.gumbel_top_k().")
+    if isinstance(derivatives, (type, str)):
+        raise UserError(
+            f"derivatives={derivatives!r} is no way of differentiating: give bilevel.Finite() or Forward()."
+        )
+
+
+def check_together(
+    options: StepOptions, method: Method, filter: Filter | None, *, has_weighting: bool, has_rate: bool
+) -> None:
+    """Refuses parts of a step that do not fit each other.
+
+    Args:
+      options: how the parts are combined.
+      method: what learns α.
+      filter: the filter that the user gave.
+      has_weighting: whether there is a weighting network.
+      has_rate: whether there is an optimizer of α.
+
+    Raises:
+      UserError: for the first two that do not.
+    """
+    if method.chooses_weights:
+        options.check_chooses_weights()
+    learns = method.update is not None and not method.chooses_weights
+    if learns and (options.alpha_batch_size or options.batch_size) < 2:
+        raise UserError(
+            f"batch_size={options.batch_size} leaves one row to learn the weights from, and one row has no rival: give a "
+            "larger batch, or alpha_batch_size."
+        )
+    if filter is not None and filter.weigh is not None and (learns or options.mode == "dense"):
+        raise UserError(
+            f"The filter {filter.name}(unbiased=True) undoes every preference in the mean: use it in sparse mode and with a "
+            "method that learns no weighting network (frozen), or leave unbiased out."
+        )
+    if not has_weighting and method.uses_weights:
+        raise UserError("weighting=None, but this method selects or weighs rows by it: give a function or a Scorer.")
+    if learns and not has_rate:
+        raise UserError(
+            "weight_optimizer=None, but this method learns the weighting network: give an optax transformation."
+        )
+    if method.update is not None and options.period > options.update_every and method.reuse is None:
+        raise UserError(
+            f"probe_every={options.probe_every} needs a method that remembers the specific gradient: "
+            "give dds or anograd an average_specific, or leave probe_every away."
+        )

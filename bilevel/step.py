@@ -25,7 +25,7 @@ from bilevel.collectives import axis_size, mean_over, spread, sum_over
 from bilevel.estimators import Estimator
 from bilevel.linearization import Derivatives, Finite
 from bilevel.methods.base import Method, MethodFn, MethodUpdate
-from bilevel.options import AlphaBatch, Mode, StepOptions
+from bilevel.options import AlphaBatch, Mode, StepOptions, check_parts, check_together
 from bilevel.problem import Evaluations
 from bilevel.scorers import Scorer
 from bilevel.state import TrainState
@@ -141,32 +141,14 @@ def make_step(
     Raises:
       UserError: for options that do not go together, now; for shapes that do not fit, when the step is traced.
     """
-    _check_parts(method, filter, derivatives)
+    check_parts(method, filter, derivatives)
     if update_every is None:
         update_every = 1 if method.chooses_weights else 4
     options = StepOptions(
         batch_size, mode, estimator, alpha_batch, alpha_batch_size, update_every, probe_every, normalize_alignments,
         ema_decay, micro_batches, row_metrics, axis_name,
     )  # fmt: skip
-    if method.chooses_weights:
-        options.check_chooses_weights()
-    learns = method.update is not None and not method.chooses_weights
-    if learns and (alpha_batch_size or batch_size) < 2:
-        raise UserError(
-            f"batch_size={batch_size} leaves one row to learn the weights from, and one row has no rival: give a larger batch, "
-            "or alpha_batch_size."
-        )
-    if filter is not None and filter.weigh is not None and (learns or mode == "dense"):
-        raise UserError(
-            f"The filter {filter.name}(unbiased=True) undoes every preference in the mean: use it in sparse mode and with a "
-            "method that learns no weighting network (frozen), or leave unbiased out."
-        )
-    if weighting is None and method.uses_weights:
-        raise UserError("weighting=None, but this method selects or weighs rows by it: give a function or a Scorer.")
-    if weight_optimizer is None and learns:
-        raise UserError(
-            "weight_optimizer=None, but this method learns the weighting network: give an optax transformation."
-        )
+    check_together(options, method, filter, has_weighting=weighting is not None, has_rate=weight_optimizer is not None)
     evaluations = Evaluations(
         loss,
         specific_loss or loss,
@@ -190,26 +172,9 @@ def make_step(
     )
     if method.update is None:
         return TrainStep(parts.init, parts.plain, parts.plain, parts.plain, parts.plain, 1, 1)
-    if options.period > options.update_every and method.reuse is None:
-        raise UserError(
-            f"probe_every={probe_every} needs a method that remembers the specific gradient: "
-            "give dds or anograd an average_specific, or leave probe_every away."
-        )
     plain = parts.learn if method.chooses_weights else parts.plain
     reuse = parts.reuse if options.period > options.update_every else parts.learn
     return TrainStep(parts.init, parts.step, plain, parts.learn, reuse, options.update_every, options.period)
-
-
-def _check_parts(method: Any, filter: Any, derivatives: Any) -> None:
-    """Refuses what stands where a part is built by a call: the function that builds it, or its name."""
-    if not isinstance(method, Method):
-        raise UserError(f"method={method!r} is no Method: give what a factory returns, as in method=bilevel.soba(…).")
-    if filter is not None and not isinstance(filter, filters.Filter):
-        raise UserError(f"filter={filter!r} is no Filter: give what a factory returns, as in filters.gumbel_top_k().")
-    if isinstance(derivatives, (type, str)):
-        raise UserError(
-            f"derivatives={derivatives!r} is no way of differentiating: give bilevel.Finite() or Forward()."
-        )
 
 
 class _Moved(NamedTuple):

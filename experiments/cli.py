@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from bilevel.types import UserError
 from experiments.programs import keep_programs
+from experiments.runs import STOPPED, Stopped
 
 Config = TypeVar("Config")
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -24,6 +25,8 @@ def run(
 ) -> None:
     """Parses the flags into `config_type` and calls `main`; a user's mistake ends in one sentence and exit code 2.
 
+    A run that a signal stopped ends with exit code 3 and the sentence that says how to go on.
+
     Args:
         config_type: a dataclass.
         main: what is run.
@@ -36,9 +39,14 @@ def run(
     except ImportError:
         sys.exit("error: the experiments need tyro: pip install 'bilevel[experiments]'")
     keep_programs()
+    given: dict[str, Any] = {} if default is None else {"default": default}
+    config = tyro.cli(config_type, args=arguments, description=description, **given)
     try:
-        given: dict[str, Any] = {} if default is None else {"default": default}
-        main(tyro.cli(config_type, args=arguments, description=description, **given))
+        main(config)
+    except Stopped:
+        folder = getattr(config, "run_dir", "the run directory")
+        print(f"Stopped and saved; the same command continues in {folder}.", file=sys.stderr)
+        sys.exit(STOPPED)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

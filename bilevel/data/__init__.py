@@ -15,6 +15,7 @@ from bilevel.data.labelled import open_labelled as open_labelled
 from bilevel.data.loader import Loader as Loader
 from bilevel.data.loader import evaluation_batches as evaluation_batches
 from bilevel.data.mixed import MixedLoader as MixedLoader
+from bilevel.data.overlap import rows_in_both as rows_in_both
 from bilevel.data.packed import PackedText as PackedText
 from bilevel.data.packed import pack as pack
 from bilevel.data.permutation import permute as permute

@@ -26,7 +26,6 @@ from experiments.analyses.filters import Filters
 from experiments.analyses.multi_task import MultiTask
 from experiments.analyses.transfer import Transfer
 from experiments.language_modeling.run import run
-from experiments.runs import STOPPED
 
 Subcommand: TypeAlias = Curriculum | Filters | Transfer | MultiTask
 NAMES = {Curriculum: "curriculum", Filters: "filters", Transfer: "transfer", MultiTask: "multi_task"}
@@ -42,9 +41,6 @@ def main(analysis: Subcommand) -> None:
             if analysis.progress:
                 print(f"{planned.label}, seed {seed}", file=sys.stderr)
             summary = run(planned.config, planned.method, planned.seed, corpora, planned.variant)
-            if summary is None:
-                print(f"Stopped and saved; the same command continues in {analysis.run_dir}.", file=sys.stderr)
-                sys.exit(STOPPED)
             records.append(record_of(planned, summary))
     name = NAMES[type(analysis)]
     print(write(analysis, name, records))

@@ -14,9 +14,9 @@ from bilevel.training.charts import draw, mean_line
 from bilevel.training.metrics import Row
 from bilevel.training.run_dir import write_atomically
 from bilevel.types import UserError
-from experiments.language_modeling import build
 from experiments.language_modeling.comparison import UNITS
 from experiments.language_modeling.config import Config, MethodName
+from experiments.language_modeling.corpora import Corpora, load_corpora
 from experiments.language_modeling.variant import Variant
 from experiments.runs import run_name
 from experiments.tables import Column, by_method
@@ -122,9 +122,9 @@ class Analysis(Config):
         """The flags of a run of the method `frozen` with the weights of the run in `learned`."""
         return self.settings(folder, weights=dataclasses.replace(self.weights, frozen_from=learned), **changes)
 
-    def corpora(self) -> build.Corpora:
+    def corpora(self) -> Corpora:
         """The data of all runs."""
-        return build.load_corpora(self.settings())
+        return load_corpora(self.settings())
 
     def runs(self, seed: int) -> Iterator[Run]:
         """The runs of one seed; each is asked for when those before it are finished."""

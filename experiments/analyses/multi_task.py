@@ -11,8 +11,8 @@ from typing import Any, ClassVar
 from bilevel.data import JoinedData
 from bilevel.types import UserError
 from experiments.analyses.analysis import Analysis, Record, Run
-from experiments.language_modeling import build
 from experiments.language_modeling.config import MethodName
+from experiments.language_modeling.corpora import Corpora, load_corpora
 from experiments.language_modeling.variant import Variant
 
 
@@ -75,14 +75,14 @@ class MultiTask(Analysis):
             found |= {_column(prefix, name): f"{name}{note}" for name in self.names}
         return found | {"generic_loss": "generic loss", "seconds": "seconds"}
 
-    def corpora(self) -> build.Corpora:
+    def corpora(self) -> Corpora:
         """The generic data, and the parts of all sets joined.
 
         Raises:
           UserError: for data that is missing, broken or too small, or weights that are no proportions.
         """
         loaded = {
-            name: build.load_corpora(self.settings(data=dataclasses.replace(self.data, specific=spec)))
+            name: load_corpora(self.settings(data=dataclasses.replace(self.data, specific=spec)))
             for name, spec in zip(self.names, self.specific_sets, strict=True)
         }
         first = next(iter(loaded.values()))

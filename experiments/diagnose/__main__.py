@@ -28,13 +28,14 @@ from experiments.diagnose import report
 from experiments.diagnose.config import DiagnoseConfig, Run, run_of
 from experiments.diagnose.measure import Measurement
 from experiments.language_modeling import build
+from experiments.language_modeling.corpora import Corpora, load_corpora
 
 
 def main(options: DiagnoseConfig) -> None:
     """Trains or restores, measures, reports."""
     options.check()
     run = run_of(options)
-    corpora = build.load_corpora(run.config)
+    corpora = load_corpora(run.config)
     with hold_run_dir(options.run_dir):
         measure = Measurement(options, build.build_model(run.config), corpora)
         if options.checkpoint is None:
@@ -58,7 +59,7 @@ def initial(run: Run) -> tuple[Any, TrainState]:
 
 
 def measured_while_training(
-    options: DiagnoseConfig, run: Run, corpora: build.Corpora, measure: Measurement
+    options: DiagnoseConfig, run: Run, corpora: Corpora, measure: Measurement
 ) -> list[dict[str, float]]:
     """Trains the uniform model, and measures on the way."""
     mesh, rows = sharding.make_mesh(), []

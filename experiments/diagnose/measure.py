@@ -15,7 +15,7 @@ from bilevel.data import Dataset, Loader
 from bilevel.nn.transformer import Transformer, language_model_loss
 from bilevel.types import Batch, Params, UserError
 from experiments.diagnose.config import DiagnoseConfig
-from experiments.language_modeling.build import Corpora
+from experiments.language_modeling.corpora import Corpora
 from experiments.language_modeling.evaluation import Evaluator
 
 EVALUATED = 2048

@@ -8,21 +8,14 @@ Prints tables, and writes them with metrics, checkpoints and a report into --run
 
 from __future__ import annotations
 
-import sys
-
 from experiments import cli
 from experiments.image_classification.config import Config
 from experiments.image_classification.suite import run_suite
-from experiments.runs import STOPPED, Stopped
 
 
 def main(config: Config) -> None:
     """Runs all methods and seeds, and writes the comparison."""
-    try:
-        run_suite(config)
-    except Stopped:
-        print(f"Stopped and saved; the same command continues in {config.run_dir}.", file=sys.stderr)
-        sys.exit(STOPPED)
+    run_suite(config)
 
 
 if __name__ == "__main__":

@@ -8,13 +8,10 @@ Prints a table, and writes it with metrics, checkpoints and a report into --run-
 
 from __future__ import annotations
 
-import sys
-
 from bilevel import sharding
 from experiments import cli
 from experiments.language_modeling.config import Config
 from experiments.language_modeling.suite import run_suite
-from experiments.runs import STOPPED, Stopped
 
 
 def main(config: Config) -> None:
@@ -24,11 +21,7 @@ def main(config: Config) -> None:
     if config.coordinator is not None:
         address = None if config.coordinator == "auto" else config.coordinator
         sharding.start_processes(address, config.processes, config.process)
-    try:
-        run_suite(config)
-    except Stopped:
-        print(f"Stopped and saved; the same command continues in {config.run_dir}.", file=sys.stderr)
-        sys.exit(STOPPED)
+    run_suite(config)
 
 
 if __name__ == "__main__":

@@ -4,31 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax.sharding import Mesh
 
 import bilevel
 from bilevel import filters, methods, sharding
 from bilevel.data import (
-    Dataset,
     JoinedData,
     Loader,
     MixedLoader,
-    PackedText,
     RowView,
     TaskLoader,
-    open_source,
-    open_specific,
-    options_of,
-    pack,
 )
 from bilevel.linearization import Derivatives
 from bilevel.nn.transformer import SIZES, Transformer, TransformerConfig, gathered_before
@@ -37,76 +28,8 @@ from bilevel.scorers import Scorer
 from bilevel.state import TrainState
 from bilevel.step import TrainStep, make_step
 from bilevel.types import Array, LogitFn, LossFn, Params, UserError
-from experiments.language_modeling.config import DENSE, PLAIN, Config, DataConfig, settings_of
-
-HELD_OUT_EVERY = 50
-"""Of generic data that comes without a valid part, the documents with a number divisible by this are held out."""
-
-
-@dataclass(frozen=True)
-class Corpora:
-    """All data of one experiment, packed."""
-
-    generic: PackedText
-    generic_train: RowView
-    generic_valid: RowView
-    specific: Mapping[str, Dataset]
-    """train, valid and test; `JoinedData` if there are several tasks."""
-    task_weights: Sequence[float] | None = None
-    """With several tasks: how often a specific batch comes from each, in proportion; None: all alike."""
-
-    @property
-    def shares(self) -> dict[str, float]:
-        """Share of each labelled domain in the generic training rows; empty without labels."""
-        return self.shares_among(self.generic_train.positions)
-
-    def shares_among(self, rows: np.ndarray) -> dict[str, float]:
-        """Share of each labelled domain among rows of the generic data; empty without labels."""
-        if self.generic.labels is None:
-            return {}
-        counts = np.bincount(self.generic.labels[rows], minlength=len(self.generic.label_names))
-        return dict(zip(self.generic.label_names, (counts / max(len(rows), 1)).tolist(), strict=True))
-
-
-def load_corpora(config: Config) -> Corpora:
-    """Opens, packs and splits the data.
-
-    Raises:
-      UserError: for data that is missing, broken or too small.
-    """
-    data, cache = config.data, Path(config.data.cache_dir).expanduser()
-    generic_options, specific_options = _source_options(data)
-    source = open_source(data.generic, **generic_options)
-    generic = pack(source, length=config.length, cache_dir=cache, labels=data.generic_labels)
-    parts = open_specific(data.specific, **specific_options)
-    specific = {name: pack(part, length=config.length, cache_dir=cache) for name, part in parts.items()}
-    held_out = np.asarray(generic.document) % HELD_OUT_EVERY == 0
-    if not held_out.any() or held_out.all():
-        count = generic.manifest["document_count"]
-        raise UserError(
-            f"{generic.name} has {count} documents, too few to hold some out: give more generic data, of which every "
-            f"{HELD_OUT_EVERY}th document is held out, or cut it into more documents."
-        )
-    return Corpora(
-        generic,
-        RowView(generic, np.flatnonzero(~held_out)),
-        RowView(generic, np.flatnonzero(held_out)),
-        specific,
-    )
-
-
-def _source_options(data: DataConfig) -> list[dict[str, Any]]:
-    """--data.field and --data.documents for the generic and for the specific data: where only one of them has fields, or is
-    plain text, the flag concerns that one."""
-    uses = [options_of(spec) for spec in (data.generic, data.specific)]
-    field, documents = (any(use[i] for use in uses) for i in range(2))
-    return [
-        {
-            "field": data.field if use.field or not field else None,
-            "documents": data.documents if use.documents or not documents else "line",
-        }
-        for use in uses
-    ]
+from experiments.language_modeling.config import DENSE, PLAIN, Config, settings_of
+from experiments.language_modeling.corpora import Corpora
 
 
 def build_model(config: Config, mesh: Mesh | None = None) -> Transformer:
@@ -162,7 +85,7 @@ def build_step(
         loss,
         weighting.logits,
         optax.adam(schedule, b2=0.98),
-        optax.adamw(s["weight_learning_rate"], weight_decay=s["weight_decay"]),
+        build_weight_optimizer(s),
         build_method(method, s),
         batch_size=config.batch_size,
         mode="dense" if method in DENSE else "sparse",
@@ -179,6 +102,13 @@ def build_step(
         mesh=mesh if mesh is not None and mesh.size > 1 else None,
         gather=gathered_before if _gathers_blocks(config, mesh) else None,
     )
+
+
+def build_weight_optimizer(settings: dict[str, Any]) -> optax.GradientTransformation:
+    """Adam for α, with a warm-up that is counted in θ-updates."""
+    rate, updates = settings["weight_learning_rate"], settings["weight_warmup"] // settings["update_every"]
+    schedule = optax.linear_schedule(0.0, rate, updates) if updates else rate
+    return optax.adamw(schedule, weight_decay=settings["weight_decay"])
 
 
 def last_blocks(count: int, model: TransformerConfig) -> Callable[[str], bool] | None:

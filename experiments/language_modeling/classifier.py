@@ -12,7 +12,7 @@ import optax
 
 from bilevel.data import Dataset, Loader
 from bilevel.types import Array, Batch, LogitFn, Params, UserError
-from experiments.language_modeling.build import Corpora
+from experiments.language_modeling.corpora import Corpora
 
 EVALUATIONS = 100
 """Often, as the classifier of a small specific set is at its best after a few steps."""

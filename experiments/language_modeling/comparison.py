@@ -9,8 +9,8 @@ from typing import Any
 
 from bilevel.training import Document, RunRecord, read_metrics, write_report
 from bilevel.training.run_dir import CONFIG_NAME, flatten, write_atomically
-from experiments.language_modeling.build import Corpora
 from experiments.language_modeling.config import PLAIN, Config
+from experiments.language_modeling.corpora import Corpora
 from experiments.runs import read_json, run_name
 from experiments.tables import Column, by_method
 

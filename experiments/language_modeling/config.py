@@ -104,6 +104,8 @@ class MethodConfig:
     """Scale the alignments of each α-step to root mean square 1."""
     weight_learning_rate: float | None = None
     """Learning rate of the weighting network (Adam)."""
+    weight_warmup: int | None = None
+    """θ-updates over which that rate grows from 0, while the specific gradient is still young."""
     weight_decay: float | None = None
     """Decoupled weight decay of the weighting network."""
     temperature: float | None = None

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from bilevel.data import RowView, evaluation_batches
 from bilevel.nn.transformer import Transformer, byte_losses
 from bilevel.types import Array, Params, UserError
-from experiments.language_modeling.build import Corpora
 from experiments.language_modeling.config import Config
+from experiments.language_modeling.corpora import Corpora
 from experiments.language_modeling.finetune import Evaluate, finetune
 
 NAME = "contrastive_scores.npz"

@@ -14,8 +14,8 @@ from bilevel.data import Dataset, JoinedData, evaluation_batches
 from bilevel.nn.transformer import Transformer, byte_losses
 from bilevel.state import TrainState
 from bilevel.types import Array, Params
-from experiments.language_modeling.build import Corpora
 from experiments.language_modeling.config import Config
+from experiments.language_modeling.corpora import Corpora
 from experiments.language_modeling.tasks import task_losses
 
 EVALUATION_BATCH = 256

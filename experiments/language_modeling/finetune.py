@@ -17,8 +17,8 @@ from bilevel.nn.transformer import Transformer, language_model_loss
 from bilevel.step import make_step
 from bilevel.training.run_dir import write_atomically
 from bilevel.types import Params
-from experiments.language_modeling.build import Corpora
 from experiments.language_modeling.config import Config
+from experiments.language_modeling.corpora import Corpora
 from experiments.language_modeling.tasks import task_losses
 from experiments.runs import read_json
 

@@ -15,6 +15,7 @@ PAPER: dict[str, Any] = {
     "derivatives": "forward",
     "normalize_alignments": False,
     "weight_learning_rate": 1e-3,
+    "weight_warmup": 0,
     "weight_decay": 0.0,
     "temperature": 1.0,
     "min_effective_fraction": 0.0,

@@ -25,11 +25,12 @@ from bilevel.types import Params, UserError
 from experiments.language_modeling import build, contrastive
 from experiments.language_modeling.classifier import train_classifier
 from experiments.language_modeling.config import DENSE, PLAIN, Config, settings_of
+from experiments.language_modeling.corpora import Corpora
 from experiments.language_modeling.evaluation import Evaluator, final_losses, local, while_training
 from experiments.language_modeling.finetune import finetuned_results
 from experiments.language_modeling.variant import Variant
 from experiments.language_modeling.weights import load_weights, save_weights
-from experiments.runs import CHECKPOINTS, RESULT_NAME, read_json, run_name
+from experiments.runs import CHECKPOINTS, RESULT_NAME, Stopped, read_json, run_name
 
 MAY_CHANGE = (
     "log_every", "evaluate_every", "checkpoint_every", "progress", "tensorboard", "data.cache_dir", "shard_state",
@@ -49,12 +50,12 @@ def settings_dict(config: Config, method: str, seed: int) -> dict[str, Any]:
         del everything[name]
     if not config.resident:
         del everything["resident"]  # it rounds otherwise; runs that were begun before it existed go on
+    if not weights.get("weight_warmup", 1):
+        del everything["weights"]["weight_warmup"]  # likewise
     return everything
 
 
-def run(
-    config: Config, method: str, seed: int, corpora: build.Corpora, variant: Variant | None = None
-) -> dict[str, Any] | None:
+def run(config: Config, method: str, seed: int, corpora: Corpora, variant: Variant | None = None) -> dict[str, Any]:
     """Trains (or continues, or only evaluates) one run.
 
     Args:
@@ -65,7 +66,10 @@ def run(
       variant: what is done in another way than the flags say.
 
     Returns:
-      The summary, as written to result.json and finetuned.json; None if a signal stopped the run before its end.
+      The summary, as written to result.json and finetuned.json.
+
+    Raises:
+      Stopped: a signal stopped it before its end.
     """
     variant = variant or Variant()
     directory = config.run_dir / run_name(method, seed)
@@ -83,8 +87,6 @@ def run(
         summary, params = read_json(done), lambda: this.checkpoint().params
     else:
         finished = this.train()
-        if finished is None:
-            return None
         summary, params = finished.summary, lambda: finished.params
     return summary | finetuned_results(config, seed, directory, params, this.parts.model, this.parts.evaluator, corpora)
 
@@ -118,9 +120,7 @@ class _Start(NamedTuple):
 class _Run:
     """One run; its parts are built when they are needed."""
 
-    def __init__(
-        self, config: Config, method: str, seed: int, corpora: build.Corpora, directory: Path, variant: Variant
-    ):
+    def __init__(self, config: Config, method: str, seed: int, corpora: Corpora, directory: Path, variant: Variant):
         self.config, self.method, self.seed = config, method, seed
         self.corpora, self.directory, self.variant = corpora, directory, variant
         self.settings = settings_of(config, method)
@@ -158,16 +158,13 @@ class _Run:
         steps = int(jax.device_get(state.step))
         return {"method": self.method, "seed": self.seed, "steps": steps, "seconds": math.nan, **losses}
 
-    def train(self) -> _Finished | None:
-        """Trains to the end, and writes what remains of the run; None if a signal stopped it."""
+    def train(self) -> _Finished:
+        """Trains to the end, and writes what remains of the run."""
         if self.method == "contrastive":
-            trained = self._contrastive()
+            result, report = self._contrastive()
         else:
             start = self._prepared()
-            trained = self._trained(start.state, self.config.steps), start.report
-        result, report = trained
-        if result.stopped_early:
-            return None
+            result, report = self._trained(start.state, self.config.steps), start.report
         state, mesh = result.state, self.parts.mesh
         params, weight_params = sharding.whole(mesh, (state.params, state.weight_params))
         summary = self._summary(result, final_losses(params, self.parts.evaluator, self.corpora)) | report
@@ -180,11 +177,15 @@ class _Run:
         return _Finished(params, summary)
 
     def _trained(self, state: TrainState, steps: int, rows: RowView | None = None) -> TrainResult:
-        """Trains (or continues) up to a step, on all generic rows or on some."""
+        """Trains (or continues) up to a step, on all generic rows or on some.
+
+        Raises:
+          Stopped: a signal stopped it before.
+        """
         config, mesh = self.config, self.parts.mesh
         generic, specific = build.build_loaders(config, self.method, self.seed, self.corpora, rows)
         sharding.check_divides(mesh, batch_size=config.batch_size, specific_batch_size=specific.batch_size)
-        return train(
+        result = train(
             self.parts.step,
             state,
             data=self.variant.source(_source(config, generic, specific, mesh), mesh),
@@ -194,6 +195,9 @@ class _Run:
             on_selected=self.variant.on_selected(_share_counter(self.corpora)),
             on_state=self.variant.on_state,
         )
+        if result.stopped_early:
+            raise Stopped
+        return result
 
     def _contrastive(self) -> tuple[TrainResult, dict[str, float]]:
         """The four phases of contrastive data selection; the second and third are done once."""
@@ -209,10 +213,7 @@ class _Run:
         scores = contrastive.load_scores(file, self.corpora) if given or file.exists() else None
         state = self.parts.state
         if scores is None or self._steps_done() < first:
-            result = self._trained(state, first)
-            if result.stopped_early:
-                return result, {}
-            state = result.state
+            state = self._trained(state, first).state
         if scores is None:
             scores = self._scored(state.params, file)
         rows = contrastive.best_rows(scores, self.settings["contrastive_fraction"], self.corpora)
@@ -301,7 +302,7 @@ def _loop_config(config: Config, steps: int) -> LoopConfig:
     )
 
 
-def _share_counter(corpora: build.Corpora) -> Callable[[np.ndarray, int], Mapping[str, float]] | None:
+def _share_counter(corpora: Corpora) -> Callable[[np.ndarray, int], Mapping[str, float]] | None:
     if corpora.generic.labels is None:
         return None
 

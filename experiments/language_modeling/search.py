@@ -14,8 +14,8 @@ import numpy as np
 from bilevel.training import TrainingDiverged
 from bilevel.training.run_dir import write_atomically
 from bilevel.types import UserError
-from experiments.language_modeling.build import Corpora
 from experiments.language_modeling.config import Config
+from experiments.language_modeling.corpora import Corpora
 from experiments.language_modeling.run import run
 
 NAME = "trials.json"
@@ -57,27 +57,22 @@ SPACES: dict[str, dict[str, Log | Among]] = {
 """What is searched for each method: names of --weights flags, and the learning rate of θ."""
 
 
-def searched(config: Config, methods: list[str], corpora: Corpora) -> dict[str, Config] | None:
+def searched(config: Config, methods: list[str], corpora: Corpora) -> dict[str, Config]:
     """The configuration of each method with the settings that did best on the specific validation data.
 
     Trials are runs of `trial_steps` updates with the first seed, in `search/METHOD` of the run directory; finished ones are not
     run again.
 
     Returns:
-      Method -> configuration, the one given without --trials; None if a signal stopped a trial.
+      Method -> configuration, the one given without --trials.
 
     Raises:
       UserError: if every trial of a method diverged.
+      Stopped: a signal stopped a trial.
     """
     if config.trials < 1:
         return dict.fromkeys(methods, config)
-    chosen = {}
-    for method in methods:
-        best = _best(config, method, corpora)
-        if best is None:
-            return None
-        chosen[method] = with_settings(config, best)
-    return chosen
+    return {method: with_settings(config, _best(config, method, corpora)) for method in methods}
 
 
 def trial_settings(method: str, seed: int, trial: int) -> dict[str, Any]:
@@ -102,7 +97,7 @@ def with_settings(config: Config, settings: dict[str, Any]) -> Config:
     return dataclasses.replace(config, learning_rate=rate, weights=dataclasses.replace(config.weights, **own))
 
 
-def _best(config: Config, method: str, corpora: Corpora) -> dict[str, Any] | None:
+def _best(config: Config, method: str, corpora: Corpora) -> dict[str, Any]:
     folder = config.run_dir / "search" / method
     steps = config.trial_steps or max(1, config.steps // 4)
     trials = []
@@ -121,8 +116,6 @@ def _best(config: Config, method: str, corpora: Corpora) -> dict[str, Any] | Non
             result = run(trial, method, config.seed, corpora)
         except TrainingDiverged:
             result = {"specific_valid_loss": math.inf}
-        if result is None:
-            return None
         trials.append({"settings": settings, "specific_valid_loss": result["specific_valid_loss"]})
     best = min(trials, key=lambda trial: trial["specific_valid_loss"])
     if not math.isfinite(best["specific_valid_loss"]):

@@ -14,10 +14,11 @@ import numpy as np
 
 from bilevel.training.run_dir import write_atomically
 from bilevel.types import UserError
-from experiments.language_modeling import build, comparison, search, tables
+from experiments.language_modeling import comparison, search, tables
 from experiments.language_modeling.config import Config
+from experiments.language_modeling.corpora import Corpora, load_corpora
 from experiments.language_modeling.run import run
-from experiments.runs import Stopped, read_json, run_name
+from experiments.runs import read_json, run_name
 
 SAME_SECONDS = "same_seconds"
 PLAN = "plan.json"
@@ -75,10 +76,8 @@ def set_name(given: str) -> str:
 
 
 def _one_set(name: str, config: Config, methods: Sequence[str]) -> Results:
-    corpora = build.load_corpora(config)
+    corpora = load_corpora(config)
     chosen = search.searched(config, list(methods), corpora)
-    if chosen is None:
-        raise Stopped
     found = _all_runs(config, chosen, corpora)
     if jax.process_index() == 0:
         _show(config, found, corpora, {})
@@ -89,21 +88,18 @@ def _one_set(name: str, config: Config, methods: Sequence[str]) -> Results:
     return rows + [{"specific_set": name, "budget": "seconds", **row} for row in again]
 
 
-def _all_runs(config: Config, chosen: dict[str, Config], corpora: build.Corpora) -> Results:
+def _all_runs(config: Config, chosen: dict[str, Config], corpora: Corpora) -> Results:
     """All seeds of all methods, seed by seed, so that the seconds of one seed were measured side by side."""
     results = []
     for seed in range(config.seed, config.seed + config.seeds):
         for method, own in chosen.items():
             if config.progress and jax.process_index() == 0:
                 print(f"{method}, seed {seed}", file=sys.stderr)
-            result = run(own, method, seed, corpora)
-            if result is None:
-                raise Stopped
-            results.append(result)
+            results.append(run(own, method, seed, corpora))
     return results
 
 
-def _show(config: Config, results: Results, corpora: build.Corpora, elsewhere: dict[tuple[str, int], Path]) -> None:
+def _show(config: Config, results: Results, corpora: Corpora, elsewhere: dict[tuple[str, int], Path]) -> None:
     if config.eval_only:
         print(comparison.table(results))
         return
@@ -111,7 +107,7 @@ def _show(config: Config, results: Results, corpora: build.Corpora, elsewhere: d
     print(f"\nReport: {config.run_dir / 'report.html'}")
 
 
-def _same_seconds(config: Config, chosen: dict[str, Config], found: Results, corpora: build.Corpora) -> Results:
+def _same_seconds(config: Config, chosen: dict[str, Config], found: Results, corpora: Corpora) -> Results:
     """Trains each method with as many steps as fit in the budget of seconds; uniform itself only if its own differs."""
     folder = config.run_dir / SAME_SECONDS
     plan = _plan(config, folder, found)

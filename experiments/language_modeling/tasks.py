@@ -7,7 +7,7 @@ from typing import Any
 
 from bilevel.data import Dataset, JoinedData
 from bilevel.types import Params
-from experiments.language_modeling.build import Corpora
+from experiments.language_modeling.corpora import Corpora
 
 
 def task_losses(

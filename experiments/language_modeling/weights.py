@@ -13,7 +13,7 @@ from bilevel.data import PackedText, evaluation_batches
 from bilevel.state import TrainState
 from bilevel.training import Document
 from bilevel.types import LogitFn, Params, UserError
-from experiments.language_modeling.build import Corpora
+from experiments.language_modeling.corpora import Corpora
 from experiments.language_modeling.evaluation import local
 
 NAME = "weights.npz"

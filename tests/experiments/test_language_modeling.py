@@ -24,8 +24,9 @@ from bilevel.types import UserError
 from experiments import cli
 from experiments.language_modeling import comparison
 from experiments.language_modeling.__main__ import main
-from experiments.language_modeling.build import last_blocks, load_corpora
+from experiments.language_modeling.build import last_blocks
 from experiments.language_modeling.config import Config, DataConfig, MethodConfig, ModelConfig, settings_of
+from experiments.language_modeling.corpora import load_corpora
 from experiments.language_modeling.run import settings_dict
 from experiments.runs import STOPPED
 

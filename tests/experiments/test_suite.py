@@ -13,8 +13,8 @@ from language_toy import STEPS, call, write_texts
 
 from bilevel import sharding
 from experiments.language_modeling import contrastive, search, suite, tables
-from experiments.language_modeling.build import load_corpora
 from experiments.language_modeling.config import ALL, METHODS, Config, DataConfig
+from experiments.language_modeling.corpora import load_corpora
 from experiments.language_modeling.tables import Key
 
 SCORING = {"weights__contrastive_rows": 40, "weights__contrastive_finetune_steps": 30}
@@ -198,3 +198,16 @@ def test_names_of_sets() -> None:
     config = Config(specific_sets=("x/a", "y/a.txt"))
     with pytest.raises(Exception, match='two sets named "a"'):
         suite.named_sets(config)
+
+
+def test_test_documents_among_the_generic_ones_are_reported(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = DataConfig(generic=str(data / "generic.txt"), specific=str(data / "specific"), cache_dir=data / "cache")
+    load_corpora(Config(length=40, data=text))
+    assert "warning" not in capsys.readouterr().err
+    lines = (data / "specific" / "test.txt").read_text()
+    with (data / "generic.txt").open("a") as file:
+        file.write(lines)
+    load_corpora(Config(length=40, data=text))
+    printed = capsys.readouterr().err
+    assert printed.count("warning") == 1
+    assert "remove those documents from one of the two, or the test loss is too good" in printed
