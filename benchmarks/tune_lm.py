@@ -92,6 +92,12 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
         "soba",
         {"warm_start": True, "weight_learning_rate": 3e-3, "temperature": 0.3},
     ),
+    "warm_soba": ("warm_soba", {}),
+    "warm_soba, 64 alpha rows": ("warm_soba", {"alpha_batch_size": 64}),
+    "warm_soba, 64 uniform alpha rows": (
+        "warm_soba",
+        {"alpha_batch": "uniform", "alpha_batch_size": 64, "estimator": "softmax"},
+    ),
     "dds, warm start": ("dds", {"warm_start": True}),
     "penalty": ("penalty", {}),
     "penalty, strength 0.1": ("penalty", {"penalty_strength": 0.1}),

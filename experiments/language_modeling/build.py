@@ -28,7 +28,7 @@ from bilevel.scorers import Scorer
 from bilevel.state import TrainState
 from bilevel.step import TrainStep, make_step
 from bilevel.types import Array, LogitFn, LossFn, Params, UserError
-from experiments.language_modeling.config import DENSE, PLAIN, Config, settings_of
+from experiments.language_modeling.config import DENSE, PLAIN, TRACKING, Config, settings_of
 from experiments.language_modeling.corpora import Corpora
 
 
@@ -147,7 +147,7 @@ def build_filter(settings: dict[str, Any]) -> filters.Filter:
 
 def build_method(method: str, settings: dict[str, Any]) -> methods.Method:
     """The method with its settings."""
-    if method in ("soba", "penalty"):
+    if method in TRACKING:
         rate = settings["tracker_learning_rate"]
         trackers = {
             "sgd": optax.sgd(rate),

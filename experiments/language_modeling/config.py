@@ -14,7 +14,7 @@ from experiments.language_modeling.presets import PRESETS
 
 MethodName: TypeAlias = Literal[
     "uniform", "mixing", "contrastive", "classifier", "meta_weight_net", "learning_to_reweight", "dds", "anograd", "soba",
-    "penalty", "implicit_cg", "implicit_neumann", "frozen",
+    "warm_soba", "penalty", "implicit_cg", "implicit_neumann", "frozen",
 ]  # fmt: skip
 METHODS: tuple[str, ...] = get_args(MethodName)
 ALL = tuple(name for name in METHODS if name != "frozen")
@@ -23,7 +23,8 @@ PLAIN = ("uniform", "mixing", "contrastive")
 """They train on what is loaded: no weighting network."""
 DENSE = ("learning_to_reweight", "meta_weight_net")
 """They weigh all rows of a batch of --batch-size, in place of picking rows from a big batch."""
-
+TRACKING = ("soba", "warm_soba", "penalty")
+"""They carry the specific gradient, or what it adds up to, from step to step."""
 
 LEAST = {
     **dict.fromkeys(
@@ -277,7 +278,7 @@ def settings_of(config: Config, method: str) -> dict[str, Any]:
     given = {k: v for k, v in dataclasses.asdict(config.weights).items() if v is not None and k != "preset"}
     settings = PRESETS[config.weights.preset][method] | given
     settings = {name: value for name, value in settings.items() if _concerns(name, method)}
-    remembers = method in ("soba", "penalty") or settings["average_specific"] > 0
+    remembers = method in TRACKING or settings["average_specific"] > 0
     if "probe_every" not in given and ("update_every" in given or not remembers):
         settings["probe_every"] = 0
     if "probe_blocks" not in given and config.model.scan_layers:

@@ -54,10 +54,12 @@ DEFAULT: dict[str, Any] = PAPER | {
 
 _DENSE: dict[str, Any] = {"estimator": "softmax", "probe_every": 0, "probe_blocks": 0, "update_every": 1}
 _IMPLICIT: dict[str, Any] = {"update_every": 4, "probe_every": 0, "average_specific": 0.9, "damping": 1.0}
+_WARM: dict[str, Any] = {"warm_start": True, "weight_learning_rate": 3e-3}
 
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "default": {
         "soba": DEFAULT,
+        "warm_soba": DEFAULT | _WARM,
         "penalty": DEFAULT,
         "dds": DEFAULT | {"average_specific": 0.95},
         "anograd": DEFAULT | {"average_specific": 0.95, "through_optimizer": True},
@@ -73,6 +75,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     },
     "paper": {
         "soba": PAPER,
+        "warm_soba": PAPER | {"warm_start": True},
         "penalty": PAPER,
         "dds": PAPER | {"alpha_batch": "uniform"},
         "anograd": PAPER | {"alpha_batch": "uniform"},

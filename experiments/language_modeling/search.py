@@ -48,6 +48,7 @@ SPACES: dict[str, dict[str, Log | Among]] = {
     "dds": _AVERAGED,
     "anograd": _AVERAGED,
     "soba": _WEIGHTS | {"tracker_learning_rate": Log(5e-4, 1e-2), "damping": Among((0.0, 0.05))},
+    "warm_soba": _WEIGHTS | {"tracker_learning_rate": Log(5e-4, 1e-2), "classifier_steps": Among((100, 300, 1000))},
     "penalty": _WEIGHTS | {"tracker_learning_rate": Log(5e-4, 1e-2), "penalty_strength": Log(0.1, 10.0)},
     "implicit_cg": _AVERAGED | {"damping": Log(1e-2, 10.0), "iterations": Among((3, 5, 10))},
     "implicit_neumann": _AVERAGED

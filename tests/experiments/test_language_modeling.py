@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from language_toy import STEPS, call, flags, write_texts
@@ -24,7 +25,7 @@ from bilevel.types import UserError
 from experiments import cli
 from experiments.language_modeling import comparison
 from experiments.language_modeling.__main__ import main
-from experiments.language_modeling.build import last_blocks
+from experiments.language_modeling.build import build_weight_optimizer, last_blocks
 from experiments.language_modeling.config import Config, DataConfig, MethodConfig, ModelConfig, settings_of
 from experiments.language_modeling.corpora import load_corpora
 from experiments.language_modeling.run import settings_dict
@@ -424,3 +425,28 @@ def test_the_report_tells_methods_apart(data: Path) -> None:
         assert f"<td>{name}</td><td>{value}</td>" in report
     assert "<td>soba: weights.tracker</td>" in report
     assert "<td>seed</td>" not in report
+
+
+def test_the_rate_of_the_weights_grows_over_theta_updates() -> None:
+    settings = {"weight_learning_rate": 0.01, "weight_warmup": 40, "update_every": 4, "weight_decay": 0.0}
+    optimizer, weights = build_weight_optimizer(settings), jnp.zeros(1)
+    state, moves = optimizer.init(weights), []
+    for _ in range(15):
+        updates, state = optimizer.update(jnp.ones(1), state, weights)
+        moves.append(-float(updates[0]))
+    expected = [0.01 * min(i / 10, 1) for i in range(15)]  # Adam moves by its rate where the gradient never changes
+    np.testing.assert_allclose(moves, expected, rtol=1e-3, atol=1e-9)
+
+
+@pytest.mark.slow
+def test_a_warm_start_begins_with_the_classifier(data: Path) -> None:
+    kept, still = {}, {"weights__weight_warmup": 10**6, "weights__weight_learning_rate": 0.01}
+    for method in ("soba", "warm_soba", "classifier"):
+        call(data, method=method, run_dir=data / method, **still)
+        with np.load(data / method / f"{method}-seed0" / "weights.npz") as leaves:
+            kept[method] = [leaves[name] for name in leaves.files]
+    distance = {
+        method: sum(float(np.abs(a - b).max()) for a, b in zip(kept[method], kept["classifier"], strict=True))
+        for method in ("soba", "warm_soba")
+    }
+    assert distance["warm_soba"] < 0.05 * distance["soba"], distance
