@@ -156,7 +156,7 @@ def cross_scored(
     return combine(*tables)
 
 
-def _unwrapped(dataset: Dataset) -> tuple[Dataset, NDArray[np.int64]]:
+def _unwrapped(dataset: Dataset) -> tuple[Dataset, NDArray[np.integer[Any]]]:
     """The whole that a data set is a view of, and the rows of it: their numbers are the examples' ids."""
     positions = np.arange(len(dataset))
     while isinstance(dataset, RowView):

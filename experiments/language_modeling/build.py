@@ -198,21 +198,33 @@ def build_loaders(
             f"--big-batch-size {size} is smaller than --batch-size {config.batch_size}: "
             "the filter picks the batch from the big batch, so give a larger big batch."
         )
-    specific_size = settings_of(config, method)["specific_batch_size"]
+    settings = settings_of(config, method)
     loader = functools.partial(Loader, process_index=jax.process_index(), process_count=jax.process_count())
     specific = functools.partial(loader, corpora.specific["train"])
-    if method == "mixing":
-        count = mixed_rows(settings_of(config, method)["mixing_fraction"], size)
-        generic = MixedLoader(
-            loader(corpora.generic_train, size - count, seed=seed), specific(count, seed=seed + 4_000_003)
-        )
-    else:
-        generic = loader(corpora.generic_train if rows is None else rows, size, seed=seed)
+    count = _specific_rows(method, settings, size)
+    generic = loader(corpora.generic_train if rows is None else rows, size - count, seed=seed)
+    if count:
+        generic = MixedLoader(generic, specific(count, seed=seed + 4_000_003))
     train, specific_seed = corpora.specific["train"], seed + 1_000_003
     if isinstance(train, JoinedData):
         weights = corpora.task_weights
-        return generic, TaskLoader(train, specific_size, seed=specific_seed, weights=weights, **loader.keywords)
-    return generic, specific(specific_size, seed=specific_seed)
+        size = settings["specific_batch_size"]
+        return generic, TaskLoader(train, size, seed=specific_seed, weights=weights, **loader.keywords)
+    return generic, specific(settings["specific_batch_size"], seed=specific_seed)
+
+
+def _specific_rows(method: str, settings: dict[str, Any], size: int) -> int:
+    """The specific rows among `size` loaded ones.
+
+    Raises:
+      UserError: if they leave no generic row.
+    """
+    if method == "mixing":
+        return mixed_rows(settings["mixing_fraction"], size)
+    count = 0 if method in (*PLAIN, *DENSE) else settings["specific_candidates"]
+    if not 0 <= count < size:
+        raise UserError(f"--weights.specific-candidates {count} of --big-batch-size {size}: give 0 or more, and fewer.")
+    return count
 
 
 def mixed_rows(fraction: float, batch_size: int) -> int:

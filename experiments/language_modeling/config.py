@@ -133,6 +133,8 @@ class MethodConfig:
     """implicit_*: Hessian products in an α-step."""
     neumann_step_size: float | None = None
     """implicit_neumann: η, below 2/(largest eigenvalue of the Hessian + λ)."""
+    specific_candidates: int | None = None
+    """Methods that pick rows: specific training rows in each big batch, which they may pick too; 0: none."""
     classifier_steps: int | None = None
     """classifier: updates before training begins."""
     classifier_rows: int | None = None

@@ -30,8 +30,8 @@ SCORED_AT_ONCE = 256
 class Scores(NamedTuple):
     """What fine-tuning on the specific data does for generic rows."""
 
-    rows: NDArray[np.int64]
-    """int64 `[n]`: row numbers in the generic data."""
+    rows: NDArray[np.integer[Any]]
+    """Integers `[n]`: row numbers in the generic data."""
     gain: NDArray[np.float32]
     """float32 `[n]`: loss before minus loss after fine-tuning, nats per byte."""
     content_hash: str

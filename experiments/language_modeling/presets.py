@@ -30,6 +30,7 @@ PAPER: dict[str, Any] = {
     "iterations": 5,
     "neumann_step_size": 0.1,
     "mixing_fraction": 0.1,
+    "specific_candidates": 0,
     "classifier_steps": 1000,
     "classifier_rows": 256,
     "contrastive_start": 0.5,

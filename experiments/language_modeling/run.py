@@ -48,10 +48,11 @@ def settings_dict(config: Config, method: str, seed: int) -> dict[str, Any]:
     everything = dataclasses.asdict(config) | {"method": method, "seed": seed, "weights": weights}
     for name in NOT_OF_A_RUN:
         del everything[name]
+    for name in ("weight_warmup", "specific_candidates"):  # runs that were begun before these existed go on
+        if not weights.get(name, 1):
+            del everything["weights"][name]
     if not config.resident:
-        del everything["resident"]  # it rounds otherwise; runs that were begun before it existed go on
-    if not weights.get("weight_warmup", 1):
-        del everything["weights"]["weight_warmup"]  # likewise
+        del everything["resident"]  # it rounds otherwise; likewise
     return everything
 
 
@@ -279,7 +280,9 @@ def _source(
     if config.resident and config.shard_state:
         raise UserError("--resident keeps the whole state on every device: leave it or --shard-state away.")
     if config.resident and isinstance(generic, MixedLoader):
-        raise UserError("--resident does not go with the method mixing, whose batches come from two data sets.")
+        raise UserError(
+            "--resident does not go with mixing or --weights.specific-candidates, whose batches come from two data sets."
+        )
     if config.resident:
         assert isinstance(generic, Loader)
         return Resident(generic, specific, mesh)

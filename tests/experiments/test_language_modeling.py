@@ -25,7 +25,7 @@ from bilevel.types import UserError
 from experiments import cli
 from experiments.language_modeling import comparison
 from experiments.language_modeling.__main__ import main
-from experiments.language_modeling.build import build_weight_optimizer, last_blocks
+from experiments.language_modeling.build import build_loaders, build_weight_optimizer, last_blocks
 from experiments.language_modeling.config import Config, DataConfig, MethodConfig, ModelConfig, settings_of
 from experiments.language_modeling.corpora import load_corpora
 from experiments.language_modeling.run import settings_dict
@@ -433,7 +433,7 @@ def test_the_rate_of_the_weights_grows_over_theta_updates() -> None:
     state, moves = optimizer.init(weights), []
     for _ in range(15):
         updates, state = optimizer.update(jnp.ones(1), state, weights)
-        moves.append(-float(updates[0]))
+        moves.append(-np.asarray(updates).item())
     expected = [0.01 * min(i / 10, 1) for i in range(15)]  # Adam moves by its rate where the gradient never changes
     np.testing.assert_allclose(moves, expected, rtol=1e-3, atol=1e-9)
 
@@ -450,3 +450,22 @@ def test_a_warm_start_begins_with_the_classifier(data: Path) -> None:
         for method in ("soba", "warm_soba")
     }
     assert distance["warm_soba"] < 0.05 * distance["soba"], distance
+
+
+def test_specific_candidates_stand_in_every_big_batch(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    corpora = load_corpora(
+        Config(length=16, data=DataConfig(str(data / "generic.txt"), str(data / "specific"), cache_dir=data / "cache"))
+    )
+    weights = MethodConfig(specific_candidates=3)
+    config = Config(length=16, batch_size=4, big_batch_size=16, weights=weights)
+    for method, count in (("soba", 3), ("classifier", 3), ("uniform", 0), ("meta_weight_net", 0)):
+        batch = build_loaders(config, method, 0, corpora)[0].batch(5)
+        texts = [row[:n].tobytes().decode() for row, n in zip(batch["tokens"], batch["length"], strict=True)]
+        assert (batch["id"] == -1).sum() == count
+        assert len(texts) == (16 if count else 4)
+        if count:
+            specific = [text for text, i in zip(texts, batch["id"], strict=True) if i < 0]
+            assert all(text.upper() == text for text in specific)
+    with pytest.raises(SystemExit):
+        call(data, method="soba", weights__specific_candidates=16)
+    assert "--weights.specific-candidates 16 of --big-batch-size 16" in capsys.readouterr().err
