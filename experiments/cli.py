@@ -40,8 +40,9 @@ def run(
         sys.exit("error: the experiments need tyro: pip install 'bilevel[experiments]'")
     keep_programs()
     given: dict[str, Any] = {} if default is None else {"default": default}
-    config = tyro.cli(config_type, args=arguments, description=description, **given)
+    config = None
     try:
+        config = tyro.cli(config_type, args=arguments, description=description, **given)
         main(config)
     except Stopped:
         folder = getattr(config, "run_dir", "the run directory")

@@ -46,6 +46,10 @@ class Filters(Analysis):
         super().check()
         if len(set(self.filters)) < len(self.filters) or not self.filters:
             raise UserError(f"--filters {' '.join(self.filters)}: name at least one filter, and each only once.")
+        if self.weights.specific_candidates:
+            raise UserError(
+                "--weights.specific-candidates does not go with this analysis, which counts distinct generic rows: leave it away."
+            )
 
     def runs(self, seed: int) -> Iterator[Run]:
         """One run a filter."""

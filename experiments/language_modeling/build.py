@@ -105,7 +105,13 @@ def build_step(
 
 
 def build_weight_optimizer(settings: dict[str, Any]) -> optax.GradientTransformation:
-    """Adam for α, with a warm-up that is counted in θ-updates."""
+    """Adam for α, with a warm-up that is counted in θ-updates.
+
+    Raises:
+      UserError: if that is below 0.
+    """
+    if settings["weight_warmup"] < 0:
+        raise UserError(f"--weights.weight-warmup {settings['weight_warmup']} must be at least 0.")
     rate, updates = settings["weight_learning_rate"], settings["weight_warmup"] // settings["update_every"]
     schedule = optax.linear_schedule(0.0, rate, updates) if updates else rate
     return optax.adamw(schedule, weight_decay=settings["weight_decay"])

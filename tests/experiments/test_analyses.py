@@ -338,6 +338,11 @@ BAD = {
     "no snapshots": (["curriculum"], {"snapshots": 0}, "--snapshots 0 must be at least 1"),
     "resident": (["curriculum", "--resident"], {}, "--resident does not go with replaying"),
     "a filter twice": (["filters", "--filters", "top_k", "top_k"], {}, "--filters top_k top_k: name"),
+    "specific rows among the big batch": (
+        ["filters"],
+        {"weights__specific_candidates": 2},
+        "--weights.specific-candidates does not go with this analysis",
+    ),
     "one size": (["transfer"], {"small": "small", "large": "small"}, "give two sizes that differ"),
     "no sets": (["multi_task"], {}, "--specific-sets names 0 specific sets: give at least two"),
     "a set twice": (["multi_task", "--specific-sets", "a", "a"], {}, "names a set twice"),

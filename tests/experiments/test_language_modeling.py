@@ -436,6 +436,8 @@ def test_the_rate_of_the_weights_grows_over_theta_updates() -> None:
         moves.append(-np.asarray(updates).item())
     expected = [0.01 * min(i / 10, 1) for i in range(15)]  # Adam moves by its rate where the gradient never changes
     np.testing.assert_allclose(moves, expected, rtol=1e-3, atol=1e-9)
+    with pytest.raises(UserError, match=r"--weights\.weight-warmup -1 must be at least 0"):
+        build_weight_optimizer(settings | {"weight_warmup": -1})
 
 
 @pytest.mark.slow
