@@ -35,6 +35,7 @@ STEPS_AHEAD = 8
 Evaluate = Callable[[Any], Mapping[str, float]]
 OnSelected = Callable[[np.ndarray, int], Mapping[str, float]]
 OnState = Callable[[Any, int], None]
+Until = Callable[[int], bool]
 
 
 class TrainingDiverged(UserError):
@@ -49,7 +50,7 @@ class TrainResult(NamedTuple):
     history: list[Row]
     """The rows of metrics of the whole run, those of earlier starts included (on process 0)."""
     stopped_early: bool
-    """A signal ended the run before `num_steps`."""
+    """A signal ended the run before `num_steps`, and before `until` did."""
     seconds: float
     """Training seconds of the whole run: without compiling, evaluating and saving."""
     compile_seconds: float
@@ -66,6 +67,7 @@ def train(
     evaluate: Evaluate | None = None,
     on_selected: OnSelected | None = None,
     on_state: OnState | None = None,
+    until: Until | None = None,
 ) -> TrainResult:
     """Train until `config.num_steps`, continuing from the newest checkpoint of `run_dir`.
 
@@ -90,6 +92,8 @@ def train(
         on_state: `(state, steps done)`, called in every process with the initial state and every `state_every` steps, before
             the checkpoint of the same step: so a run that continues calls it again, with equal states, for all steps after
             its checkpoint. The state's arrays are donated afterwards; copy what is to be kept.
+        until: `(steps done) -> bool`, asked after each evaluation, and when a run continues; True ends the run there, with a
+            checkpoint. Called in every process, which must all answer the same.
 
     Returns:
         The final state, the metrics and the times.
@@ -120,10 +124,14 @@ def train(
             writer = stack.enter_context(MetricsWriter(run_dir / METRICS_NAME, start, tensorboard))
         progress = stack.enter_context(Progress(start, config.num_steps, config.progress and first))
         programs = data.programs(step, config.steps_per_call)
-        items = stack.enter_context(feed(data, config.calls(start), config.steps_per_call))
+        ended = until is not None and start > 0 and until(start)
+        calls = () if ended else config.calls(start)
+        items = stack.enter_context(feed(data, calls, config.steps_per_call))
         if on_state is not None and start == 0:
             on_state(state, 0)
-        run = _Run(programs, config, run_dir, evaluate, on_selected, on_state, checkpoints, writer, signals, progress)
+        run = _Run(
+            programs, config, run_dir, evaluate, on_selected, on_state, until, checkpoints, writer, signals, progress
+        )
         return run(state, items)
 
 
@@ -138,6 +146,7 @@ class _Run:
         evaluate: Evaluate | None,
         on_selected: OnSelected | None,
         on_state: OnState | None,
+        until: Until | None,
         checkpoints: Checkpoints | None,
         writer: MetricsWriter | None,
         signals: StopSignals,
@@ -149,6 +158,7 @@ class _Run:
         self._evaluate = evaluate
         self._on_selected = on_selected
         self._on_state = on_state
+        self._until = until
         self._checkpoints = checkpoints
         self._writer = writer
         self._signals = signals
@@ -160,7 +170,7 @@ class _Run:
         self._compile_seconds = 0.0
 
     def __call__(self, state: Any, items: Iterator[tuple[int, Item]]) -> TrainResult:
-        stop, done = False, self._config.num_steps
+        stop, ended, done = False, False, self._config.num_steps
         for number, item in items:
             state = self._call(number, state, item)
             done = number + (item.steps or 1)
@@ -168,10 +178,10 @@ class _Run:
                 self._show_state(self._on_state, state, done)
             stop = self._must_stop(done)
             if stop or self._logs(done) or self._evaluates(done) or self._saves(done):
-                self._finish_interval(state, done, stop)
-            if stop:
+                ended = self._finish_interval(state, done, stop)
+            if stop or ended:
                 break
-        stopped_early = stop and done < self._config.num_steps
+        stopped_early = stop and not ended and done < self._config.num_steps
         seconds = self._stopwatch.stop()
         return TrainResult(state, self._history, stopped_early, seconds, self._compile_seconds)
 
@@ -200,8 +210,12 @@ class _Run:
         on_state(state, done)
         self._stopwatch.start()
 
-    def _finish_interval(self, state: Any, done: int, stop: bool) -> None:
-        """Write a row; evaluate and save when it is time. Training time stands still meanwhile."""
+    def _finish_interval(self, state: Any, done: int, stop: bool) -> bool:
+        """Write a row; evaluate and save when it is time. Training time stands still meanwhile.
+
+        Returns:
+            Whether the run is to end here, as `until` says.
+        """
         jax.block_until_ready(state)
         seconds = self._stopwatch.stop()
         fetched = self._interval.take()
@@ -217,9 +231,11 @@ class _Run:
         if self._on_selected is not None and fetched.selected_ids is not None and jax.process_index() == 0:
             values.update(self._on_selected(fetched.selected_ids, done))
         self._record(done, seconds, values)
-        if saves and self._checkpoints is not None:
-            self._checkpoints.save(done, state, wait=stop or done == self._config.num_steps)
+        ended = evaluates and self._until is not None and self._until(done)
+        if (saves or ended) and self._checkpoints is not None:
+            self._checkpoints.save(done, state, wait=stop or ended or done == self._config.num_steps)
         self._stopwatch.start()
+        return ended
 
     def _record(self, done: int, seconds: float, values: Mapping[str, float]) -> None:
         row = {"step": done, "seconds": seconds, **{name: float(value) for name, value in values.items()}}

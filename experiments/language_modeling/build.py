@@ -43,6 +43,11 @@ def _gathers_blocks(config: Config, mesh: Mesh | None) -> bool:
     return mesh is not None and mesh.size > 1 and config.shard_state and config.model.scan_layers
 
 
+def gathered(config: Config, mesh: Mesh | None) -> Callable[[str], bool] | None:
+    """The `gather` of a step with the model of `build_model`."""
+    return gathered_before if _gathers_blocks(config, mesh) else None
+
+
 def build_weighting(config: Config) -> ConvWeighting | NGramWeighting:
     """The weighting network's module."""
     m = config.model
@@ -100,7 +105,7 @@ def build_step(
         normalize_alignments=s["normalize_alignments"],
         micro_batches=config.micro_batches,
         mesh=mesh if mesh is not None and mesh.size > 1 else None,
-        gather=gathered_before if _gathers_blocks(config, mesh) else None,
+        gather=gathered(config, mesh),
     )
 
 
@@ -262,7 +267,15 @@ def init_state(
         params = model.init(model_key, tokens)["params"]
         return step.init(step_key, params, weighting.init(weight_key))
 
+    return placed(config, mesh, step, create)
+
+
+def placed(
+    config: Config, mesh: Mesh, step: TrainStep, create: Callable[..., TrainState], *arguments: Any
+) -> tuple[TrainState, TrainStep]:
+    """The state that `create` makes of the arguments, on all devices of the mesh, and the step that keeps it where it lies."""
     if not config.shard_state:
-        return jax.jit(create, out_shardings=sharding.replicated(mesh) if mesh.size > 1 else None)(), step
-    where = sharding.split_state(mesh, jax.eval_shape(create))
-    return jax.jit(create, out_shardings=where)(), sharding.keep_sharding(step, where)
+        where = sharding.replicated(mesh) if mesh.size > 1 else None
+        return jax.jit(create, out_shardings=where)(*arguments), step
+    where = sharding.split_state(mesh, jax.eval_shape(create, *arguments))
+    return jax.jit(create, out_shardings=where)(*arguments), sharding.keep_sharding(step, where)

@@ -21,9 +21,11 @@ from bilevel.nn.transformer import Transformer, byte_losses
 from bilevel.types import Array, Params, UserError
 from experiments.language_modeling.config import Config
 from experiments.language_modeling.corpora import Corpora
-from experiments.language_modeling.finetune import Evaluate, finetune
+from experiments.language_modeling.evaluation import local
+from experiments.language_modeling.finetune import Finetuning
 
 NAME = "contrastive_scores.npz"
+FOLDER = "contrastive_finetuned"
 SCORED_AT_ONCE = 256
 
 
@@ -41,33 +43,28 @@ class Scores(NamedTuple):
 
 
 def compute_scores(
-    config: Config,
-    settings: dict[str, Any],
-    seed: int,
-    params: Params,
-    model: Transformer,
-    evaluator: Evaluate,
-    corpora: Corpora,
+    settings: dict[str, Any], params: Params, model: Transformer, finetuning: Finetuning, folder: Path
 ) -> Scores:
     """Phases (ii) and (iii): fine-tunes the pre-trained parameters, and scores generic training rows by both.
 
     Args:
-      config: of the experiment.
       settings: `contrastive_finetune_steps`; `contrastive_rows`, the number of rows scored, drawn without replacement (0: all).
-      seed: of the run.
-      params: pre-trained on generic data.
+      params: pre-trained on generic data, whole on every device.
       model: the main model.
-      evaluator: (parameters, rows, limit) -> nats per byte.
-      corpora: the data.
+      finetuning: on the specific data of the run.
+      folder: what a killed phase (ii) continues from.
+
+    Raises:
+      Stopped: a signal stopped phase (ii).
     """
-    began = time.perf_counter()
-    steps = settings["contrastive_finetune_steps"]
-    after = finetune(config, seed, params, model, evaluator, corpora, steps).params
+    began, corpora = time.perf_counter(), finetuning.corpora
+    after = finetuning(params, settings["contrastive_finetune_steps"], folder).params
     everything = corpora.generic_train.positions
     count = min(settings["contrastive_rows"] or len(everything), len(everything))
-    rng = np.random.default_rng([seed, 5_000_003])
+    rng = np.random.default_rng([finetuning.seed, 5_000_003])
     rows = everything if count == len(everything) else np.sort(rng.choice(everything, count, replace=False))
-    gain = _gains(model, params, after, RowView(corpora.generic, rows))
+    before, after = (jax.tree.map(local, each) for each in (params, after))
+    gain = _gains(model, before, after, RowView(corpora.generic, rows))
     return Scores(rows, gain, corpora.generic.content_hash, time.perf_counter() - began)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import sys
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -27,7 +28,7 @@ from experiments.language_modeling.classifier import train_classifier
 from experiments.language_modeling.config import DENSE, PLAIN, Config, settings_of
 from experiments.language_modeling.corpora import Corpora
 from experiments.language_modeling.evaluation import Evaluator, final_losses, local, while_training
-from experiments.language_modeling.finetune import finetuned_results
+from experiments.language_modeling.finetune import Finetuning, remove
 from experiments.language_modeling.variant import Variant
 from experiments.language_modeling.weights import load_weights, save_weights
 from experiments.runs import CHECKPOINTS, RESULT_NAME, Stopped, read_json, run_name
@@ -40,6 +41,8 @@ NOT_OF_A_RUN = (
     "same_seconds", "budget_seconds", "trials", "trial_steps", "finetune_steps", "finetune_learning_rate",
 )  # fmt: skip
 """Flags that do not change how one run trains."""
+CLASSIFIER = "classifier.json"
+"""In the directory of a run that begins with a domain classifier: what that cost."""
 
 
 def settings_dict(config: Config, method: str, seed: int) -> dict[str, Any]:
@@ -89,7 +92,11 @@ def run(config: Config, method: str, seed: int, corpora: Corpora, variant: Varia
     else:
         finished = this.train()
         summary, params = finished.summary, lambda: finished.params
-    return summary | finetuned_results(config, seed, directory, params, this.parts.model, this.parts.evaluator, corpora)
+    if not config.finetune_steps:
+        return summary
+    if config.progress and jax.process_index() == 0:
+        print(f"{method}, seed {seed}: fine-tuning", file=sys.stderr)
+    return summary | this.finetuning().results(directory, params)
 
 
 class _Parts(NamedTuple):
@@ -151,6 +158,10 @@ class _Run:
             raise UserError(f"{self.directory} holds no checkpoint: {advice}.")
         state = restored[1]
         return dataclasses.replace(state, params=sharding.whole(self.parts.mesh, state.params))
+
+    def finetuning(self) -> Finetuning:
+        """A phase on the specific data alone."""
+        return Finetuning(self.config, self.seed, self.parts.mesh, self.parts.evaluator, self.corpora)
 
     def evaluated(self) -> dict[str, Any]:
         """The losses of the newest checkpoint."""
@@ -222,13 +233,12 @@ class _Run:
         return self._trained(state, self.config.steps, rows), report
 
     def _scored(self, params: Params, file: Path) -> contrastive.Scores:
-        params = jax.tree.map(local, sharding.whole(self.parts.mesh, params))
-        model, evaluator = self.parts.model, self.parts.evaluator
-        scores = contrastive.compute_scores(
-            self.config, self.settings, self.seed, params, model, evaluator, self.corpora
-        )
+        params = sharding.whole(self.parts.mesh, params)
+        folder = self.directory / contrastive.FOLDER
+        scores = contrastive.compute_scores(self.settings, params, self.parts.model, self.finetuning(), folder)
         if jax.process_index() == 0:
             contrastive.save_scores(file, scores)
+        remove(folder)
         return scores
 
     def _steps_done(self) -> int:
@@ -243,6 +253,9 @@ class _Run:
             return _Start(dataclasses.replace(state, weight_params=weights), {})
         if self.method != "classifier" and not (settings["warm_start"] and self.method not in (*PLAIN, *DENSE)):
             return _Start(state, {})
+        file = self.directory / CLASSIFIER
+        if self._steps_done() and file.exists():  # the checkpoint has the network
+            return _Start(state, read_json(file))
         weighting = self.parts.weighting.logits
         assert callable(weighting)
         found = train_classifier(
@@ -258,6 +271,8 @@ class _Run:
             lambda new, old: jax.device_put(new, old.sharding), found.weight_params, state.weight_params
         )
         report = {"preparation_seconds": found.seconds, "classifier_valid_loss": found.valid_loss}
+        if jax.process_index() == 0:
+            write_atomically(file, json.dumps(report) + "\n")
         return _Start(dataclasses.replace(state, weight_params=placed), report)
 
     def _summary(self, result: TrainResult, losses: dict[str, Any]) -> dict[str, Any]:

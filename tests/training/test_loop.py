@@ -268,3 +268,19 @@ def test_with_the_step_and_loaders_of_the_library(tmp_path: Path):
     assert [row["step"] for row in straight.history] == [4, 6, 8, 12, 16]
     assert straight.history[0]["n"] == 16
     assert straight.history[-1]["effective_sample_size"] > 1
+
+
+def test_until_ends_a_run_for_good(tmp_path: Path) -> None:
+    asked: list[int] = []
+
+    def until(done: int) -> bool:
+        asked.append(done)
+        return done >= 20
+
+    given: dict[str, Any] = {"num_steps": 100, "evaluate_every": 10, "checkpoint_every": 0, "until": until}
+    first = toy_train(tmp_path, **given)
+    assert (int(first.state.step), first.stopped_early, asked) == (20, False, [10, 20])
+    again = toy_train(tmp_path, **given)
+    assert (int(again.state.step), again.stopped_early, asked) == (20, False, [10, 20, 20])
+    np.testing.assert_array_equal(again.state.params["w"], first.state.params["w"])
+    assert again.history == first.history

@@ -83,6 +83,7 @@ def toy_train(
     step: Any = toy_step,
     on_selected: Any = None,
     on_state: Any = None,
+    until: Any = None,
     **config: Any,
 ) -> TrainResult:
     settings = {"log_every": 5, "evaluate_every": 10, "checkpoint_every": 10, "progress": False} | config
@@ -95,6 +96,7 @@ def toy_train(
         evaluate=toy_evaluate,
         on_selected=on_selected,
         on_state=on_state,
+        until=until,
     )
 
 
