@@ -115,7 +115,7 @@ class Chooser:
             scores = self._score(state, big_batch, as_features(losses))
             return estimators.softmax(scores.local, self.options.axis_name)
 
-        positions = selection.everything(big_batch).positions
+        positions = selection.everything(big_batch, self.filter, self.options.axis_name).positions
         return Chosen(Inner(big_batch, weights, key, as_features), positions, None, ())
 
     def _score(self, state: TrainState, big_batch: Batch, features: Features) -> selection.Scores:
@@ -145,9 +145,11 @@ class Chooser:
         options, devices = self.options, axis_size(self.options.axis_name)
         even = jnp.full((options.batch_size // devices,), 1.0 / options.batch_size)
         if options.mode == "dense" and self.uses_weights:
-            return selection.everything(big_batch, features), estimators.softmax(scores.local, options.axis_name)
+            rows = selection.everything(big_batch, self.filter, options.axis_name, features)
+            return rows, estimators.softmax(scores.local, options.axis_name)
         if trees.num_rows(big_batch) * devices == options.batch_size and not self.uses_weights:
-            return selection.everything(big_batch), spread(even, options.axis_name)  # nothing to choose
+            rows = selection.everything(big_batch, self.filter, options.axis_name)  # nothing to choose
+            return rows, spread(even, options.axis_name)
         rows = self._picked(key, scores, big_batch, features, options.batch_size, self.filter)
         if self.filter.weigh is None:
             return rows, spread(even, options.axis_name)

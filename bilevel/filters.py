@@ -33,6 +33,8 @@ class Filter(NamedTuple):
     1/k; None: all count the same."""
     shards: int = 1
     """With scope "local" and no mapped axis: the number of groups that are filtered apart."""
+    proportional: bool = False
+    """Whether rows are drawn in proportion to the softmax of the logits, as the estimator "score" needs."""
 
 
 def gumbel_top_k(
@@ -50,7 +52,7 @@ def gumbel_top_k(
     Args:
       temperature: τ ≥ this. 1 leaves the logits as they are.
       min_effective_fraction: floor under the effective sample size, as a fraction of B: τ is raised until
-        (Σw)²/Σw² ≥ fraction·B. 0 switches it off.
+        (Σw)²/Σw² ≥ fraction·B. 0 switches it off. Rows with a logit of −∞, which are never drawn, do not count in B.
       max_spread: bound on (largest − smallest logit)/τ, kept by raising τ; None switches it off.
       scope: see `Filter`.
       shards: with scope "local" under `jit` (no mapped axis), the number of equal consecutive groups of the batch that
@@ -60,7 +62,7 @@ def gumbel_top_k(
       UserError: for a value out of range.
 
     Reference: Kool, van Hoof, Welling, "Stochastic beams and where to find them", ICML 2019, section 2; Grangier et al.,
-      section 4.2 (b) and 6.2. The floor and the bound are ours.
+      section 6.2. The floor and the bound are ours.
     """
 
     def select(key: Array, logits: Array, k: int) -> Array:
@@ -68,7 +70,7 @@ def gumbel_top_k(
         return jax.lax.top_k(noisy, k)[1]
 
     rule = _temperature_rule(temperature, min_effective_fraction, max_spread)
-    return _scoped(Filter(select, rule, scope, "gumbel_top_k"), shards)
+    return _scoped(Filter(select, rule, scope, "gumbel_top_k", proportional=True), shards)
 
 
 def importance(
@@ -92,7 +94,7 @@ def importance(
       scope: see there.
       shards: see there.
 
-    Reference: Grangier et al., section 4.2 (a); for `unbiased`, Katharopoulos and Fleuret, "Not all samples are created
+    Reference: Grangier et al., section 4.3, filter (a); for `unbiased`, Katharopoulos and Fleuret, "Not all samples are created
       equal: deep learning with importance sampling", ICML 2018, section 3.1.
     """
 
@@ -103,7 +105,8 @@ def importance(
         return jnp.minimum(found, logits.shape[0] - 1).astype(jnp.int32)
 
     rule = _temperature_rule(temperature, min_effective_fraction, max_spread)
-    return _scoped(Filter(select, rule, scope, "importance", _inverse_chances if unbiased else None), shards)
+    weigh = _inverse_chances if unbiased else None
+    return _scoped(Filter(select, rule, scope, "importance", weigh, proportional=True), shards)
 
 
 def top_k(
@@ -116,7 +119,7 @@ def top_k(
 ) -> Filter:
     """Keeps the rows with the largest logits; no randomness. Arguments as `gumbel_top_k`.
 
-    The temperature does not change what is kept, only the weights in the α-gradient.
+    The temperature does not change what is kept, only the weights in the α-gradient. Grangier et al., section 4.3, filter (b).
     """
     rule = _temperature_rule(temperature, min_effective_fraction, max_spread)
     return _scoped(Filter(lambda key, logits, k: jax.lax.top_k(logits, k)[1], rule, scope, "top_k"), shards)
@@ -159,7 +162,7 @@ def effective_sample_size(logits: Array) -> Array:
     return jnp.exp(2.0 * jax.nn.logsumexp(logits) - jax.nn.logsumexp(2.0 * logits))
 
 
-def temperature_for(logits: Array, smallest: float, min_effective_size: float) -> Array:
+def temperature_for(logits: Array, smallest: float, min_effective_size: float | Array) -> Array:
     """The smallest τ ≥ `smallest` at which the effective sample size of logits/τ reaches `min_effective_size`.
 
     The effective sample size grows with τ, so bisection on log τ finds it: 24 halvings of a range of e²⁰ leave 1e-6.
@@ -192,10 +195,13 @@ def _temperature_rule(
     def rule(logits: Array) -> Array:
         logits = jax.lax.stop_gradient(logits)
         value = jnp.full((), temperature, logits.dtype)
+        takes_part = logits > -jnp.inf
         if max_spread is not None:
-            value = jnp.maximum(value, (jnp.max(logits) - jnp.min(logits)) / max_spread)
+            value = jnp.maximum(
+                value, (jnp.max(logits) - jnp.min(logits, where=takes_part, initial=jnp.inf)) / max_spread
+            )
         if min_effective_fraction > 0:
-            needed = temperature_for(logits, temperature, min_effective_fraction * logits.shape[0])
+            needed = temperature_for(logits, temperature, min_effective_fraction * jnp.sum(takes_part))
             value = jnp.maximum(value, needed)
         return value
 

@@ -10,7 +10,7 @@ next to the losses and ∇L(θ) that the θ-update needs anyway. A way of differ
 * `Forward()`: forward-mode derivatives, exact. F being one forward pass, `first_order` costs 3F and 2F for every call of
   `alignments`; `second_order` costs 9F; `quadratic` costs 3F, 2F for every call of `alignments` and 6F for every Hessian
   product, and keeps the linearised gradient in memory (about twice what the backward pass keeps).
-* `Finite(scale)`: differences of the losses and of the gradients at θ and θ + εp, ε = scale·(1 + ‖θ‖)/‖p‖ (DDS, equation 7).
+* `Finite(scale)`: differences of the losses and of the gradients at θ and θ + εp (DDS, equation 7), ε = scale·(1 + ‖θ‖)/‖p‖.
   `first_order` costs 3F and 1F for every call of `alignments`; `second_order` costs 6F, with no forward-mode rule needed;
   `quadratic` costs 3F, 1F for every call of `alignments` and 3F for every Hessian product.
 
@@ -187,7 +187,7 @@ class Forward:
 
 @dataclass(frozen=True)
 class Finite:
-    """Forward differences: one more evaluation at θ + εp, with ε = scale·(1 + ‖θ‖)/‖p‖ (DDS, equation 7).
+    """Forward differences: one more evaluation at θ + εp, ε = scale·(1 + ‖θ‖)/‖p‖ (DDS, equation 7; this ε is ours).
 
     Attributes:
       scale: ε₀. The error grows in proportion to it with the curvature along p, and with its inverse from rounding. With

@@ -131,6 +131,11 @@ def check_together(
             f"batch_size={options.batch_size} leaves one row to learn the weights from, and one row has no rival: give a "
             "larger batch, or alpha_batch_size."
         )
+    if learns and options.estimator == "score" and filter is not None and not filter.proportional:
+        raise UserError(
+            f'estimator="score" needs rows drawn in proportion to their weights, and the filter {filter.name} does not draw '
+            'them so: choose estimator="softmax", or gumbel_top_k() or importance().'
+        )
     if filter is not None and filter.weigh is not None and (learns or options.mode == "dense"):
         raise UserError(
             f"The filter {filter.name}(unbiased=True) undoes every preference in the mean: use it in sparse mode and with a "
@@ -144,6 +149,6 @@ def check_together(
         )
     if method.update is not None and options.period > options.update_every and method.reuse is None:
         raise UserError(
-            f"probe_every={options.probe_every} needs a method that remembers the specific gradient: "
-            "give dds or anograd an average_specific, or leave probe_every away."
+            f"probe_every={options.probe_every} needs a method that can do without a specific batch on some α-steps: soba, "
+            "penalty, or dds and anograd with an average_specific. Choose one of them, or leave probe_every away."
         )

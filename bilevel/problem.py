@@ -144,16 +144,24 @@ class Evaluations:
         return sum_over(tree, self.axis_name)
 
 
+def _least(gradient: Array) -> float:
+    """Less than any gradient that matters, and large enough to be squared."""
+    return float(jnp.finfo(gradient.dtype).tiny) ** 0.4
+
+
 def _off_zero(gradient: Array) -> Array:
-    """The gradient with its zeros moved away from 0, by less than any gradient that matters."""
-    return jnp.where(gradient == 0, float(jnp.finfo(gradient.dtype).tiny) ** 0.4, gradient).astype(gradient.dtype)
+    """The gradient with what is (nearly) 0 moved away from it."""
+    moved = jnp.where(gradient < 0, -_least(gradient), _least(gradient))
+    return jnp.where(jnp.abs(gradient) < _least(gradient), moved, gradient).astype(gradient.dtype)
 
 
 def _without_singularities(gradient: Array, here: Array, nearby: Array) -> Array:
     """A probe, from the pullbacks at the gradient and a little beside its zeros, that is finite where the optimizer is singular.
 
     Adam has no derivative where the gradient and its second moment are 0 (the √ at 0), as they are for parameters that no row
-    has touched so far. No alignment depends on the probe there, so it is 0; clipping by the norm of all gradients carries the
-    NaN of such a parameter to all others, which the derivative beside the zeros has not got.
+    has touched so far, or so small that their squares are 0. No alignment depends on the probe there, so it is 0; clipping by
+    the norm of all gradients carries the NaN of such a parameter to all others, which the derivative beside the zeros has not
+    got.
     """
-    return jnp.where(jnp.isfinite(here), here, jnp.where(gradient == 0, 0, nearby)).astype(here.dtype)
+    flat = jnp.abs(gradient) < _least(gradient)
+    return jnp.where(jnp.isfinite(here), here, jnp.where(flat, 0, nearby)).astype(here.dtype)

@@ -84,12 +84,12 @@ class RowLosses:
             rows, key, mass = chunk
             losses, pullback, aux = jax.vjp(lambda p: self._evaluate(p, rows, key), params, has_aux=True)
             (gradient,) = pullback(mass.astype(losses.dtype))
-            return jax.tree.map(jnp.add, total, gradient), (losses, aux)
+            return jax.tree.map(lambda x, y: x + y.astype(x.dtype), total, gradient), (losses, aux)
 
         chunks = (*self._chunks(), weights.reshape(self.parts, -1))
-        zeros = jax.tree.map(lambda x: jnp.where(True, 0, x).astype(x.dtype), params)
+        zeros = trees.wide(jax.tree.map(lambda x: jnp.where(True, 0, x).astype(x.dtype), params))
         gradient, (losses, aux) = jax.lax.scan(part, zeros, chunks)
-        return losses.reshape(-1), _joined(aux), gradient
+        return losses.reshape(-1), _joined(aux), trees.like(gradient, params)
 
     def _evaluate(self, params: Params, batch: Batch, rng: Array) -> tuple[Array, LossAux]:
         found = self.loss(params, self.model_state, batch, rng)

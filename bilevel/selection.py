@@ -53,9 +53,13 @@ def score(weighting: LogitFn, weight_params: Params, big_batch: Batch, rule: Fil
     return Scores(logits / temperature, pool / temperature, temperature)
 
 
-def everything(big_batch: Batch, features: Features = ()) -> Rows:
+def everything(big_batch: Batch, rule: Filter, axis_name: str | None, features: Features = ()) -> Rows:
     """All rows of the big batch (of this device), in their order."""
-    return Rows(big_batch, jnp.arange(trees.num_rows(big_batch), dtype=jnp.int32), features)
+    count = trees.num_rows(big_batch)
+    positions = jnp.arange(count, dtype=jnp.int32)
+    if axis_name is not None and rule.scope == "global":
+        positions = positions + jax.lax.axis_index(axis_name) * count
+    return Rows(big_batch, positions, features)
 
 
 def pick(

@@ -110,9 +110,9 @@ def make_step(
         chooses the weights of every θ-update (`learning_to_reweight`).
       probe_every: the specific batch is evaluated, and the method's state changes, on these steps only; the α-steps between them
         use the specific gradient that the state remembers, for one forward pass with `Finite()`. A multiple of `update_every`;
-        None: on every α-step. Needs a method that remembers: SOBA, or DDS and Anograd with `average_specific`.
+        None: on every α-step. Needs a method with `reuse`: `soba`, `penalty`, or `dds` and `anograd` with `average_specific`.
       normalize_alignments: scale the alignments of each α-step to root mean square 1.
-      ema_decay: keep an exponential moving average of (params, model_state) with this decay.
+      ema_decay: keep an exponential moving average of (params, model_state) with this decay, in at least float32.
       micro_batches: evaluate the b rows (and the specific batch) in this many equal parts, one after the other: the same update
         to rounding with the activations of one part in memory. See `bilevel.rows.RowLosses`.
       row_metrics: names of the per-example metrics of `loss` that the step returns for the rows of the θ-update, as its own
@@ -213,7 +213,7 @@ class _Parts:
         # Copies, so that donating the state takes no array away from the caller.
         params, alpha, rng = jax.tree.map(jnp.copy, given)
         model_state = jax.tree.map(jnp.copy, {} if model_state is None else model_state)
-        ema = None if self.options.ema_decay is None else (params, model_state)
+        ema = None if self.options.ema_decay is None else trees.wide((params, model_state))
         states = (
             self.optimizer.init(params),
             self.weight_optimizer.init(alpha),

@@ -34,12 +34,27 @@ def axpy(scale: Any, x: Params, y: Params) -> Params:
 
 
 def average(new: Params, old: Params, decay: float) -> Params:
-    """`decay·old + (1 − decay)·new`, leaf by leaf, in the types of `old`; `new` where it has no mean (counters, random keys)."""
+    """`decay·old + (1 − decay)·new`, leaf by leaf, in the types of `old`; `new` where it has no mean (counters, random keys).
+
+    `old` begins as `wide(…)`: in bfloat16 a decay of 0.999 is 1, and the average would never move.
+    """
 
     def leaf(x: Array, y: Array) -> Array:
-        return (decay * y + (1.0 - decay) * x).astype(y.dtype) if jnp.issubdtype(y.dtype, jnp.inexact) else x
+        if not jnp.issubdtype(y.dtype, jnp.inexact):
+            return x
+        return (decay * y + (1.0 - decay) * x.astype(y.dtype)).astype(y.dtype)
 
     return jax.tree.map(leaf, new, old)
+
+
+def wide(tree: Params) -> Params:
+    """The tree with its real numbers in at least float32."""
+    return jax.tree.map(lambda x: widen(x) if jnp.issubdtype(x.dtype, jnp.inexact) else x, tree)
+
+
+def like(tree: Params, template: Params) -> Params:
+    """The tree in the types of `template`."""
+    return jax.tree.map(lambda x, y: x.astype(y.dtype), tree, template)
 
 
 def widen(x: Array) -> Array:

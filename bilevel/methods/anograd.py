@@ -41,7 +41,7 @@ def anograd(*, average_specific: float = 0.0, through_optimizer: bool = False) -
     check_decay(average_specific)
 
     def init(part: Params) -> AnogradState:
-        return AnogradState(jax.tree.map(jnp.zeros_like, part) if average_specific else None)
+        return AnogradState(trees.wide(jax.tree.map(jnp.zeros_like, part)) if average_specific else None)
 
     def aligned(problem: Problem, rows: FirstOrder, specific: Params) -> Array:
         if through_optimizer:
@@ -72,10 +72,12 @@ def cosine_probe(generic: Params, specific: Params) -> Params:
     tiny = jnp.finfo(jnp.float32).tiny
     generic_norm = jnp.maximum(trees.norm(generic), tiny)
     specific_norm = jnp.maximum(trees.norm(specific), tiny)
-    cosine = trees.dot(generic, specific) / (generic_norm * specific_norm)
+    # The norms apart: their product may be too small for the type.
+    cosine = trees.dot(generic, specific) / generic_norm / specific_norm
+    defined = (generic_norm > tiny) & (specific_norm > tiny)
 
     def leaf(g: jax.Array, s: jax.Array) -> jax.Array:
         towards = -((s / specific_norm - cosine * g / generic_norm) / generic_norm)
-        return jnp.where(generic_norm > tiny, towards, 0).astype(g.dtype)
+        return jnp.where(defined, towards, 0).astype(g.dtype)
 
     return jax.tree.map(leaf, generic, specific)

@@ -79,7 +79,7 @@ class Method(NamedTuple):
     """False if rows are drawn uniformly, without scoring them."""
     reuse: MethodFn | None = None
     """An α-step that takes the specific gradient from the state, and evaluates nothing on specific rows; its specific_loss is
-    NaN and it leaves the state as it is. None for a method that remembers no specific gradient."""
+    NaN and it leaves the state as it is. None for a method that cannot do without one."""
     chooses_weights: bool = False
     """True if `update` returns the weights of the θ-update itself, on every step and for every row of the big batch."""
 

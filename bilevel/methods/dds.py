@@ -40,7 +40,7 @@ def dds(*, average_specific: float = 0.0) -> Method:
     check_decay(average_specific)
 
     def init(part: Params) -> DDSState:
-        return DDSState(jax.tree.map(jnp.zeros_like, part) if average_specific else None)
+        return DDSState(trees.wide(jax.tree.map(jnp.zeros_like, part)) if average_specific else None)
 
     def update(problem: Problem, state: DDSState) -> MethodUpdate:
         rows = problem.first_order()

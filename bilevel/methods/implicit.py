@@ -48,7 +48,7 @@ def implicit_cg(
     The Hessian of a network that still learns is indefinite, and conjugate gradient is made for positive definite systems.
     It therefore stops where it meets a direction d with dᵀ(H + λI)d ≤ 0 (or too small to tell), and keeps the solution so
     far; if that is the first direction, the probe is −∇L_spec, that of one step of gradient descent (truncated Newton).
-    With a damping above the size of the most negative eigenvalue it never stops.
+    It also stops at directions whose curvature is below a thousandth of the largest met: a larger damping makes fewer of them.
 
     Args:
       iterations: k ≥ 1.
@@ -189,14 +189,14 @@ def _implicit(
 
     def init(part: Params) -> ImplicitState:
         zeros = jax.tree.map(jnp.zeros_like, part)
-        return ImplicitState(zeros if average_specific else None, jax.tree.map(jnp.copy, zeros) if warm_start else None)
+        return ImplicitState(trees.wide(zeros) if average_specific else None, zeros if warm_start else None)
 
     def update(problem: Problem, state: ImplicitState) -> MethodUpdate:
         rows = problem.quadratic()
         loss, specific = problem.specific_gradient(trees.after(problem.params, rows.gradient))
         if average_specific:
-            specific = trees.average(specific, state.specific_gradient, average_specific)
-            state = state._replace(specific_gradient=specific)
+            remembered = trees.average(specific, state.specific_gradient, average_specific)
+            state, specific = state._replace(specific_gradient=remembered), trees.like(remembered, specific)
 
         def product(direction: Params) -> Params:
             return trees.axpy(damping, direction, rows.hessian_product(direction))

@@ -30,7 +30,8 @@ def learning_to_reweight() -> Method:
 
     Reference: Ren, Zeng, Yang, Urtasun, "Learning to reweight examples for robust deep learning", ICML 2018, algorithm 1;
       Grangier et al., section 5.1, whose reading this is. Ren et al. start from weights 0 and unroll plain SGD, so that
-      ∇L_spec is taken at θ; here it is taken after the update by θ's own optimizer at uniform weights.
+      ∇L_spec is taken at θ; here it is taken after the update by θ's own optimizer at uniform weights. Where no row is of
+      use, theirs stay 0, and θ where it is.
     """
 
     def update(problem: Problem, state: tuple[()]) -> MethodUpdate:

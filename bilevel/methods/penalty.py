@@ -23,7 +23,7 @@ class PenaltyState(NamedTuple):
 
 
 def penalty(optimizer: optax.GradientTransformation, *, strength: float = 1.0) -> Method:
-    """Rewards rows by what they cost a reference model more than the main model: a_i = ℓ_i(φ) − ℓ_i(θ).
+    """Prefers rows that cost a reference model less than the main model: their alignment is a_i = ℓ_i(φ) − ℓ_i(θ).
 
     The reference φ = θ + d trains on generic rows like θ, and on specific rows as well:
 

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
+import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from bilevel.types import Array, Batch, LossAux, LossFn, ModelState, Params
@@ -46,14 +48,28 @@ def nnx_loss(graphdef: Any, losses: Callable[[Any, Batch], Array], *, inputs: st
       inputs: name of the inputs in the batch.
 
     Returns:
-      A loss over params and model_state, the two states of the split.
+      A loss over params and model_state, the two states of the split. Dropout and other random layers draw from the key that
+      the step gives, so that micro-batches and devices draw apart; the streams that the module keeps stay as they are.
     """
 
     def loss(params: Params, model_state: ModelState, batch: Batch, rng: Array) -> tuple[Array, LossAux]:
         # A copy: merged variables would otherwise be mutated across levels of differentiation.
-        module = nnx.merge(graphdef, params, model_state, copy=True)
+        module = nnx.merge(graphdef, params, _reseeded(model_state, rng), copy=True)
         outputs = module(batch[inputs])
         _, _, changed = nnx.split(module, nnx.Param, ...)
-        return losses(outputs, batch), LossAux(changed, {})
+        kept = nnx.filter_state(model_state, nnx.RngState)
+        return losses(outputs, batch), LossAux(nnx.merge_state(changed, kept), {})
 
     return loss
+
+
+def _reseeded(model_state: ModelState, rng: Array) -> ModelState:
+    """The model state with a new key, made from `rng`, for each of its random streams."""
+
+    def leaf(index: int, x: Array) -> Array:
+        if not jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+            return x
+        return jax.random.split(jax.random.fold_in(rng, index), x.shape)
+
+    leaves, tree = jax.tree.flatten(model_state)
+    return jax.tree.unflatten(tree, [leaf(i, x) for i, x in enumerate(leaves)])

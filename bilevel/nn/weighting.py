@@ -86,6 +86,10 @@ class LossMLP(nn.Module):
         return nn.Dense(1, kernel_init=nn.initializers.zeros, name="logit")(x)[:, 0]
 
 
+SCALE = 8.0
+"""√64, which undoes what averaging takes from unit vectors in rows of 64 bytes."""
+
+
 class NGramWeighting(nn.Module):
     """Mean of the embeddings of hashed byte n-grams, then one hidden layer: no convolution over the text."""
 
@@ -107,8 +111,8 @@ class NGramWeighting(nn.Module):
             count = jnp.clip(length - order + 1, 0, inside)[:, None]
             real = jnp.arange(inside) < count
             pooled.append(lookup.bag(tables, rows, (real / jnp.maximum(count, 1)).astype(tables.dtype)))
-        # Means of ~T unit vectors shrink like 1/sqrt(T): restore unit scale for the hidden layer.
-        x = jnp.concatenate(pooled, axis=-1) * np.sqrt(tokens.shape[1]).astype(np.float32)
+        # Means of many unit vectors are small: restore the scale for the hidden layer, the same for all lengths.
+        x = jnp.concatenate(pooled, axis=-1) * np.float32(SCALE)
         x = nn.relu(nn.Dense(self.hidden, dtype=self.dtype, name="hidden")(x))
         return nn.Dense(1, kernel_init=nn.initializers.zeros, name="logit")(x)[:, 0].astype(jnp.float32)
 

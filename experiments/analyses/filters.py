@@ -24,7 +24,8 @@ DISTINCT = "distinct_rows"
 class Filters(Analysis):
     """Sampling strategies that filter the big batch (table 7).
 
-    Trains SOBA (or --method) once with each filter. uniform, for reference, is uniform sampling without a weighting network.
+    Trains SOBA (or --method) once with each filter, all with the same estimator of the α-gradient (softmax, which goes with
+    every filter). uniform, for reference, is uniform sampling without a weighting network.
 
     Reference: Grangier, Ablin, Hannun, "Adaptive Training Distributions with Scalable Online Bilevel Optimization",
     section 6.2.
@@ -56,8 +57,9 @@ class Filters(Analysis):
         variant = Variant(on_selected=lambda given: count_distinct(self.batch_size, given))
         for name in self.filters:
             method = "uniform" if name == "uniform" else self.learner
-            chosen = None if name == "uniform" else name
-            settings = self.settings(name, weights=dataclasses.replace(self.weights, filter=chosen))
+            chosen, estimator = (None, None) if name == "uniform" else (name, self.weights.estimator or "softmax")
+            weights = dataclasses.replace(self.weights, filter=chosen, estimator=estimator)
+            settings = self.settings(name, weights=weights)
             yield Run(name, settings, method, seed, variant)
 
     def results(self, records: Sequence[Record]) -> list[dict[str, Any]]:

@@ -275,12 +275,18 @@ class Config:
         return chosen_methods(self.method, self.compare, METHODS, ALL)
 
 
+NOT_PROPORTIONAL = ("top_k", "top_fraction", "uniform")
+"""Filters that the estimator "score" does not go with."""
+
+
 def settings_of(config: Config, method: str) -> dict[str, Any]:
     """The preset of a method, with what the user gave in its place; what the preset adds to save time gives way to it."""
     given = {k: v for k, v in dataclasses.asdict(config.weights).items() if v is not None and k != "preset"}
     settings = PRESETS[config.weights.preset][method] | given
     settings = {name: value for name, value in settings.items() if _concerns(name, method)}
     remembers = method in TRACKING or settings["average_specific"] > 0
+    if "estimator" not in given and given.get("filter") in NOT_PROPORTIONAL:
+        settings["estimator"] = "softmax"
     if "probe_every" not in given and ("update_every" in given or not remembers):
         settings["probe_every"] = 0
     if "probe_blocks" not in given and config.model.scan_layers:

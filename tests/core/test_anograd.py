@@ -11,6 +11,7 @@ import pytest
 import toy
 
 import bilevel
+from bilevel.methods.anograd import cosine_probe
 
 
 @pytest.mark.parametrize("derivatives", [bilevel.Forward(), bilevel.Finite()])
@@ -31,6 +32,18 @@ def test_no_direction_without_a_generic_gradient(derivatives: Any) -> None:
     state, metrics = jax.jit(train.step)(state, toy.arrays(0, 12), toy.arrays(1, 4))
     assert float(metrics["alignment_rms"]) == 0
     np.testing.assert_array_equal(toy.flat(state.weight_params), toy.flat(toy.weight_params(2)))
+
+
+@pytest.mark.parametrize(("generic", "specific"), [(0.1, 0.0), (0.0, 0.1), (1e-15, 1e-18), (1e-25, 1e-3), (0.0, 0.0)])
+def test_no_gradient_is_too_small(generic: float, specific: float) -> None:
+    """0 where either is too small to be squared, and otherwise as if both were of a common size."""
+    pattern = np.array([1.0, 1.0, -2.0], np.float32), np.array([1.0, 0.0, 1.0], np.float32)
+    probe = cosine_probe(*({"w": jnp.asarray(s * x)} for s, x in zip((generic, specific), pattern, strict=True)))["w"]
+    if min(generic, specific) < 1e-19:
+        np.testing.assert_array_equal(probe, 0)
+    else:
+        usual = cosine_probe(*({"w": jnp.asarray(x)} for x in pattern))["w"]
+        np.testing.assert_allclose(generic * probe, usual, rtol=1e-5)
 
 
 def test_moves_far_below_the_rounding_of_the_parameters() -> None:

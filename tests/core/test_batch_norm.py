@@ -122,3 +122,31 @@ def test_statistics_move_once_a_step(method: str, options: dict[str, Any], deriv
     hidden = big["x"][metrics["selected"]] @ params["Dense_0"]["kernel"] + params["Dense_0"]["bias"]
     wanted = 0.1 * hidden.mean(0)
     np.testing.assert_allclose(after.model_state["batch_stats"]["BatchNorm_0"]["mean"], wanted, rtol=1e-4, atol=1e-6)
+
+
+def test_nnx_dropout_draws_from_the_key_of_the_step() -> None:
+    class Net(nnx.Module):
+        def __init__(self, rngs: nnx.Rngs):
+            self.drop, self.again = nnx.Dropout(0.5, rngs=rngs), nnx.Dropout(0.5, rngs=rngs)
+            self.scale = nnx.Param(jnp.ones(64))
+
+        def __call__(self, x: Array) -> Array:
+            first = self.drop(x * self.scale[...])
+            return first + 10 * self.again(jnp.ones_like(x))
+
+    graphdef, params, model_state = nnx.split(Net(nnx.Rngs(0)), nnx.Param, ...)
+    loss = nnx_loss(graphdef, lambda outputs, batch: outputs.sum(1), inputs="x")
+    rows = {"x": jnp.ones((4, 64))}
+    found = [loss(params, model_state, rows, jax.random.key(i)) for i in (0, 0, 1)]
+    np.testing.assert_array_equal(found[0][0], found[1][0])
+    assert (found[0][0] != found[2][0]).any()
+    for _, aux in found:  # the streams stay, or devices would not have one model state
+        jax.tree.map(np.testing.assert_array_equal, key_data(aux.model_state), key_data(model_state))
+    masks = nnx_loss(graphdef, lambda outputs, batch: outputs, inputs="x")(
+        params, model_state, rows, jax.random.key(0)
+    )[0]
+    assert {0.0, 2.0, 20.0, 22.0} == set(np.unique(masks).tolist()), "each layer draws for itself"
+
+
+def key_data(tree: Any) -> Any:
+    return jax.tree.map(lambda x: jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x, tree)

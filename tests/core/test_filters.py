@@ -93,6 +93,14 @@ def test_bound_on_the_spread() -> None:
     assert filters.top_k(max_spread=100.0, temperature=2.0).temperature(logits) == 2.0
 
 
+def test_rows_that_are_never_drawn_set_no_temperature() -> None:
+    logits = jnp.array([0.0, 1.0, 2.0, -jnp.inf])
+    assert filters.gumbel_top_k(max_spread=0.5).temperature(logits) == pytest.approx(4)
+    assert filters.gumbel_top_k(max_spread=0.5).temperature(jnp.full(4, -jnp.inf)) == 1
+    tempered = logits / filters.gumbel_top_k(min_effective_fraction=0.9).temperature(logits)
+    assert filters.effective_sample_size(tempered) == pytest.approx(0.9 * 3, rel=1e-3)
+
+
 def test_local_groups_choose_for_themselves() -> None:
     logits = jnp.arange(16.0)
     rows = filters.top_k(scope="local", shards=4).select(jax.random.key(0), logits, 8)

@@ -1,4 +1,4 @@
-"""The derivative of θ's optimizer where θ's gradient is exactly 0, and in types other than θ's."""
+"""The derivative of θ's optimizer where θ's gradient is 0 or nearly so, and in types other than θ's."""
 
 import dataclasses
 from typing import Any
@@ -89,3 +89,28 @@ def test_updates_may_be_wider_than_the_parameters(name: str) -> None:
     """bfloat16 parameters under an optimizer whose state and updates are float32."""
     found = after_two_steps(name, "wide adam", jnp.bfloat16, bilevel.Forward(), False)
     assert np.isfinite(toy.flat(found)).all()
+
+
+@pytest.mark.parametrize("size", [0.0, 1e-18, -1e-21, 1e-30])
+@pytest.mark.parametrize("optimizer", ["adam", "clipped adam"])
+def test_gradients_whose_squares_are_zero(optimizer: str, size: float) -> None:
+    """Adam divides by the root of a second moment that is 0 though the gradient is not."""
+
+    def flat_loss(p: Any, model_state: Any, batch: Any, rng: Any) -> tuple[Array, LossAux]:
+        return batch["x"] @ p["w"] + size * p["flat"] * jnp.abs(batch["x"][:, 0]), LossAux(model_state, {})
+
+    rows = {"x": jax.random.normal(jax.random.key(0), (8, 4))}
+    train = bilevel.make_step(
+        flat_loss,
+        lambda alpha, b: b["x"] @ alpha,
+        OPTIMIZERS[optimizer](),
+        optax.sgd(1.0),
+        bilevel.dds(),
+        batch_size=8,
+        mode="dense",
+        derivatives=bilevel.Forward(),
+    )
+    state = train.init(jax.random.key(0), {"w": jnp.ones(4), "flat": jnp.zeros(())}, jnp.zeros(4))
+    state, metrics = jax.jit(train.step)(state, rows, rows)
+    assert np.isfinite(metrics["alignment_rms"])
+    assert np.isfinite(np.asarray(state.weight_params)).all()

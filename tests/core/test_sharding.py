@@ -75,6 +75,35 @@ def test_specs_of_the_metrics_under_shard_map() -> None:
     assert len(set(metrics["selected"].tolist())) == names["selected"].size
 
 
+@pytest.mark.parametrize("scope", ["global", "local"])
+def test_positions_of_rows_that_are_all_taken(scope: Any) -> None:
+    """Those of the whole batch, or of the device's own part."""
+    rule = bilevel.filters.gumbel_top_k(scope=scope)
+    kinds: list[tuple[Any, Any]] = [("dense", bilevel.frozen()), ("sparse", bilevel.uniform())]
+    for mode, method in kinds:
+        train = bilevel.make_step(
+            toy.loss,
+            toy.weighting,
+            optax.sgd(0.1),
+            None,
+            method,
+            mode=mode,
+            batch_size=8,
+            filter=rule,
+            axis_name="data",
+        )
+        state, rows = train.init(jax.random.key(0), toy.params(1), toy.weight_params(2)), PartitionSpec("data")
+        mapped = jax.shard_map(
+            lambda *a, train=train: train.step(*a)[1]["selected"],
+            mesh=sharding.make_mesh(jax.devices()[:2]),
+            in_specs=(PartitionSpec(), rows, rows),
+            out_specs=rows,
+            check_vma=False,
+        )
+        found = jax.jit(mapped)(state, toy.arrays(0, 8), toy.arrays(1, 4)).tolist()
+        assert found == ([*range(8)] if scope == "global" else [*range(4), *range(4)]), mode
+
+
 @pytest.mark.slow
 def test_pmap_with_an_axis_name() -> None:
     train = run.build(axis_name="i")

@@ -3,6 +3,7 @@
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from bilevel import trees
@@ -26,3 +27,12 @@ def test_arrays_without_a_common_leading_axis(batch: Any, found: str) -> None:
 
 def test_number_of_rows() -> None:
     assert trees.num_rows({"x": jnp.zeros((3, 2)), "y": jnp.zeros(3)}) == 3
+
+
+def test_an_average_of_bfloat16_moves() -> None:
+    new, found = {"x": jnp.full(3, 3.0, jnp.bfloat16), "n": jnp.int32(7)}, trees.wide({"x": jnp.ones(3, jnp.bfloat16)})
+    found = found | {"n": jnp.int32(0)}
+    for _ in range(1000):
+        found = trees.average(new, found, 0.999)
+    assert found["n"] == 7
+    np.testing.assert_allclose(found["x"], 3 - 2 * 0.999**1000, rtol=1e-4)

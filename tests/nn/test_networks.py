@@ -144,3 +144,5 @@ def test_weighting_networks(module: Any) -> None:
     assert first.dtype == jnp.float32
     assert len(np.unique(np.asarray(first))) == 3
     np.testing.assert_allclose(first, second, rtol=1e-5)
+    longer = logits(params, short | {"tokens": jnp.pad(short["tokens"], ((0, 0), (0, 3 * LENGTH)))})
+    np.testing.assert_allclose(first, longer, rtol=1e-5)
