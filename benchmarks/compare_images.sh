@@ -11,7 +11,7 @@ rows=(--data.limit 20000 --data.dev 1000 --data.holdout 5000)
 for fraction in 0.1 0.4; do
   mnist=(--data.source "$images/mnist" --data.noise-fraction "$fraction" "${rows[@]}" "${common[@]}")
   python -m experiments.image_classification --compare "$methods" --run-dir "$runs/mnist-$fraction" "${mnist[@]}" \
-    --weights.reward dot --weights.scorer-bound 2
+    --weights.scorer-bound 2
   python -m experiments.image_classification --method rho_loss --run-dir "$runs/mnist-$fraction-small-scorer" "${mnist[@]}" \
     --weights.scorer-network mlp-small --weights.table "$runs/mnist-$fraction/irreducible/table.npz"
 done
@@ -19,5 +19,5 @@ done
 for labels in none "$images/cifar10n_train_labels.npz:worse_label"; do
   python -m experiments.image_classification --compare "$methods" --run-dir "$runs/cifar10-${labels##*:}" \
     --data.source "$images/cifar10" --data.noise "$labels" "${rows[@]}" "${common[@]}" --model.network cnn-small \
-    --weights.reward dot --weights.scorer-bound 2
+    --weights.scorer-bound 2
 done

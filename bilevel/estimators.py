@@ -1,8 +1,8 @@
 """From alignments to the cotangents of the logits: Σ_i a_i ∇_α w_i = Σ_i c_i ∇_α s_i.
 
-Two estimators of the α-gradient. With `softmax` the weights are renormalised over the rows at hand. With `score` the rows
+Three estimators of the α-gradient. With `softmax` the weights are renormalised over the rows at hand. With `score` the rows
 themselves were drawn in proportion to the weights, so that the score-function estimator applies, with the mean of the
-other rows as its baseline.
+other rows as its baseline. With `uniform` every row of a batch that was drawn uniformly teaches alike, whatever its weight.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from bilevel.types import Array
 
-Estimator = Literal["softmax", "score"]
+Estimator = Literal["softmax", "score", "uniform"]
 
 
 def total(x: Array, axis_name: str | None) -> Array:
@@ -46,14 +46,16 @@ def logit_cotangents(
     softmax: c_i = w_i (a_i − Σ_j w_j a_j), w the softmax of the logits over the rows.
     score:   c_i = (a_i − ā_{−i})/b, ā_{−i} the mean of the other rows: unbiased for ∇_α E_{i∼w}[a_i] when the rows were
              drawn from w with replacement.
+    uniform: c_i = a_i/b − w_i ā, that is (1/b) Σ a_i ∇log w_i (Wang et al., DDS, algorithm 1, line 9): not the gradient of
+             Σ w_i a_i, in which rows of little weight say little, but it never stops listening to them.
 
     Args:
       alignments: a_i(p), `[b]`.
       logits: s_i of the same rows, tempered, `[b]`.
-      estimator: "softmax" or "score".
+      estimator: "softmax", "score" or "uniform".
       num_rows: b over all devices.
-      normalize: divide the centred alignments by their root mean square first (a running reward scale of 1, whatever the
-        norm of the probe); all-equal alignments give 0.
+      normalize: divide the alignments by the root mean square of their deviations from the mean first (a running reward scale of
+        1, whatever the norm of the probe); all-equal alignments give 0.
       axis_name: the mapped axis that the rows are spread over.
     """
     mean = total(alignments, axis_name) / num_rows
@@ -62,9 +64,12 @@ def logit_cotangents(
         deviation = jnp.sqrt(total(centred**2, axis_name) / num_rows)
         # Below the rounding of the alignments themselves there is nothing but noise to blow up.
         noise = jnp.finfo(alignments.dtype).eps * jnp.abs(mean)
-        centred = jnp.where(deviation > noise, centred / jnp.maximum(deviation, 1e-30), 0.0)
+        scale = jnp.where(deviation > noise, 1.0 / jnp.maximum(deviation, 1e-30), 0.0)
+        centred, mean = centred * scale, mean * scale
     if estimator == "score":
         # a_i − ā_{−i} = (a_i − ā)·b/(b − 1)
         return centred / max(num_rows - 1, 1)
     weights = softmax(logits, axis_name)
+    if estimator == "uniform":
+        return (centred + mean) / num_rows - weights * mean
     return weights * (centred - total(weights * centred, axis_name))

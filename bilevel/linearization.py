@@ -255,5 +255,16 @@ class Finite:
         return Quadratic(first.losses, first.aux, reduce(first.gradient), first.alignments, hessian_product)
 
 
+def row_norms(losses: RowLosses, params: Params, subset: trees.Subset) -> Array:
+    """‖∇ℓ_i‖ over the chosen part of θ, float32 `[b]`: one backward pass a row, one after the other."""
+
+    def evaluate(part: Params) -> Array:
+        return losses(subset.merge(part, params))[0]
+
+    values, pullback = jax.vjp(evaluate, subset.restrict(params))
+    numbers = jnp.arange(values.shape[0])
+    return jax.lax.map(lambda i: trees.norm(pullback(jnp.where(numbers == i, 1, 0 * values))[0]), numbers)
+
+
 def _quotient(after: Params, before: Params, epsilon: Array) -> Params:
     return jax.tree.map(lambda x, y: (x - y) / epsilon, after, before)

@@ -42,8 +42,8 @@ class StepOptions:
             )
         if self.mode not in ("sparse", "dense"):
             raise UserError(f'mode="{self.mode}" is unknown: choose "sparse" or "dense".')
-        if self.estimator not in ("softmax", "score"):
-            raise UserError(f'estimator="{self.estimator}" is unknown: choose "softmax" or "score".')
+        if self.estimator not in ("softmax", "score", "uniform"):
+            raise UserError(f'estimator="{self.estimator}" is unknown: choose "softmax", "score" or "uniform".')
         if self.alpha_batch not in ("filtered", "uniform"):
             raise UserError(f'alpha_batch="{self.alpha_batch}" is unknown: choose "filtered" or "uniform".')
         if self.alpha_batch_size is not None and self.alpha_batch_size < 2:
@@ -59,6 +59,11 @@ class StepOptions:
             raise UserError(
                 'estimator="score" needs rows drawn in proportion to their weights: '
                 'use it with mode="sparse" and alpha_batch="filtered", or choose "softmax".'
+            )
+        if self.estimator == "uniform" and self.alpha_batch == "filtered" and self.mode == "sparse":
+            raise UserError(
+                'estimator="uniform" needs rows drawn without regard to their weights: '
+                'use it with mode="dense" or alpha_batch="uniform", or choose "softmax" or "score".'
             )
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             raise UserError(f"ema_decay={self.ema_decay} must lie in (0, 1), or be None for no average.")

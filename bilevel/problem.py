@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from bilevel import estimators, trees
 from bilevel.collectives import axis_size, gather, mean_over, spread, sum_over
-from bilevel.linearization import Derivatives, FirstOrder, Quadratic, SecondOrder
+from bilevel.linearization import Derivatives, FirstOrder, Quadratic, SecondOrder, row_norms
 from bilevel.methods.base import Problem
 from bilevel.rows import RowLosses, Weights, resolve
 from bilevel.scorers import FeatureFn, Features, as_features, check_features
@@ -104,7 +104,8 @@ class Evaluations:
             return mean_over(jax.value_and_grad(mean)(spread(own, self.axis_name)), self.axis_name)
 
         return Problem(
-            state.params, subset, first_order, second_order, quadratic, rows_at, specific_gradient, lookahead, total,
+            state.params, subset, first_order, lambda: row_norms(losses, params, subset), second_order, quadratic, rows_at,
+            specific_gradient, lookahead, total,
             losses.batch, specific, specific_losses, value_and_gradient, own_rng,
         )  # fmt: skip
 

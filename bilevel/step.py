@@ -102,7 +102,7 @@ def make_step(
       specific_loss: the loss on specific rows, if it differs from `loss`.
       param_filter: path -> whether the probe covers that parameter; None covers all. Paths look like "block_1/mlp/kernel".
       mode: "sparse" or "dense".
-      estimator: "softmax" or "score"; see `bilevel.estimators`.
+      estimator: "softmax", "score" or "uniform"; see `bilevel.estimators`.
       alpha_batch: where the rows of the α-gradient come from: the filter ("filtered", in which case they are the rows of the
         θ-update unless `alpha_batch_size` says otherwise) or a uniform draw from the big batch.
       alpha_batch_size: rows in the α-gradient; None takes b.

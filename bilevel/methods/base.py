@@ -23,6 +23,8 @@ class Problem(NamedTuple):
     """The part of θ that probes live in (everything, unless the step was built with `param_filter`)."""
     first_order: Callable[[], FirstOrder]
     """One linearisation of the rows' losses at θ. Call it once."""
+    row_norms: Callable[[], Array]
+    """‖∇ℓ_i‖ at θ over the chosen part, float32 `[b]`; b backward passes."""
     second_order: Callable[[Params], SecondOrder]
     """Probe, known beforehand -> losses, gradient, alignments and Hessian product at θ."""
     quadratic: Callable[[], Quadratic]

@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 
 from bilevel import trees
+from bilevel.linearization import FirstOrder
 from bilevel.methods.base import Method, MethodUpdate, Problem, check_decay
-from bilevel.types import Params
+from bilevel.types import Array, Params
 
 
 class DDSState(NamedTuple):
@@ -19,7 +20,7 @@ class DDSState(NamedTuple):
     """Moving average of ∇L_spec(θ⁺), changed on α-steps; None without averaging."""
 
 
-def dds(*, average_specific: float = 0.0) -> Method:
+def dds(*, average_specific: float = 0.0, cosine: bool = False) -> Method:
     """Differentiable data selection: moves α down the specific loss after one update of θ.
 
     With θ⁺ = θ + U(g), g = Σ w_i ∇ℓ_i and U the optimizer's update at its current state, the probe is
@@ -33,14 +34,24 @@ def dds(*, average_specific: float = 0.0) -> Method:
       average_specific: decay d of a moving average of ∇L_spec(θ⁺) over α-steps, m ← d·m + (1−d)·∇L_spec, used in place of
         the gradient of the one specific batch: less noise for small batches, no extra evaluation. 0 is the paper's. The
         average is also what α-steps without a specific batch of their own use (`probe_every` of `make_step`).
+      cosine: a_i = cos(∇ℓ_i, p) in place of ⟨∇ℓ_i, p⟩, so that rows with large gradients gain nothing from their size. The norms
+        of the rows' gradients cost b backward passes: for small networks and batches.
 
     Reference: Wang et al., "Optimizing Data Usage via Differentiable Rewards", ICML 2020, section 2.2 and equation 6;
-      Grangier et al., section 4.3.1, equation 3.
+      for `cosine` section 3.2 and appendix A.1 (there of the specific gradient itself, in place of its pullback); Grangier et
+      al., section 4.3.1, equation 3.
     """
     check_decay(average_specific)
 
     def init(part: Params) -> DDSState:
         return DDSState(trees.wide(jax.tree.map(jnp.zeros_like, part)) if average_specific else None)
+
+    def aligned(problem: Problem, rows: FirstOrder, probe: Params) -> Array:
+        alignments = rows.alignments(probe)
+        if not cosine:
+            return alignments
+        scale = problem.row_norms() * trees.norm(probe)
+        return jnp.where(scale > 0, alignments / jnp.where(scale > 0, scale, 1.0), 0.0)
 
     def update(problem: Problem, state: DDSState) -> MethodUpdate:
         rows = problem.first_order()
@@ -49,13 +60,14 @@ def dds(*, average_specific: float = 0.0) -> Method:
         if average_specific:
             gradient = trees.average(gradient, state.specific_gradient, average_specific)
             state = DDSState(gradient)
-        probe = pullback(gradient)
-        return MethodUpdate(rows.losses, rows.aux, rows.gradient, rows.alignments(probe), loss, state)
+        return MethodUpdate(
+            rows.losses, rows.aux, rows.gradient, aligned(problem, rows, pullback(gradient)), loss, state
+        )
 
     def reuse(problem: Problem, state: DDSState) -> MethodUpdate:
         rows = problem.first_order()
         _, _, pullback = problem.lookahead(rows.gradient)
-        alignments = rows.alignments(pullback(state.specific_gradient))
+        alignments = aligned(problem, rows, pullback(state.specific_gradient))
         return MethodUpdate(rows.losses, rows.aux, rows.gradient, alignments, jnp.full((), jnp.nan), state)
 
     return Method(init, update, reuse=reuse if average_specific else None)

@@ -152,8 +152,9 @@ def build_method(config: Config, method: str, data: ImageData, seed: int) -> met
     """The method with its settings."""
     w, guessing = config.weights, math.log(data.classes)
     if method in LEARNED:
-        make = methods.dds if w.reward == "dot" else methods.anograd
-        return make(average_specific=w.average_specific)
+        if method == "anograd":
+            return methods.anograd(average_specific=w.average_specific)
+        return methods.dds(average_specific=w.average_specific, cosine=w.reward == "cosine")
     if method == "spcl":
         return methods.spcl(optax.linear_schedule(w.pace_start * guessing, w.pace_end * guessing, config.steps))
     if method == "learning_to_reweight":
@@ -187,6 +188,7 @@ def build_step(
         derivatives=derivatives,
         specific_loss=losses.dev,
         mode="dense" if method in DENSE else "sparse",
+        estimator=w.estimator if learned else "softmax",
         update_every=w.update_every if learned else None,
         normalize_alignments=learned and w.normalize_alignments,
         ema_decay=config.average or None,

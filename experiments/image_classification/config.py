@@ -10,11 +10,11 @@ from experiments.cli import chosen_methods
 from experiments.image_classification.sampler_config import SamplerConfig
 
 MethodName: TypeAlias = Literal[
-    "uniform", "dds", "retrained_dds", "spcl", "learning_to_reweight", "mentornet", "rho_loss", "train_loss",
+    "uniform", "dds", "retrained_dds", "anograd", "spcl", "learning_to_reweight", "mentornet", "rho_loss", "train_loss",
     "gradient_norm", "gradient_norm_is", "irreducible_loss", "svp", "rl_sampler", "replayed",
 ]  # fmt: skip
 METHODS: tuple[str, ...] = get_args(MethodName)
-LEARNED = ("dds", "retrained_dds")
+LEARNED = ("dds", "retrained_dds", "anograd")
 """They learn a scorer."""
 DENSE = (*LEARNED, "spcl", "learning_to_reweight", "mentornet")
 """They weigh all rows of a batch of --batch-size, in place of picking rows from a big batch."""
@@ -92,27 +92,31 @@ class MethodConfig(SamplerConfig):
     """Settings of single methods."""
 
     derivatives: Literal["forward", "finite"] = "finite"
-    """DDS: exact rewards by forward mode, or equation 7 (finite differences, cheaper)."""
-    reward: Literal["dot", "cosine"] = "cosine"
-    """DDS: dot product of gradients (algorithm 1), or their cosine (Anograd)."""
+    """DDS, Anograd: exact rewards by forward mode, or equation 7 (finite differences, cheaper)."""
+    reward: Literal["dot", "cosine"] = "dot"
+    """DDS: dot product of each row's gradient with that of the dev batch after the update (algorithm 1), or their cosine (a
+    backward pass a row)."""
+    estimator: Literal["softmax", "uniform"] = "softmax"
+    """DDS, Anograd: the gradient of the weighted mean reward (equation 13), or that of algorithm 1, line 9, in which all rows
+    count the same."""
     scorer_labels: bool = True
-    """DDS: the scorer sees the label: it has an output for each class, of which that of the label counts. Without, it sees the
-    image alone, as in the paper."""
+    """DDS, Anograd: the scorer sees the label: it has an output for each class, of which that of the label counts. Without, it
+    sees the image alone, as in the paper."""
     scorer_learning_rate: float = 3e-4
-    """DDS: learning rate of the scorer (Adam)."""
+    """DDS, Anograd: learning rate of the scorer (Adam)."""
     scorer_bound: float = 4.0
-    """DDS: scores are squashed into ± this bound, s ↦ bound · tanh(s / bound), so that rows of which the scorer is sure weigh the
-    same; 0: no bound, as in the paper."""
+    """DDS, Anograd: scores are squashed into ± this bound, s ↦ bound · tanh(s / bound), so that rows of which the scorer is sure
+    weigh the same; 0: no bound, as in the paper."""
     average_specific: float = 0.9
-    """DDS: decay of the moving average of the dev gradient; 0: none, as in the paper."""
+    """DDS, Anograd: decay of the moving average of the dev gradient; 0: none, as in the paper."""
     normalize_alignments: bool = True
-    """DDS: scale the rewards of each step to root mean square 1."""
+    """DDS, Anograd: scale the rewards of each step to root mean square 1."""
     min_effective_fraction: float = 0.0
-    """DDS: floor under the effective sample size of the weights, as a share of the batch; 0: none, as in the paper."""
+    """DDS, Anograd: floor under the effective sample size of the weights, as a share of the batch; 0: none, as in the paper."""
     update_every: int = 1
-    """DDS: θ-updates for each update of the scorer."""
+    """DDS, Anograd: θ-updates for each update of the scorer."""
     dev_batch_size: int = 0
-    """DDS, learning_to_reweight, mentornet: dev rows in a step; 0: --batch-size."""
+    """DDS, Anograd, learning_to_reweight, mentornet: dev rows in a step; 0: --batch-size."""
     pace_start: float = 2.0
     """spcl: λ at the start, as a multiple of the loss of guessing, log(classes)."""
     pace_end: float = 3.0

@@ -177,6 +177,7 @@ def test_specific_rows_are_evaluated_on_due_steps_only(apart: bool) -> None:
         ({"mode": "dense", "alpha_batch_size": 7}, 'mode="dense" takes the α-gradient on the rows of the θ-update'),
         ({"alpha_batch_size": 1}, "alpha_batch_size=1 must be at least 2"),
         ({"estimator": "score", "mode": "dense"}, "needs rows drawn in proportion to their weights"),
+        ({"estimator": "uniform"}, "needs rows drawn without regard to their weights"),
         ({"estimator": "score", "filter": bilevel.filters.top_k()}, "the filter top_k does not draw them so"),
         ({"batch_size": 1}, "batch_size=1 leaves one row to learn the weights from"),
         ({"ema_decay": 1.0}, "ema_decay=1.0 must lie in"),

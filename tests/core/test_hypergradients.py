@@ -149,6 +149,37 @@ def test_score_estimator(method: str, normalize: bool) -> None:
         assert toy.relative_error(gradient, jax.grad(written_out)(state.weight_params)) <= EXACT
 
 
+@pytest.mark.parametrize("normalize", [False, True])
+@pytest.mark.parametrize("cosine", [False, True])
+def test_algorithm_1_of_dds(cosine: bool, normalize: bool) -> None:
+    """(1/b) Σ r_i ∇log p_i (line 9), r_i the dot product of the gradients of row and dev batch, or their cosine."""
+    with jax.enable_x64(True):
+        gradient, state, rows, specific = one_step(
+            bilevel.dds(cosine=cosine),
+            optax.sgd(0.1),
+            np.float64,
+            derivatives=bilevel.Forward(),
+            estimator="uniform",
+            mode="dense",
+            batch_size=BIG,
+            normalize_alignments=normalize,
+        )
+        p, weights = state.params, jax.nn.softmax(toy.weighting(state.weight_params, rows))
+        moved = jax.tree.map(lambda x, g: x - 0.1 * g, p, theta_gradient(p, weights, rows))  # lines 5 and 6
+        dev = ravel(jax.grad(lambda q: toy.losses(q, specific).mean())(moved))  # line 7
+        each = jax.vmap(ravel)(jax.jacrev(lambda q: toy.losses(q, rows))(p))
+        rewards = each @ dev * 0.1
+        if cosine:
+            rewards = rewards / (jnp.linalg.norm(each, axis=1) * jnp.linalg.norm(0.1 * dev))
+        if normalize:
+            rewards = rewards / jnp.std(rewards)
+
+        def written_out(wp: Any) -> Array:
+            return -jnp.mean(rewards * jax.nn.log_softmax(toy.weighting(wp, rows)))
+
+        assert toy.relative_error(gradient, jax.grad(written_out)(state.weight_params)) <= EXACT
+
+
 @pytest.mark.parametrize("method", ["dds", "soba"])
 @pytest.mark.parametrize("derivatives", [bilevel.Forward(), bilevel.Finite(1e-6)])
 def test_probe_in_a_part_of_the_parameters(method: str, derivatives: Any) -> None:
