@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bilevel.data._cache import cached_folder
-from bilevel.data._parts import Part
+from bilevel.data._parts import Part, checked_part
 from bilevel.data._source import digest
 from bilevel.data._writer import GrowingArray
 from bilevel.types import UserError
@@ -47,12 +47,13 @@ def cached_images(name: str, key: str, read: Callable[[], Iterator[Image]], cach
         cache_dir: made if it does not exist.
 
     Raises:
-        UserError: there are no images or they differ in shape, the cache cannot be written, or as `read`.
+        UserError: there are no images or they differ in shape, a label is negative, the cache cannot be written, or as `read`.
     """
     folder = cache_dir / f"images-{digest([_FORMAT_VERSION, key])}"
-    return cached_folder(
+    found = cached_folder(
         folder, _opened, lambda temporary: _write(temporary, name, read()), work=f"Decoding the images of {name}"
     )
+    return checked_part(found.inputs, found.labels, name)
 
 
 def _write(folder: Path, name: str, images: Iterator[Image]) -> None:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from bilevel.data._files import file_fingerprint
 from bilevel.data._images import Image, cached_images, decoded
 from bilevel.data._labelled_tables import SUFFIXES, table_arrays
-from bilevel.data._parts import TEST, TRAIN, VALID, Part, Parts, checked_part, class_names, numbered
+from bilevel.data._parts import TEST, TRAIN, VALID, Part, Parts, checked_part, class_names, numbered, whole_labels
 from bilevel.data._source import digest
 from bilevel.types import UserError
 
@@ -165,7 +165,7 @@ def _refuse_size(path: Path, size: int | None) -> None:
 def _jpeg_images(path: Path, size: int | None) -> Iterator[Image]:
     arrays = _load(path)
     blob, offsets = arrays["jpeg"], arrays["offsets"]
-    labels = next((arrays[name] for name in _LABELS if name in arrays), None)
+    labels = next((whole_labels(arrays[name], str(path)) for name in _LABELS if name in arrays), None)
     if labels is None or len(offsets) != len(labels) + 1 or offsets[-1] != len(blob) or (np.diff(offsets) < 0).any():
         raise UserError(
             f"{path}: `offsets` must rise from 0 to the {len(blob)} bytes of `jpeg`, one more than there are labels; "

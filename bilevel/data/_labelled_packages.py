@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from bilevel.data._images import Image, cached_images, resized
-from bilevel.data._parts import TEST, TRAIN, VALID, Part, Parts, checked_part
+from bilevel.data._parts import TEST, VALID, Part, Parts, checked_part
 from bilevel.data._source import digest
 from bilevel.data._tfds import identify_records, open_records, parse_spec
 from bilevel.types import UserError
@@ -44,6 +44,8 @@ def sklearn_parts(spec: str) -> Parts:
 def tfds_parts(spec: str, size: int | None, cache_dir: Path) -> Parts:
     """`tfds:NAME`: the image and the label of each record; the configuration and the version may be part of NAME.
 
+    Without a test split that has labels (those of ImageNet are −1), the validation split is the test part.
+
     Raises:
         UserError: an unknown name, no image or no label, or a package that is missing.
     """
@@ -53,20 +55,21 @@ def tfds_parts(spec: str, size: int | None, cache_dir: Path) -> Parts:
     train = open_records(spec, name, "train")
     info = train.dataset_info
     image, label = _keys(spec, info.features)
-    found: list[Part | None] = []
-    for names in (TRAIN, VALID, TEST):
-        split = next((split for split in names if split in info.splits), None)
+
+    def part(split: str | None) -> Part | None:
         if split is None:
-            found.append(None)
-            continue
+            return None
         records = train if split == "train" else open_records(spec, name, split)
         key = digest(["tfds", identify_records(records, split, f"{image},{label}"), size or 0])
-        found.append(
-            cached_images(f"{spec} ({split})", key, _reader(records, spec, split, image, label, size), cache_dir)
-        )
-    first, valid, test = found
+        return cached_images(f"{spec} ({split})", key, _reader(records, spec, split, image, label, size), cache_dir)
+
+    valid, test = (next((split for split in names if split in info.splits), None) for names in (VALID, TEST))
+    if test is None or int(open_records(spec, name, test)[0][label]) < 0:
+        valid, test = None, valid
+    first = part("train")
     assert first is not None
-    return Parts(spec, first, valid, test, tuple(getattr(info.features[label], "names", None) or ()))
+    names = tuple(getattr(info.features[label], "names", None) or ())
+    return Parts(spec, first, part(valid), part(test), names, test or "test")
 
 
 def _reader(records: Any, spec: str, split: str, image: str, label: str, size: int | None) -> Any:

@@ -35,6 +35,8 @@ class Parts:
     """The source's own test part, if it has one."""
     class_names: tuple[str, ...] = ()
     """In the order of the labels; empty if the source does not name them."""
+    test_name: str = "test"
+    """What the source calls its test part."""
 
 
 def checked_part(inputs: NDArray[Any], labels: NDArray[Any], where: str) -> Part:
@@ -48,10 +50,7 @@ def checked_part(inputs: NDArray[Any], labels: NDArray[Any], where: str) -> Part
     Raises:
         UserError: another type or shape, negative labels, or features that are not finite.
     """
-    if labels.ndim == 2 and labels.shape[1] == 1:
-        labels = labels[:, 0]
-    if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
-        raise UserError(f"{where}: the labels are {_described(labels)}; give integers from 0, or text [rows].")
+    labels = whole_labels(labels, where)
     if inputs.ndim == 0 or len(inputs) != len(labels):
         raise UserError(
             f"{where}: the inputs are {_described(inputs)}, the labels {_described(labels)}; give as many of each."
@@ -61,6 +60,19 @@ def checked_part(inputs: NDArray[Any], labels: NDArray[Any], where: str) -> Part
     if labels.min() < 0 or labels.max() > np.iinfo(np.int32).max:
         raise UserError(f"{where}: the labels run from {labels.min()} to {labels.max()}; number the classes from 0.")
     return Part(_checked_inputs(inputs, where), labels.astype(np.int32))
+
+
+def whole_labels(labels: NDArray[Any], where: str) -> NDArray[Any]:
+    """Labels `[N]` or `[N, 1]`, as `[N]`.
+
+    Raises:
+        UserError: another type or shape.
+    """
+    if labels.ndim == 2 and labels.shape[1] == 1:
+        labels = labels[:, 0]
+    if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
+        raise UserError(f"{where}: the labels are {_described(labels)}; give integers from 0, or text [rows].")
+    return labels
 
 
 def class_names(labels: NDArray[Any]) -> tuple[str, ...]:

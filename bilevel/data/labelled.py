@@ -85,7 +85,8 @@ def open_labelled(
     Args:
         spec: one of
             - `sklearn:digits`, 1,797 images that come with scikit-learn; `sklearn:iris`, `wine`, `breast_cancer`: features;
-            - `tfds:NAME`, an image data set read without TensorFlow; TFDS_DATA_DIR says where the data are;
+            - `tfds:NAME`, an image data set read without TensorFlow; TFDS_DATA_DIR says where the data are. Without a test split
+              that has labels (ImageNet), the validation split is the test set;
             - a folder with train/CLASS/*.png (or .jpg), likewise test and perhaps valid, as of CINIC-10;
             - a .npz file with x_train, y_train, x_test, y_test (and x_valid, y_valid), or with one pair of inputs (`image`,
               `images`, `features`, `x`, `data`) and labels (`label`, `labels`, `y`, `target`);
@@ -134,7 +135,7 @@ def open_labelled(
         rule = f"{rule}; {also}"
     if parts.test is not None:
         sets["test"] = _dataset(parts.test, np.arange(len(parts.test.labels)), f"{spec} (test)")
-        rule = f"{rule}; all {len(sets['test'])} rows of {spec} (test) are test"
+        rule = f"{rule}; all {len(sets['test'])} rows of {spec} ({parts.test_name}) are test"
     return LabelledData(
         spec, sets["train"], sets["dev"], sets.get("holdout"), sets["test"], _classes(parts), parts.class_names, rule
     )

@@ -235,6 +235,10 @@ def test_jpeg_files_end_to_end(tmp_path: Path) -> None:
         save(tmp_path / "cifar_test_jpeg.npz", **{**stored, "offsets": stored["offsets"][:-1]})
     with pytest.raises(UserError, match="`offsets` must rise"):
         open_labelled(str(tmp_path / "cifar"), cache_dir=cache)
+    for labels, message in ((np.full(3, -1), "labels run from -1 to -1"), (np.ones(3) / 2, "labels are float64")):
+        save(tmp_path / "cifar_test_jpeg.npz", jpeg=blob, offsets=offsets, labels=labels)
+        with pytest.raises(UserError, match=message):
+            open_labelled(str(tmp_path / "cifar"), cache_dir=cache)
 
 
 _BUILD = """
@@ -262,11 +266,21 @@ class TinyImages(tfds.core.GeneratorBasedBuilder):
     def _split_generators(self, manager):
         return {"train": self._generate_examples(12), "test": self._generate_examples(5)}
 
-    def _generate_examples(self, count):
+    def _generate_examples(self, count, hidden=False):
         for number in range(count):
-            yield number, {"image": png(number), "label": number % 3, "title": "a"}
+            yield number, {"image": png(number), "label": -1 if hidden else number % 3, "title": "a"}
 
-TinyImages(data_dir=sys.argv[1], file_format="array_record").download_and_prepare()
+class HiddenTest(TinyImages):
+    def _split_generators(self, manager):
+        splits = super()._split_generators(manager)
+        return {"train": splits["train"], "validation": splits["test"], "test": self._generate_examples(4, hidden=True)}
+
+class HiddenTrain(TinyImages):
+    def _split_generators(self, manager):
+        return {"train": self._generate_examples(4, hidden=True), "test": self._generate_examples(4)}
+
+for builder in (TinyImages, HiddenTest, HiddenTrain):
+    builder(data_dir=sys.argv[1], file_format="array_record").download_and_prepare()
 assert "tensorflow" not in sys.modules
 """
 
@@ -291,6 +305,12 @@ def test_tensorflow_datasets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         open_labelled("tfds:tiny_images:test", cache_dir=tmp_path / "cache")
     with pytest.raises(UserError, match="no data set 'tiny_image'"):
         open_labelled("tfds:tiny_image", cache_dir=tmp_path / "cache")
+    hidden = open_labelled("tfds:hidden_test", dev=2, cache_dir=tmp_path / "cache")  # as that of ImageNet
+    assert (len(hidden.train), len(hidden.dev), len(hidden.test)) == (10, 2, 5)
+    assert hidden.rule.endswith("all 5 rows of tfds:hidden_test (validation) are test")
+    assert sorted(set(hidden.test.arrays["label"].tolist())) == [0, 1, 2]
+    with pytest.raises(UserError, match=r"tfds:hidden_train \(train\): the labels run from -1 to -1; number"):
+        open_labelled("tfds:hidden_train", cache_dir=tmp_path / "cache")
 
 
 def test_channel_statistics() -> None:
