@@ -34,24 +34,35 @@ from bilevel.data._annotations import (
 from bilevel.types import UserError
 
 
-def uniform_noise(arrays: Arrays, fraction: float, *, num_classes: int, seed: int) -> dict[str, NDArray[Any]]:
+def uniform_noise(
+    arrays: Arrays, fraction: float, *, num_classes: int, seed: int, among: Iterable[int] | None = None
+) -> dict[str, NDArray[Any]]:
     """Each label is replaced with probability `fraction` by one of the other classes, all equally likely.
 
+    Args:
+        arrays: see the top of this module.
+        fraction: between 0 and 1.
+        num_classes: C.
+        seed: not negative.
+        among: the classes that replace others, such as those that occur in the training set; None: all C.
+
     Raises:
-        UserError: a fraction outside [0, 1], fewer than 2 classes, or a label that is not one of them.
+        UserError: a fraction outside [0, 1], fewer than 2 classes to choose from, or a label that is none of the C.
 
     Reference: RHO-LOSS, section 1 and figure 1 (10 % of the labels switched); Rolnick et al. 2017.
     """
     check_fraction(fraction)
     given = annotated(arrays)
     label = checked_labels(given["label"], num_classes)
-    if num_classes < 2:
-        raise UserError(f"Labels cannot be switched among num_classes={num_classes}; there must be 2 or more.")
+    circle = checked_labels(np.unique(np.arange(num_classes) if among is None else list(among)), num_classes)
+    if len(circle) < 2:
+        raise UserError(f"Labels cannot be switched among the classes {circle.tolist()}; there must be 2 or more.")
     which, how = generators(seed, 2)
     switched = which.random(len(label)) < fraction
-    # One to num_classes − 1 steps further round the circle of classes: any but the same.
-    steps = (how.random(len(label)) * (num_classes - 1)).astype(np.int32) + 1
-    return relabelled(given, np.where(switched, (label + steps) % num_classes, label))
+    # One to len(circle) − 1 steps further round the circle of classes: any but the same.
+    within = np.isin(label, circle)
+    steps = (how.random(len(label)) * (len(circle) - within)).astype(np.int32) + within
+    return relabelled(given, np.where(switched, circle[(np.searchsorted(circle, label) + steps) % len(circle)], label))
 
 
 def pair_noise(
@@ -105,17 +116,18 @@ def most_confused(confusion: NDArray[Any], count: int = 4) -> dict[int, int]:
     return {int(source): int(target[source]) for source in often}
 
 
-def recorded_labels(arrays: Arrays, path: str | Path, name: str) -> dict[str, NDArray[Any]]:
+def recorded_labels(arrays: Arrays, path: str | Path, name: str, *, num_classes: int) -> dict[str, NDArray[Any]]:
     """Labels from a file, such as the human ones of CIFAR-10N (`worse_label`, `aggre_label`, `random_label1` to 3).
 
     Args:
         arrays: see the top of this module; `source_row` int32 `[N]` says which row of the file belongs to each row (as
             `open_labelled` gives it: the file must be in the order of the source).
-        path: a .npz file with integer arrays `[M]`; if one of them is `clean_label`, it must agree with ours.
+        path: a .npz file with arrays `[M]` of whole numbers; if one of them is `clean_label`, it must agree with ours.
         name: of the array.
+        num_classes: C.
 
     Raises:
-        UserError: the file cannot be read, lacks the array or rows, or is in another order.
+        UserError: the file cannot be read, lacks the array or rows, is in another order, or a label is none of the C.
 
     Reference: Wei et al., "Learning with noisy labels revisited: a study using real-world human annotations", ICLR 2022.
     """
@@ -133,16 +145,31 @@ def recorded_labels(arrays: Arrays, path: str | Path, name: str) -> dict[str, ND
     if name not in stored:
         raise UserError(f"{path} holds no array {name!r} but {names}; name one of these.")
     rows = given["source_row"]
-    if stored[name].ndim != 1 or len(stored[name]) <= rows.max():
-        shape = list(stored[name].shape)
-        raise UserError(
-            f"{path}: {name} has the shape {shape}, but the data have a row {rows.max()}; give its labels too."
-        )
+    for key in (name, *stored):
+        if stored[key].ndim != 1 or len(stored[key]) <= rows.max():
+            shape = list(stored[key].shape)
+            raise UserError(
+                f"{path}: {key} has the shape {shape}, but the data have a row {rows.max()}; give its labels too."
+            )
     if "clean_label" in stored and (wrong := (stored["clean_label"][rows] != given["clean_label"]).sum()):
         raise UserError(
             f"{path}: clean_label differs from ours in {wrong} rows; the file must be in the order of the data."
         )
-    return relabelled(given, stored[name][rows])
+    return relabelled(given, _whole(stored[name], rows, num_classes, f"{path}: {name}"))
+
+
+def _whole(labels: NDArray[Any], rows: NDArray[Any], num_classes: int, where: str) -> NDArray[np.int32]:
+    """Some labels of a file, if they are whole numbers from 0 to `num_classes − 1`."""
+    found = labels[rows]
+    good = np.zeros(len(found), bool)
+    if found.dtype.kind in "iuf":
+        good = (found >= 0) & (found < num_classes) & (found == np.floor(found))
+    if not good.all():
+        first = int(np.argmin(good))
+        raise UserError(
+            f"{where}[{rows[first]}] is {found[first].item()!r}; give whole numbers from 0 to {num_classes - 1}."
+        )
+    return found.astype(np.int32)
 
 
 def mark_relevant(arrays: Arrays, classes: Iterable[int]) -> dict[str, NDArray[Any]]:

@@ -42,6 +42,8 @@ class LabelledData:
     """In the order of the labels; empty if the source does not name them."""
     rule: str
     """Where the rows of each set come from, in a sentence."""
+    has_valid_part: bool = False
+    """Whether dev and holdout come from a validation part of the source: `source_row` numbers its rows there."""
 
     def transform(self, function: Callable[[Mapping[str, Any]], Mapping[str, Any]], *parts: PartName) -> LabelledData:
         """The same with the arrays of some sets replaced, as by the functions of `bilevel.data.corruption`.
@@ -137,7 +139,15 @@ def open_labelled(
         sets["test"] = _dataset(parts.test, np.arange(len(parts.test.labels)), f"{spec} (test)")
         rule = f"{rule}; all {len(sets['test'])} rows of {spec} ({parts.test_name}) are test"
     return LabelledData(
-        spec, sets["train"], sets["dev"], sets.get("holdout"), sets["test"], _classes(parts), parts.class_names, rule
+        spec,
+        sets["train"],
+        sets["dev"],
+        sets.get("holdout"),
+        sets["test"],
+        _classes(parts),
+        parts.class_names,
+        rule,
+        has_valid_part=parts.valid is not None,
     )
 
 

@@ -54,9 +54,9 @@ class DataConfig:
     seed: int = 0
     """Of that draw, of the noise, and of the irreducible-loss model: they are the same for all seeds of a comparison."""
     noise: str = "uniform"
-    """Wrong labels in the training set: none, uniform (any other class), pair (the next class), confused (of the four classes
-    that a trained model confuses most, the class it takes them for), or FILE.npz:NAME, an array of labels in the order of the
-    source (such as worse_label of CIFAR-10N)."""
+    """Wrong labels in the training set: none, uniform (any other class of the training set), pair (the next one), confused (of
+    the four classes that a trained model confuses most, the class it takes them for), or FILE.npz:NAME, an array of labels in the
+    order of the source's training part (such as worse_label of CIFAR-10N)."""
     noise_fraction: float | None = None
     """Share of labels that are replaced (default: 0.4; 0.5 of the labels of the classes concerned, with confused)."""
     noisy_holdout: bool = False

@@ -50,7 +50,7 @@ def noise(config: Config, sets: LabelledData) -> Change | None:
     """What makes labels wrong; None for no noise.
 
     Raises:
-      UserError: an unknown kind, or a fraction out of range.
+      UserError: an unknown kind, a fraction out of range, or recorded labels for rows of another part.
     """
     d, classes = config.data, sets.num_classes
     if d.noise == "none":
@@ -59,12 +59,18 @@ def noise(config: Config, sets: LabelledData) -> Change | None:
         path, _, name = d.noise.rpartition(":")
         if not path:
             raise UserError(f"--data.noise {d.noise} names no array: write FILE.npz:NAME.")
-        return lambda arrays: faults.recorded_labels(arrays, path, name)
+        if d.noisy_holdout and sets.has_valid_part:
+            raise UserError(
+                f"--data.noise {d.noise} holds labels of the training rows, but {d.source} takes its held-out rows from a "
+                "validation part of its own: leave --data.noisy-holdout out."
+            )
+        return lambda arrays: faults.recorded_labels(arrays, path, name, num_classes=classes)
     share = (0.5 if d.noise == "confused" else 0.4) if d.noise_fraction is None else d.noise_fraction
+    present = np.unique(sets.train.arrays["label"]).tolist()
     if d.noise == "uniform":
-        return lambda arrays: faults.uniform_noise(arrays, share, num_classes=classes, seed=d.seed)
+        return lambda arrays: faults.uniform_noise(arrays, share, num_classes=classes, seed=d.seed, among=present)
     if d.noise == "pair":
-        pairs = {c: (c + 1) % classes for c in range(classes)}
+        pairs = dict(zip(present, present[1:] + present[:1], strict=True))
     elif d.noise == "confused":
         pairs = confused_classes(config, sets)
     else:

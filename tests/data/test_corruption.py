@@ -69,6 +69,19 @@ def test_extremes(fraction: float) -> None:
     assert found["corrupted"].mean() == fraction
 
 
+def test_uniform_noise_among_some_classes() -> None:
+    given = {**arrays(), "label": np.asarray([1, 5, 7, 2], np.int32)[np.arange(ROWS) % 4]}
+    found = corruption.uniform_noise(given, 1.0, num_classes=CLASSES, seed=3, among=[5, 1, 7])
+    table = np.zeros((CLASSES, CLASSES))
+    np.add.at(table, (found["clean_label"], found["label"]), 1)
+    assert set(np.flatnonzero(table.sum(0)).tolist()) == {1, 5, 7}
+    assert found["corrupted"].all()
+    for c, others in ((1, [5, 7]), (5, [1, 7]), (7, [1, 5]), (2, [1, 5, 7])):
+        assert all(near(table[c, k] / table[c].sum(), 1 / len(others), ROWS // 4) for k in others)
+    with pytest.raises(UserError, match=r"among the classes \[5\]; there must be 2 or more"):
+        corruption.uniform_noise(given, 1.0, num_classes=CLASSES, seed=3, among=[5])
+
+
 def test_pair_noise() -> None:
     pairs = {2: 5, 7: 1}
     found = corruption.pair_noise(arrays(), pairs, seed=4)
@@ -108,22 +121,41 @@ def test_recorded_labels(tmp_path: Path) -> None:
     worse = clean.copy()
     worse[:7] = (worse[:7] + 1) % CLASSES
     np.savez(file, clean_label=clean, worse_label=worse)
-    found = corruption.recorded_labels(given, file, "worse_label")
+    found = corruption.recorded_labels(given, file, "worse_label", num_classes=CLASSES)
     check_counts(found)
     assert np.flatnonzero(found["corrupted"]).tolist() == list(range(93, 100))
     part = {name: array[90:95] for name, array in given.items()}
-    assert corruption.recorded_labels(part, file, "worse_label")["corrupted"].tolist() == [False] * 3 + [True] * 2
+    assert (
+        corruption.recorded_labels(part, file, "worse_label", num_classes=CLASSES)["corrupted"].tolist()
+        == [False] * 3 + [True] * 2
+    )
 
     with pytest.raises(UserError, match="no array 'aggre_label' but clean_label, worse_label; name one"):
-        corruption.recorded_labels(given, file, "aggre_label")
+        corruption.recorded_labels(given, file, "aggre_label", num_classes=CLASSES)
     with pytest.raises(UserError, match=r"clean_label differs from ours in 100 rows; .* order"):
-        corruption.recorded_labels({**given, "source_row": given["source_row"][::-1].copy()}, file, "worse_label")
+        corruption.recorded_labels(
+            {**given, "source_row": given["source_row"][::-1].copy()}, file, "worse_label", num_classes=CLASSES
+        )
     with pytest.raises(UserError, match=r"worse_label has the shape \[100\], but the data have a row 119"):
-        corruption.recorded_labels(arrays(120), file, "worse_label")
+        corruption.recorded_labels(arrays(120), file, "worse_label", num_classes=CLASSES)
     with pytest.raises(UserError, match=r"no array 'source_row'.*open_labelled"):
-        corruption.recorded_labels({"label": given["label"]}, file, "worse_label")
+        corruption.recorded_labels({"label": given["label"]}, file, "worse_label", num_classes=CLASSES)
     with pytest.raises(UserError, match=r"missing\.npz cannot be read"):
-        corruption.recorded_labels(given, tmp_path / "missing.npz", "worse_label")
+        corruption.recorded_labels(given, tmp_path / "missing.npz", "worse_label", num_classes=CLASSES)
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [(np.int64(10), "10"), (np.int8(-1), "-1"), (0.5, r"0\.5"), (np.nan, "nan"), (np.True_, "True"), ("cat", "'cat'")],
+)
+def test_recorded_labels_are_classes(tmp_path: Path, value: Any, shown: str) -> None:
+    file = tmp_path / "human.npz"
+    np.savez(file, worse=np.full(100, value), real=np.full(100, 3.0))
+    with pytest.raises(UserError, match=rf"human\.npz: worse\[99\] is {shown}; give whole numbers from 0 to 9"):
+        corruption.recorded_labels(arrays(100), file, "worse", num_classes=CLASSES)
+    found = corruption.recorded_labels(arrays(100), file, "real", num_classes=CLASSES)
+    check_counts(found)
+    assert (found["label"] == 3).all()
 
 
 def test_half_of_the_classes() -> None:

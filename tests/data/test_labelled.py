@@ -359,7 +359,7 @@ def test_real_images_and_human_labels(tmp_path: Path) -> None:
     names = folder / "cifar10n_train_labels.npz"
     for split in ("last", "random"):
         rows = open_labelled(str(folder / "cifar10"), split=split, cache_dir=tmp_path).train.arrays
-        worse = corruption.recorded_labels(rows, names, "worse_label")
+        worse = corruption.recorded_labels(rows, names, "worse_label", num_classes=10)
         assert abs(worse["corrupted"].mean() - 0.402) < 0.005
 
 

@@ -150,6 +150,24 @@ def test_faults(source: Path) -> None:
     assert not data(noise=f"{source.parent / 'labels.npz'}:worse").train.arrays["label"].any()
 
 
+@pytest.mark.parametrize("kind", ["uniform", "pair"])
+def test_noise_keeps_to_the_classes_of_the_training_set(tmp_path: Path, kind: str) -> None:
+    file = tmp_path / "gaps.npz"
+    np.savez(file, x=np.arange(120.0).reshape(60, 2), y=np.arange(60) % 2 * 4 + 1)
+    data = load_data(config_of(file, data={"noise": kind, "noise_fraction": 1.0}))
+    np.testing.assert_array_equal(data.train.arrays["label"], 6 - data.known("clean_label"))
+
+
+def test_recorded_labels_are_those_of_the_training_part(tmp_path: Path) -> None:
+    for name in ("train", "valid", "test"):
+        np.savez(tmp_path / f"{name}.npz", x=np.arange(60.0).reshape(30, 2), y=np.arange(30) % 3)
+    np.savez(tmp_path / "human.npz", worse=np.zeros(30, np.int32))
+    given = {"source": str(tmp_path), "noise": f"{tmp_path / 'human.npz'}:worse"}
+    assert not load_data(config_of(tmp_path, data=given)).train.arrays["label"].any()
+    with pytest.raises(UserError, match=r"from a validation part of its own: leave --data\.noisy-holdout out"):
+        load_data(config_of(tmp_path, data={**given, "noisy_holdout": True}))
+
+
 def test_the_most_confused_classes(source: Path) -> None:
     config = config_of(source, data={"noise": "confused"})
     first, again = load_data(config), load_data(config)
