@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from bilevel.data import LabelledData
+from bilevel.data import LabelledData, digest
 from bilevel.data import corruption as faults
 from bilevel.training.run_dir import write_atomically
 from bilevel.types import UserError
-from experiments.image_classification.auxiliary import fit
+from experiments.image_classification.auxiliary import fit, settings_of
 from experiments.image_classification.config import Config
 from experiments.image_classification.data import ImageData, open_sets, prepared
 from experiments.image_classification.known import predictions
@@ -81,16 +81,28 @@ def noise(config: Config, sets: LabelledData) -> Change | None:
 def confused_classes(config: Config, sets: LabelledData) -> dict[int, int]:
     """The four classes that a model, trained on the training rows with their right labels, takes most often for another one.
 
-    It is asked about the dev and held-out rows; its answer is kept in the run directory.
+    It is asked about the dev and held-out rows; its answer is kept in the run directory, in a folder for each set of settings.
     """
-    file = config.run_dir / "confusion" / PAIRS
+    data = prepared(config.data, sets)
+    settings = _confusion_settings(config, data)
+    file = config.run_dir / "confusion" / digest([json.dumps(settings, sort_keys=True)])[:12] / PAIRS
     if not file.exists():
-        data = prepared(config.data, sets)
         model = fit(config, data, None, data.train, file.parent)
         confusion = np.zeros((data.classes, data.classes))
         for rows in (data.dev, data.holdout):
             if rows is not None:
                 np.add.at(confusion, (rows.arrays["label"], predictions(model, rows)), 1)
         pairs = faults.most_confused(confusion, min(4, data.classes))
-        write_atomically(file, json.dumps(pairs) + "\n")
-    return {int(source): target for source, target in json.loads(file.read_text()).items()}
+        write_atomically(file, json.dumps({"settings": settings, "pairs": pairs}, indent=2) + "\n")
+    return {int(source): target for source, target in json.loads(file.read_text())["pairs"].items()}
+
+
+def _confusion_settings(config: Config, data: ImageData) -> dict[str, Any]:
+    """What decides which classes are confused, as JSON values."""
+    asked = {"dev": data.dev, "holdout": data.holdout}
+    return {
+        **settings_of(config, None, data.train),
+        "padding": config.data.padding,
+        "standardize": config.data.standardize,
+        **{name: rows and rows.content_hash for name, rows in asked.items()},
+    }
