@@ -56,6 +56,8 @@ def file_parts(spec: str, size: int | None, cache_dir: Path, label: str | None =
     if path.is_file():
         return _assembled(spec, _one_file(spec, path, how))
     if _subfolder(path, TRAIN):
+        if label is not None:
+            raise UserError(f"{spec} is a folder of images, labelled by their folders; leave label={label!r} out.")
         return _image_folder(spec, path, size, cache_dir)
     prefix = _prefix(spec, path)
     files = [_part_file(prefix, names) for names in (TRAIN, VALID, TEST)]
@@ -132,6 +134,8 @@ def _one_file(spec: str, path: Path, how: _Reading) -> list[Part | _Raw | None]:
         if name is not None and f"y_{name}" not in arrays:
             raise UserError(f"{path} holds x_{name} but no y_{name}; add the labels.")
         found.append(None if name is None else _Raw(arrays[f"x_{name}"], arrays[f"y_{name}"], f"{path}, {name}"))
+    if how.label is not None:
+        raise UserError(f"{path} holds x_train, whose labels are y_train; leave label={how.label!r} out.")
     _refuse_size(path, how.size)
     return found
 
@@ -141,11 +145,11 @@ def _file_part(path: Path, how: _Reading) -> Part | _Raw:
     if path.suffix != ".npz":
         _refuse_size(path, how.size)
         return _Raw(*table_arrays(path, how.label, _LABELS), str(path))
-    if {"jpeg", "offsets"} <= _names(path):
-        key = digest(["jpeg archive", file_fingerprint(path), how.size or 0])
-        return cached_images(str(path), key, lambda: _jpeg_images(path, how.size), how.cache_dir)
-    arrays = _load(path)
     known = _LABELS if how.label is None else (how.label,)
+    if {"jpeg", "offsets"} <= _names(path):
+        key = digest(["jpeg archive", file_fingerprint(path), how.size or 0, *([how.label] if how.label else [])])
+        return cached_images(str(path), key, lambda: _jpeg_images(path, how.size, known), how.cache_dir)
+    arrays = _load(path)
     labels = next((name for name in known if name in arrays), None)
     inputs = next((name for name in _INPUTS if name in arrays and name != labels), None)
     if inputs is None or labels is None:
@@ -162,11 +166,16 @@ def _refuse_size(path: Path, size: int | None) -> None:
         raise UserError(f"{path} holds arrays, which are not resized; leave size={size} out.")
 
 
-def _jpeg_images(path: Path, size: int | None) -> Iterator[Image]:
+def _jpeg_images(path: Path, size: int | None, known: tuple[str, ...]) -> Iterator[Image]:
     arrays = _load(path)
     blob, offsets = arrays["jpeg"], arrays["offsets"]
-    labels = next((whole_labels(arrays[name], str(path)) for name in _LABELS if name in arrays), None)
-    if labels is None or len(offsets) != len(labels) + 1 or offsets[-1] != len(blob) or (np.diff(offsets) < 0).any():
+    name = next((name for name in known if name in arrays), None)
+    if name is None:
+        raise UserError(f"{path} holds {', '.join(arrays)}; name the labels one of {', '.join(known)}.")
+    if arrays[name].dtype.kind == "U":
+        raise UserError(f"{path}: {name} holds text; beside JPEG files, number the classes from 0.")
+    labels = whole_labels(arrays[name], str(path))
+    if len(offsets) != len(labels) + 1 or offsets[-1] != len(blob) or (np.diff(offsets) < 0).any():
         raise UserError(
             f"{path}: `offsets` must rise from 0 to the {len(blob)} bytes of `jpeg`, one more than there are labels; "
             "write the file again."

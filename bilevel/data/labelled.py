@@ -81,7 +81,7 @@ def open_labelled(
     `seed` and the number of rows only ("random"). From the end of that order are taken: the test set, if the source has none of
     its own; before it the dev set; before that the held-out set. The others are the training set. A source with a validation
     part of its own (CINIC-10) gives its training part whole: dev and holdout are taken from the end of the validation part,
-    in the same manner, and with `holdout=None` all its rows that are not dev are held out.
+    in the same manner, and with `holdout=None` all its rows that are not dev are held out (with `holdout=0` they are left out).
     In each set rows keep their stored order.
 
     Args:
@@ -100,13 +100,13 @@ def open_labelled(
             Inputs of arrays are images, uint8 `[N, H, W]` or `[N, H, W, C]`, or features, numbers `[N, d]`. Labels are whole
             numbers from 0, or text, which names the classes; these are then numbered in alphabetical order.
         dev: rows of the dev set, or, below 1, their share of the rows it is taken from.
-        holdout: likewise; None holds out nothing, or what a validation part leaves.
+        holdout: likewise; 0 holds out nothing; None holds out nothing, or what a validation part leaves.
         test: likewise, for a source without a test set of its own.
         limit: use only this many rows of the source's training part, the first ones (DDS uses 4,000 of CIFAR-10).
         split: "random" or "last".
         seed: of the random order; not negative.
         size: resize decoded images to this height and width.
-        label: name of the labels, for files: of an array, or of a column.
+        label: name of the labels, for files: of an array, or of a column; not for an archive with x_train, or a folder of images.
         cache_dir: where decoded images are kept; made if it does not exist.
 
     Returns:
@@ -121,7 +121,7 @@ def open_labelled(
     order = Order(split, seed)
     parts = _open_parts(spec, size, Path(cache_dir).expanduser(), label)
     _check_alike(parts)
-    held = {"dev": dev} if holdout is None else {"dev": dev, "holdout": holdout}
+    held = {"dev": dev, "holdout": holdout} if holdout else {"dev": dev}
     own_test = {} if parts.test else {"test": test}
     train = parts.train if limit is None else Part(*(array[:limit] for array in parts.train))
     first = f"{spec} (train)" if limit is None else f"{spec} (first rows of train)"

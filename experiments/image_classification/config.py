@@ -37,12 +37,13 @@ class DataConfig:
     images train/CLASS/*.png, or rows of features: sklearn:breast_cancer, a .npz, .csv or .parquet file; see
     bilevel.data.open_labelled."""
     label: str | None = None
-    """Files: name of the column, or the array, of the labels; none given: label, labels, y or target."""
+    """Files: name of the column, or the array, of the labels; none given: label, labels, y or target. Archives with x_train and
+    folders of images take none."""
     standardize: bool = True
     """Features: to mean 0 and variance 1 over the training set, each. Images always are, by channel."""
     dev: float = 0.1
-    """Rows of the dev set, or their share of the source's training part if below 1. Weights are learned from it, and choices
-    made by it."""
+    """Rows of the dev set, or, if below 1, their share of the source's training part (of its validation part, if it has one).
+    Weights are learned from it, and choices made by it."""
     holdout: float = 0.2
     """Likewise, of the held-out set that irreducible losses are learned from; 0: none (see --weights.no-holdout)."""
     test: float = 0.2
@@ -138,7 +139,8 @@ class MethodConfig(SamplerConfig):
     il_steps: int = 1000
     """Irreducible losses, svp: steps of training; the parameters with the lowest dev loss are kept."""
     no_holdout: bool = False
-    """Irreducible losses without a held-out set: each half of the training set is scored by a model trained on the other."""
+    """Irreducible losses without a held-out set: each half of the training set is scored by a model trained on the other. Give
+    --data.holdout 0 with it, or the held-out rows are used for nothing."""
     table: Path | None = None
     """Irreducible losses from this file of another run on the same data (RUN_DIR/irreducible/table.npz)."""
     svp_network: str | None = None

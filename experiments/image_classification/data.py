@@ -78,7 +78,7 @@ def open_sets(config: DataConfig) -> LabelledData:
     return open_labelled(
         config.source,
         dev=_rows(config.dev),
-        holdout=_rows(config.holdout) if config.holdout else None,
+        holdout=_rows(config.holdout),
         test=_rows(config.test),
         limit=config.limit,
         split=config.split,

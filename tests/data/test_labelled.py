@@ -127,6 +127,8 @@ def test_a_validation_part_is_not_mixed_with_train(tmp_path: Path) -> None:
     assert len(less.holdout) == 10
     assert not set(rows_of(less, "dev")) & set(rows_of(less, "holdout"))
     assert open_labelled(str(tmp_path), dev=20).holdout is None
+    none = open_labelled(str(tmp_path), dev=4, holdout=0)
+    assert (none.holdout, len(none.dev), len(none.train)) == (None, 4, 30)
 
 
 def test_transform(tmp_path: Path) -> None:
@@ -153,6 +155,8 @@ def test_one_archive_with_all_parts(tmp_path: Path) -> None:
     np.testing.assert_array_equal(data.test.arrays["image"], x[20:])
     assert data.test.arrays["label"].tolist() == [i % 3 for i in range(20, 30)]
     assert (len(data.train), len(data.dev), data.num_classes) == (18, 2, 3)
+    with pytest.raises(UserError, match="holds x_train, whose labels are y_train; leave label='kind' out"):
+        open_labelled(str(file), label="kind")
 
 
 def test_grey_images_and_features(tmp_path: Path) -> None:
@@ -167,6 +171,8 @@ def test_grey_images_and_features(tmp_path: Path) -> None:
 
 def test_folder_of_images(tmp_path: Path) -> None:
     folder, cache = png_folder(tmp_path / "cinic", train=4, valid=3, test=2), tmp_path / "cache"
+    with pytest.raises(UserError, match="is a folder of images, labelled by their folders; leave label='kind' out"):
+        open_labelled(str(folder), label="kind", cache_dir=cache)
     data = open_labelled(str(folder), dev=3, cache_dir=cache)
     assert data.class_names == CLASSES
     assert data.train.arrays["label"].tolist() == [0] * 4 + [1] * 4 + [2] * 4
@@ -231,11 +237,17 @@ def test_jpeg_files_end_to_end(tmp_path: Path) -> None:
     assert np.abs(data.train.arrays["image"][:, 4, 4, 0].astype(int) - [0, 20, 40, 60, 80]).max() <= 2
     assert data.train.arrays["label"].tolist() == [0, 1, 2, 3, 4]
     assert len(open_labelled(str(tmp_path), dev=1, cache_dir=cache).train) == 5  # the only data set of the folder
+    with pytest.raises(UserError, match="holds jpeg, offsets, labels; name the labels one of kind"):
+        open_labelled(str(tmp_path / "cifar"), label="kind", cache_dir=cache)
     with np.load(tmp_path / "cifar_test_jpeg.npz") as stored:
         save(tmp_path / "cifar_test_jpeg.npz", **{**stored, "offsets": stored["offsets"][:-1]})
     with pytest.raises(UserError, match="`offsets` must rise"):
         open_labelled(str(tmp_path / "cifar"), cache_dir=cache)
-    for labels, message in ((np.full(3, -1), "labels run from -1 to -1"), (np.ones(3) / 2, "labels are float64")):
+    for labels, message in (
+        (np.full(3, -1), "labels run from -1 to -1"),
+        (np.ones(3) / 2, "labels are float64"),
+        (np.full(3, "cat"), "labels holds text; beside JPEG files, number the classes from 0"),
+    ):
         save(tmp_path / "cifar_test_jpeg.npz", jpeg=blob, offsets=offsets, labels=labels)
         with pytest.raises(UserError, match=message):
             open_labelled(str(tmp_path / "cifar"), cache_dir=cache)

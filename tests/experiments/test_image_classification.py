@@ -19,7 +19,7 @@ from experiments.image_classification import known
 from experiments.image_classification.__main__ import main
 from experiments.image_classification.build import loaded_rows
 from experiments.image_classification.comparison import reached, targets_table
-from experiments.image_classification.config import METHODS, SAMPLED, Config, ModelConfig
+from experiments.image_classification.config import METHODS, SAMPLED, Config, DataConfig, ModelConfig
 from experiments.image_classification.data import open_sets
 from experiments.image_classification.faults import load_data
 from experiments.image_classification.networks import NAMES, network_of
@@ -168,11 +168,25 @@ def test_recorded_labels_are_those_of_the_training_part(tmp_path: Path) -> None:
         load_data(config_of(tmp_path, data={**given, "noisy_holdout": True}))
 
 
+def test_no_held_out_rows_of_a_validation_part(tmp_path: Path) -> None:
+    for name in ("train", "valid", "test"):
+        np.savez(tmp_path / f"{name}.npz", x=np.arange(60.0).reshape(30, 2), y=np.arange(30) % 3)
+    sizes = {share: open_sets(DataConfig(source=str(tmp_path), holdout=share)).holdout for share in (0, 0.2)}
+    assert (sizes[0], len(sizes[0.2] or [])) == (None, 6)
+
+
 def test_the_most_confused_classes(source: Path) -> None:
     config = config_of(source, data={"noise": "confused"})
     first, again = load_data(config), load_data(config)
     assert 0.3 < first.known("corrupted").mean() < 0.7
     np.testing.assert_array_equal(first.train.arrays["label"], again.train.arrays["label"])
+    files = config.run_dir / "confusion"
+    (kept,) = files.glob("*/confused.json")
+    written = kept.stat().st_mtime_ns
+    load_data(config_of(source, data={"noise": "confused", "seed": 1}))
+    assert len(list(files.glob("*/confused.json"))) == 2, "other data are asked anew"
+    assert kept.stat().st_mtime_ns == written
+    assert set(json.loads(kept.read_text())) == {"settings", "pairs"}
 
 
 def test_steps_to_accuracies() -> None:
