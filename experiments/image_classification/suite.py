@@ -8,6 +8,7 @@ from typing import Any
 from bilevel.types import UserError
 from experiments.image_classification import comparison, sampled
 from experiments.image_classification.config import SAMPLED, Config
+from experiments.image_classification.data import SHOWN_CLASSES
 from experiments.image_classification.faults import load_data
 from experiments.image_classification.run import run
 
@@ -22,6 +23,8 @@ def run_suite(config: Config) -> None:
     _check(config)
     methods = config.methods()
     data = load_data(config)
+    if data.classes > SHOWN_CLASSES:
+        print(f"Shares of classes are left out: {data.classes} classes, more than {SHOWN_CLASSES}.", file=sys.stderr)
     for method in methods:
         if method in SAMPLED:
             sampled.check(config, method, data)

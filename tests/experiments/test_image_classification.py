@@ -23,6 +23,8 @@ from experiments.image_classification.config import METHODS, SAMPLED, Config, Da
 from experiments.image_classification.data import open_sets
 from experiments.image_classification.faults import load_data
 from experiments.image_classification.networks import NAMES, network_of
+from experiments.image_classification.observation import shares_of
+from experiments.image_classification.suite import run_suite
 
 
 @pytest.fixture
@@ -155,7 +157,7 @@ def test_noise_keeps_to_the_classes_of_the_training_set(tmp_path: Path, kind: st
     file = tmp_path / "gaps.npz"
     np.savez(file, x=np.arange(120.0).reshape(60, 2), y=np.arange(60) % 2 * 4 + 1)
     data = load_data(config_of(file, data={"noise": kind, "noise_fraction": 1.0}))
-    np.testing.assert_array_equal(data.train.arrays["label"], 6 - data.known("clean_label"))
+    np.testing.assert_array_equal(data.train.arrays["label"], np.where(data.known("clean_label") == 1, 5, 1))
 
 
 def test_recorded_labels_are_those_of_the_training_part(tmp_path: Path) -> None:
@@ -166,6 +168,17 @@ def test_recorded_labels_are_those_of_the_training_part(tmp_path: Path) -> None:
     assert not load_data(config_of(tmp_path, data=given)).train.arrays["label"].any()
     with pytest.raises(UserError, match=r"from a validation part of its own: leave --data\.noisy-holdout out"):
         load_data(config_of(tmp_path, data={**given, "noisy_holdout": True}))
+
+
+def test_shares_of_many_classes_are_left_out_and_said_to_be(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "rows.npz"
+    for classes in (20, 21):
+        np.savez(file, x=np.arange(252.0).reshape(126, 2), y=np.arange(126) % classes)
+        with pytest.raises(UserError, match="say what to replay"):
+            run_suite(config_of(file, method="replayed"))
+        said = capsys.readouterr().err
+        assert said == ("Shares of classes are left out: 21 classes, more than 20.\n" if classes == 21 else "")
+        assert bool(shares_of(load_data(config_of(file)))) == (classes == 20)
 
 
 def test_no_held_out_rows_of_a_validation_part(tmp_path: Path) -> None:
