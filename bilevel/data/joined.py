@@ -45,13 +45,17 @@ class JoinedData:
 
     def rows(self, indices: NDArray[np.integer[Any]]) -> NumpyBatch:
         """Gather rows at `indices`, integer `[b]`: the arrays of the parts, and `id`, int32 `[b]`."""
+        return {**self.gathered(indices), "id": np.asarray(indices, np.int32)}
+
+    def gathered(self, indices: NDArray[np.integer[Any]]) -> NumpyBatch:
+        """As `rows`, with the `id` that a row has in its part."""
         which = np.searchsorted(self.starts, indices, side="right") - 1
         batch: NumpyBatch = {}
         for number, part in enumerate(self.parts.values()):
             places = np.flatnonzero(which == number)
             for name, rows in part.rows(indices[places] - self.starts[number]).items():
                 batch.setdefault(name, np.empty((len(indices), *rows.shape[1:]), rows.dtype))[places] = rows
-        return {**batch, "id": np.asarray(indices, np.int32)}
+        return batch
 
 
 def _check_alike(parts: Mapping[str, Dataset]) -> None:

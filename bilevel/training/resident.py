@@ -22,7 +22,7 @@ _Carry: TypeAlias = tuple[Array, Any, dict[str, Array]]
 
 
 class NumberLoader(Protocol):
-    """Gives the rows of a step by their numbers; `bilevel.data.Loader` is one."""
+    """Gives the rows of a step by their numbers; `bilevel.data.Loader`, `MixedLoader` and `TaskLoader` are such."""
 
     @property
     def dataset(self) -> Dataset:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from bilevel import sharding
 from experiments import cli
+from experiments.language_modeling import build
 from experiments.language_modeling.config import Config
 from experiments.language_modeling.suite import run_suite
 
@@ -17,10 +18,11 @@ from experiments.language_modeling.suite import run_suite
 def main(config: Config) -> None:
     """Runs all methods, seeds and specific sets, and writes the comparison."""
     config.check_numbers()
-    config.methods()
+    methods = config.methods()
     if config.coordinator is not None:
         address = None if config.coordinator == "auto" else config.coordinator
         sharding.start_processes(address, config.processes, config.process)
+    build.check_rows(config, methods)
     run_suite(config)
 
 

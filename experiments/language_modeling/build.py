@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -203,13 +204,7 @@ def build_loaders(
       corpora: the data.
       rows: the generic rows; None: all training rows.
     """
-    size = config.batch_size if method in (*PLAIN, *DENSE) else config.big_batch_size
-    if size < config.batch_size:
-        raise UserError(
-            f"--big-batch-size {size} is smaller than --batch-size {config.batch_size}: "
-            "the filter picks the batch from the big batch, so give a larger big batch."
-        )
-    settings = settings_of(config, method)
+    size, settings = _loaded_rows(config, method), settings_of(config, method)
     loader = functools.partial(Loader, process_index=jax.process_index(), process_count=jax.process_count())
     specific = functools.partial(loader, corpora.specific["train"])
     count = _specific_rows(method, settings, size)
@@ -224,6 +219,31 @@ def build_loaders(
     return generic, specific(settings["specific_batch_size"], seed=specific_seed)
 
 
+def check_rows(config: Config, methods: Sequence[str]) -> None:
+    """Checks, before any method trains, that the specific rows in the loaded batches go with all methods and processes.
+
+    Raises:
+      UserError: if they do not.
+    """
+    for method in methods:
+        _specific_rows(method, settings_of(config, method), _loaded_rows(config, method))
+
+
+def _loaded_rows(config: Config, method: str) -> int:
+    """The rows in a loaded batch.
+
+    Raises:
+      UserError: if they are too few to pick from.
+    """
+    size = config.batch_size if method in (*PLAIN, *DENSE) else config.big_batch_size
+    if size < config.batch_size:
+        raise UserError(
+            f"--big-batch-size {size} is smaller than --batch-size {config.batch_size}: "
+            "the filter picks the batch from the big batch, so give a larger big batch."
+        )
+    return size
+
+
 def _specific_rows(method: str, settings: dict[str, Any], size: int) -> int:
     """The specific rows among `size` loaded ones.
 
@@ -231,25 +251,30 @@ def _specific_rows(method: str, settings: dict[str, Any], size: int) -> int:
       UserError: if they leave no generic row.
     """
     if method == "mixing":
-        return mixed_rows(settings["mixing_fraction"], size)
+        return mixed_rows(settings["mixing_fraction"], size, jax.process_count())
     count = 0 if method in (*PLAIN, *DENSE) else settings["specific_candidates"]
     if not 0 <= count < size:
         raise UserError(f"--weights.specific-candidates {count} of --big-batch-size {size}: give 0 or more, and fewer.")
+    if count % jax.process_count():
+        raise UserError(
+            f"--weights.specific-candidates {count} cannot be divided among {jax.process_count()} processes: give a multiple."
+        )
     return count
 
 
-def mixed_rows(fraction: float, batch_size: int) -> int:
-    """The specific rows in a batch of `mixing`: at least one of either kind.
+def mixed_rows(fraction: float, batch_size: int, processes: int = 1) -> int:
+    """The specific rows in a batch of `mixing`: as many for every process, and at least one of either kind.
 
     Raises:
-      UserError: for a fraction out of range, or a batch of one row.
+      UserError: for a fraction out of range, or a batch too small.
     """
-    if not 0 < fraction < 1 or batch_size < 2:
+    if not 0 < fraction < 1 or batch_size < 2 * processes:
         raise UserError(
             f"--weights.mixing-fraction {fraction} of --batch-size {batch_size}: give a fraction between 0 and 1, and at "
-            "least two rows."
+            f"least two rows{' a process' if processes > 1 else ''}."
         )
-    return min(max(round(fraction * batch_size), 1), batch_size - 1)
+    each = math.ceil(round(fraction * batch_size) / processes)
+    return processes * min(max(each, 1), batch_size // processes - 1)
 
 
 def init_state(

@@ -140,7 +140,7 @@ class MethodConfig:
     classifier_rows: int | None = None
     """classifier: specific rows in a batch, next to as many generic ones."""
     mixing_fraction: float | None = None
-    """mixing: share of specific rows in each batch, rounded to whole rows, at least one."""
+    """mixing: share of specific rows in each batch, rounded to whole rows, at least one, and as many for each process."""
     contrastive_start: float | None = None
     """contrastive: share of the steps that train on all generic rows, before selection."""
     contrastive_finetune_steps: int | None = None

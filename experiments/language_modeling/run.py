@@ -294,12 +294,7 @@ def _source(
     """The data on the device, or batches that travel."""
     if config.resident and config.shard_state:
         raise UserError("--resident keeps the whole state on every device: leave it or --shard-state away.")
-    if config.resident and isinstance(generic, MixedLoader):
-        raise UserError(
-            "--resident does not go with mixing or --weights.specific-candidates, whose batches come from two data sets."
-        )
     if config.resident:
-        assert isinstance(generic, Loader)
         return Resident(generic, specific, mesh)
 
     def place(batch: Any) -> Any:

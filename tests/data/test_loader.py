@@ -149,3 +149,8 @@ def test_mixed_batches_hold_rows_of_both():
         batch = mixed.batch(step)
         np.testing.assert_array_equal(batch["x"], [*first.batch(step)["x"], *second.batch(step)["x"]])
         np.testing.assert_array_equal(batch["id"], [*first.batch(step)["id"], -1, -1])
+        held = mixed.dataset.rows(mixed.indices(step))
+        assert held.keys() == batch.keys()
+        for name, rows in batch.items():
+            np.testing.assert_array_equal(held[name], rows, strict=True)
+    assert len(mixed.dataset) == 70

@@ -25,7 +25,13 @@ from bilevel.types import UserError
 from experiments import cli
 from experiments.language_modeling import comparison
 from experiments.language_modeling.__main__ import main
-from experiments.language_modeling.build import build_loaders, build_weight_optimizer, last_blocks
+from experiments.language_modeling.build import (
+    build_loaders,
+    build_weight_optimizer,
+    check_rows,
+    last_blocks,
+    mixed_rows,
+)
 from experiments.language_modeling.config import Config, DataConfig, MethodConfig, ModelConfig, settings_of
 from experiments.language_modeling.corpora import load_corpora
 from experiments.language_modeling.run import settings_dict
@@ -149,8 +155,9 @@ def test_every_other_method(data: Path) -> None:
 
 @pytest.mark.slow
 def test_resident_data_train_the_same(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    call(data, method="soba")
-    call(data, "--resident", method="soba", run_dir=data / "held", data__generic_labels=data / "labels.tsv")
+    mixed = {"method": "soba", "weights__specific_candidates": 3}
+    call(data, **mixed)
+    call(data, "--resident", **mixed, run_dir=data / "held", data__generic_labels=data / "labels.tsv")
     rows = [json.loads((data / name / "comparison.json").read_text())[0] for name in ("run", "held")]
     for name in ("specific_test_loss", "generic_loss", "effective_sample_size"):
         assert rows[0][name] == pytest.approx(rows[1][name], rel=1e-4), name
@@ -158,8 +165,34 @@ def test_resident_data_train_the_same(data: Path, capsys: pytest.CaptureFixture[
     assert config["resident"] is True
     assert "steps_per_call" not in config
     with pytest.raises(SystemExit):
-        call(data, method="soba", run_dir=data / "held", data__generic_labels=data / "labels.tsv", steps=20)
+        call(data, **mixed, run_dir=data / "held", data__generic_labels=data / "labels.tsv", steps=20)
     assert "resident was true, now absent" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_resident_batches_of_two_data_sets(data: Path) -> None:
+    given: dict[str, object] = {"method": "mixing", "data__generic_labels": data / "labels.tsv"}
+    call(data, **given)
+    call(data, "--resident", **given, run_dir=data / "held")
+    folders = [data / name / "mixing-seed0" for name in ("run", "held")]
+    one, two = (json.loads((folder / "result.json").read_text()) for folder in folders)
+    assert two["specific_test_loss"] == pytest.approx(one["specific_test_loss"], rel=1e-4)
+    one, two = (json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1]) for folder in folders)
+    assert two["share/lower"] == one["share/lower"]
+
+
+def test_mixed_rows_are_divided_among_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert [mixed_rows(0.1, 16, count) for count in (1, 2, 4, 8)] == [2, 2, 4, 8]
+    assert [mixed_rows(fraction, 4, 2) for fraction in (0.01, 0.5, 0.99)] == [2, 2, 2]
+    assert mixed_rows(0.6, 16, 4) == 12
+    with pytest.raises(UserError, match=r"--weights\.mixing-fraction 0\.1 of --batch-size 2: .* two rows a process"):
+        mixed_rows(0.1, 2, 2)
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    check_rows(Config(batch_size=4), ["uniform", "mixing", "soba"])
+    odd = Config(batch_size=4, weights=MethodConfig(specific_candidates=3))
+    check_rows(odd, ["uniform", "mixing"])
+    with pytest.raises(UserError, match=r"--weights\.specific-candidates 3 cannot be divided among 2 processes"):
+        check_rows(odd, ["uniform", "soba"])
 
 
 @pytest.mark.slow

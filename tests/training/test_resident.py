@@ -16,7 +16,7 @@ from training_toy import BIG, SMALL, WIDTH, ToyState, toy_evaluate, toy_state, t
 
 import bilevel
 from bilevel import sharding
-from bilevel.data import ArrayDataset, Loader
+from bilevel.data import ArrayDataset, Loader, MixedLoader, RowView
 from bilevel.training import Data, LoopConfig, Resident, TrainingDiverged, TrainResult, train
 from bilevel.training.resident import many_steps
 from bilevel.types import UserError
@@ -108,6 +108,19 @@ def test_equals_batches_that_travel(steps_per_call: int):
     streamed = run(None, Data(*loaders()))
     assert [row["step"] for row in streamed.history] == [6, 9, 10, 12, 18, 20, 23]
     assert_close(run(None, resident(), steps_per_call=steps_per_call), streamed)
+
+
+@pytest.mark.parametrize("spread", [False, True])
+def test_mixed_batches(spread: bool):
+    """The generic rows are some of a whole, whose numbers are their ids."""
+    some = RowView(rows(1), np.arange(ROWS)[::-3])
+    mixed = MixedLoader(Loader(some, BIG - 2, seed=5), Loader(rows(3), 2, seed=7))
+    mesh = sharding.make_mesh(jax.devices()[:2]) if spread else None
+    held = Resident(mixed, loaders()[1], mesh)
+    assert (held.item(0, 4, 4).ids == [mixed.batch(step)["id"] for step in range(4)]).all()
+    state = toy_state() if mesh is None else sharding.place_state(mesh, toy_state())
+    streamed = run(None, Data(mixed, loaders()[1]))
+    assert_close(run(None, held, state=state, steps_per_call=4), streamed)
 
 
 @pytest.mark.parametrize("steps_per_call", [1, 3, 8])
