@@ -21,7 +21,7 @@ from experiments.language_modeling.variant import Variant
 from experiments.runs import run_name
 from experiments.tables import Column, by_method
 
-LEARNING = ("soba", "warm_soba", "dds", "anograd", "implicit_cg", "implicit_neumann")
+LEARNING = ("soba", "warm_soba", "dds", "anograd", "penalty", "implicit_cg", "implicit_neumann")
 """Methods that learn a weighting network of text while the model trains."""
 OF_COMPARISONS = ("eval_only", "trials", "trial_steps", "same_seconds", "budget_seconds")
 """Flags of the comparison that an analysis has no use for."""

@@ -14,14 +14,14 @@ import pytest
 from bilevel import sharding
 from bilevel.nn.transformer import SIZES
 from experiments.analyses.__main__ import command
-from experiments.analyses.analysis import Record, Run
+from experiments.analyses.analysis import LEARNING, Record, Run, record_of
 from experiments.analyses.curriculum import Curriculum, order_of
 from experiments.analyses.filters import Filters, count_distinct, distinct_share
 from experiments.analyses.multi_task import MultiTask
 from experiments.analyses.snapshots import Snapshots
 from experiments.analyses.transfer import seconds_to
 from experiments.language_modeling import build
-from experiments.language_modeling.config import DataConfig, MethodConfig, settings_of
+from experiments.language_modeling.config import DENSE, METHODS, PLAIN, DataConfig, MethodConfig, settings_of
 from experiments.language_modeling.run import run
 
 WORDS = ["the", "cat", "sat", "on", "a", "mat", "while", "rain", "fell", "over", "old", "town", "people", "ran"]
@@ -234,6 +234,15 @@ def test_a_run_for_each_filter(data: Path) -> None:
     assert [settings_of(p.config, p.method)["filter"] for p in planned[:3]] == [p.label for p in planned[:3]]
     assert [p.method for p in planned] == ["soba", "soba", "soba", "uniform"]
     assert len({p.directory for p in planned}) == 4
+
+
+@pytest.mark.parametrize("method", LEARNING)
+def test_methods_that_learn_a_network_of_text(method: str, data: Path) -> None:
+    config(Filters, data, method=method).check()
+
+
+def test_the_methods_that_learn_are_all_there() -> None:
+    assert set(LEARNING) == set(METHODS) - {*PLAIN, *DENSE, "classifier", "frozen"}
 
 
 def test_distinct_rows() -> None:
