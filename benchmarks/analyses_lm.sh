@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The four analyses on real text, size XS, 6,000 steps, one seed (more by --seeds).
+# The five analyses on real text, size XS, 6,000 steps, one seed (more by --seeds).
 # usage: benchmarks/analyses_lm.sh DATA_DIR RUN_DIR [MORE FLAGS …]
 #   DATA_DIR holds lm/generic and lm/specific; it continues where it stopped.
 set -euo pipefail
@@ -10,5 +10,6 @@ analyse() { python -m experiments.analyses "$1" --run-dir "$runs/$1" "${generic[
 
 analyse curriculum "${reuters[@]}" "${@:3}"
 analyse filters "${reuters[@]}" "${@:3}"
+analyse acceleration --rows 1024 --specific-sets "$lm/specific/rct_abstracts" "$lm/specific/reuters" "$lm/specific/kjv_bible" "${@:3}"
 analyse multi_task --specific-sets "$lm/specific/rct_abstracts" "$lm/specific/reuters" "$lm/specific/kjv_bible" "${@:3}"
 analyse transfer --small xs --large small "${reuters[@]}" "${@:3}"

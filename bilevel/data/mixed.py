@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -24,7 +23,7 @@ class MixedLoader:
         self.first, self.second = first, second
         self.batch_size = first.batch_size + second.batch_size
 
-    @cached_property
+    @property
     def dataset(self) -> Dataset:
         """The rows of `first`, then those of `second`.
 

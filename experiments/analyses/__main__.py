@@ -1,7 +1,8 @@
-"""Analyses of learned weights, after Grangier, Ablin and Hannun (2024), sections 6.1, 6.2, 6.4 and appendix B.
+"""Analyses of learned weights, after Grangier, Ablin and Hannun (2024), sections 6.1 to 6.4 and appendix B.
 
     python -m experiments.analyses curriculum
     python -m experiments.analyses filters
+    python -m experiments.analyses acceleration --specific-sets news/ law/ medicine/
     python -m experiments.analyses transfer --small small --large large
     python -m experiments.analyses multi_task --specific-sets news/ law/ medicine/
 
@@ -10,6 +11,7 @@ an analysis that was stopped, and does not repeat what is finished. Cost: the ru
 
     curriculum   one of --method, three of the method frozen
     filters      one for each of --filters
+    acceleration two for each of --specific-sets
     transfer     one of the small model, three of the large one
     multi_task   one for each of --compare
 """
@@ -17,34 +19,46 @@ an analysis that was stopped, and does not repeat what is finished. Cost: the ru
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from typing import Any, TypeAlias
 
 from experiments import cli
-from experiments.analyses.analysis import record_of, write
+from experiments.analyses.acceleration import Acceleration
+from experiments.analyses.analysis import Analysis, Record, record_of, write
 from experiments.analyses.curriculum import Curriculum
 from experiments.analyses.filters import Filters
 from experiments.analyses.multi_task import MultiTask
 from experiments.analyses.transfer import Transfer
+from experiments.language_modeling.corpora import Corpora
 from experiments.language_modeling.run import run
 
-Subcommand: TypeAlias = Curriculum | Filters | Transfer | MultiTask
-NAMES = {Curriculum: "curriculum", Filters: "filters", Transfer: "transfer", MultiTask: "multi_task"}
+Subcommand: TypeAlias = Curriculum | Filters | Acceleration | Transfer | MultiTask
+NAMES = {
+    Curriculum: "curriculum",
+    Filters: "filters",
+    Acceleration: "acceleration",
+    Transfer: "transfer",
+    MultiTask: "multi_task",
+}
 
 
 def main(analysis: Subcommand) -> None:
     """Makes the runs of all seeds, and writes the table and the plot."""
     analysis.check()
-    corpora = analysis.corpora()
-    records = []
+    parts = [(part, part.corpora()) for part in analysis.parts()]
+    records = [record for part, corpora in parts for record in _records(part, corpora)]
+    name = NAMES[type(analysis)]
+    print(write(analysis, name, records))
+    print(f"\nPlot: {analysis.run_dir / name}.svg")
+
+
+def _records(analysis: Analysis, corpora: Corpora) -> Iterator[Record]:
     for seed in range(analysis.seed, analysis.seed + analysis.seeds):
         for planned in analysis.runs(seed):
             if analysis.progress:
                 print(f"{planned.label}, seed {seed}", file=sys.stderr)
             summary = run(planned.config, planned.method, planned.seed, corpora, planned.variant)
-            records.append(record_of(planned, summary))
-    name = NAMES[type(analysis)]
-    print(write(analysis, name, records))
-    print(f"\nPlot: {analysis.run_dir / name}.svg")
+            yield record_of(planned, summary | analysis.measured(planned, corpora))
 
 
 def command(arguments: list[str] | None = None) -> None:

@@ -126,6 +126,14 @@ class Analysis(Config):
         """The data of all runs."""
         return load_corpora(self.settings())
 
+    def parts(self) -> list[Analysis]:
+        """The analyses that this one is made of, each with its own data: itself alone."""
+        return [self]
+
+    def measured(self, planned: Run, corpora: Corpora) -> dict[str, Any]:
+        """What is added to the summary of a finished run, given the data of all runs."""
+        return {}
+
     def runs(self, seed: int) -> Iterator[Run]:
         """The runs of one seed; each is asked for when those before it are finished."""
         raise NotImplementedError
@@ -133,6 +141,20 @@ class Analysis(Config):
     def results(self, records: Sequence[Record]) -> list[dict[str, Any]]:
         """The lines of the table, one a run, with values named as in `columns`; `method` is the label."""
         return [record.summary | {"method": record.run.label} for record in records]
+
+    def table(self, results: Sequence[Mapping[str, Any]]) -> str:
+        """The table of some results, as Markdown."""
+        columns = {name: Column(title, 3 if name.endswith("loss") else 0) for name, title in self.columns.items()}
+        return f"{by_method(results, columns, self.heading)}\n\n{UNITS}"
+
+    def plot(self, records: Sequence[Record]) -> str:
+        """The specific validation loss of each line of the table, the mean over seeds and each seed, as SVG."""
+        rows: dict[str, list[Sequence[Row]]] = {}
+        for record in records:
+            rows.setdefault(record.run.label, []).append(record.metrics)
+        lines = [mean_line(label, seeds, "specific_valid_loss", self.x) for label, seeds in rows.items()]
+        x_label = "training seconds" if self.x == "seconds" else "step"
+        return draw(lines, x_label=x_label, y_label="specific valid loss (nats per byte)")
 
 
 def write(analysis: Analysis, name: str, records: Sequence[Record]) -> str:
@@ -144,22 +166,11 @@ def write(analysis: Analysis, name: str, records: Sequence[Record]) -> str:
       records: the finished runs of all seeds.
     """
     results = analysis.results(records)
-    columns = {name: Column(title, 3 if name.endswith("loss") else 0) for name, title in analysis.columns.items()}
-    text = f"{by_method(results, columns, analysis.heading)}\n\n{UNITS}"
+    text = analysis.table(results)
     write_atomically(analysis.run_dir / f"{name}.json", json.dumps(results, indent=2) + "\n")
     write_atomically(analysis.run_dir / f"{name}.md", text + "\n")
-    write_atomically(analysis.run_dir / f"{name}.svg", _plot(analysis, records))
+    write_atomically(analysis.run_dir / f"{name}.svg", analysis.plot(records))
     return text
-
-
-def _plot(analysis: Analysis, records: Sequence[Record]) -> str:
-    """The specific validation loss of each line of the table, the mean over seeds and each seed, as SVG."""
-    rows: dict[str, list[Sequence[Row]]] = {}
-    for record in records:
-        rows.setdefault(record.run.label, []).append(record.metrics)
-    lines = [mean_line(label, seeds, "specific_valid_loss", analysis.x) for label, seeds in rows.items()]
-    x_label = "training seconds" if analysis.x == "seconds" else "step"
-    return draw(lines, x_label=x_label, y_label="specific valid loss (nats per byte)")
 
 
 def record_of(run: Run, summary: dict[str, Any]) -> Record:

@@ -12,21 +12,17 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
 
 from bilevel import sharding
-from bilevel.nn.transformer import language_model_loss
 from bilevel.state import TrainState
-from bilevel.training import Checkpoints, Data, LoopConfig, hold_run_dir, train
-from bilevel.training.loop import CHECKPOINTS_NAME
-from bilevel.types import UserError
+from bilevel.training import Data, LoopConfig, hold_run_dir, train
 from experiments import cli
 from experiments.diagnose import report
 from experiments.diagnose.config import DiagnoseConfig, Run, run_of
-from experiments.diagnose.measure import Measurement
+from experiments.diagnose.measure import Measurement, initial, measured_checkpoint
 from experiments.language_modeling import build
 from experiments.language_modeling.corpora import Corpora, load_corpora
 
@@ -44,18 +40,6 @@ def main(options: DiagnoseConfig) -> None:
             rows = [measured_checkpoint(options.checkpoint, run, measure)]
         print(report.write(options.run_dir, rows, _about(options, run, measure)))
     print(f"\nPlot: {options.run_dir / 'diagnose.svg'}")
-
-
-def initial(run: Run) -> tuple[Any, TrainState]:
-    """The step and the initial state of a run, as experiments.language_modeling makes them."""
-    config, method, seed = run
-    mesh = sharding.make_mesh()
-    model = build.build_model(config, mesh)
-    loss = language_model_loss(model)
-    weighting = build.weighting_of(config, method, loss)
-    step = build.build_step(config, method, model, loss, weighting, mesh)
-    state, step = build.init_state(config, seed, step, model, weighting, mesh)
-    return step, state
 
 
 def measured_while_training(
@@ -81,23 +65,6 @@ def measured_while_training(
     )  # fmt: skip
     train(step, state, data=Data(generic, specific, place, place), config=loop, evaluate=evaluate)
     return rows
-
-
-def measured_checkpoint(directory: Path, run: Run, measure: Measurement) -> dict[str, float]:
-    """Measures the newest checkpoint.
-
-    Raises:
-      UserError: if there is none, or its run is in progress.
-    """
-    if not (directory / CHECKPOINTS_NAME).is_dir():
-        raise UserError(f"{directory} holds no checkpoint: give --checkpoint a run that has saved one.")
-    _, state = initial(run)
-    with hold_run_dir(directory), Checkpoints(directory / CHECKPOINTS_NAME) as checkpoints:
-        restored = checkpoints.restore_latest(state)
-    if restored is None:
-        raise UserError(f"{directory} holds no checkpoint: give --checkpoint a run that has saved one.")
-    step, state = restored
-    return {"step": step, **measure(sharding.whole(sharding.make_mesh(), state.params))}
 
 
 def _about(options: DiagnoseConfig, run: Run, measure: Measurement) -> dict[str, Any]:

@@ -5,16 +5,23 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bilevel import sharding
 from bilevel.acceleration import acceleration_rates
 from bilevel.data import Dataset, Loader
 from bilevel.nn.transformer import Transformer, language_model_loss
+from bilevel.state import TrainState
+from bilevel.training import Checkpoints, hold_run_dir
+from bilevel.training.loop import CHECKPOINTS_NAME
 from bilevel.types import Batch, Params, UserError
-from experiments.diagnose.config import DiagnoseConfig
+from experiments.diagnose.config import DiagnoseConfig, Run
+from experiments.language_modeling import build
 from experiments.language_modeling.corpora import Corpora
 from experiments.language_modeling.evaluation import Evaluator
 
@@ -53,6 +60,39 @@ class Measurement:
         rates = self._rates(params, {}, *self._data, rng=jax.random.key(0))
         numbers = {name: float(value) for name, value in rates._asdict().items()}
         return {"specific_valid_loss": specific, "generic_valid_loss": generic, **numbers}
+
+
+def initial(run: Run) -> tuple[Any, TrainState]:
+    """The step and the initial state of a run, as experiments.language_modeling makes them."""
+    config, method, seed = run
+    mesh = sharding.make_mesh()
+    model = build.build_model(config, mesh)
+    loss = language_model_loss(model)
+    weighting = build.weighting_of(config, method, loss)
+    step = build.build_step(config, method, model, loss, weighting, mesh)
+    state, step = build.init_state(config, seed, step, model, weighting, mesh)
+    return step, state
+
+
+def measured_checkpoint(directory: Path, run: Run, measure: Measurement) -> dict[str, float]:
+    """Measures the newest checkpoint.
+
+    Raises:
+      UserError: if there is none, or its run is in progress.
+    """
+    if not (directory / CHECKPOINTS_NAME).is_dir():
+        raise UserError(
+            f"{directory} holds no checkpoint to measure on: give a run that has saved one, or train it again."
+        )
+    _, state = initial(run)
+    with hold_run_dir(directory), Checkpoints(directory / CHECKPOINTS_NAME) as checkpoints:
+        restored = checkpoints.restore_latest(state)
+    if restored is None:
+        raise UserError(
+            f"{directory} holds no checkpoint to measure on: give a run that has saved one, or train it again."
+        )
+    step, state = restored
+    return {"step": step, **measure(sharding.whole(sharding.make_mesh(), state.params))}
 
 
 def _batches(dataset: Dataset, options: DiagnoseConfig, seed: int) -> Batch:

@@ -48,11 +48,12 @@ def table(rows: Sequence[Row]) -> str:
     lines = ["| step | specific valid loss | generic valid loss | SAR | GAR |", "| --- | --- | --- | --- | --- |"]
     for row in rows:
         losses = f"{row['specific_valid_loss']:.3f} | {row['generic_valid_loss']:.3f}"
-        lines.append(f"| {row['step']:.0f} | {losses} | {_rate(row, 'sar')} | {_rate(row, 'gar')} |")
+        lines.append(f"| {row['step']:.0f} | {losses} | {rate(row, 'sar')} | {rate(row, 'gar')} |")
     return "\n".join(lines)
 
 
-def _rate(row: Row, name: str) -> str:
+def rate(row: Row, name: str) -> str:
+    """A rate in percent with its standard error."""
     return f"{100 * row[name]:.1f} ± {100 * row[f'{name}_error']:.1f} %"
 
 
@@ -61,7 +62,7 @@ def verdict(row: Row) -> str:
     above = tuple(row[name] - CHANCE > ERRORS * row[f"{name}_error"] for name in ("sar", "gar"))
     lm, mt, images = (f"{100 * sar:.1f} / {100 * gar:.1f} %" for sar, gar in PAPER.values())
     return (
-        f"After {row['step']:.0f} steps SAR is {_rate(row, 'sar')} and GAR {_rate(row, 'gar')} (± one standard error; chance is "
+        f"After {row['step']:.0f} steps SAR is {rate(row, 'sar')} and GAR {rate(row, 'gar')} (± one standard error; chance is "
         f"50 %), so that {FINDINGS[above[0], above[1]]}; Grangier et al., table 8, report {lm} for language modelling and {mt} "
         f"for translation, where bilevel data selection helped, and {images} for image classification, where it did poorly, "
         "which makes the rates an indication from three tasks, not a promise."
@@ -93,8 +94,14 @@ def write(directory: Path, rows: Sequence[Row], about: Mapping[str, Any]) -> str
     return text
 
 
-def plot(rows: Sequence[Row]) -> str:
-    """The rates over the steps with two standard errors, as the text of an SVG file.
+def plot(rows: Sequence[Row], x: str = "step", x_label: str = "step", names: Sequence[str] = ()) -> str:
+    """The rates with two standard errors, as the text of an SVG file.
+
+    Args:
+      rows: measurements.
+      x: what of a row they are drawn over.
+      x_label: its name.
+      names: of the rows, if they are points apart rather than moments of one training.
 
     Raises:
       UserError: matplotlib is not installed.
@@ -107,13 +114,15 @@ def plot(rows: Sequence[Row]) -> str:
     with rc_context({"svg.hashsalt": "bilevel"}):
         figure = Figure(figsize=(6.4, 3.6), layout="constrained")
         axes = figure.subplots()
-        steps = [row["step"] for row in rows]
+        places = [row[x] for row in rows]
         for name, color in (("sar", "#0072B2"), ("gar", "#E69F00")):
             errors = [ERRORS * 100 * row[f"{name}_error"] for row in rows]
             rates = [100 * row[name] for row in rows]
-            axes.errorbar(steps, rates, errors, color=color, marker="o", capsize=3, label=name.upper())
+            axes.errorbar(places, rates, errors, color=color, fmt="o" if names else "o-", capsize=3, label=name.upper())
+        for name, place, row in zip(names, places, rows, strict=False):
+            axes.annotate(name, (place, 100 * row["sar"]), (6, 4), textcoords="offset points", fontsize=8)
         axes.axhline(100 * CHANCE, color="#8A8A8A", linestyle=":", label="chance")
-        axes.set_xlabel("step")
+        axes.set_xlabel(x_label)
         axes.set_ylabel("% (± two standard errors)")
         axes.set_ylim(0, 100)
         axes.legend(frameon=False)

@@ -13,13 +13,17 @@ import pytest
 
 from bilevel import sharding
 from bilevel.nn.transformer import SIZES
+from experiments import cli
 from experiments.analyses.__main__ import command
-from experiments.analyses.analysis import LEARNING, Record, Run, record_of
+from experiments.analyses.acceleration import Acceleration
+from experiments.analyses.analysis import LEARNING, Record, Run
 from experiments.analyses.curriculum import Curriculum, order_of
 from experiments.analyses.filters import Filters, count_distinct, distinct_share
 from experiments.analyses.multi_task import MultiTask
 from experiments.analyses.snapshots import Snapshots
 from experiments.analyses.transfer import seconds_to
+from experiments.diagnose.__main__ import main as diagnose
+from experiments.diagnose.config import DiagnoseConfig
 from experiments.language_modeling import build
 from experiments.language_modeling.config import DENSE, METHODS, PLAIN, DataConfig, MethodConfig, settings_of
 from experiments.language_modeling.run import run
@@ -272,6 +276,52 @@ def test_transfer(seeds: int, data: Path, capsys: pytest.CaptureFixture[str]) ->
     assert "seconds_to_baseline" not in rows["xs: soba"]
 
 
+def accelerate(data: Path, *more: object) -> None:
+    call(data, "acceleration", *more, rows=16, pairs=2, batch_rows=8)
+
+
+@pytest.mark.slow
+def test_acceleration(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    accelerate(data, *sets(data))
+    printed = capsys.readouterr().out
+    assert (data / "run" / "acceleration.md").read_text().strip() in printed
+    picture = (data / "run" / "acceleration.svg").read_text()
+    assert "<svg" in picture
+    rows = results(data, "acceleration")
+    assert [row["specific_set"] for row in rows] == ["capitals", "digits"]
+    for row, line in zip(rows, printed.splitlines()[2:], strict=False):
+        folder = data / "run" / row["specific_set"]
+        uniform, soba = (json.loads((folder / f"{m}-seed0" / "result.json").read_text()) for m in ("uniform", "soba"))
+        assert row["gain"] == uniform["specific_test_loss"] - soba["specific_test_loss"]
+        assert f"| {100 * row['sar']:.1f} ± {100 * row['sar_error']:.1f} % |" in line
+        assert row["specific_set"] in picture
+    measured = data / "run" / "digits" / "uniform-seed0" / "acceleration.json"
+    written = measured.stat().st_mtime_ns
+    (data / "run" / "capitals" / "uniform-seed0" / "acceleration.json").unlink()
+    accelerate(data, *sets(data))  # what is missing is measured again, on the same parameters
+    assert results(data, "acceleration") == rows
+    assert measured.stat().st_mtime_ns == written
+    diagnosed = data / "diagnosed"
+    sizes = ("--rows", "16", "--pairs", "2", "--batch-rows", "8", "--run-dir", str(diagnosed))
+    checkpoint = ("--checkpoint", str(data / "run" / "digits" / "uniform-seed0"))
+    cli.run(DiagnoseConfig, diagnose, [*sizes, *checkpoint])
+    (found,) = json.loads((diagnosed / "diagnose.json").read_text())["measurements"]
+    assert (found["sar"], found["gar_error"]) == pytest.approx((rows[1]["sar"], rows[1]["gar_error"]))
+
+
+def test_rates_over_seeds() -> None:
+    analysis = Acceleration(method="dds")
+    numbers = {"sar": 0.6, "sar_error": 0.03, "gar": 0.5, "gar_error": 0.04}
+    records = [
+        Record(Run("", analysis.settings(), method, seed), {"specific_test_loss": loss + seed, **numbers}, [])
+        for seed in (0, 1)
+        for method, loss in (("uniform", 2.0), ("dds", 1.5))
+    ]
+    (line,) = analysis.table(analysis.results(records)).splitlines()[2:3]
+    losses = "2.500 ± 0.707 | 2.000 ± 0.707 | 0.500 ± 0.000"
+    assert line == f"| python_topics | 2 | {losses} | 60.0 ± 2.1 % | 50.0 ± 2.8 % |"
+
+
 def test_seconds_to_a_loss() -> None:
     metrics: list[dict[str, Any]] = [
         {"step": i, "seconds": 10.0 * i, **({"specific_valid_loss": 3.0 - i / 4} if i % 2 else {})} for i in range(8)
@@ -352,6 +402,14 @@ BAD = {
         {"weights__specific_candidates": 2},
         "--weights.specific-candidates does not go with this analysis",
     ),
+    "batches that are too large": (["acceleration"], {"batch_rows": 5000}, "--batch-rows 5000"),
+    "one pair": (["acceleration"], {"pairs": 1}, "--pairs 1 must be at least 2"),
+    "two sets of a name": (
+        ["acceleration", "--specific-sets", "a/x.txt", "b/x.txt"],
+        {},
+        '--specific-sets has two sets named "x"',
+    ),
+    "gain of fine-tuning": (["acceleration"], {"finetune_steps": 5}, "--finetune-steps 5 is not for this analysis"),
     "one size": (["transfer"], {"small": "small", "large": "small"}, "give two sizes that differ"),
     "no sets": (["multi_task"], {}, "--specific-sets names 0 specific sets: give at least two"),
     "a set twice": (["multi_task", "--specific-sets", "a", "a"], {}, "names a set twice"),
