@@ -115,6 +115,11 @@ def _recorded(options: DiagnoseConfig, directory: Path) -> Run:
         for f in dataclasses.fields(DataConfig)
         if getattr(options.data, f.name) != getattr(default.data, f.name)
     }
+    if "task_weights" in settings and "specific" not in given:
+        raise UserError(
+            f"The run in {directory} has several specific sets ({settings['data']['specific']}): choose the one to measure on by "
+            "--data.specific."
+        )
     data = dataclasses.replace(_filled(DataConfig, settings["data"]), **given)
     parts = {
         "data": data,

@@ -167,6 +167,18 @@ def test_bad_input_gets_one_sentence(case: str, data: Path, capsys: pytest.Captu
         assert word in message
 
 
+def test_one_of_several_specific_sets_is_to_be_chosen(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = {"method": "soba", "seed": 0, "weights": {}, "model": {}, "data": {"specific": "a + b"}}
+    (data / "saved").mkdir()
+    (data / "saved" / "config.json").write_text(json.dumps({**settings, "task_weights": None}))
+    with pytest.raises(SystemExit):
+        diagnose(data, "--checkpoint", str(data / "saved"))
+    assert "saved has several specific sets (a + b): choose the one to measure on" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        diagnose(data, "--checkpoint", str(data / "saved"), *where(data))
+    assert "holds no checkpoint" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 @pytest.mark.data
 def test_real_text(tmp_path: Path) -> None:
