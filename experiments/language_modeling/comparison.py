@@ -11,6 +11,7 @@ from bilevel.training import Document, RunRecord, read_metrics, write_report
 from bilevel.training.run_dir import CONFIG_NAME, flatten, write_atomically
 from experiments.language_modeling.config import PLAIN, Config
 from experiments.language_modeling.corpora import Corpora
+from experiments.language_modeling.weights import DOCUMENTS
 from experiments.runs import read_json, run_name
 from experiments.tables import Column, by_method
 
@@ -134,12 +135,10 @@ def _shown(method: str, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _documents(config: Config, rows: Sequence[dict[str, Any]]) -> dict[str, list[Document]]:
-    """The best learned run's highest- and lowest-weighted documents."""
-    learned = [row for row in rows if row["method"] not in PLAIN]
-    if not learned:
+    """The highest- and lowest-weighted documents of the best run that has a network of text."""
+    files = {config.run_dir / run_name(row["method"], row["seed"]) / DOCUMENTS: row for row in rows}
+    known = [file for file in files if file.exists()]
+    if not known:
         return {}
-    best = min(learned, key=lambda row: row["specific_valid_loss"])
-    file = Path(config.run_dir) / run_name(best["method"], best["seed"]) / "documents.json"
-    if not file.exists():
-        return {}
+    file = min(known, key=lambda file: files[file]["specific_valid_loss"])
     return {name: [Document(*d) for d in found] for name, found in read_json(file).items()}

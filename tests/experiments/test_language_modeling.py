@@ -460,6 +460,21 @@ def test_the_report_tells_methods_apart(data: Path) -> None:
     assert "<td>seed</td>" not in report
 
 
+def test_the_report_shows_documents_of_the_best_network_of_text(data: Path) -> None:
+    config = Config(run_dir=data / "run")
+    rows = [
+        {"method": method, "seed": 0, "specific_valid_loss": loss}
+        for method, loss in (("uniform", 1.0), ("meta_weight_net", 1.5), ("soba", 2.0), ("dds", 3.0))
+    ]
+    assert comparison._documents(config, rows) == {}  # pyright: ignore[reportPrivateUsage]
+    for method in ("soba", "dds"):
+        (data / "run" / f"{method}-seed0").mkdir(parents=True)
+        documents = json.dumps({"highest": [[1.0, "", f"liked by {method}"]]})
+        (data / "run" / f"{method}-seed0" / "documents.json").write_text(documents)
+    found = comparison._documents(config, rows)  # pyright: ignore[reportPrivateUsage]
+    assert [document.text for document in found["highest"]] == ["liked by soba"]
+
+
 def test_the_rate_of_the_weights_grows_over_theta_updates() -> None:
     settings = {"weight_learning_rate": 0.01, "weight_warmup": 40, "update_every": 4, "weight_decay": 0.0}
     optimizer, weights = build_weight_optimizer(settings), jnp.zeros(1)
