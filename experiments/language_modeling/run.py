@@ -30,11 +30,12 @@ from experiments.language_modeling.corpora import Corpora
 from experiments.language_modeling.evaluation import Evaluator, final_losses, local, while_training
 from experiments.language_modeling.finetune import Finetuning, remove
 from experiments.language_modeling.variant import Variant
-from experiments.language_modeling.weights import load_weights, save_weights
+from experiments.language_modeling.weights import DIGEST, known_digest, load_weights, save_weights
 from experiments.runs import CHECKPOINTS, RESULT_NAME, Stopped, read_json, run_name
 
 MAY_CHANGE = (
     "log_every", "evaluate_every", "checkpoint_every", "progress", "tensorboard", "data.cache_dir", "shard_state",
+    "weights.frozen_from",
 )  # fmt: skip
 NOT_OF_A_RUN = (
     "compare", "seeds", "run_dir", "eval_only", "coordinator", "processes", "process", "steps_per_call", "specific_sets",
@@ -82,6 +83,9 @@ def run(config: Config, method: str, seed: int, corpora: Corpora, variant: Varia
             f"{directory} holds no checkpoint to evaluate: check --run-dir, or train first, without --eval-only."
         )
     settings = settings_dict(config, method, seed) | dict(variant.settings)
+    if method == "frozen":
+        identity = known_digest(config.weights.frozen_from, directory)
+        settings["weights"] |= {} if identity is None else {DIGEST: identity}
     prepare_run_dir(directory, settings, may_change=MAY_CHANGE)
     this = _Run(config, method, seed, corpora, directory, variant)
     done = directory / RESULT_NAME
