@@ -50,6 +50,7 @@ class Record(NamedTuple):
     summary: dict[str, Any]
     """What `experiments.language_modeling.run.run` returned."""
     metrics: Sequence[Row]
+    """With the seconds of what preceded training, as in the summary."""
 
 
 @dataclass(frozen=True)
@@ -69,8 +70,9 @@ class Analysis(Config):
         "generic_loss": "generic loss",
         "effective_sample_size": "effective sample size",
         "seconds": "seconds",
+        "finetuned_specific_test_loss": "test loss, fine-tuned",
     }
-    """Results in the table, and their headings."""
+    """Results in the table, and their headings; those that no run has are left out."""
     heading: ClassVar[str] = "method"
     """Of the first column."""
     several_sets: ClassVar[bool] = False
@@ -175,4 +177,7 @@ def write(analysis: Analysis, name: str, records: Sequence[Record]) -> str:
 
 def record_of(run: Run, summary: dict[str, Any]) -> Record:
     """A finished run with its metrics."""
-    return Record(run, summary, read_metrics(run.directory / "metrics.jsonl"))
+    seconds, begin = summary.get("preparation_seconds", 0.0), summary.get("preparation_step", 0)
+    rows = read_metrics(run.directory / "metrics.jsonl")
+    rows = [row | {"seconds": row["seconds"] + seconds * (row["step"] > begin)} for row in rows]
+    return Record(run, summary, rows)

@@ -38,7 +38,9 @@ class MultiTask(Analysis):
     specific_sets: tuple[str, ...] = ()
     """The specific sets, at least two, each as --data.specific, which is not used here."""
     task_weights: tuple[float, ...] | None = None
-    """How often a specific batch comes from each set, in proportion; without it, from all alike."""
+    """How often a specific batch comes from each set, in proportion; without it, from all alike. It concerns the specific
+    batches that weights are learned from: mixed rows and candidates, contrastive selection, the domain classifier and fine-tuning
+    use the rows of all sets together, and the specific losses are plain means over the sets."""
 
     several_sets: ClassVar[bool] = True
 

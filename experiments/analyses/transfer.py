@@ -20,8 +20,9 @@ class Transfer(Analysis):
     """Weights of a small model reused to train a large one (tables 9 and 10, figure 1).
 
     Trains the small model with SOBA (or --method), and the large one with uniform sampling, with SOBA, and with the small
-    model's weights, frozen. The plot shows the specific loss against training seconds; those of the frozen weights leave
-    out the training of the small model, which is a line of its own.
+    model's weights, frozen. The plot shows the specific loss against training seconds; they include those of a domain classifier
+    that warm_soba begins with, but those of the frozen weights leave out the training of the small model, which is a line of
+    its own.
 
     Reference: Grangier, Ablin, Hannun, "Adaptive Training Distributions with Scalable Online Bilevel Optimization",
     section 6.4.

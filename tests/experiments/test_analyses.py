@@ -16,17 +16,18 @@ from bilevel.nn.transformer import SIZES
 from experiments import cli
 from experiments.analyses.__main__ import command
 from experiments.analyses.acceleration import Acceleration
-from experiments.analyses.analysis import LEARNING, Record, Run
+from experiments.analyses.analysis import LEARNING, Record, Run, record_of
 from experiments.analyses.curriculum import Curriculum, order_of
 from experiments.analyses.filters import Filters, count_distinct, distinct_share
 from experiments.analyses.multi_task import MultiTask
 from experiments.analyses.snapshots import Snapshots
-from experiments.analyses.transfer import seconds_to
+from experiments.analyses.transfer import Transfer, seconds_to
 from experiments.diagnose.__main__ import main as diagnose
 from experiments.diagnose.config import DiagnoseConfig
 from experiments.language_modeling import build
 from experiments.language_modeling.config import DENSE, METHODS, PLAIN, DataConfig, MethodConfig, settings_of
 from experiments.language_modeling.run import run
+from experiments.language_modeling.weights import DIGEST, known_digest
 
 WORDS = ["the", "cat", "sat", "on", "a", "mat", "while", "rain", "fell", "over", "old", "town", "people", "ran"]
 STEPS = 8
@@ -274,6 +275,72 @@ def test_transfer(seeds: int, data: Path, capsys: pytest.CaptureFixture[str]) ->
     assert any((a != b).any() for a, b in zip(learned, own, strict=True))
     assert rows["small: uniform"]["seconds_to_baseline"] > 0
     assert "seconds_to_baseline" not in rows["xs: soba"]
+
+
+@pytest.mark.slow
+def test_an_analysis_may_move(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sizes = {"small": "xs", "large": "small"}
+    call(data, "transfer", **sizes)
+    (data / "run").rename(data / "moved")
+    call(data, "transfer", **sizes, run_dir=data / "moved")
+    frozen = data / "moved" / "small" / "frozen-seed0"
+    settings = json.loads((frozen / "config.json").read_text())
+    assert settings["weights"]["frozen_from"] == str(data / "moved" / "xs" / "soba-seed0")
+    del settings["weights"][DIGEST]  # as if begun before it was recorded
+    (frozen / "config.json").write_text(json.dumps(settings))
+    (data / "moved").rename(data / "again")
+    call(data, "transfer", **sizes, run_dir=data / "again")
+    assert json.loads((data / "again" / "transfer.json").read_text())[3]["method"] == "small: weights from xs"
+
+
+def test_weights_are_known_wherever_they_lie(tmp_path: Path) -> None:
+    def learned(name: str, value: float) -> Path:
+        (tmp_path / name).mkdir()
+        np.savez(tmp_path / name / "weights.npz", leaf_0=np.full(3, value, np.float32))
+        return tmp_path / name
+
+    one, copy, other = learned("one", 1.0), learned("copy", 1.0), learned("other", 2.0)
+    run_dir = tmp_path / "frozen"
+    run_dir.mkdir()
+
+    def record(**weights: object) -> None:
+        (run_dir / "config.json").write_text(json.dumps({"weights": weights}))
+
+    found = known_digest(one, run_dir)
+    assert found == known_digest(copy, run_dir) != known_digest(other, run_dir)
+    record(frozen_from=str(one))
+    assert known_digest(one, run_dir) is known_digest(copy, run_dir) is None
+    assert known_digest(other, run_dir) not in (None, found)
+    record(frozen_from=str(tmp_path / "elsewhere"))
+    assert known_digest(other, run_dir) is None
+    record(frozen_from=str(one), frozen_digest=found)
+    assert known_digest(copy, run_dir) == known_digest(tmp_path / "gone", run_dir) == found
+    assert known_digest(other, run_dir) not in (None, found)
+
+
+def test_what_precedes_training_counts(data: Path) -> None:
+    analysis = config(Transfer, data, small="xs", large="small", method="warm_soba")
+    records = []
+    for planned, before in zip(analysis.runs(0), (5.0, 0.0, 7.0, 0.0), strict=True):
+        planned.directory.mkdir(parents=True)
+        rows = [{"step": i, "seconds": i / 4, "specific_valid_loss": 3.0 - i / 4} for i in (4, 8)]
+        (planned.directory / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        records.append(record_of(planned, {"preparation_seconds": before} if before else {}))
+    assert [row.get("seconds_to_baseline") for row in analysis.results(records)] == [None, 2.0, 9.0, 2.0]
+    assert [record.metrics[0]["seconds"] for record in records] == [6.0, 1.0, 8.0, 1.0]
+
+
+@pytest.mark.parametrize("kind", [Curriculum, Filters, Transfer])
+def test_fine_tuning_is_in_the_table(kind: Any, data: Path) -> None:
+    analysis = config(kind, data, finetune_steps=5)
+    losses = {"specific_test_loss": 2.0, "seconds": 1.0}
+    plain, tuned = (
+        {"method": "x", "seed": 0, **losses, **more} for more in ({}, {"finetuned_specific_test_loss": 1.5})
+    )
+    assert "fine-tuned" not in analysis.table([plain])
+    text = analysis.table([tuned])
+    assert "| test loss, fine-tuned |" in text
+    assert "| 1.500 |" in text
 
 
 def accelerate(data: Path, *more: object) -> None:
