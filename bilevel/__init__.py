@@ -10,6 +10,8 @@ from bilevel import samplers as samplers
 from bilevel import scorers as scorers
 from bilevel import scoring as scoring
 from bilevel import sharding as sharding
+from bilevel.domain_classifier import DomainClassifier as DomainClassifier
+from bilevel.domain_classifier import train_domain_classifier as train_domain_classifier
 from bilevel.linearization import Finite as Finite
 from bilevel.linearization import Forward as Forward
 from bilevel.methods import anograd as anograd
