@@ -120,3 +120,14 @@ def highest(table: LossTable, count: int) -> NDArray[np.int64]:
         raise UserError(f"highest(count={count}): the table holds {known} numbers; ask for 1 to {known}.")
     order = np.argsort(-table.losses, kind="stable")  # NaN, without a number, comes last
     return np.sort(order[:count])
+
+
+def highest_fraction(table: LossTable, fraction: float) -> NDArray[np.int64]:
+    """The ids of a share of the examples that have a number, at least of one: those with the largest; see `highest`.
+
+    Raises:
+      UserError: a share outside (0, 1], or a table without numbers.
+    """
+    if not 0 < fraction <= 1:
+        raise UserError(f"highest_fraction(fraction={fraction}) must lie in (0, 1].")
+    return highest(table, max(1, round(fraction * int(np.isfinite(table.losses).sum()))))
