@@ -79,7 +79,7 @@ def _read(path: Path) -> LossTable:
             return LossTable(arrays["losses"], about["content_hash"], about["settings"])
     except FileNotFoundError as error:
         raise UserError(f"There is no table of losses at {path}: score the data first, or check the path.") from error
-    except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile) as error:
+    except (ValueError, TypeError, OSError, EOFError, KeyError, zipfile.BadZipFile) as error:
         raise UserError(f"{path} is not a table of losses ({error}): delete it, and score the data again.") from error
 
 

@@ -150,7 +150,7 @@ class MethodConfig:
     contrastive_fraction: float | None = None
     """contrastive: share of the scored rows that is kept."""
     contrastive_scores: Path | None = None
-    """contrastive: file of scores of another run, in place of computing them."""
+    """contrastive: file of scores of another run on the same generic and specific data, in place of computing them."""
     warm_start: bool | None = None
     """Begin with the weighting network of a domain classifier (see --weights.classifier-*)."""
     frozen_from: Path | None = None

@@ -1,24 +1,25 @@
 """Contrastive data selection: train on all generic rows, fine-tune, keep the rows that this helps most, train on those.
 
-The four phases of Grangier, Ablin and Hannun, section 2. Scores are computed once for a run, kept by row number, and belong
-to one packed data set, whose hash they carry.
+The four phases of Grangier, Ablin and Hannun, section 2. Scores are computed once for a run, and kept as a table by row number
+that knows the generic and the specific data it is of; `SECONDS` in its settings is what they cost.
 """
 
 from __future__ import annotations
 
-import os
+import dataclasses
+import sys
 import time
 import zipfile
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
-from numpy.typing import NDArray
 
-from bilevel.data import RowView, evaluation_batches
-from bilevel.nn.transformer import Transformer, byte_losses
-from bilevel.types import Array, Params, UserError
+from bilevel.contrastive import LossTable, highest_fraction, load_gains, score_gains
+from bilevel.data import RowView
+from bilevel.nn.transformer import Transformer, language_model_loss
+from bilevel.types import Params, UserError
 from experiments.language_modeling.config import Config
 from experiments.language_modeling.corpora import Corpora
 from experiments.language_modeling.evaluation import local
@@ -27,24 +28,13 @@ from experiments.language_modeling.finetune import Finetuning
 NAME = "contrastive_scores.npz"
 FOLDER = "contrastive_finetuned"
 SCORED_AT_ONCE = 256
-
-
-class Scores(NamedTuple):
-    """What fine-tuning on the specific data does for generic rows."""
-
-    rows: NDArray[np.integer[Any]]
-    """Integers `[n]`: row numbers in the generic data."""
-    gain: NDArray[np.float32]
-    """float32 `[n]`: loss before minus loss after fine-tuning, nats per byte."""
-    content_hash: str
-    """Of the generic data that the row numbers belong to."""
-    seconds: float
-    """That fine-tuning and scoring took."""
+SECONDS = "seconds"
+"""That fine-tuning and scoring took."""
 
 
 def compute_scores(
     settings: dict[str, Any], params: Params, model: Transformer, finetuning: Finetuning, folder: Path
-) -> Scores:
+) -> LossTable:
     """Phases (ii) and (iii): fine-tunes the pre-trained parameters, and scores generic training rows by both.
 
     Args:
@@ -53,6 +43,9 @@ def compute_scores(
       model: the main model.
       finetuning: on the specific data of the run.
       folder: what a killed phase (ii) continues from.
+
+    Returns:
+      Loss before minus loss after fine-tuning by row number, float32 `[N]`, nats per byte; NaN where a row was not scored.
 
     Raises:
       Stopped: a signal stopped phase (ii).
@@ -64,55 +57,62 @@ def compute_scores(
     rng = np.random.default_rng([finetuning.seed, 5_000_003])
     rows = everything if count == len(everything) else np.sort(rng.choice(everything, count, replace=False))
     before, after = (jax.tree.map(local, each) for each in (params, after))
-    gain = _gains(model, before, after, RowView(corpora.generic, rows))
-    return Scores(rows, gain, corpora.generic.content_hash, time.perf_counter() - began)
+    scores = score_gains(
+        language_model_loss(model),
+        (before, {}),
+        (after, {}),
+        RowView(corpora.generic, rows),
+        corpora.specific["train"],
+        batch_size=SCORED_AT_ONCE,
+        settings={"finetune_steps": settings["contrastive_finetune_steps"], "seed": finetuning.seed},
+    )
+    return dataclasses.replace(scores, settings={**scores.settings, SECONDS: time.perf_counter() - began})
 
 
-def _gains(model: Transformer, before: Params, after: Params, rows: RowView) -> NDArray[np.float32]:
-    """Loss before minus loss after of each row, float32 `[n]`."""
+def load_scores(path: Path, corpora: Corpora, *, own: bool) -> LossTable:
+    """Reads scores, and checks that they are of these generic and these specific data.
 
-    @jax.jit
-    def gains(batch: Any) -> Array:
-        def losses(params: Params) -> Array:
-            logits = model.apply({"params": params}, batch["tokens"])
-            return byte_losses(logits, batch["tokens"], batch["length"])[0]  # pyright: ignore[reportArgumentType]
-
-        return losses(before) - losses(after)
-
-    found = []
-    for batch in evaluation_batches(rows, SCORED_AT_ONCE):
-        real = batch.pop("mask") > 0
-        found.append(np.asarray(gains(batch))[real])
-    return np.concatenate(found).astype(np.float32)
-
-
-def save_scores(path: Path, scores: Scores) -> None:
-    """Writes the scores; a reader sees all of them or none."""
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.npz")
-    np.savez(temporary, **scores._asdict())
-    os.replace(temporary, path)
-
-
-def load_scores(path: Path, corpora: Corpora) -> Scores:
-    """Reads scores, and checks that they are of these generic data.
+    Args:
+      path: a file of `compute_scores`, or one that was written before these files knew their specific data.
+      corpora: the data.
+      own: whether the run itself wrote it; another run's file that does not know its specific data is taken with a warning.
 
     Raises:
       UserError: if the file is missing or broken, or of other data.
     """
+    if not path.exists():
+        raise UserError(
+            f"There are no scores at {path}: give --weights.contrastive-scores the {NAME} of a run of the method contrastive."
+        )
+    scores = _older_scores(path, corpora)
+    if scores is None:
+        return load_gains(path, corpora.generic, corpora.specific["train"])
+    if not own and jax.process_index() == 0:
+        print(
+            f"warning: {path} does not say which specific data its scores were made for: make sure that they are these, "
+            "or score again.",
+            file=sys.stderr,
+        )
+    return scores
+
+
+def _older_scores(path: Path, corpora: Corpora) -> LossTable | None:
+    """The scores in a file that does not know its specific data; None for other files, readable or not."""
     try:
         with path.open("rb") as raw, np.load(raw, allow_pickle=False) as stored:
-            scores = Scores(stored["rows"], stored["gain"], str(stored["content_hash"]), float(stored["seconds"]))
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            rows, gain, found = stored["rows"], stored["gain"], str(stored["content_hash"])
+            seconds = float(stored["seconds"])
+    except (OSError, ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile):
+        return None
+    if found != corpora.generic.content_hash:
         raise UserError(
-            f"Cannot read the scores in {path} ({error}): give the {NAME} of a run of the method contrastive."
-        ) from error
-    if scores.content_hash != corpora.generic.content_hash:
-        raise UserError(
-            f"The scores in {path} are of other generic data (hash {scores.content_hash[:12]}, here "
+            f"The scores in {path} are of other generic data (hash {found[:12]}, here "
             f"{corpora.generic.content_hash[:12]}): give the data and --length they were computed with, or leave "
             "--weights.contrastive-scores away."
         )
-    return scores
+    table = np.full(len(corpora.generic), np.nan, np.float32)
+    table[rows] = gain
+    return LossTable(table, found, {SECONDS: seconds})
 
 
 def check(config: Config, settings: dict[str, Any], corpora: Corpora) -> None:
@@ -136,7 +136,7 @@ def check(config: Config, settings: dict[str, Any], corpora: Corpora) -> None:
         )
 
 
-def best_rows(scores: Scores, fraction: float, corpora: Corpora) -> RowView:
+def best_rows(scores: LossTable, fraction: float, corpora: Corpora) -> RowView:
     """The training rows with the largest gain.
 
     Args:
@@ -144,6 +144,4 @@ def best_rows(scores: Scores, fraction: float, corpora: Corpora) -> RowView:
       fraction: the share of the scored rows that is kept, in (0, 1] (see `check`).
       corpora: the data.
     """
-    count = max(1, round(fraction * len(scores.rows)))
-    chosen = np.argsort(-scores.gain, kind="stable")[:count]
-    return RowView(corpora.generic, np.sort(scores.rows[chosen]))
+    return RowView(corpora.generic, highest_fraction(scores, fraction))

@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 
 from bilevel import sharding
 from bilevel.data import Loader, MixedLoader, RowView, TaskLoader
+from bilevel.loss_table import LossTable
 from bilevel.nn.transformer import Transformer, language_model_loss
 from bilevel.state import TrainState
 from bilevel.step import TrainStep
@@ -226,22 +227,22 @@ class _Run:
         contrastive.check(self.config, self.settings, self.corpora)
         given = self.settings["contrastive_scores"]
         file = given or self.directory / contrastive.NAME
-        scores = contrastive.load_scores(file, self.corpora) if given or file.exists() else None
+        scores = contrastive.load_scores(file, self.corpora, own=not given) if given or file.exists() else None
         state = self.parts.state
         if scores is None or self._steps_done() < first:
             state = self._trained(state, first).state
         if scores is None:
             scores = self._scored(state.params, file)
         rows = contrastive.best_rows(scores, self.settings["contrastive_fraction"], self.corpora)
-        report = {"preparation_seconds": scores.seconds, "preparation_step": first}
+        report = {"preparation_seconds": scores.settings.get(contrastive.SECONDS, 0.0), "preparation_step": first}
         return self._trained(state, self.config.steps, rows), report
 
-    def _scored(self, params: Params, file: Path) -> contrastive.Scores:
+    def _scored(self, params: Params, file: Path) -> LossTable:
         params = sharding.whole(self.parts.mesh, params)
         folder = self.directory / contrastive.FOLDER
         scores = contrastive.compute_scores(self.settings, params, self.parts.model, self.finetuning(), folder)
         if jax.process_index() == 0:
-            contrastive.save_scores(file, scores)
+            scores.save(file)
         remove(folder)
         return scores
 

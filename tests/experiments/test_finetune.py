@@ -138,5 +138,5 @@ def test_two_processes_give_what_one_gives(data: Path, method: str) -> None:
     assert two["finetuned_specific_test_loss"] == pytest.approx(one["finetuned_specific_test_loss"], rel=1e-3)
     shutil.rmtree(data / "together" / name / "checkpoints")
     if method == "contrastive":
-        kept = [np.load(data / where / name / "contrastive_scores.npz")["gain"] for where in ("alone", "together")]
+        kept = [np.load(data / where / name / "contrastive_scores.npz")["losses"] for where in ("alone", "together")]
         np.testing.assert_allclose(kept[1], kept[0], atol=2e-3)

@@ -291,7 +291,7 @@ BAD_INPUT = {
     "one row alone": ({"method": "soba", "batch_size": 1}, ["batch_size=1 leaves one row to learn the weights from"]),
     "no scores": (
         {"method": "contrastive", "weights__contrastive_scores": "nowhere.npz"},
-        ["Cannot read the scores in nowhere.npz"],
+        ["There are no scores at nowhere.npz: give --weights.contrastive-scores the contrastive_scores.npz"],
     ),
     "budget of unknown seconds": (
         {"compare": "soba", "same_seconds": None},

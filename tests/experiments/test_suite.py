@@ -12,6 +12,8 @@ import pytest
 from language_toy import STEPS, call, write_texts
 
 from bilevel import sharding
+from bilevel.loss_table import LossTable
+from bilevel.types import UserError
 from experiments.language_modeling import contrastive, search, suite, tables
 from experiments.language_modeling.config import ALL, METHODS, Config, DataConfig
 from experiments.language_modeling.corpora import load_corpora
@@ -40,8 +42,8 @@ def test_contrastive_selects_what_fine_tuning_helps(data: Path) -> None:
     more = {"weights__contrastive_fraction": 0.25, "finetune_learning_rate": 5e-3}
     call(data, method="contrastive", data__generic_labels=data / "labels.tsv", **(SCORING | more))
     folder = data / "run" / "contrastive-seed0"
-    scores = contrastive.load_scores(folder / contrastive.NAME, corpora_of(data))
-    assert len(scores.rows) == len(set(scores.rows)) == len(scores.gain) == 40
+    scores = contrastive.load_scores(folder / contrastive.NAME, corpora_of(data), own=False)
+    assert np.isfinite(scores.losses).sum() == 40
     metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     shares = [row["share/<script>UPPER"] for row in metrics]
     assert [row["step"] for row in metrics][-1] == STEPS
@@ -73,12 +75,43 @@ def test_contrastive_continues_and_takes_scores(data: Path, monkeypatch: pytest.
     assert other["specific_test_loss"] == whole["specific_test_loss"]
 
 
+def older_file(path: Path, content_hash: str) -> None:
+    """As written before scores knew their specific data."""
+    rows = np.arange(0, 40, 2)
+    np.savez(path, rows=rows, gain=rows.astype(np.float32), content_hash=content_hash, seconds=2.5)
+
+
 def test_scores_of_other_data_are_refused(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    scores = contrastive.Scores(np.arange(4), np.ones(4, np.float32), "0" * 64, 1.0)
-    contrastive.save_scores(data / "scores.npz", scores)
-    with pytest.raises(SystemExit):
-        call(data, method="contrastive", weights__contrastive_scores=data / "scores.npz")
-    assert "are of other generic data (hash 000000000000, here " in capsys.readouterr().err
+    corpora, file = corpora_of(data), data / "scores.npz"
+    hashes = {"generic": corpora.generic.content_hash, "specific": corpora.specific["train"].content_hash}
+
+    def refused(generic: str, specific: str) -> str:
+        LossTable(np.ones(300, np.float32), generic, {"specific_hash": specific}).save(file)
+        with pytest.raises(SystemExit):
+            call(data, method="contrastive", weights__contrastive_scores=file)
+        return capsys.readouterr().err
+
+    assert f"content hash 0, but these data have {hashes['generic']}" in refused("0", hashes["specific"])
+    assert f"for other specific data (hash 0, here {hashes['specific']})" in refused(hashes["generic"], "0")
+    np.save(data / "scores.npy", np.ones(3))
+    with pytest.raises(UserError, match="is not a table of losses"):
+        contrastive.load_scores(data / "scores.npy", corpora, own=False)
+
+
+def test_scores_of_before_are_taken(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    corpora, file = corpora_of(data), data / "scores.npz"
+    older_file(file, corpora.generic.content_hash)
+    scores = contrastive.load_scores(file, corpora, own=True)
+    assert scores.settings[contrastive.SECONDS] == 2.5
+    assert contrastive.best_rows(scores, 0.1, corpora).positions.tolist() == [36, 38]
+    assert "warning" not in capsys.readouterr().err
+    contrastive.load_scores(file, corpora, own=False)
+    printed = capsys.readouterr().err
+    assert printed.count("\n") == 1
+    assert f"warning: {file} does not say which specific data its scores were made for" in printed
+    older_file(file, "0" * 64)
+    with pytest.raises(UserError, match=r"are of other generic data \(hash 000000000000, here "):
+        contrastive.load_scores(file, corpora, own=True)
 
 
 def test_fine_tuning_later_trains_nothing_again(data: Path) -> None:
