@@ -19,7 +19,9 @@ _LOCK_NAME = ".lock"
 _SHOWN = 3
 
 
-def prepare_run_dir(path: str | Path, config: Mapping[str, Any], *, may_change: Collection[str] = ()) -> Path:
+def prepare_run_dir(
+    path: str | Path, config: Mapping[str, Any], *, may_change: Collection[str] = (), may_lack: Collection[str] = ()
+) -> Path:
     """Create the directory of a run and write its settings to `config.json`, or compare them with it.
 
     Settings with which nothing was saved (the run was refused, or stopped before its first row of metrics) are replaced.
@@ -31,6 +33,8 @@ def prepare_run_dir(path: str | Path, config: Mapping[str, Any], *, may_change: 
             JSON does not have (paths, types) are stored as text.
         may_change: dotted names of settings that may differ when the run continues (the number of steps, how
             often to log); a name also covers everything below it.
+        may_lack: names, without dots, of settings that older runs did not record: a run begun without them continues without
+            them.
 
     Returns:
         `path` as a `Path`.
@@ -45,7 +49,9 @@ def prepare_run_dir(path: str | Path, config: Mapping[str, Any], *, may_change: 
     with hold_run_dir(path):
         file = path / CONFIG_NAME
         if file.exists() and _anything_saved(path):
-            _check_same(file, settings, may_change)
+            before = _read(file)
+            settings = {name: value for name, value in settings.items() if name in before or name not in may_lack}
+            _check_same(path, before, settings, may_change)
         write_atomically(file, json.dumps(settings, indent=2) + "\n")
     return path
 
@@ -105,7 +111,7 @@ def _anything_saved(path: Path) -> bool:
     return any(file.is_file() and file not in own and file.stat().st_size > 0 for file in path.rglob("*"))
 
 
-def _check_same(file: Path, settings: dict[str, Any], may_change: Collection[str]) -> None:
+def _read(file: Path) -> dict[str, Any]:
     try:
         before = json.loads(file.read_text(encoding="utf-8"))
         if not isinstance(before, dict):
@@ -114,6 +120,10 @@ def _check_same(file: Path, settings: dict[str, Any], may_change: Collection[str
         raise UserError(
             f"Cannot read the settings in {file} ({error}): repair it, or give another --run-dir."
         ) from error
+    return before
+
+
+def _check_same(path: Path, before: dict[str, Any], settings: dict[str, Any], may_change: Collection[str]) -> None:
     old, new = flatten(before), flatten(settings)
     names = [*new, *(name for name in old if name not in new)]
     differing = [
@@ -125,7 +135,7 @@ def _check_same(file: Path, settings: dict[str, Any], may_change: Collection[str
         shown = "; ".join(differing[:_SHOWN])
         more = f"; and {len(differing) - _SHOWN} more" if len(differing) > _SHOWN else ""
         raise UserError(
-            f"{file.parent} holds a run with other settings ({shown}{more}): "
+            f"{path} holds a run with other settings ({shown}{more}): "
             "give another --run-dir, or the same settings to continue that run."
         )
 

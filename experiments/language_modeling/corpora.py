@@ -36,6 +36,13 @@ class Corpora:
     """With several tasks: how often a specific batch comes from each, in proportion; None: all alike."""
 
     @property
+    def content_hashes(self) -> dict[str, str]:
+        """The hashes of the generic data and of each part of the specific data."""
+        return {"generic": self.generic.content_hash} | {
+            f"specific_{name}": part.content_hash for name, part in self.specific.items()
+        }
+
+    @property
     def shares(self) -> dict[str, float]:
         """Share of each labelled domain in the generic training rows; empty without labels."""
         return self.shares_among(self.generic_train.positions)

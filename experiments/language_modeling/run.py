@@ -43,6 +43,8 @@ NOT_OF_A_RUN = (
     "same_seconds", "budget_seconds", "trials", "trial_steps", "finetune_steps", "finetune_learning_rate",
 )  # fmt: skip
 """Flags that do not change how one run trains."""
+CONTENT_HASH = "content_hash"
+"""Of the data, in a run's settings: a path may hold other data tomorrow."""
 CLASSIFIER = "classifier.json"
 """In the directory of a run that begins with a domain classifier: what that cost."""
 
@@ -87,7 +89,8 @@ def run(config: Config, method: str, seed: int, corpora: Corpora, variant: Varia
     if method == "frozen":
         identity = known_digest(config.weights.frozen_from, directory)
         settings["weights"] |= {} if identity is None else {DIGEST: identity}
-    prepare_run_dir(directory, settings, may_change=MAY_CHANGE)
+    settings[CONTENT_HASH] = corpora.content_hashes
+    prepare_run_dir(directory, settings, may_change=MAY_CHANGE, may_lack=(CONTENT_HASH,))
     this = _Run(config, method, seed, corpora, directory, variant)
     done = directory / RESULT_NAME
     if config.eval_only:

@@ -351,6 +351,29 @@ def test_other_settings_in_a_run_directory(data: Path, capsys: pytest.CaptureFix
     assert "learning_rate" in capsys.readouterr().err
 
 
+def test_other_data_under_the_same_path(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    call(data, method="uniform")
+    config = data / "run" / "uniform-seed0" / "config.json"
+    settings = json.loads(config.read_text())
+    assert list(settings["content_hash"]) == ["generic", "specific_train", "specific_valid", "specific_test"]
+    file = data / "specific" / "test.txt"
+    text = file.read_text()
+    file.write_text(text + "one more line\n")
+    for more in ([], ["--eval-only"]):
+        with pytest.raises(SystemExit):
+            call(data, *more, method="uniform")
+        error = capsys.readouterr().err
+        assert f'settings (content_hash.specific_test was "{settings["content_hash"]["specific_test"]}", now ' in error
+        assert error.count("content_hash") == error.count("error: ") == 1
+    file.write_text(text)
+    call(data, method="uniform")
+    file.write_text(text + "one more line\n")
+    del settings["content_hash"]
+    config.write_text(json.dumps(settings))  # as it was before hashes were kept
+    call(data, method="uniform")
+    assert json.loads(config.read_text()) == settings
+
+
 def test_a_diverging_run_names_the_step_and_keeps_the_last_good_checkpoint(
     data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

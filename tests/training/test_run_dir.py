@@ -79,6 +79,21 @@ def test_settings_that_may_change(tmp_path: Path):
     assert json.loads((tmp_path / "config.json").read_text())["steps"] == 20
 
 
+def test_settings_that_older_runs_lack(tmp_path: Path):
+    hashes: dict[str, object] = {"content_hash": {"train": "a", "test": "b"}}
+    new, old = (begun(tmp_path / name, config) for name, config in (("new", CONFIG | hashes), ("old", {**CONFIG})))
+    for path in (new, old):
+        before = (path / "config.json").read_text()
+        prepare_run_dir(path, CONFIG | hashes, may_lack={"content_hash"})
+        assert (path / "config.json").read_text() == before
+    other = CONFIG | {"content_hash": {"train": "c", "test": "b"}}
+    prepare_run_dir(old, other, may_lack={"content_hash"})
+    with pytest.raises(UserError, match=r'settings \(content_hash\.train was "a", now "c"\): give'):
+        prepare_run_dir(new, other, may_lack={"content_hash"})
+    with pytest.raises(UserError, match=r"content_hash\.train was absent"):
+        prepare_run_dir(old, other)
+
+
 @pytest.mark.parametrize("content", ["{", "[1]", ""])
 def test_unreadable_settings(tmp_path: Path, content: str):
     (begun(tmp_path) / "config.json").write_text(content)
