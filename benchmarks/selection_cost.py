@@ -89,7 +89,7 @@ def compiled(config: Config, method: str, data: ImageData, timed: bool) -> Progr
     def batch(rows: int) -> Any:
         return jax.tree.map(jnp.asarray, data.train.rows(np.arange(rows) % ROWS))
 
-    big, dev = batch(build.loaded_rows(config, method)), batch(config.batch_size)
+    big, dev = batch(build.loaded_rows(config, method, config.big_batch_size)), batch(config.batch_size)
     program = jax.jit(step.step, donate_argnums=0).lower(jax.eval_shape(create), big, dev).compile()
     return Program(program, lambda: (None, big, dev), jax.jit(create)() if timed else None)
 

@@ -42,7 +42,7 @@ class WideResNet(nn.Module):
     """WRN-depth-width: three stages of (depth − 4)/6 pre-activation blocks with 16, 32 and 64 times `width` channels.
 
     Raises:
-      UserError: the depth is not 6n + 4.
+      UserError: the depth is not 6n + 4, or the width is below 1.
     """
 
     depth: int = 28
@@ -58,6 +58,8 @@ class WideResNet(nn.Module):
     def __post_init__(self) -> None:
         if self.depth < 10 or (self.depth - 4) % 6:
             raise UserError(f"The depth {self.depth} of a wide ResNet must be 6n + 4, such as 10, 16, 22 or 28.")
+        if self.width < 1:
+            raise UserError(f"The width {self.width} of a wide ResNet must be at least 1, as in WRN-28-2.")
         super().__post_init__()
 
     @nn.compact

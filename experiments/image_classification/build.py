@@ -21,7 +21,7 @@ from bilevel.nn.head import with_head
 from bilevel.nn.mentor_net import MentorNetwork, mentor
 from bilevel.scorers import Scorer
 from bilevel.step import TrainStep, make_step
-from bilevel.types import Array, Batch, LogitFn, LossFn, Params, UserError
+from bilevel.types import Array, Batch, LogitFn, LossFn, Params
 from experiments.image_classification.config import DENSE, LEARNED, SCORING, SELECTING, Config
 from experiments.image_classification.data import ImageData
 from experiments.image_classification.networks import network_of
@@ -197,20 +197,24 @@ def build_step(
     )
 
 
-def loaded_rows(config: Config, method: str) -> int:
-    """Training rows that a step loads.
+def loaded_rows(config: Config, method: str, rows: int, devices: int = 1) -> int:
+    """Training rows that a step loads; of a training set smaller than the big batch, all that its parts can share.
 
-    Raises:
-      UserError: a big batch that is smaller than the batch.
+    Args:
+      config: of the experiment.
+      method: its name.
+      rows: of the training set.
+      devices: that share a batch.
     """
     if method not in SELECTING:
         return config.batch_size
-    if config.big_batch_size < config.batch_size:
-        raise UserError(
-            f"--big-batch-size {config.big_batch_size} is smaller than --batch-size {config.batch_size}: the batch is picked "
-            "from the big batch, so give a larger big batch."
-        )
-    return config.big_batch_size
+    parts = devices * config.micro_batches
+    return config.big_batch_size if config.big_batch_size <= rows else rows // parts * parts
+
+
+def dev_rows(config: Config, rows: int) -> int:
+    """Rows of the dev set that a step loads, of so many."""
+    return min(config.weights.dev_batch_size or config.batch_size, rows)
 
 
 def observed(step: TrainStep, observe: Callable[[Batch, dict[str, Any]], dict[str, Array]]) -> TrainStep:

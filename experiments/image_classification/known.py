@@ -36,6 +36,7 @@ def irreducible_losses(config: Config, data: ImageData, folder: Path) -> LossTab
 
     Reference: RHO-LOSS, algorithm 1, lines 1 to 4; for --weights.no-holdout, section 5.3.
     """
+    check_irreducible(config, data)
     w, train = config.weights, data.train
     if w.table is not None:
         return LossTable.load(w.table, content_hash=train.content_hash, settings=None)
@@ -51,11 +52,7 @@ def irreducible_losses(config: Config, data: ImageData, folder: Path) -> LossTab
             )
 
         return _kept(folder, train, {**settings, "half_seed": config.data.seed}, compute)
-    if data.holdout is None:
-        raise UserError(
-            f"{data.sets.name} has no held-out rows to learn irreducible losses from: give --data.holdout a share, or "
-            "--weights.no-holdout, or --weights.table."
-        )
+    assert data.holdout is not None
     holdout, settings = data.holdout, settings_of(config, w.il_network, data.holdout)
 
     def compute() -> LossTable:
@@ -65,17 +62,28 @@ def irreducible_losses(config: Config, data: ImageData, folder: Path) -> LossTab
     return _kept(folder, train, settings, compute)
 
 
-def uncertain_rows(config: Config, data: ImageData, folder: Path) -> RowView:
-    """The training rows that a proxy, trained on all of them, is least sure of: the largest entropies of its predictions.
+def check_irreducible(config: Config, data: ImageData) -> None:
+    """Refuses what `irreducible_losses` would refuse, without training.
 
     Raises:
-      UserError: a share that is not between 0 and 1.
+      UserError: there are no held-out rows, or the file given is of other data.
+    """
+    w = config.weights
+    if w.table is not None:
+        LossTable.load(w.table, content_hash=data.train.content_hash, settings=None)
+    elif data.holdout is None and not w.no_holdout:
+        raise UserError(
+            f"{data.sets.name} has no held-out rows to learn irreducible losses from: give --data.holdout a share, or "
+            "--weights.no-holdout, or --weights.table."
+        )
+
+
+def uncertain_rows(config: Config, data: ImageData, folder: Path) -> RowView:
+    """The training rows that a proxy, trained on all of them, is least sure of: the largest entropies of its predictions.
 
     Reference: Coleman et al., "Selection via proxy", ICLR 2020, section 3 (maximum entropy); the baseline SVP of RHO-LOSS.
     """
     w, train = config.weights, data.train
-    if not 0 < w.svp_fraction <= 1:
-        raise UserError(f"--weights.svp-fraction {w.svp_fraction} must lie in (0, 1].")
     settings = {**settings_of(config, w.svp_network, train), "number": "entropy"}
 
     def compute() -> LossTable:

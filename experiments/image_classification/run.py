@@ -167,7 +167,7 @@ class _Run:
         )
         if result.stopped_early:
             raise Stopped
-        epochs = config.steps * build.loaded_rows(config, self.method) / len(parts.rows)
+        epochs = config.steps * self._loaded_rows() / len(parts.rows)
         summary = self._summary(result, epochs) | self._learned(result.state)
         write_atomically(self.directory / RESULT_NAME, json.dumps(summary, indent=2) + "\n")
         (self.directory / sampled.DRAWN).unlink(missing_ok=True)
@@ -178,11 +178,12 @@ class _Run:
         config, parts, data = self.config, self.parts, self.data
         if self.method in SAMPLED:
             return Sampled(data.train, data.dev)
-        dev_rows = min(config.weights.dev_batch_size or config.batch_size, len(data.dev))
-        sharding.check_divides(parts.mesh, batch_size=config.batch_size, dev_batch_size=dev_rows)
-        generic = Loader(parts.rows, build.loaded_rows(config, self.method), seed=self.seed)
-        dev = Loader(data.dev, dev_rows, seed=self.seed + 1_000_003)
+        generic = Loader(parts.rows, self._loaded_rows(), seed=self.seed)
+        dev = Loader(data.dev, build.dev_rows(config, len(data.dev)), seed=self.seed + 1_000_003)
         return _streamed(config, generic, dev, parts.mesh)
+
+    def _loaded_rows(self) -> int:
+        return build.loaded_rows(self.config, self.method, len(self.data.train), self.parts.mesh.size)
 
     def _learned(self, state: Any) -> dict[str, float]:
         """Keeps what a scorer or a sampler learned, and says what it preferred."""

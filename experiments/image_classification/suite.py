@@ -5,9 +5,9 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from bilevel.types import UserError
-from experiments.image_classification import comparison, sampled
-from experiments.image_classification.config import SAMPLED, Config
+from experiments.image_classification import comparison
+from experiments.image_classification.checks import check_flags, check_method
+from experiments.image_classification.config import SELECTING, Config
 from experiments.image_classification.data import SHOWN_CLASSES
 from experiments.image_classification.faults import load_data
 from experiments.image_classification.run import run
@@ -20,14 +20,19 @@ def run_suite(config: Config) -> None:
       UserError: for flags or data that are not possible.
       Stopped: a signal stopped a run.
     """
-    _check(config)
     methods = config.methods()
+    check_flags(config, methods)
     data = load_data(config)
     if data.classes > SHOWN_CLASSES:
         print(f"Shares of classes are left out: {data.classes} classes, more than {SHOWN_CLASSES}.", file=sys.stderr)
     for method in methods:
-        if method in SAMPLED:
-            sampled.check(config, method, data)
+        check_method(config, method, data)
+    if set(methods) & set(SELECTING) and config.big_batch_size > len(data.train):
+        print(
+            f"warning: --big-batch-size {config.big_batch_size} is more than the {len(data.train)} training rows: batches are "
+            "picked from all of them.",
+            file=sys.stderr,
+        )
     results: list[dict[str, Any]] = []
     for seed in range(config.seed, config.seed + config.seeds):
         for method in methods:
@@ -39,13 +44,3 @@ def run_suite(config: Config) -> None:
         return
     print(comparison.compare(config, results, data))
     print(f"\nReport: {config.run_dir / 'report.html'}")
-
-
-def _check(config: Config) -> None:
-    for name in ("seeds", "steps", "batch_size", "evaluate_every", "micro_batches"):
-        if getattr(config, name) < 1:
-            raise UserError(f"--{name.replace('_', '-')} {getattr(config, name)} must be at least 1.")
-    if config.weights.il_steps < 1:
-        raise UserError(f"--weights.il-steps {config.weights.il_steps} must be at least 1.")
-    if any(not 0 < target <= 1 for target in config.targets):
-        raise UserError(f"--targets {' '.join(map(str, config.targets))}: accuracies lie between 0 and 1.")

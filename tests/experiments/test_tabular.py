@@ -66,6 +66,16 @@ def test_arrays_are_learned(source: Path) -> None:
     assert results(source.parent / "run")[0]["test_accuracy"] > 0.9
 
 
+def test_big_batches_of_few_rows(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """75 training rows, of which the big batch is 160 by default."""
+    flags = ["--data.source", str(source), "--data.noise", "none", "--compare", "uniform,rho_loss", "--steps", "2"]
+    call(*flags, "--weights.il-steps", "2", "--micro-batches", "2", "--run-dir", str(source.parent / "run"))
+    uniform, rho = results(source.parent / "run")
+    assert uniform["epochs"] == pytest.approx(2 * 16 / 75)
+    assert rho["epochs"] == pytest.approx(2 * 74 / 75), "two equal parts"
+    assert "warning: --big-batch-size 160 is more than the 75 training rows" in capsys.readouterr().err
+
+
 def test_features_are_standardized_by_the_training_set(source: Path) -> None:
     config = DataConfig(source=str(source))
     sets = open_sets(config)

@@ -341,6 +341,8 @@ def test_user_errors() -> None:
         resnet18(stem="imagenett")  # pyright: ignore[reportArgumentType]
     with pytest.raises(UserError, match="depth 27 of a wide ResNet must be 6n"):
         WideResNet(27)
+    with pytest.raises(UserError, match="width 0 of a wide ResNet must be at least 1"):
+        WideResNet(28, 0)
     with pytest.raises(UserError, match="images are uint8; normalise them first"):
         TINY["basic"].init(jax.random.key(0), floats.astype(jnp.uint8))
     with pytest.raises(UserError, match="16 × 16 pixels, but this network needs at least 32 × 32"):

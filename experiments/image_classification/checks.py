@@ -1,0 +1,96 @@
+"""What is refused before anything is trained: flags, data and methods that do not go together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import jax
+
+from bilevel import sharding
+from bilevel.nn.classification import init_variables
+from bilevel.types import UserError
+from experiments.cli import flag_of
+from experiments.image_classification import build, known, sampled
+from experiments.image_classification.config import DENSE, SAMPLED, SELECTING, TABLED, Config
+from experiments.image_classification.data import ImageData
+from experiments.image_classification.model import model_of
+
+
+def check_flags(config: Config, methods: Sequence[str]) -> None:
+    """Refuses flags that are not possible with any data.
+
+    Raises:
+      UserError: naming the first such flag.
+    """
+    for name in ("seeds", "steps", "batch_size", "evaluate_every", "micro_batches"):
+        _at_least(1, name, getattr(config, name))
+    _at_least(0, "warmup", config.warmup)
+    _at_least(1, "model.width", config.model.width)
+    _at_least(1, "weights.il_steps", config.weights.il_steps)
+    if any(not 0 < target <= 1 for target in config.targets):
+        raise UserError(f"--targets {' '.join(map(str, config.targets))}: accuracies lie between 0 and 1.")
+    if not 0 <= config.average < 1:
+        raise UserError(f"--average {config.average} must lie in [0, 1): it is a decay, and 0 averages nothing.")
+    if "mentornet" in methods and not 0 <= config.weights.burn_in <= 1:
+        raise UserError(f"--weights.burn-in {config.weights.burn_in} must lie in [0, 1]: it is a share of the steps.")
+    if "svp" in methods and not 0 < config.weights.svp_fraction <= 1:
+        raise UserError(f"--weights.svp-fraction {config.weights.svp_fraction} must lie in (0, 1].")
+    if any(method in SELECTING for method in methods) and config.big_batch_size < config.batch_size:
+        raise UserError(
+            f"--big-batch-size {config.big_batch_size} is smaller than --batch-size {config.batch_size}: the batch is picked "
+            "from the big batch, so give a larger big batch."
+        )
+
+
+def _at_least(least: int, name: str, value: Any) -> None:
+    if value < least:
+        raise UserError(f"{flag_of(name)} {value} must be at least {least}.")
+
+
+def check_method(config: Config, method: str, data: ImageData) -> None:
+    """Refuses what a run of the method would refuse after others have trained: it is built, and its sizes are compared.
+
+    Raises:
+      UserError: for sizes, networks, files or settings that do not fit.
+    """
+    model = model_of(config, method, data)
+    _check_network(config, data, None)
+    if method in SAMPLED:
+        sampled.check(config, method, data)
+        return
+    mesh = sharding.make_mesh()
+    _check_sizes(config, method, data, mesh.size)
+    if method in TABLED:
+        _check_network(config, data, config.weights.il_network)
+        known.check_irreducible(config, data)
+    if method == "svp":
+        _check_network(config, data, config.weights.svp_network)
+    weighting = build.weighting_of(config, method, data, model.losses, {})
+    build.build_step(config, method, data, model.losses, weighting, config.seed, mesh)
+
+
+def _check_network(config: Config, data: ImageData, name: str | None) -> None:
+    """Runs a network's initialisation without its arithmetic; it refuses inputs that are too small."""
+    fresh = partial(init_variables, build.classifier(config, data, name), shape=data.shape)
+    jax.eval_shape(fresh, jax.random.key(0))
+
+
+def _check_sizes(config: Config, method: str, data: ImageData, devices: int) -> None:
+    rows, parts = len(data.train), devices * config.micro_batches
+    if config.batch_size > rows:
+        raise UserError(
+            f"--batch-size {config.batch_size} is more than the {rows} training rows: give a smaller one, or more data."
+        )
+    sizes = {
+        "batch_size": (config.batch_size, parts),
+        "big_batch_size": (build.loaded_rows(config, method, rows, devices), parts),
+        "weights.dev_batch_size": (build.dev_rows(config, len(data.dev)), parts if method in DENSE else devices),
+    }
+    for name, (size, divisor) in sizes.items():
+        if size % divisor:
+            raise UserError(
+                f"{flag_of(name)} {size} cannot be divided into {divisor} equal parts (devices, and --micro-batches on each): "
+                f"choose a multiple of {divisor}."
+            )
