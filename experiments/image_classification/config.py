@@ -205,7 +205,7 @@ class Config:
     evaluate_rows: int = 0
     """Most rows of each set in an evaluation while training; 0: all. The final ones use all."""
     resident: bool = True
-    """Keep all data on the device, and make several steps in one program call."""
+    """Keep all data on the device, and make several steps in one program call; rl_sampler and replayed always do."""
     steps_per_call: int = 25
     """With --resident: most steps in one call."""
     progress: bool = True
