@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,16 @@ class Stopped(Exception):
 def run_name(method: str, seed: int) -> str:
     """Directory of one run below the run directory."""
     return f"{method}-seed{seed}"
+
+
+def without_newer(settings: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a run without those that came later and say what was done before: runs begun then go on.
+
+    Args:
+      settings: by name.
+      before: what was done before there was a setting, by its name.
+    """
+    return {name: value for name, value in settings.items() if name not in before or value != before[name]}
 
 
 def read_json(file: Path) -> Any:

@@ -18,10 +18,10 @@ from bilevel.step import make_step
 from bilevel.training import Data, LoopConfig, Resident, prepare_run_dir, train
 from bilevel.types import LossFn, ModelState, Params
 from experiments.image_classification.build import classifier, losses_of, optimizer_of
-from experiments.image_classification.config import Config
+from experiments.image_classification.config import NEWER, NEWER_DATA, Config
 from experiments.image_classification.data import ImageData
 from experiments.image_classification.evaluation import Evaluator
-from experiments.runs import Stopped
+from experiments.runs import Stopped, without_newer
 
 BEST = "best.npz"
 _EVALUATIONS = 20
@@ -40,6 +40,7 @@ def settings_of(config: Config, name: str | None, rows: Dataset) -> dict[str, An
     """What the outcome of `fit` depends on, as JSON values."""
     network = name or config.model.network
     training = ("optimizer", "learning_rate", "momentum", "weight_decay", "schedule", "warmup", "batch_size")
+    newer = {name: getattr(config, name) for name in NEWER} | {name: getattr(config.data, name) for name in NEWER_DATA}
     return {
         "network": network,
         **({"width": config.model.width} if network.startswith("mlp") else {}),
@@ -50,6 +51,7 @@ def settings_of(config: Config, name: str | None, rows: Dataset) -> dict[str, An
         "rows": rows.content_hash,
         "count": len(rows),
         **{key: getattr(config, key) for key in training},
+        **without_newer(newer, NEWER | NEWER_DATA),
     }
 
 

@@ -70,14 +70,23 @@ def optimizer_of(config: Config, steps: int) -> optax.GradientTransformation:
     peak, warmup = config.learning_rate, min(config.warmup, max(steps - 1, 0))
     if config.schedule == "cosine":
         rate = optax.warmup_cosine_decay_schedule(0.0 if warmup else peak, peak, warmup, steps)
+    elif config.schedule == "step":
+        rate = _in_steps(peak, warmup, config)
     else:
         rate = optax.warmup_constant_schedule(0.0, peak, warmup) if warmup else peak
     if config.optimizer == "adamw":
         return optax.adamw(rate, weight_decay=config.weight_decay)
     if config.optimizer == "adam":
         return optax.adam(rate)
-    momentum = optax.sgd(rate, momentum=config.momentum, nesterov=config.momentum > 0)
+    momentum = optax.sgd(rate, momentum=config.momentum, nesterov=config.nesterov and config.momentum > 0)
     return optax.chain(optax.add_decayed_weights(config.weight_decay), momentum)
+
+
+def _in_steps(peak: float, warmup: int, config: Config) -> optax.Schedule:
+    """Warm-up, times the decay for each milestone that is passed."""
+    warm = optax.warmup_constant_schedule(0.0, peak, warmup) if warmup else optax.constant_schedule(peak)
+    factor = optax.piecewise_constant_schedule(1.0, dict.fromkeys(config.milestones, config.decay))
+    return lambda count: warm(count) * factor(count)
 
 
 class Weighting(NamedTuple):

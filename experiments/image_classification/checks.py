@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import jax
@@ -29,13 +30,16 @@ def check_flags(config: Config, methods: Sequence[str]) -> None:
     _at_least(0, "warmup", config.warmup)
     _at_least(1, "model.width", config.model.width)
     _at_least(1, "weights.il_steps", config.weights.il_steps)
+    _check_schedule(config)
     if any(not 0 < target <= 1 for target in config.targets):
         raise UserError(f"--targets {' '.join(map(str, config.targets))}: accuracies lie between 0 and 1.")
     if not 0 <= config.average < 1:
         raise UserError(f"--average {config.average} must lie in [0, 1): it is a decay, and 0 averages nothing.")
     for method in SAMPLED:
         if method in methods and not config.resident:
-            raise UserError(f"--no-resident does not fit {method}, whose data always lie on the device: leave the flag away.")
+            raise UserError(
+                f"--no-resident does not fit {method}, whose data always lie on the device: leave the flag away."
+            )
     if "mentornet" in methods and not 0 <= config.weights.burn_in <= 1:
         raise UserError(f"--weights.burn-in {config.weights.burn_in} must lie in [0, 1]: it is a share of the steps.")
     if "svp" in methods and not 0 < config.weights.svp_fraction <= 1:
@@ -45,6 +49,21 @@ def check_flags(config: Config, methods: Sequence[str]) -> None:
             f"--big-batch-size {config.big_batch_size} is smaller than --batch-size {config.batch_size}: the batch is picked "
             "from the big batch, so give a larger big batch."
         )
+
+
+def _check_schedule(config: Config) -> None:
+    given = " ".join(map(str, config.milestones))
+    if (config.schedule == "step") != bool(config.milestones):
+        found = (
+            f"--milestones {given} with --schedule {config.schedule}"
+            if given
+            else "--schedule step without --milestones"
+        )
+        raise UserError(f"{found}: give both, as in --schedule step --milestones 50000 75000, or neither.")
+    if any(after <= before for before, after in pairwise((0, *config.milestones))):
+        raise UserError(f"--milestones {given} must be numbers of steps from 1 on, each larger than the one before.")
+    if config.decay <= 0:
+        raise UserError(f"--decay {config.decay} must be positive: it multiplies the learning rate.")
 
 
 def _at_least(least: int, name: str, value: Any) -> None:
@@ -58,6 +77,7 @@ def check_method(config: Config, method: str, data: ImageData) -> None:
     Raises:
       UserError: for sizes, networks, files or settings that do not fit.
     """
+    _check_padding(config, data)
     model = model_of(config, method, data)
     _check_network(config, data, None)
     if method in SAMPLED:
@@ -72,6 +92,18 @@ def check_method(config: Config, method: str, data: ImageData) -> None:
         _check_network(config, data, config.weights.svp_network)
     weighting = build.weighting_of(config, method, data, model.losses, {})
     build.build_step(config, method, data, model.losses, weighting, config.seed, mesh)
+
+
+def _check_padding(config: Config, data: ImageData) -> None:
+    d = config.data
+    if d.augment == "none":
+        return
+    _at_least(0, "data.padding", d.padding)
+    if d.padding_mode == "reflect" and d.padding >= min(data.shape[:2]):
+        raise UserError(
+            f"--data.padding {d.padding} with --data.padding-mode reflect must be smaller than the images, which have "
+            f"{data.shape[0]} × {data.shape[1]} pixels."
+        )
 
 
 def _check_network(config: Config, data: ImageData, name: str | None) -> None:

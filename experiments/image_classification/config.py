@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 from experiments.cli import chosen_methods
 from experiments.image_classification.sampler_config import SamplerConfig
@@ -26,6 +26,11 @@ SELECTING = (*SCORING, "irreducible_loss")
 """They pick --batch-size rows of --big-batch-size on every step."""
 SAMPLED = ("rl_sampler", "replayed")
 """Their sampler picks rows by their numbers, before anything is loaded."""
+
+NEWER: dict[str, Any] = {"nesterov": True, "milestones": (), "decay": 0.1}
+NEWER_DATA: dict[str, Any] = {"padding_mode": "zero"}
+"""Flags that came later, with what was done before them: where this still holds, the settings of a run leave them out, so that
+runs begun before go on."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +75,8 @@ class DataConfig:
     """Augment training images: cut at a random place after padding; also mirrored."""
     padding: int = 4
     """Pixels of padding for it."""
+    padding_mode: Literal["zero", "reflect"] = "zero"
+    """What the padding holds: the mean colour, or the image reflected at its outermost pixels."""
     size: int | None = None
     """Resize decoded images to this height and width."""
     cache_dir: Path = Path("~/.cache/bilevel")
@@ -81,7 +88,8 @@ class ModelConfig:
     """The classifier."""
 
     network: str = "mlp"
-    """mlp, mlp-small, cnn, cnn-small, resnet18, resnet20, resnet50, vgg16, or wrnDEPTH-WIDTH such as wrn28-2."""
+    """mlp, mlp-small, cnn, cnn-small, resnet18, resnet20, resnet50, vgg16, vgg16-plain (without BatchNorm), or
+    wrnDEPTH-WIDTH such as wrn28-2."""
     width: int = 256
     """Units of each of the three hidden layers of mlp; mlp-small has an eighth of them."""
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -177,15 +185,21 @@ class Config:
     big_batch_size: int = 320
     """n_B: rows that online selection picks them from."""
     optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
-    """Of θ; sgd is with Nesterov momentum."""
+    """Of θ."""
     learning_rate: float = 1e-3
     """Peak learning rate of θ."""
     momentum: float = 0.9
     """sgd: its momentum."""
+    nesterov: bool = True
+    """sgd: Nesterov momentum."""
     weight_decay: float = 0.01
     """Decoupled (adamw), or added to the gradient (sgd); adam has none."""
-    schedule: Literal["constant", "cosine"] = "constant"
-    """Learning rate after warm-up: constant, or cosine decay to 0 (DDS)."""
+    schedule: Literal["constant", "cosine", "step"] = "constant"
+    """Learning rate after warm-up: constant, cosine decay to 0 (DDS), or multiplied by --decay at each of --milestones."""
+    milestones: tuple[int, ...] = ()
+    """With --schedule step: θ-updates, counted from the first, after which the learning rate changes."""
+    decay: float = 0.1
+    """With --schedule step: factor of each change."""
     warmup: int = 0
     """Steps of warm-up."""
     average: float = 0.0

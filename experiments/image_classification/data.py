@@ -108,7 +108,9 @@ def prepared(config: DataConfig, sets: LabelledData) -> ImageData:
         mean, std = channel_statistics(sets.train)
         plain = preparation(mean, std, augment=False)
         flip = config.augment == "crop_flip"
-        augmented = preparation(mean, std, augment=config.augment != "none", padding=config.padding, flip=flip)
+        augmented = preparation(
+            mean, std, augment=config.augment != "none", padding=config.padding, mode=config.padding_mode, flip=flip
+        )
     else:
         features = sets.train.arrays["features"]
         if config.augment != "none":

@@ -15,7 +15,7 @@ from bilevel.nn.wide_resnet import WideResNet
 from bilevel.types import UserError
 from experiments.image_classification.config import ModelConfig
 
-NAMES = ("mlp", "mlp-small", "cnn", "cnn-small", "resnet18", "resnet20", "resnet50", "vgg16")
+NAMES = ("mlp", "mlp-small", "cnn", "cnn-small", "resnet18", "resnet20", "resnet50", "vgg16", "vgg16-plain")
 _LARGE = 64
 """From this height or width on, images get the networks' ImageNet form."""
 
@@ -46,8 +46,9 @@ def network_of(
         part = 1 if name == "cnn" else 8
         features, hidden = (64 // part, 128 // part, 256 // part), (128 // part, 256 // part)
         return SmallCNN(outputs, features=features, hidden=hidden, pad=min(shape[:2]) < 22, dtype=dtype)
-    if name == "vgg16":
-        return VGG16(outputs, hidden=4096 if large else 512, dropout=0.5 if dropout else 0.0, dtype=dtype)
+    if name in ("vgg16", "vgg16-plain"):
+        hidden, norm = 4096 if large else 512, name == "vgg16"
+        return VGG16(outputs, batch_norm=norm, hidden=hidden, dropout=0.5 if dropout else 0.0, dtype=dtype)
     if name == "resnet20":
         return resnet20(outputs, dtype=dtype)
     if name in ("resnet18", "resnet50"):

@@ -22,13 +22,13 @@ from bilevel.training import Checkpoints, Data, LoopConfig, Resident, Sampled, T
 from bilevel.training.run_dir import write_atomically
 from bilevel.types import Params, UserError
 from experiments.image_classification import build, pictures, sampled
-from experiments.image_classification.config import LEARNED, SAMPLED, SELECTING, TABLED, Config
+from experiments.image_classification.config import LEARNED, NEWER, NEWER_DATA, SAMPLED, SELECTING, TABLED, Config
 from experiments.image_classification.data import ImageData
 from experiments.image_classification.evaluation import Evaluator, State, scores, while_training
 from experiments.image_classification.known import irreducible_losses, uncertain_rows
 from experiments.image_classification.model import Model, model_of
 from experiments.image_classification.observation import observer
-from experiments.runs import CHECKPOINTS, RESULT_NAME, Stopped, run_name
+from experiments.runs import CHECKPOINTS, RESULT_NAME, Stopped, run_name, without_newer
 
 IRREDUCIBLE = "irreducible"
 PROXY = "svp"
@@ -48,7 +48,8 @@ def settings_dict(config: Config, method: str, seed: int) -> dict[str, Any]:
         del everything[name]
     if method == "uniform":
         del everything["weights"]
-    return everything
+    everything["data"] = without_newer(everything["data"], NEWER_DATA)
+    return without_newer(everything, NEWER)
 
 
 def run(config: Config, method: str, seed: int, data: ImageData) -> dict[str, Any]:

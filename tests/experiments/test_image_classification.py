@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from image_toy import STEPS, call, config_of, final_state, killed_and_whole, metrics_of, quarters, results, stop_after
@@ -17,12 +18,15 @@ from bilevel.types import UserError
 from experiments import cli
 from experiments.image_classification import known
 from experiments.image_classification.__main__ import main
+from experiments.image_classification.auxiliary import settings_of
+from experiments.image_classification.build import optimizer_of
 from experiments.image_classification.comparison import reached, targets_table
-from experiments.image_classification.config import METHODS, SAMPLED, Config, DataConfig, ModelConfig
+from experiments.image_classification.config import METHODS, NEWER, NEWER_DATA, SAMPLED, Config, DataConfig, ModelConfig
 from experiments.image_classification.data import open_sets
 from experiments.image_classification.faults import load_data
 from experiments.image_classification.networks import NAMES, network_of
 from experiments.image_classification.observation import shares_of
+from experiments.image_classification.run import settings_dict
 from experiments.image_classification.suite import run_suite
 
 
@@ -210,6 +214,12 @@ def test_steps_to_accuracies() -> None:
     assert targets_table(found, (0.5, 0.9)).splitlines()[-1] == "| a | 3 ± 1 (0.3 ± 0.1) | – |"
 
 
+def test_vgg16_without_batch_norm() -> None:
+    plain, usual = (network_of(name, 10, (32, 32, 3), ModelConfig()) for name in ("vgg16-plain", "vgg16"))
+    trees = [jax.eval_shape(net.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3))) for net in (plain, usual)]
+    assert ["batch_stats" in tree for tree in trees] == [False, True]
+
+
 @pytest.mark.parametrize("name", [*NAMES, "wrn28-2"])
 def test_networks_by_name(name: str) -> None:
     network = network_of(name, 10, (32, 32, 3), ModelConfig())
@@ -217,6 +227,56 @@ def test_networks_by_name(name: str) -> None:
     key = jax.random.key(0)
     variables = jax.eval_shape(lambda x: network.init({"params": key, "dropout": key}, x), shape)
     assert "head" in variables["params"], "the scorer's last layer begins at 0"
+
+
+def test_rates_in_steps() -> None:
+    """Warm-up, then a tenth of the rate from the third update on, and a hundredth from the fifth on."""
+    config = Config(optimizer="sgd", learning_rate=1.0, momentum=0, weight_decay=0, schedule="step", milestones=(2, 4))
+    for warmup, wanted in ((0, [1, 1, 0.1, 0.1, 0.01]), (1, [0, 1, 0.1, 0.1, 0.01])):
+        moves = updates(dataclasses.replace(config, warmup=warmup), 5)
+        np.testing.assert_allclose(moves, -np.asarray(wanted), rtol=1e-5)
+
+
+def test_momentum_without_nesterov() -> None:
+    """Gradients of 1: the second update is 1 + m, with Nesterov 1 + m + m²."""
+    config = Config(optimizer="sgd", learning_rate=1.0, momentum=0.5, weight_decay=0)
+    np.testing.assert_allclose(updates(config, 2), [-1.5, -1.75])
+    np.testing.assert_allclose(updates(dataclasses.replace(config, nesterov=False), 2), [-1, -1.5])
+
+
+def updates(config: Config, steps: int) -> list[float]:
+    optimizer, x = optimizer_of(config, steps), jnp.zeros(())
+    state, found = optimizer.init(x), []
+    for _ in range(steps):
+        move, state = optimizer.update(jnp.ones(()), state, x)
+        found.append(float(jnp.asarray(move)))
+    return found
+
+
+def test_padding_of_crops(source: Path) -> None:
+    """Cut out of reflections, every value is one of the image's own; zeros are its mean."""
+    for mode, own in (("reflect", True), ("zero", False)):
+        given = {"augment": "crop", "padding": 2, "padding_mode": mode}
+        data = load_data(config_of(source, data=given))
+        images = jnp.asarray(data.train.arrays["image"][:32])
+        plain, cut = (np.asarray(f(images, jax.random.key(0))) for f in (data.plain, data.augmented))
+        assert not np.array_equal(plain, cut)
+        assert np.isin(cut, plain).all() == own
+
+
+def test_runs_begun_before_a_flag_go_on(source: Path) -> None:
+    """Settings of later flags count, but leave no trace where they say what was done before."""
+    before = settings_dict(config_of(source), "dds", 0)
+    assert not {*NEWER, *NEWER_DATA} & {*before, *before["data"]}
+    rows = load_data(config_of(source)).train
+    fitted = settings_of(config_of(source), None, rows)
+    assert not {*NEWER, *NEWER_DATA} & {*fitted}
+    changed: list[dict[str, Any]] = [
+        {"nesterov": False}, {"schedule": "step", "milestones": (3,)}, {"decay": 0.5}, {"data": {"padding_mode": "reflect"}},
+    ]  # fmt: skip
+    for given in changed:
+        assert settings_dict(config_of(source, **given), "dds", 0) != before
+        assert settings_of(config_of(source, **given), None, rows) != fitted
 
 
 def test_mistakes_are_explained(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -238,6 +298,15 @@ def test_mistakes_are_explained(source: Path, capsys: pytest.CaptureFixture[str]
         ({"batch_size": 200, "big_batch_size": 200}, "--batch-size 200 is more than the"),
         ({"big_batch_size": 2, "compare": "uniform,rho_loss"}, "--big-batch-size 2 is smaller than --batch-size 4"),
         ({"micro_batches": 3}, "--batch-size 4 cannot be divided into 3 equal parts"),
+        ({"schedule": "step"}, "--schedule step without --milestones: give both"),
+        ({"milestones": 5}, "--milestones 5 with --schedule constant: give both"),
+        ({"schedule": "step", "milestones": 0}, "--milestones 0 must be numbers of steps from 1 on"),
+        ({"schedule": "step", "milestones": 5, "decay": 0}, "--decay 0.0 must be positive"),
+        ({"data__augment": "crop", "data__padding": -1}, "--data.padding -1 must be at least 0"),
+        (
+            {"data__augment": "crop", "data__padding": 6, "data__padding_mode": "reflect"},
+            "smaller than the images, which",
+        ),
         ({"warmup": -1}, "--warmup -1 must be at least 0"),
         ({"model__width": 0}, "--model.width 0 must be at least 1"),
         ({"model__network": "wrn28-0"}, "The width 0 of a wide ResNet must be at least 1"),
