@@ -77,11 +77,20 @@ def test_every_method_runs(source: Path, method: str) -> None:
     assert math.isfinite(row["test_accuracy"])
 
 
-@pytest.mark.parametrize("method", ["uniform", "dds", "spcl", "rho_loss"])
+FAST = ("uniform", "dds", "spcl", "rho_loss")
+
+
+@pytest.mark.parametrize(
+    "method",
+    [pytest.param(m, marks=() if m in FAST else pytest.mark.slow) for m in METHODS if m not in SAMPLED],
+)
 def test_a_continued_run_equals_an_uninterrupted_one(
     source: Path, method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One method of each kind, bit for bit; the second start finds the checkpoint of step 2, the table and the pictures."""
+    """Every method, bit for bit; the second start finds the checkpoint of step 2, the table and the pictures.
+
+    Methods that sample by row numbers: test_image_samplers.
+    """
     average = 0.9 if method == "uniform" else 0.0
     config = config_of(source, steps=4, average=average, run_dir=source.parent / "whole")
     whole = final_state(config, method, monkeypatch)
