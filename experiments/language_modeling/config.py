@@ -257,6 +257,12 @@ class Config:
                 f"--schedule-steps {self.schedule_steps} ends the learning rate before --steps {self.steps}: give at least as "
                 "many, or 0."
             )
+        for name, other in (("budget_seconds", "same_seconds"), ("trial_steps", "trials")):
+            if getattr(self, name) and not getattr(self, other):
+                raise UserError(
+                    f"{flag_of(name)} {getattr(self, name)} counts only with {flag_of(other)}: add it, or leave {flag_of(name)} "
+                    "away."
+                )
         alone = next((name for name in ("processes", "process") if getattr(self, name) is not None), None)
         if alone is not None and self.coordinator is None:
             raise UserError(f"{flag_of(alone)} needs --coordinator HOST:PORT, the address of process 0, or auto.")

@@ -297,6 +297,11 @@ BAD_INPUT = {
         {"compare": "soba", "same_seconds": None},
         ["--same-seconds takes uniform's seconds"],
     ),
+    "seconds for nothing": (
+        {"budget_seconds": 5.0},
+        ["--budget-seconds 5.0 counts only with --same-seconds: add it"],
+    ),
+    "trial steps without trials": ({"trial_steps": 7}, ["--trial-steps 7 counts only with --trials"]),
     "too few trials": ({"trials": -1}, ["--trials -1 must be at least 0"]),
     "no steps": ({"steps": 0}, ["--steps 0 must be at least 1"]),
     "negative seed": ({"seed": -1}, ["--seed -1"]),
