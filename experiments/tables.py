@@ -23,7 +23,8 @@ def by_method(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, Column], 
     """The table of some results; columns that no result has are left out.
 
     Args:
-      rows: results with `method`, in the order in which methods are shown, and numbers by name (None or NaN: not known).
+      rows: results with `method`, in the order in which methods are shown, and numbers by name (None or NaN: not known). A row
+        without any of the numbers is a run that has no result: the mean is over the others, and the seeds are "2 of 3".
       columns: name of a number -> its column. Where a seed lacks the number, a dash stands for all.
       first: head of the first column.
     """
@@ -32,8 +33,10 @@ def by_method(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, Column], 
     lines.append("|" + " --- |" * (len(shown) + 2))
     for method in dict.fromkeys(row["method"] for row in rows):
         own = [row for row in rows if row["method"] == method]
-        cells = [mean_cell([row.get(name) for row in own], columns[name].digits) for name in shown]
-        lines.append(f"| {method} | {len(own)} | " + " | ".join(cells) + " |")
+        ended = [row for row in own if any(row.get(name) is not None for name in shown)]
+        cells = [mean_cell([row.get(name) for row in ended], columns[name].digits) for name in shown]
+        seeds = str(len(own)) if len(ended) == len(own) else f"{len(ended)} of {len(own)}"
+        lines.append(f"| {method} | {seeds} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 

@@ -25,6 +25,12 @@ def test_one_line_a_method() -> None:
         "| b | 2 | 1.50 ± 0.71 | – |",
         "| a | 1 | 3.00 | 20 |",
     ]
+    rows += [{"method": "b", "seed": 2}, {"method": "c", "seed": 0}]
+    assert by_method(rows, columns).splitlines()[2:] == [
+        "| b | 2 of 3 | 1.50 ± 0.71 | – |",
+        "| a | 1 | 3.00 | 20 |",
+        "| c | 0 of 1 | – | – |",
+    ]
     assert mean_cell([math.nan], 1) == mean_cell([], 1) == "–"
 
 
