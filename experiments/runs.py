@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
 
 from bilevel.types import UserError
 
@@ -45,3 +49,13 @@ def read_json(file: Path) -> Any:
         return json.loads(file.read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{file} is damaged ({error}): delete it, and run the same command again.") from error
+
+
+def of_first(found: Callable[[], Any]) -> Any:
+    """What process 0 finds, in every process: a value that JSON has. All processes call this."""
+    if jax.process_count() == 1:
+        return found()
+    text = json.dumps(found()).encode() if jax.process_index() == 0 else b""
+    size = int(multihost_utils.broadcast_one_to_all(np.asarray(len(text), np.int32)))
+    padded = np.frombuffer(text.ljust(size), np.uint8)
+    return json.loads(bytes(np.asarray(multihost_utils.broadcast_one_to_all(padded))))

@@ -41,6 +41,11 @@ Until = Callable[[int], bool]
 class TrainingDiverged(UserError):
     """The loss or the parameters are no longer finite."""
 
+    def __init__(self, message: str, step: int | None = None):
+        super().__init__(message)
+        self.step = step
+        """The step at which, or after which, that was seen."""
+
 
 class TrainResult(NamedTuple):
     """What `train` returns."""
@@ -221,10 +226,10 @@ class _Run:
         fetched = self._interval.take()
         bad = fetched.first_bad("generic_loss")
         if bad is not None:
-            self._diverged(f"The generic loss is {bad[1]} at step {bad[0]}")
+            self._diverged(bad[0], f"The generic loss is {bad[1]} at step {bad[0]}")
         evaluates, saves = self._evaluates(done), stop or self._saves(done)
         if (evaluates or saves) and not jax.device_get(_all_finite(_parameters(state))):
-            self._diverged(f"The parameters are not finite after step {done}, though the generic loss was")
+            self._diverged(done, f"The parameters are not finite after step {done}, though the generic loss was")
         values = fetched.means()
         if evaluates and self._evaluate is not None:
             values.update(self._evaluate(state))
@@ -242,14 +247,14 @@ class _Run:
         self._history.append(row if self._writer is None else self._writer.write(done, seconds, values))
         self._progress.show(done, values)
 
-    def _diverged(self, what: str) -> NoReturn:
+    def _diverged(self, step: int, what: str) -> NoReturn:
         advice = "lower the learning rate or clip the gradients"
         if self._checkpoints is None:
-            raise TrainingDiverged(f"{what}: {advice}.")
+            raise TrainingDiverged(f"{what}: {advice}.", step)
         self._checkpoints.wait()
         last = self._checkpoints.latest_step()
         kept = "there is no checkpoint yet" if last is None else f"the last good checkpoint is that of step {last}"
-        raise TrainingDiverged(f"{what} ({kept}, in {self._run_dir}): {advice}, and give another --run-dir.")
+        raise TrainingDiverged(f"{what} ({kept}, in {self._run_dir}): {advice}, and give another --run-dir.", step)
 
     def _must_stop(self, done: int) -> bool:
         # Several processes must stop at the same step; they ask each other only where they wait anyway.

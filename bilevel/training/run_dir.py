@@ -48,7 +48,7 @@ def prepare_run_dir(
     settings = json.loads(json.dumps(config, default=str))
     with hold_run_dir(path):
         file = path / CONFIG_NAME
-        if file.exists() and _anything_saved(path):
+        if file.exists() and anything_saved(path):
             before = _read(file)
             settings = {name: value for name, value in settings.items() if name in before or name not in may_lack}
             _check_same(path, before, settings, may_change)
@@ -105,7 +105,7 @@ def write_atomically(path: Path, text: str) -> None:
         ) from error
 
 
-def _anything_saved(path: Path) -> bool:
+def anything_saved(path: Path) -> bool:
     """Whether the directory holds more than settings: a file that is not empty, at any depth."""
     own = (path / CONFIG_NAME, path / _LOCK_NAME)
     return any(file.is_file() and file not in own and file.stat().st_size > 0 for file in path.rglob("*"))
