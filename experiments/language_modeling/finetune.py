@@ -112,11 +112,8 @@ class Finetuning:
           Stopped: a signal stopped it before its end.
         """
         config, test = self.config, self.corpora.specific["test"]
-        settings = {"steps": config.finetune_steps, "learning_rate": config.finetune_learning_rate}
-        file = directory / NAME
-        kept = read_json(file) if file.exists() else {}
-        if kept.get("settings") == settings:
-            return kept["results"]
+        if kept := kept_results(config, directory):
+            return kept
         best = self(params(), config.finetune_steps, directory / FOLDER)
         results = {
             "finetuned_steps": best.steps,
@@ -125,7 +122,8 @@ class Finetuning:
             **task_losses(best.params, self.evaluator, self.corpora, "finetuned_"),
         }
         if jax.process_index() == 0:
-            write_atomically(file, json.dumps({"settings": settings, "results": results}, indent=2) + "\n")
+            kept = {"settings": settings_of_results(config), "results": results}
+            write_atomically(directory / NAME, json.dumps(kept, indent=2) + "\n")
         remove(directory / FOLDER / CHECKPOINTS)
         return results
 
@@ -190,6 +188,18 @@ class _Best:
             self.found = Finetuned(jax.tree.map(jnp.copy, params), steps, loss)
             self._kept.save(steps, {"params": self.found.params, VALID: loss})
         return {VALID: loss}
+
+
+def settings_of_results(config: Config) -> dict[str, Any]:
+    """The flags that results of fine-tuning after training belong to."""
+    return {"steps": config.finetune_steps, "learning_rate": config.finetune_learning_rate}
+
+
+def kept_results(config: Config, directory: Path) -> dict[str, Any]:
+    """The results of fine-tuning that a run's directory has for the same flags; {} if there are none."""
+    file = directory / NAME
+    kept = read_json(file) if config.finetune_steps and file.exists() else {}
+    return kept["results"] if kept.get("settings") == settings_of_results(config) else {}
 
 
 def _start_over_if_other(folder: Path, settings: dict[str, Any]) -> None:

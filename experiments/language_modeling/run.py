@@ -29,7 +29,7 @@ from experiments.language_modeling.classifier import train_classifier
 from experiments.language_modeling.config import DENSE, PLAIN, Config, settings_of
 from experiments.language_modeling.corpora import Corpora
 from experiments.language_modeling.evaluation import Evaluator, final_losses, local, while_training
-from experiments.language_modeling.finetune import Finetuning, remove
+from experiments.language_modeling.finetune import Finetuning, kept_results, remove
 from experiments.language_modeling.variant import Variant
 from experiments.language_modeling.weights import DIGEST, known_digest, load_weights, save_weights
 from experiments.runs import CHECKPOINTS, RESULT_NAME, Stopped, read_json, run_name
@@ -94,7 +94,7 @@ def run(config: Config, method: str, seed: int, corpora: Corpora, variant: Varia
     this = _Run(config, method, seed, corpora, directory, variant)
     done = directory / RESULT_NAME
     if config.eval_only:
-        return this.evaluated()
+        return this.evaluated() | kept_results(config, directory)
     if done.exists():
         summary, params = read_json(done), lambda: this.checkpoint().params
     else:
@@ -221,12 +221,7 @@ class _Run:
 
     def _contrastive(self) -> tuple[TrainResult, dict[str, float]]:
         """The four phases of contrastive data selection; the second and third are done once."""
-        first = round(self.settings["contrastive_start"] * self.config.steps)
-        if not 0 < first < self.config.steps:
-            raise UserError(
-                f"--weights.contrastive-start {self.settings['contrastive_start']} leaves {first} of {self.config.steps} "
-                "steps before selection: choose a share that leaves at least one step before it and one after."
-            )
+        first = steps_before_selection(self.config, self.settings)
         contrastive.check(self.config, self.settings, self.corpora)
         given = self.settings["contrastive_scores"]
         file = given or self.directory / contrastive.NAME
@@ -296,12 +291,36 @@ class _Run:
         }
 
 
+def steps_before_selection(config: Config, settings: Mapping[str, Any]) -> int:
+    """The steps of contrastive on all generic rows.
+
+    Raises:
+      UserError: if they leave none before selection or none after.
+    """
+    first = round(settings["contrastive_start"] * config.steps)
+    if not 0 < first < config.steps:
+        raise UserError(
+            f"--weights.contrastive-start {settings['contrastive_start']} leaves {first} of {config.steps} "
+            "steps before selection: choose a share that leaves at least one step before it and one after."
+        )
+    return first
+
+
+def check_resident(config: Config) -> None:
+    """Refuses --resident where it does not go.
+
+    Raises:
+      UserError: naming what it does not go with.
+    """
+    if config.resident and config.shard_state:
+        raise UserError("--resident keeps the whole state on every device: leave it or --shard-state away.")
+
+
 def _source(
     config: Config, generic: Loader | MixedLoader, specific: Loader | TaskLoader, mesh: Mesh
 ) -> Data | Resident:
     """The data on the device, or batches that travel."""
-    if config.resident and config.shard_state:
-        raise UserError("--resident keeps the whole state on every device: leave it or --shard-state away.")
+    check_resident(config)
     if config.resident:
         return Resident(generic, specific, mesh)
 

@@ -42,8 +42,12 @@ def load_weights(source: Path | None, state: TrainState) -> Params:
     return jax.tree.unflatten(tree, placed)
 
 
-def _read(source: Path | None) -> tuple[Path, list[np.ndarray]]:
-    """The file of a run's weights, and what it holds."""
+def weights_file(source: Path | None) -> Path:
+    """The file with the weighting network of another run.
+
+    Raises:
+      UserError: if there is none.
+    """
     if source is None:
         raise UserError(
             "The method frozen needs --weights.frozen-from: the directory METHOD-seedN of a run that learned weights."
@@ -51,6 +55,12 @@ def _read(source: Path | None) -> tuple[Path, list[np.ndarray]]:
     file = source / NAME
     if not file.exists():
         raise UserError(f"{file} does not exist: give the directory of a finished run of dds, soba or anograd.")
+    return file
+
+
+def _read(source: Path | None) -> tuple[Path, list[np.ndarray]]:
+    """The file of a run's weights, and what it holds."""
+    file = weights_file(source)
     try:
         with file.open("rb") as raw, np.load(raw) as stored:
             return file, [stored[f"leaf_{i}"] for i in range(len(stored.files))]
