@@ -40,23 +40,29 @@ def compare(
 
     Args:
       config: of the comparison.
-      results: summaries of runs.
+      results: summaries of runs; of those that diverged, only method and seed, and they are left out of the report.
       corpora: the data.
       elsewhere: (method, seed) -> directory of the runs that do not lie in the run directory.
     """
-    keys = [(row["method"], row["seed"]) for row in results]
+    ended = [row for row in results if _ended(row)]
+    keys = [(row["method"], row["seed"]) for row in ended]
     folders = {key: config.run_dir / run_name(*key) for key in keys} | dict(elsewhere or {})
     metrics = {key: read_metrics(folders[key] / "metrics.jsonl") for key in keys}
-    rows = [_with_crossing(result, metrics) for result in results]
+    rows = [_with_crossing(row, metrics) if _ended(row) else row for row in results]
     text = table(rows)
     config.run_dir.mkdir(parents=True, exist_ok=True)
     write_atomically(config.run_dir / "comparison.json", json.dumps(rows, indent=2) + "\n")
     write_atomically(config.run_dir / "comparison.md", text + "\n")
     firsts: dict[str, Path] = {}
-    for (method, _), folder in folders.items():
-        firsts.setdefault(method, folder)
-    _report(config, rows, metrics, corpora, _settings(firsts))
+    for method, seed in keys:
+        firsts.setdefault(method, folders[method, seed])
+    if ended:
+        _report(config, [row for row in rows if _ended(row)], metrics, corpora, _settings(firsts))
     return text
+
+
+def _ended(row: Mapping[str, Any]) -> bool:
+    return "specific_test_loss" in row
 
 
 def _with_crossing(result: dict[str, Any], metrics: dict[tuple[str, int], list[dict[str, Any]]]) -> dict[str, Any]:

@@ -7,16 +7,18 @@ import json
 import math
 import sys
 import zlib
+from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from bilevel.training import TrainingDiverged
-from bilevel.training.run_dir import write_atomically
-from bilevel.types import UserError
+from bilevel.training.run_dir import CONFIG_NAME, anything_saved, write_atomically
 from experiments.language_modeling.config import Config
 from experiments.language_modeling.corpora import Corpora
-from experiments.language_modeling.run import run
+from experiments.language_modeling.diverged import attempt
+from experiments.runs import of_first, read_json, run_name
 
 NAME = "trials.json"
 
@@ -29,7 +31,7 @@ class Log(NamedTuple):
 
 
 class Among(NamedTuple):
-    """Drawn from a list with equal chances."""
+    """Taken from a list in a drawn order, each once before any comes again."""
 
     values: tuple[Any, ...]
 
@@ -40,7 +42,7 @@ _AVERAGED = _WEIGHTS | {"average_specific": Among((0.8, 0.9, 0.95, 0.98))}
 
 SPACES: dict[str, dict[str, Log | Among]] = {
     "uniform": _RATE,
-    "mixing": _RATE | {"mixing_fraction": Among((0.0625, 0.125, 0.25, 0.5, 0.75))},
+    "mixing": _RATE | {"mixing_fraction": Among((0.0625, 0.125, 0.25, 0.5, 0.75, 0.9))},
     "contrastive": _RATE | {"contrastive_start": Among((0.25, 0.5)), "contrastive_fraction": Among((0.03, 0.1, 0.3))},
     "classifier": _RATE | {"weight_learning_rate": Log(1e-3, 1e-1), "filter": Among(("top_k", "top_fraction"))},
     "meta_weight_net": _AVERAGED,
@@ -58,36 +60,59 @@ SPACES: dict[str, dict[str, Log | Among]] = {
 """What is searched for each method: names of --weights flags, and the learning rate of θ."""
 
 
-def searched(config: Config, methods: list[str], corpora: Corpora) -> dict[str, Config]:
-    """The configuration of each method with the settings that did best on the specific validation data.
+def searched(config: Config, method: str, corpora: Corpora) -> Config:
+    """The configuration of a method with the settings that did best on the specific validation data.
 
     Trials are runs of `trial_steps` updates with the first seed, in `search/METHOD` of the run directory; finished ones are not
     run again.
 
     Returns:
-      Method -> configuration, the one given without --trials.
+      The configuration, the one given without --trials.
 
     Raises:
-      UserError: if every trial of a method diverged.
+      TrainingDiverged: if every trial of the method diverged.
       Stopped: a signal stopped a trial.
     """
-    if config.trials < 1:
-        return dict.fromkeys(methods, config)
-    return {method: with_settings(config, _best(config, method, corpora)) for method in methods}
+    return with_settings(config, _best(config, method, corpora)) if config.trials else config
 
 
-def trial_settings(method: str, seed: int, trial: int) -> dict[str, Any]:
-    """What a trial changes: nothing in trial 0, then a draw that depends on method, seed and trial alone."""
+def searched_before(config: Config, method: str) -> Config:
+    """Likewise, of a search that an earlier command ended; the configuration given if there is none."""
+    file = _folder(config, method) / NAME
+    return with_settings(config, read_json(file)["best"]["settings"]) if config.trials and file.exists() else config
+
+
+def trial_configs(config: Config, method: str, corpora: Corpora) -> list[Config]:
+    """The configurations of a method's trials."""
+    found = of_first(lambda: [_settings(config, method, corpora, number) for number in range(config.trials)])
+    return [_trial(config, method, number, settings) for number, settings in enumerate(found)]
+
+
+def trial_settings(method: str, seed: int, trial: int, most_specific: int | None = None) -> dict[str, Any]:
+    """What a trial changes: nothing in trial 0, then what depends on method, seed and trial alone.
+
+    Args:
+      method: its name.
+      seed: of the search.
+      trial: its number.
+      most_specific: the largest `specific_batch_size`; None: any.
+    """
     if trial == 0:
         return {}
-    rng = np.random.default_rng([seed, zlib.crc32(method.encode()), trial])
+    key = [seed, zlib.crc32(method.encode())]
+    rng = np.random.default_rng([*key, trial])
     drawn: dict[str, Any] = {}
     for name, space in SPACES[method].items():
         if isinstance(space, Log):
             value = math.exp(rng.uniform(math.log(space.low), math.log(space.high)))
             drawn[name] = float(f"{value:.3g}")
-        else:
-            drawn[name] = space.values[int(rng.integers(len(space.values)))]
+            continue
+        values = space.values
+        if name == "specific_batch_size" and most_specific is not None:
+            values = tuple(dict.fromkeys(min(value, most_specific) for value in values))
+        again, place = divmod(trial - 1, len(values))
+        order = np.random.default_rng([*key, zlib.crc32(name.encode()), again]).permutation(len(values))
+        drawn[name] = values[order[place]]
     return drawn
 
 
@@ -98,28 +123,47 @@ def with_settings(config: Config, settings: dict[str, Any]) -> Config:
     return dataclasses.replace(config, learning_rate=rate, weights=dataclasses.replace(config.weights, **own))
 
 
+def _settings(config: Config, method: str, corpora: Corpora, number: int) -> dict[str, Any]:
+    """What a trial changes; one that was begun keeps its settings, also where they are drawn in another way now."""
+    directory = _folder(config, method) / str(number) / run_name(method, config.seed)
+    file = directory / CONFIG_NAME
+    if number and file.exists() and anything_saved(directory):
+        kept = read_json(file)
+        kept = {"learning_rate": kept["learning_rate"], **kept["weights"]}
+        return {name: kept[name] for name in SPACES[method] if name in kept}
+    rows, devices = len(corpora.specific["train"]), jax.device_count()
+    return trial_settings(method, config.seed, number, max(rows - rows % devices, 1))
+
+
+def _folder(config: Config, method: str) -> Path:
+    return config.run_dir / "search" / method
+
+
+def _trial(config: Config, method: str, number: int, settings: dict[str, Any]) -> Config:
+    return dataclasses.replace(
+        with_settings(config, settings),
+        steps=config.trial_steps or max(1, config.steps // 4),
+        schedule_steps=0,
+        finetune_steps=0,
+        run_dir=_folder(config, method) / str(number),
+    )
+
+
 def _best(config: Config, method: str, corpora: Corpora) -> dict[str, Any]:
-    folder = config.run_dir / "search" / method
-    steps = config.trial_steps or max(1, config.steps // 4)
-    trials = []
-    for number in range(config.trials):
-        settings = trial_settings(method, config.seed, number)
-        if config.progress:
+    first = jax.process_index() == 0
+    drawn = of_first(lambda: [_settings(config, method, corpora, number) for number in range(config.trials)])
+    losses = []
+    for number, settings in enumerate(drawn):
+        if config.progress and first:
             print(f"{method}, trial {number + 1} of {config.trials}: {settings or 'preset'}", file=sys.stderr)
-        trial = dataclasses.replace(
-            with_settings(config, settings),
-            steps=steps,
-            schedule_steps=0,
-            finetune_steps=0,
-            run_dir=folder / str(number),
-        )
-        try:
-            result = run(trial, method, config.seed, corpora)
-        except TrainingDiverged:
-            result = {"specific_valid_loss": math.inf}
-        trials.append({"settings": settings, "specific_valid_loss": result["specific_valid_loss"]})
+        result = attempt(_trial(config, method, number, settings), method, config.seed, corpora)
+        losses.append(result.get("specific_valid_loss", math.inf))
+    losses = of_first(lambda: losses)
+    trials = [{"settings": own, "specific_valid_loss": loss} for own, loss in zip(drawn, losses, strict=True)]
     best = min(trials, key=lambda trial: trial["specific_valid_loss"])
     if not math.isfinite(best["specific_valid_loss"]):
-        raise UserError(f"All {config.trials} trials of {method} diverged: lower --learning-rate.")
-    write_atomically(folder / NAME, json.dumps({"best": best, "trials": trials}, indent=2) + "\n")
+        raise TrainingDiverged(f"All {config.trials} trials of {method} diverged: lower --learning-rate.")
+    if first:
+        text = json.dumps({"best": best, "trials": trials}, indent=2)
+        write_atomically(_folder(config, method) / NAME, text + "\n")
     return best["settings"]

@@ -12,13 +12,14 @@ from typing import Any
 import jax
 import numpy as np
 
+from bilevel.training import TrainingDiverged
 from bilevel.training.run_dir import write_atomically
 from bilevel.types import UserError
-from experiments.language_modeling import comparison, search, tables
+from experiments.language_modeling import checks, comparison, diverged, search, tables
 from experiments.language_modeling.config import Config
-from experiments.language_modeling.corpora import Corpora, load_corpora
-from experiments.language_modeling.run import run
-from experiments.runs import read_json, run_name
+from experiments.language_modeling.corpora import Corpora
+from experiments.language_modeling.finished import finished
+from experiments.runs import of_first, read_json, run_name
 
 SAME_SECONDS = "same_seconds"
 PLAN = "plan.json"
@@ -29,18 +30,47 @@ def run_suite(config: Config) -> None:
     """Does all that the flags ask for, prints the tables, and skips what is done.
 
     Raises:
-      UserError: for flags that do not go together.
+      UserError: for flags that do not go together, and at the end for runs that diverged.
       Stopped: a signal stopped a run.
     """
     methods = config.methods()
     if config.same_seconds and not config.budget_seconds and "uniform" not in methods:
         raise UserError("--same-seconds takes uniform's seconds: add uniform to --compare, or give --budget-seconds.")
+    sets = named_sets(config)
+    opened = _opened(sets, methods)
+    known = {name: [] if config.eval_only else _on_disk(name, own) for name, own in sets}
+    alone = len(methods) * config.seeds * len(sets) == 1
+    text = None
     rows: Results = []
-    for name, own in named_sets(config):
-        rows += _one_set(name, own, methods)
-    if jax.process_index() == 0 and not config.eval_only and (config.specific_sets or config.same_seconds):
-        print("\n" + tables.write_tables(config.run_dir, rows))
-        print(f"\nTables: {config.run_dir / tables.MARKDOWN}")
+    for name, own in sets:
+        known[name] = _one_set(name, own, methods, opened.pop(name), alone)
+        rows = [row for found in known.values() for row in found]
+        if jax.process_index() == 0 and not config.eval_only and _worth_tables(config, rows):
+            text = tables.write_tables(config.run_dir, rows)
+    if text is not None:
+        print(f"\n{text}\n\nTables: {config.run_dir / tables.MARKDOWN}")
+    failed = list(dict.fromkeys(row[diverged.WHERE] for row in rows if diverged.WHERE in row))
+    if failed:
+        raise UserError(
+            f"{len(failed)} of the runs diverged and are dashes in the tables ({', '.join(failed)}): lower the learning rate in "
+            f"another --run-dir, or delete {diverged.NAME} there to train them again."
+        )
+
+
+def _opened(sets: Sequence[tuple[str, Config]], methods: list[str]) -> dict[str, Corpora]:
+    """The data of all sets, checked with all methods; the generic data are held once."""
+    opened: dict[str, Corpora] = {}
+    for name, own in sets:
+        corpora = checks.opened(own, methods)
+        first = next(iter(opened.values()), corpora)
+        if corpora.generic.content_hash == first.generic.content_hash:
+            corpora = dataclasses.replace(first, specific=corpora.specific, task_weights=corpora.task_weights)
+        opened[name] = corpora
+    return opened
+
+
+def _worth_tables(config: Config, rows: Results) -> bool:
+    return bool(config.specific_sets) or config.same_seconds or len({row["method"] for row in rows}) > 1
 
 
 def named_sets(config: Config) -> list[tuple[str, Config]]:
@@ -75,28 +105,76 @@ def set_name(given: str) -> str:
     return "".join(c if c.isalnum() or c in "-_" else "_" for c in last) or "specific"
 
 
-def _one_set(name: str, config: Config, methods: Sequence[str]) -> Results:
-    corpora = load_corpora(config)
-    chosen = search.searched(config, list(methods), corpora)
-    found = _all_runs(config, chosen, corpora)
+def _one_set(name: str, config: Config, methods: Sequence[str], corpora: Corpora, alone: bool) -> Results:
+    chosen, found = _chosen(config, methods, corpora, alone)
+    found += _all_runs(config, chosen, corpora, alone)
+    if not config.eval_only:
+        found += _others(config, found)
     if jax.process_index() == 0:
         _show(config, found, corpora, {})
-    rows = [{"specific_set": name, "budget": "steps", **row} for row in found]
+    rows = _labelled(name, "steps", found)
     if not config.same_seconds or config.eval_only:
         return rows
-    again = _same_seconds(config, chosen, found, corpora)
-    return rows + [{"specific_set": name, "budget": "seconds", **row} for row in again]
+    return rows + _labelled(name, "seconds", _same_seconds(config, chosen, found, corpora, alone))
 
 
-def _all_runs(config: Config, chosen: dict[str, Config], corpora: Corpora) -> Results:
+def _labelled(name: str, budget: str, rows: Results) -> Results:
+    return [{"specific_set": name, "budget": budget, **row} for row in rows]
+
+
+def _chosen(config: Config, methods: Sequence[str], corpora: Corpora, alone: bool) -> tuple[dict[str, Config], Results]:
+    """The configuration of each method, and the rows of those of which every trial diverged."""
+    chosen, lost = {}, []
+    for method in methods:
+        try:
+            chosen[method] = search.searched(config, method, corpora)
+        except TrainingDiverged as error:
+            if alone:
+                raise
+            if jax.process_index() == 0:
+                print(f"{method} is left out: {error}", file=sys.stderr)
+            where = str(config.run_dir / "search" / method)
+            lost += [{"method": method, "seed": seed, diverged.WHERE: where} for seed in _seeds(config)]
+    return chosen, lost
+
+
+def _seeds(config: Config) -> range:
+    return range(config.seed, config.seed + config.seeds)
+
+
+def _all_runs(config: Config, chosen: dict[str, Config], corpora: Corpora, alone: bool) -> Results:
     """All seeds of all methods, seed by seed, so that the seconds of one seed were measured side by side."""
     results = []
-    for seed in range(config.seed, config.seed + config.seeds):
+    for seed in _seeds(config):
         for method, own in chosen.items():
             if config.progress and jax.process_index() == 0:
                 print(f"{method}, seed {seed}", file=sys.stderr)
-            results.append(run(own, method, seed, corpora))
+            results.append(diverged.attempt(own, method, seed, corpora, alone))
     return results
+
+
+def _others(config: Config, found: Results, plan: dict[str, Any] | None = None) -> Results:
+    """The runs that other commands finished here, or in the folder of the runs with the plan's steps."""
+    folder = config.run_dir if plan is None else config.run_dir / SAME_SECONDS
+
+    def config_of(method: str) -> Config | None:
+        own = search.searched_before(config, method)
+        if plan is None:
+            return own
+        steps = plan["steps"].get(method, config.steps)
+        return None if steps in (0, config.steps) else dataclasses.replace(own, steps=steps, schedule_steps=0)
+
+    return finished(folder, config_of, {(row["method"], row["seed"]) for row in found})
+
+
+def _on_disk(name: str, config: Config) -> Results:
+    """What earlier commands found for a set."""
+    steps, file = _others(config, []), config.run_dir / SAME_SECONDS / PLAN
+    if not config.same_seconds or not file.exists():
+        return _labelled(name, "steps", steps)
+    plan = read_json(file)
+    kept = [row for row in steps if plan["steps"].get(row["method"]) == config.steps]
+    return _labelled(name, "steps", steps) + _labelled(name, "seconds", kept + _others(config, [], plan))
 
 
 def _show(config: Config, results: Results, corpora: Corpora, elsewhere: dict[tuple[str, int], Path]) -> None:
@@ -107,42 +185,49 @@ def _show(config: Config, results: Results, corpora: Corpora, elsewhere: dict[tu
     print(f"\nReport: {config.run_dir / 'report.html'}")
 
 
-def _same_seconds(config: Config, chosen: dict[str, Config], found: Results, corpora: Corpora) -> Results:
+def _same_seconds(config: Config, chosen: dict[str, Config], found: Results, corpora: Corpora, alone: bool) -> Results:
     """Trains each method with as many steps as fit in the budget of seconds; uniform itself only if its own differs."""
-    folder = config.run_dir / SAME_SECONDS
-    plan = _plan(config, folder, found)
+    folder, first = config.run_dir / SAME_SECONDS, jax.process_index() == 0
+    plan = of_first(lambda: _plan(config, folder, found))
     kept = {method for method, steps in plan["steps"].items() if steps == config.steps}
     short = [method for method, steps in plan["steps"].items() if steps < 1]
-    if short:
+    if short and first:
         print(f"No step fits in {plan['seconds']:.0f} seconds after what precedes training: {short}.", file=sys.stderr)
     again = {
         method: dataclasses.replace(own, steps=plan["steps"][method], schedule_steps=0, run_dir=folder)
         for method, own in chosen.items()
-        if method not in kept and method not in short
+        if method in plan["steps"] and method not in kept and method not in short
     }
-    results = _all_runs(config, again, corpora)
+    results = _all_runs(config, again, corpora, alone)
+    results += _others(config, results, plan)
     reused = [row for row in found if row["method"] in kept]
-    if jax.process_index() == 0 and reused + results:
+    if first and reused + results:
         elsewhere = {(r["method"], r["seed"]): config.run_dir / run_name(r["method"], r["seed"]) for r in reused}
         _show(dataclasses.replace(config, run_dir=folder), reused + results, corpora, elsewhere)
-    return reused + results
+    trained = {row["method"] for row in reused + results}
+    none = dict.fromkeys(row["method"] for row in found if row["method"] not in trained)
+    return reused + results + [{"method": method} for method in none]
 
 
 def _plan(config: Config, folder: Path, found: Results) -> dict[str, Any]:
     """The budget in seconds and each method's steps; decided once, as the runs depend on it."""
     file = folder / PLAN
+    ended = [row for row in found if "seconds" in row]
     plan = read_json(file) if file.exists() else {}
-    if plan.get("asked") == config.budget_seconds and set(plan["steps"]) >= {row["method"] for row in found}:
+    if plan.get("asked") == config.budget_seconds and set(plan["steps"]) >= {row["method"] for row in ended}:
         return plan
-    budget = config.budget_seconds or _mean(found, "uniform", "seconds")
-    steps = plan.get("steps", {}) if plan.get("asked") == config.budget_seconds else {}
-    for method in dict.fromkeys(row["method"] for row in found):
+    same = plan.get("asked") == config.budget_seconds
+    if not same and not config.budget_seconds and all(row["method"] != "uniform" for row in ended):
+        print("No run of uniform ended, so that its seconds are not known.", file=sys.stderr)
+        return {"asked": 0.0, "seconds": 0.0, "steps": {}}
+    budget = plan["seconds"] if same else config.budget_seconds or _mean(ended, "uniform", "seconds")
+    steps = plan["steps"] if same else {}
+    for method in dict.fromkeys(row["method"] for row in ended):
         if method not in steps:
-            steps[method] = _steps_within(budget, found, method, config)
+            steps[method] = _steps_within(budget, ended, method, config)
     plan = {"asked": config.budget_seconds, "seconds": budget, "steps": steps}
-    if jax.process_index() == 0:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(file, json.dumps(plan, indent=2) + "\n")
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(file, json.dumps(plan, indent=2) + "\n")
     return plan
 
 

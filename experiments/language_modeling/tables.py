@@ -46,15 +46,17 @@ def write_tables(folder: Path, rows: Sequence[dict[str, Any]]) -> str:
 
     Args:
       folder: where to.
-      rows: results with `specific_set`, `budget` ("steps" or "seconds"), `method`, `seed` and the test losses.
+      rows: results with `specific_set`, `budget` ("steps" or "seconds"), `method`, `seed` and the test losses; where a loss is
+        missing, there is a dash.
     """
     cells = ranked(rows)
-    text = "\n\n".join(_markdown(cells, budget) for budget in dict.fromkeys(key.budget for key in cells))
+    text = "\n\n".join(_markdown(cells, rows, budget) for budget in dict.fromkeys(row["budget"] for row in rows))
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / MARKDOWN, text + "\n")
     write_atomically(folder / "tables.csv", _csv(cells))
     write_atomically(folder / "tables.json", json.dumps(list(rows), indent=2) + "\n")
-    _plot(cells, folder / "tables.svg")
+    if cells:
+        _plot(cells, folder / "tables.svg")
     return text
 
 
@@ -74,12 +76,14 @@ def ranked(rows: Sequence[dict[str, Any]]) -> Cells:
     return cells
 
 
-def _names(cells: Cells, budget: str, position: int) -> list[str]:
-    return list(dict.fromkeys(key[position] for key in cells if key.budget == budget))
-
-
-def _markdown(cells: Cells, budget: str) -> str:
-    sets, phases, methods = (_names(cells, budget, i) for i in (1, 2, 3))
+def _markdown(cells: Cells, rows: Sequence[dict[str, Any]], budget: str) -> str:
+    sets, methods = (
+        list(dict.fromkeys(row[name] for row in rows if row["budget"] == budget)) for name in ("specific_set", "method")
+    )
+    phases = [phase for phase in PHASES if any((key.budget, key.phase) == (budget, phase) for key in cells)] or list(
+        PHASES
+    )[:1]
+    most = max((cell.seeds for key, cell in cells.items() if key.budget == budget), default=0)
     columns = [(s, p) for s in sets for p in phases]
     heads = [f"{s}, {PHASES[p]}" for s, p in columns] + [f"mean rank, {PHASES[p]}" for p in phases]
     lines = [f"Test loss in nats per byte, the same budget of {budget} for every method:", ""]
@@ -87,15 +91,17 @@ def _markdown(cells: Cells, budget: str) -> str:
     for method in methods:
         own = [cells.get(Key(budget, s, p, method)) for s, p in columns]
         means = [_mean_rank(cells, budget, sets, p, method) for p in phases]
-        lines.append(f"| {method} | " + " | ".join([_show(cell) for cell in own] + means) + " |")
+        lines.append(f"| {method} | " + " | ".join([_show(cell, most) for cell in own] + means) + " |")
     return "\n".join(lines)
 
 
-def _show(cell: Cell | None) -> str:
+def _show(cell: Cell | None, most: int) -> str:
+    """A cell; where it is the mean of fewer seeds than others are, their number too."""
     if cell is None:
         return "–"
     medal = f" {MEDALS[cell.rank - 1]}" if cell.rank <= len(MEDALS) else ""
-    return f"{cell.mean:.3f}" + ("" if cell.std is None else f" ± {cell.std:.3f}") + medal
+    fewer = f" ({cell.seeds} of {most} seeds)" if cell.seeds < most else ""
+    return f"{cell.mean:.3f}" + ("" if cell.std is None else f" ± {cell.std:.3f}") + fewer + medal
 
 
 def _mean_rank(cells: Cells, budget: str, sets: Sequence[str], phase: str, method: str) -> str:

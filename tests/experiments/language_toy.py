@@ -1,5 +1,9 @@
 """Tiny text, and the language-modelling experiment called on it as a user calls it."""
 
+import os
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -52,3 +56,25 @@ def flags(data: Path, **given: object) -> list[str]:
 def call(data: Path, *more: str, **given: object) -> None:
     """The command, in this process."""
     cli.run(Config, main, [*flags(data, **given), *more])
+
+
+def one_device_each() -> dict[str, str]:
+    """The environment of a process with one device."""
+    return {**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
+
+
+def call_together(*arguments: str) -> None:
+    """The command as two hosts give it."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    command = [sys.executable, "-m", "experiments.language_modeling", "--processes", "2", "--coordinator", address]
+    processes = [
+        subprocess.Popen(
+            [*command, *arguments, "--process", str(i)], env=one_device_each(), stderr=subprocess.PIPE, text=True
+        )
+        for i in range(2)
+    ]
+    for process in processes:
+        _, error = process.communicate(timeout=400)
+        assert process.returncode == 0, error

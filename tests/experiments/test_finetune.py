@@ -1,9 +1,7 @@
 """Fine-tuning: when it ends, how it continues, and on several devices and processes."""
 
 import json
-import os
 import shutil
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +9,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from language_toy import call, flags, write_texts
+from language_toy import call, call_together, flags, one_device_each, write_texts
 
 from bilevel import sharding
 from bilevel.training import Checkpoints
@@ -115,21 +113,9 @@ def test_two_processes_give_what_one_gives(data: Path, method: str) -> None:
         "method": method, "finetune_steps": 100, "weights__contrastive_rows": 40, "weights__contrastive_finetune_steps": 100,
         "weights__specific_batch_size": 8, "weights__classifier_steps": 10,
     }  # fmt: skip
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        address = f"localhost:{free.getsockname()[1]}"
-    environment = {**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
-    command = [sys.executable, "-m", "experiments.language_modeling", "--processes", "2", "--coordinator", address]
-    together = [*command, *flags(data, **given, run_dir=data / "together")]
-    processes = [
-        subprocess.Popen([*together, "--process", str(i)], env=environment, stderr=subprocess.PIPE, text=True)
-        for i in range(2)
-    ]
-    for process in processes:
-        _, error = process.communicate(timeout=400)
-        assert process.returncode == 0, error
+    call_together(*flags(data, **given, run_dir=data / "together"))
     alone = [sys.executable, "-m", "experiments.language_modeling", *flags(data, **given, run_dir=data / "alone")]
-    subprocess.run(alone, env=environment, check=True)
+    subprocess.run(alone, env=one_device_each(), check=True)
     name = f"{method}-seed0"
     one, two = (json.loads((data / where / name / "result.json").read_text()) for where in ("alone", "together"))
     assert two["specific_test_loss"] == pytest.approx(one["specific_test_loss"], rel=1e-3)

@@ -221,6 +221,32 @@ def test_trials_are_draws_of_seed_method_and_number() -> None:
                 assert inside
 
 
+def test_trials_go_through_each_list_before_they_repeat() -> None:
+    for method, name in (("mixing", "mixing_fraction"), ("contrastive", "contrastive_fraction")):
+        space = search.SPACES[method][name]
+        assert isinstance(space, search.Among)
+        for seed in range(3):
+            tried = [search.trial_settings(method, seed, i + 1)[name] for i in range(2 * len(space.values))]
+            assert sorted(tried[: len(space.values)]) == sorted(tried[len(space.values) :]) == sorted(space.values)
+    sizes = [search.trial_settings("learning_to_reweight", 0, i, 103)["specific_batch_size"] for i in (1, 2, 3)]
+    assert sorted(sizes) == [16, 64, 103]
+
+
+def test_a_trial_that_was_begun_keeps_its_settings(data: Path) -> None:
+    config = Config(trials=3, run_dir=data / "run")
+    drawn = [trial.weights.mixing_fraction for trial in search.trial_configs(config, "mixing", corpora_of(data))]
+    assert drawn[0] is None
+    directory = data / "run" / "search" / "mixing" / "1" / "mixing-seed0"
+    directory.mkdir(parents=True)
+    begun = {"learning_rate": 3e-3, "weights": {"mixing_fraction": 0.123, "derivatives": "finite"}}
+    (directory / "config.json").write_text(json.dumps(begun))
+    again = [trial.weights.mixing_fraction for trial in search.trial_configs(config, "mixing", corpora_of(data))]
+    assert again == drawn, "nothing was trained with those"
+    (directory / "metrics.jsonl").write_text("{}\n")
+    kept = search.trial_configs(config, "mixing", corpora_of(data))[1]
+    assert (kept.weights.mixing_fraction, kept.learning_rate, kept.weights.derivatives) == (0.123, 3e-3, None)
+
+
 def test_names_of_sets() -> None:
     assert [suite.set_name(x) for x in ("a/rct.txt.gz", "b/kjv/", "tfds:x:y", "*.txt")] == [
         "rct",

@@ -1,0 +1,51 @@
+"""What can be refused before anything is trained: the data and the settings of every run of a comparison."""
+
+from __future__ import annotations
+
+import jax
+
+from bilevel import sharding
+from bilevel.data import Loader
+from bilevel.nn.transformer import language_model_loss
+from experiments.language_modeling import build, contrastive, search
+from experiments.language_modeling.config import Config, settings_of
+from experiments.language_modeling.corpora import Corpora, load_corpora
+from experiments.language_modeling.run import check_resident, steps_before_selection
+from experiments.language_modeling.weights import weights_file
+
+
+def opened(config: Config, methods: list[str]) -> Corpora:
+    """The data of one specific set, after the settings of all methods and trials were checked against them.
+
+    Raises:
+      UserError: for data or settings that a run would refuse.
+    """
+    corpora = load_corpora(config)
+    for method in methods if not config.eval_only else ():
+        for own in [config, *search.trial_configs(config, method, corpora)]:
+            check(own, method, corpora)
+    return corpora
+
+
+def check(config: Config, method: str, corpora: Corpora) -> None:
+    """Checks the settings of one run.
+
+    Raises:
+      UserError: for settings that the run would refuse.
+    """
+    mesh, settings = sharding.make_mesh(), settings_of(config, method)
+    model = build.build_model(config)
+    loss = language_model_loss(build.build_model(config, mesh))
+    build.build_step(config, method, model, loss, build.weighting_of(config, method, loss), mesh)
+    generic, specific = build.build_loaders(config, method, config.seed, corpora)
+    sharding.check_divides(mesh, batch_size=config.batch_size, specific_batch_size=specific.batch_size)
+    check_resident(config, generic)
+    if method == "contrastive":
+        steps_before_selection(config, settings)
+        contrastive.check(config, settings, corpora)
+        if settings["contrastive_scores"]:
+            contrastive.load_scores(settings["contrastive_scores"], corpora)
+    if method == "frozen":
+        weights_file(config.weights.frozen_from)
+    if method == "contrastive" or config.finetune_steps:
+        Loader(corpora.specific["train"], config.batch_size, seed=config.seed, process_count=jax.process_count())
