@@ -62,7 +62,7 @@ def compare(
 
 
 def _ended(row: Mapping[str, Any]) -> bool:
-    return "specific_test_loss" in row
+    return "specific_valid_loss" in row
 
 
 def _with_crossing(result: dict[str, Any], metrics: dict[tuple[str, int], list[dict[str, Any]]]) -> dict[str, Any]:

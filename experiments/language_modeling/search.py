@@ -42,7 +42,7 @@ _AVERAGED = _WEIGHTS | {"average_specific": Among((0.8, 0.9, 0.95, 0.98))}
 
 SPACES: dict[str, dict[str, Log | Among]] = {
     "uniform": _RATE,
-    "mixing": _RATE | {"mixing_fraction": Among((0.0625, 0.125, 0.25, 0.5, 0.75, 0.9))},
+    "mixing": _RATE | {"mixing_fraction": Among((0.0625, 0.125, 0.25, 0.5, 0.75, 0.875))},
     "contrastive": _RATE | {"contrastive_start": Among((0.25, 0.5)), "contrastive_fraction": Among((0.03, 0.1, 0.3))},
     "classifier": _RATE | {"weight_learning_rate": Log(1e-3, 1e-1), "filter": Among(("top_k", "top_fraction"))},
     "meta_weight_net": _AVERAGED,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -83,24 +84,24 @@ def _markdown(cells: Cells, rows: Sequence[dict[str, Any]], budget: str) -> str:
     phases = [phase for phase in PHASES if any((key.budget, key.phase) == (budget, phase) for key in cells)] or list(
         PHASES
     )[:1]
-    most = max((cell.seeds for key, cell in cells.items() if key.budget == budget), default=0)
+    runs = Counter((row["specific_set"], row["method"]) for row in rows if row["budget"] == budget)
     columns = [(s, p) for s in sets for p in phases]
     heads = [f"{s}, {PHASES[p]}" for s, p in columns] + [f"mean rank, {PHASES[p]}" for p in phases]
     lines = [f"Test loss in nats per byte, the same budget of {budget} for every method:", ""]
     lines += ["| method | " + " | ".join(heads) + " |", "|" + " --- |" * (len(heads) + 1)]
     for method in methods:
-        own = [cells.get(Key(budget, s, p, method)) for s, p in columns]
+        own = [_show(cells.get(Key(budget, s, p, method)), runs[s, method]) for s, p in columns]
         means = [_mean_rank(cells, budget, sets, p, method) for p in phases]
-        lines.append(f"| {method} | " + " | ".join([_show(cell, most) for cell in own] + means) + " |")
+        lines.append(f"| {method} | " + " | ".join(own + means) + " |")
     return "\n".join(lines)
 
 
-def _show(cell: Cell | None, most: int) -> str:
-    """A cell; where it is the mean of fewer seeds than others are, their number too."""
+def _show(cell: Cell | None, runs: int) -> str:
+    """A cell; where some of the runs have no such loss, the number of seeds too."""
     if cell is None:
         return "–"
     medal = f" {MEDALS[cell.rank - 1]}" if cell.rank <= len(MEDALS) else ""
-    fewer = f" ({cell.seeds} of {most} seeds)" if cell.seeds < most else ""
+    fewer = f" ({cell.seeds} of {runs} seeds)" if cell.seeds < runs else ""
     return f"{cell.mean:.3f}" + ("" if cell.std is None else f" ± {cell.std:.3f}") + fewer + medal
 
 
