@@ -167,13 +167,9 @@ def test_mistakes_are_found_before_anything_is_trained(
 def test_two_processes_agree_on_the_steps_that_fit(data: Path) -> None:
     """Each measures seconds of its own; the steps are those of process 0."""
     given = {
-        "compare": "uniform,mixing",
-        "steps": 40,
-        "trials": 2,
-        "trial_steps": 4,
-        "batch_size": 32,
-        "big_batch_size": 32,
-    }
+        "compare": "uniform,mixing", "steps": 40, "trials": 2, "trial_steps": 4, "batch_size": 32, "big_batch_size": 32,
+        "weights__mixing_fraction": 0.25,
+    }  # fmt: skip
     call_together(*flags(data, **given), "--same-seconds")
     run = data / "run"
     plan = json.loads((run / suite.SAME_SECONDS / suite.PLAN).read_text())
