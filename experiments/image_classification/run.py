@@ -22,7 +22,7 @@ from bilevel.training import Checkpoints, Data, LoopConfig, Resident, Sampled, T
 from bilevel.training.run_dir import write_atomically
 from bilevel.types import Params, UserError
 from experiments.image_classification import build, pictures, sampled
-from experiments.image_classification.config import LEARNED, NEWER, NEWER_DATA, SAMPLED, SELECTING, TABLED, Config
+from experiments.image_classification.config import LEARNED, NEWER, NEWER_DATA, NEWER_WEIGHTS, SAMPLED, SELECTING, TABLED, Config
 from experiments.image_classification.data import ImageData
 from experiments.image_classification.evaluation import Evaluator, State, scores, while_training
 from experiments.image_classification.known import irreducible_losses, uncertain_rows
@@ -48,6 +48,8 @@ def settings_dict(config: Config, method: str, seed: int) -> dict[str, Any]:
         del everything[name]
     if method == "uniform":
         del everything["weights"]
+    else:
+        everything["weights"] = without_newer(everything["weights"], NEWER_WEIGHTS)
     everything["data"] = without_newer(everything["data"], NEWER_DATA)
     return without_newer(everything, NEWER)
 

@@ -37,14 +37,14 @@ def check(config: Config, method: str, corpora: Corpora) -> None:
     model = build.build_model(config)
     loss = language_model_loss(build.build_model(config, mesh))
     build.build_step(config, method, model, loss, build.weighting_of(config, method, loss), mesh)
-    generic, specific = build.build_loaders(config, method, config.seed, corpora)
+    _, specific = build.build_loaders(config, method, config.seed, corpora)
     sharding.check_divides(mesh, batch_size=config.batch_size, specific_batch_size=specific.batch_size)
-    check_resident(config, generic)
+    check_resident(config)
     if method == "contrastive":
         steps_before_selection(config, settings)
         contrastive.check(config, settings, corpora)
         if settings["contrastive_scores"]:
-            contrastive.load_scores(settings["contrastive_scores"], corpora)
+            contrastive.load_scores(settings["contrastive_scores"], corpora, own=True)
     if method == "frozen":
         weights_file(config.weights.frozen_from)
     if method == "contrastive" or config.finetune_steps:
