@@ -22,7 +22,16 @@ from bilevel.training import Checkpoints, Data, LoopConfig, Resident, Sampled, T
 from bilevel.training.run_dir import write_atomically
 from bilevel.types import Params, UserError
 from experiments.image_classification import build, pictures, sampled
-from experiments.image_classification.config import LEARNED, NEWER, NEWER_DATA, NEWER_WEIGHTS, SAMPLED, SELECTING, TABLED, Config
+from experiments.image_classification.config import (
+    LEARNED,
+    NEWER,
+    NEWER_DATA,
+    NEWER_WEIGHTS,
+    SAMPLED,
+    SELECTING,
+    TABLED,
+    Config,
+)
 from experiments.image_classification.data import ImageData
 from experiments.image_classification.evaluation import Evaluator, State, scores, while_training
 from experiments.image_classification.known import irreducible_losses, uncertain_rows
