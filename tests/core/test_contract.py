@@ -221,7 +221,7 @@ def _with_method(method: Any) -> bilevel.TrainStep:
 def test_factories_refuse_what_makes_no_sense() -> None:
     for make, message in (
         (lambda: bilevel.dds(average_specific=1.0), "average_specific=1.0 must lie in"),
-        (lambda: build("dds", update_every=2, probe_every=4), "needs a method that remembers"),
+        (lambda: build("dds", update_every=2, probe_every=4), "needs a method that can do without a specific batch"),
         (lambda: bilevel.soba(optax.sgd(1.0), damping=-1.0), "damping=-1.0"),
         (lambda: bilevel.soba(optax.sgd(1.0), max_norm=0.0), "max_norm=0.0"),
         (lambda: _with_method(bilevel.soba), "is no Method: give what a factory returns"),

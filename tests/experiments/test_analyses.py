@@ -149,6 +149,7 @@ def test_curriculum(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "soba-seed0 lacks the snapshot 00000004.npz of its weights: give" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_trajectory_with_all_steps_is_replayed_exactly(data: Path) -> None:
     analysis = config(Curriculum, data, snapshots=STEPS)
     corpora = analysis.corpora()

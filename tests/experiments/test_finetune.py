@@ -85,6 +85,7 @@ def test_it_ends_when_the_loss_has_not_fallen_for_long(data: Path, monkeypatch: 
     assert evaluated(folder) == steps
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_device")
 def test_other_flags_start_over(data: Path) -> None:
     found, folder = [], data / "run" / "uniform-seed0"
@@ -96,6 +97,7 @@ def test_other_flags_start_over(data: Path) -> None:
     assert found[0] == found[2] != found[1]
 
 
+@pytest.mark.slow
 def test_a_state_split_over_devices_ends_alike(data: Path) -> None:
     given = {"method": "uniform", "finetune_steps": 10, "batch_size": 8, "big_batch_size": 16}
     call(data, **given)

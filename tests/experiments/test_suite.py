@@ -114,6 +114,7 @@ def test_scores_of_before_are_taken(data: Path, capsys: pytest.CaptureFixture[st
         contrastive.load_scores(file, corpora, own=True)
 
 
+@pytest.mark.slow
 def test_fine_tuning_later_trains_nothing_again(data: Path) -> None:
     call(data, method="uniform")
     folder = data / "run" / "uniform-seed0"

@@ -66,6 +66,7 @@ def test_arrays_are_learned(source: Path) -> None:
     assert results(source.parent / "run")[0]["test_accuracy"] > 0.9
 
 
+@pytest.mark.slow
 def test_big_batches_of_few_rows(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """75 training rows, of which the big batch is 160 by default."""
     flags = ["--data.source", str(source), "--data.noise", "none", "--compare", "uniform,rho_loss", "--steps", "2"]

@@ -25,6 +25,7 @@ def loss(params: Any, model_state: Any, batch: Any, rng: Any) -> tuple[jax.Array
     return (found - batch["y"]) ** 2, LossAux(model_state, {"logits": found})
 
 
+@pytest.mark.slow
 def test_the_loop_with_a_sampler(tmp_path: Path) -> None:
     chosen = samplers.rl_sampler(
         ROWS, BATCH, 1, update_every=4, reward_every=2, summary_size=2, logger_size=3, policy_size=2
