@@ -120,7 +120,7 @@ def plot(rows: Sequence[Row], x: str = "step", x_label: str = "step", names: Seq
             rates = [100 * row[name] for row in rows]
             axes.errorbar(places, rates, errors, color=color, fmt="o" if names else "o-", capsize=3, label=name.upper())
         for name, place, row in zip(names, places, rows, strict=False):
-            above = 100 * (max(row["sar"], row["gar"]) + ERRORS * row["sar_error"])
+            above = min(100 * (max(row["sar"], row["gar"]) + ERRORS * row["sar_error"]), 90)
             axes.annotate(name, (place, above), (0, 6), textcoords="offset points", ha="center", fontsize=8)
         axes.margins(x=0.2 if names else None)
         axes.axhline(100 * CHANCE, color="#8A8A8A", linestyle=":", label="chance")

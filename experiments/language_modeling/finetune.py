@@ -186,7 +186,8 @@ class _Best:
         if loss < self.found.valid_loss:
             steps = int(jax.device_get(state.step))
             self.found = Finetuned(jax.tree.map(jnp.copy, params), steps, loss)
-            self._kept.save(steps, {"params": self.found.params, VALID: loss})
+            # To the end: several processes cannot have two checkpoints of one step under way.
+            self._kept.save(steps, {"params": self.found.params, VALID: loss}, wait=True)
         return {VALID: loss}
 
 

@@ -75,6 +75,10 @@ def call_together(*arguments: str) -> None:
         )
         for i in range(2)
     ]
-    for process in processes:
-        _, error = process.communicate(timeout=400)
+    try:
+        errors = [process.communicate(timeout=400)[1] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    for process, error in zip(processes, errors, strict=True):
         assert process.returncode == 0, error

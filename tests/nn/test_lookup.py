@@ -47,7 +47,7 @@ def plain_ngrams(params: Any, rows: Any, buckets: int) -> Any:
         inside = LENGTH - order + 1
         found = params["tables"][ngram_hashes(rows["tokens"], order, buckets)[:, :inside] + i * buckets]
         pooled.append(masked_mean(found, jnp.clip(rows["length"] - order + 1, 0, inside)))
-    x = jnp.concatenate(pooled, -1) * LENGTH**0.5
+    x = jnp.concatenate(pooled, -1) * 8.0
     x = nn.relu(x @ params["hidden"]["kernel"] + params["hidden"]["bias"])
     return (x @ params["logit"]["kernel"] + params["logit"]["bias"])[:, 0]
 
