@@ -12,6 +12,7 @@ state is replicated, or spread too when it would not fit on one device:
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -63,6 +64,11 @@ def place_batch(mesh: Mesh, batch: Batch) -> Batch:
     """This process's rows -> global arrays with their rows spread over the mesh."""
     sharding = row_sharding(mesh)
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), batch)
+
+
+def batch_placer(mesh: Mesh) -> Callable[[Batch], Batch]:
+    """Host batch -> device arrays, for `bilevel.training.Data`: as `place_batch`; on one device, simply there."""
+    return functools.partial(place_batch, mesh) if mesh.size > 1 else jax.device_put
 
 
 def split_state(mesh: Mesh, state: Any, *, min_size: int = 1 << 14) -> Any:

@@ -76,7 +76,8 @@ class Data:
         """The batches of one step."""
         host = self.generic.batch(first)
         generic = self.place_generic(host)
-        specific = self.place_specific(self.specific.batch(first))
+        shared = self.specific is self.generic and self.place_specific is self.place_generic
+        specific = generic if shared else self.place_specific(self.specific.batch(first))
         # A process has only its own rows on the host; the placed array has those of all processes.
         rows = host if jax.process_count() == 1 else generic
         return Item((generic, specific), rows.get("id") if isinstance(rows, dict) else None)

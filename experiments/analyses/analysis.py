@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,7 +55,7 @@ class Record(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Analysis(Config):
+class Analysis(Config, ABC):
     """The flags of the language-modelling experiment, of which an analysis makes runs."""
 
     method: MethodName | None = None
@@ -136,9 +137,9 @@ class Analysis(Config):
         """What is added to the summary of a finished run, given the data of all runs."""
         return {}
 
+    @abstractmethod
     def runs(self, seed: int) -> Iterator[Run]:
         """The runs of one seed; each is asked for when those before it are finished."""
-        raise NotImplementedError
 
     def results(self, records: Sequence[Record]) -> list[dict[str, Any]]:
         """The lines of the table, one a run, with values named as in `columns`; `method` is the label."""

@@ -50,9 +50,6 @@ def measured_while_training(
     generic, specific = build.build_loaders(*run, corpora)
     sharding.check_divides(mesh, batch_size=run.config.batch_size, specific_batch_size=specific.batch_size)
 
-    def place(batch: Any) -> Any:
-        return sharding.place_batch(mesh, batch) if mesh.size > 1 else jax.device_put(batch)
-
     def evaluate(state: TrainState) -> Mapping[str, float]:
         found = measure(sharding.whole(mesh, state.params))
         rows.append({"step": int(jax.device_get(state.step)), **found})
@@ -63,6 +60,7 @@ def measured_while_training(
         options.steps, log_every=min(50, options.every), evaluate_every=options.every, progress=options.progress,
         stop_signals=False,
     )  # fmt: skip
+    place = sharding.batch_placer(mesh)
     train(step, state, data=Data(generic, specific, place, place), config=loop, evaluate=evaluate)
     return rows
 

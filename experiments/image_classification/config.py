@@ -30,8 +30,7 @@ SAMPLED = ("rl_sampler", "replayed")
 NEWER: dict[str, Any] = {"nesterov": True, "milestones": (), "decay": 0.1}
 NEWER_DATA: dict[str, Any] = {"padding_mode": "zero"}
 NEWER_WEIGHTS: dict[str, Any] = {"estimator": "softmax"}
-"""Flags that came later, with what was done before them: where this still holds, the settings of a run leave them out, so that
-runs begun before go on."""
+"""Flags that came later, with what was done before them: see `without_newer`."""
 
 
 @dataclass(frozen=True)

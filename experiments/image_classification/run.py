@@ -255,9 +255,7 @@ def _streamed(config: Config, generic: Loader, dev: Loader, mesh: Mesh) -> Data 
     if config.resident:
         return Resident(generic, dev, mesh)
 
-    def place(batch: Any) -> Any:
-        return sharding.place_batch(mesh, batch) if mesh.size > 1 else jax.device_put(batch)
-
+    place = sharding.batch_placer(mesh)
     return Data(generic, dev, place, place)
 
 

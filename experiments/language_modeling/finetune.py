@@ -161,9 +161,7 @@ class Finetuning:
             process_count=jax.process_count(),
         )
 
-        def place(batch: Any) -> Any:
-            return sharding.place_batch(self.mesh, batch) if self.mesh.size > 1 else jax.device_put(batch)
-
+        place = sharding.batch_placer(self.mesh)
         return Data(loader, loader, place, place)
 
 

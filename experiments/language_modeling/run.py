@@ -32,7 +32,7 @@ from experiments.language_modeling.evaluation import Evaluator, final_losses, lo
 from experiments.language_modeling.finetune import Finetuning, kept_results, remove
 from experiments.language_modeling.variant import Variant
 from experiments.language_modeling.weights import DIGEST, known_digest, load_weights, save_weights
-from experiments.runs import CHECKPOINTS, RESULT_NAME, Stopped, read_json, run_name
+from experiments.runs import CHECKPOINTS, RESULT_NAME, Stopped, read_json, run_name, without_newer
 
 MAY_CHANGE = (
     "log_every", "evaluate_every", "checkpoint_every", "progress", "tensorboard", "data.cache_dir", "shard_state",
@@ -45,6 +45,9 @@ NOT_OF_A_RUN = (
 """Flags that do not change how one run trains."""
 CONTENT_HASH = "content_hash"
 """Of the data, in a run's settings: a path may hold other data tomorrow."""
+NEWER: dict[str, Any] = {"resident": False}
+NEWER_WEIGHTS: dict[str, Any] = {"weight_warmup": 0, "specific_candidates": 0}
+"""Flags that came later, with what was done before them: see `without_newer`."""
 CLASSIFIER = "classifier.json"
 """In the directory of a run that begins with a domain classifier: what that cost."""
 
@@ -55,12 +58,8 @@ def settings_dict(config: Config, method: str, seed: int) -> dict[str, Any]:
     everything = dataclasses.asdict(config) | {"method": method, "seed": seed, "weights": weights}
     for name in NOT_OF_A_RUN:
         del everything[name]
-    for name in ("weight_warmup", "specific_candidates"):  # runs that were begun before these existed go on
-        if not weights.get(name, 1):
-            del everything["weights"][name]
-    if not config.resident:
-        del everything["resident"]  # it rounds otherwise; likewise
-    return everything
+    everything["weights"] = without_newer(weights, NEWER_WEIGHTS)
+    return without_newer(everything, NEWER)
 
 
 def run(config: Config, method: str, seed: int, corpora: Corpora, variant: Variant | None = None) -> dict[str, Any]:
@@ -324,9 +323,7 @@ def _source(
     if config.resident:
         return Resident(generic, specific, mesh)
 
-    def place(batch: Any) -> Any:
-        return sharding.place_batch(mesh, batch) if mesh.size > 1 else jax.device_put(batch)
-
+    place = sharding.batch_placer(mesh)
     return Data(generic, specific, place, place)
 
 

@@ -14,7 +14,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bilevel import sharding
 from experiments import cli
 from experiments.image_classification import run
 from experiments.image_classification.__main__ import main
@@ -23,12 +22,6 @@ from experiments.image_classification.faults import load_data
 
 STEPS = 6
 TRAIN = run.train
-
-
-@pytest.fixture(autouse=True)
-def one_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    mesh = sharding.make_mesh(jax.devices()[:1])
-    monkeypatch.setattr(sharding, "make_mesh", lambda: mesh)
 
 
 def quarters(folder: Path) -> Path:

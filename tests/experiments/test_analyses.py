@@ -11,7 +11,6 @@ import jax
 import numpy as np
 import pytest
 
-from bilevel import sharding
 from bilevel.nn.transformer import SIZES
 from experiments import cli
 from experiments.analyses.__main__ import command
@@ -33,10 +32,7 @@ WORDS = ["the", "cat", "sat", "on", "a", "mat", "while", "rain", "fell", "over",
 STEPS = 8
 
 
-@pytest.fixture(autouse=True)
-def one_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    mesh = sharding.make_mesh(jax.devices()[:1])
-    monkeypatch.setattr(sharding, "make_mesh", lambda: mesh)
+pytestmark = pytest.mark.usefixtures("one_device")
 
 
 @pytest.fixture(autouse=True)

@@ -6,21 +6,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jax
 import pytest
 from language_toy import call, call_together, flags, write_texts
 
-from bilevel import sharding
 from bilevel.training import TrainingDiverged
 from experiments.language_modeling import diverged, finetune, search, suite
 from experiments.language_modeling.config import Config
 from experiments.language_modeling.corpora import Corpora
 
-
-@pytest.fixture(autouse=True)
-def one_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    mesh = sharding.make_mesh(jax.devices()[:1])
-    monkeypatch.setattr(sharding, "make_mesh", lambda: mesh)
+pytestmark = pytest.mark.usefixtures("one_device")
 
 
 @pytest.fixture

@@ -6,11 +6,9 @@ import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 import pytest
 
-from bilevel import sharding
 from experiments import cli
 from experiments.diagnose import report
 from experiments.diagnose.__main__ import main
@@ -23,10 +21,7 @@ LETTERS = {"specific": "abcdefgh", "generic": "stuvwxyz"}
 TRAINING = ("--batch-size", "4", "--length", "16", "--warmup", "2", "--no-progress")
 
 
-@pytest.fixture(autouse=True)
-def one_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    mesh = sharding.make_mesh(jax.devices()[:1])
-    monkeypatch.setattr(sharding, "make_mesh", lambda: mesh)
+pytestmark = pytest.mark.usefixtures("one_device")
 
 
 def write_lines(path: Path, letters: str, count: int, seed: int) -> None:

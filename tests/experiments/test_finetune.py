@@ -6,12 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 from language_toy import call, call_together, flags, one_device_each, write_texts
 
-from bilevel import sharding
 from bilevel.training import Checkpoints
 from experiments.language_modeling import finetune
 from experiments.language_modeling.finetune import BEST, FOLDER, NAME, PATIENCE
@@ -27,12 +25,6 @@ def data(tmp_path: Path) -> Path:
 @pytest.fixture(autouse=True)
 def often(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(finetune, "EVALUATE_EVERY", EVERY)
-
-
-@pytest.fixture
-def one_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    mesh = sharding.make_mesh(jax.devices()[:1])
-    monkeypatch.setattr(sharding, "make_mesh", lambda: mesh)
 
 
 def results(folder: Path) -> dict[str, float]:

@@ -11,7 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from image_toy import STEPS, call, config_of, final_state, killed_and_whole, metrics_of, quarters, results, stop_after
-from image_toy import one_device as one_device
 
 from bilevel.loss_table import LossTable
 from bilevel.types import UserError
@@ -28,6 +27,8 @@ from experiments.image_classification.networks import NAMES, network_of
 from experiments.image_classification.observation import shares_of
 from experiments.image_classification.run import settings_dict
 from experiments.image_classification.suite import run_suite
+
+pytestmark = pytest.mark.usefixtures("one_device")
 
 
 @pytest.fixture

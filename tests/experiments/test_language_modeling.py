@@ -37,11 +37,7 @@ from experiments.language_modeling.corpora import load_corpora
 from experiments.language_modeling.run import settings_dict
 from experiments.runs import STOPPED
 
-
-@pytest.fixture(autouse=True)
-def one_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    mesh = sharding.make_mesh(jax.devices()[:1])
-    monkeypatch.setattr(sharding, "make_mesh", lambda: mesh)
+pytestmark = pytest.mark.usefixtures("one_device")
 
 
 @pytest.fixture

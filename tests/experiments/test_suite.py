@@ -6,12 +6,10 @@ import math
 import shutil
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 from language_toy import STEPS, call, write_texts
 
-from bilevel import sharding
 from bilevel.loss_table import LossTable
 from bilevel.types import UserError
 from experiments.language_modeling import contrastive, search, suite, tables
@@ -22,10 +20,7 @@ from experiments.language_modeling.tables import Key
 SCORING = {"weights__contrastive_rows": 40, "weights__contrastive_finetune_steps": 30}
 
 
-@pytest.fixture(autouse=True)
-def one_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    mesh = sharding.make_mesh(jax.devices()[:1])
-    monkeypatch.setattr(sharding, "make_mesh", lambda: mesh)
+pytestmark = pytest.mark.usefixtures("one_device")
 
 
 @pytest.fixture

@@ -10,18 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bilevel import sharding
 from experiments import cli
 from experiments.image_classification.__main__ import main
 from experiments.image_classification.config import Config, DataConfig
 from experiments.image_classification.data import open_sets, prepared
 from experiments.tabular import DEFAULTS
 
-
-@pytest.fixture(autouse=True)
-def one_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    mesh = sharding.make_mesh(jax.devices()[:1])
-    monkeypatch.setattr(sharding, "make_mesh", lambda: mesh)
+pytestmark = pytest.mark.usefixtures("one_device")
 
 
 @pytest.fixture

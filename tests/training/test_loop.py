@@ -284,3 +284,18 @@ def test_until_ends_a_run_for_good(tmp_path: Path) -> None:
     assert (int(again.state.step), again.stopped_early, asked) == (20, False, [10, 20, 20])
     np.testing.assert_array_equal(again.state.params["w"], first.state.params["w"])
     assert again.history == first.history
+
+
+def test_one_loader_for_both_kinds_loads_a_batch_once() -> None:
+    class Counted(ToyLoader):
+        loaded = 0
+
+        def batch(self, step: int, /) -> dict[str, np.ndarray]:
+            self.loaded += 1
+            return super().batch(step)
+
+    loader = Counted(1)
+    once = toy_train(None, num_steps=6, data=Data(loader, loader))
+    assert loader.loaded == 6
+    twice = toy_train(None, num_steps=6, data=Data(ToyLoader(1), ToyLoader(1)))
+    np.testing.assert_array_equal(once.state.params["w"], twice.state.params["w"])
