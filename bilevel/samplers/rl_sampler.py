@@ -13,6 +13,7 @@ from bilevel import trees
 from bilevel.diagnostics import weight_metrics
 from bilevel.samplers import networks
 from bilevel.samplers.base import Sampler, check_sizes
+from bilevel.samplers.draws import draw_each
 from bilevel.samplers.networks import Carry, SamplerParams, Sizes
 from bilevel.samplers.reinforce import Window, policy_loss
 from bilevel.types import Array, Metrics, UserError
@@ -184,12 +185,12 @@ class _Parts:
     def draw(self, state: RLSamplerState) -> tuple[Array, RLSamplerState, Metrics]:
         logits, policy = networks.propose(state.params.policy, state.summary, state.policy, self.sizes.batch)
         key = jax.random.fold_in(state.rng, state.step)
-        rows = jax.random.categorical(key, logits, axis=-1).astype(jnp.int32)
+        chances = jax.nn.softmax(trees.widen(logits), axis=-1)
+        rows = draw_each(key, chances)
         window = state.window
         if self.learns:
             window = window._replace(draws=window.draws.at[self._place(state.step)].set(rows))
-        mean = jax.nn.logsumexp(jax.nn.log_softmax(logits), axis=0)  # up to a constant
-        return rows, state._replace(policy=policy, window=window), weight_metrics(mean)
+        return rows, state._replace(policy=policy, window=window), weight_metrics(jnp.log(jnp.mean(chances, axis=0)))
 
     def observe(self, state: RLSamplerState, outputs: Array) -> RLSamplerState:
         if outputs.shape[0] != self.sizes.batch or outputs.size != self.sizes.batch * self.sizes.outputs:
