@@ -16,7 +16,8 @@ def test_rows_are_drawn_by_their_weights(rows: int) -> None:
     count = 20_000
     drawn = np.asarray(jax.jit(draw_each)(jax.random.key(1), jnp.broadcast_to(3.0 * weights, (count, rows))))
     found = np.bincount(drawn, minlength=rows)
-    assert len(found) == rows and not found[weights == 0].any()
+    assert len(found) == rows
+    assert not found[weights == 0].any()
     expected = count * weights.astype(float) / weights.sum(dtype=float)
     often = expected >= 5
     pooled = [np.append(x[often], x[~often].sum()) for x in (found, expected)]
