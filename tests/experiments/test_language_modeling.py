@@ -204,9 +204,8 @@ def test_a_state_split_over_devices_trains_the_same(data: Path, monkeypatch: pyt
 
 
 def start(data: Path, **given: object) -> subprocess.Popen[str]:
-    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
     command = [sys.executable, "-m", "experiments.language_modeling", *flags(data, **given)]
-    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
 def wait_for(path: Path, process: subprocess.Popen[str]) -> None:

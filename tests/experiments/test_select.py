@@ -288,10 +288,9 @@ def test_drawn_selection(run: Path, folder: Path, tmp_path: Path) -> None:
 def command(*arguments: str, before: str = "") -> subprocess.Popen[str]:
     code = f"{before}\nfrom experiments import cli\nfrom experiments.select.__main__ import main\n"
     code += "from experiments.select.config import Config\ncli.run(Config, main)"
-    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
     return subprocess.Popen(
         [sys.executable, "-c", code, *arguments],
-        env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
 
 
