@@ -35,6 +35,8 @@ class Line:
     """(x, y) of the seeds that the line is the mean of."""
     level: float | None = None
     """A dotted horizontal line of the same colour."""
+    place: int | None = None
+    """Which of the colours and dashes; none given: by the line's position in the chart."""
 
 
 def series(rows: Sequence[Row], name: str, x: str = "step") -> tuple[np.ndarray, np.ndarray]:
@@ -86,7 +88,8 @@ def draw(lines: Sequence[Line], *, x_label: str, y_label: str, log_y: bool = Fal
         figure = Figure(figsize=(7.2, 3.8), layout="constrained")
         axes = figure.subplots()
         for index, line in enumerate(lines):
-            _draw_line(axes, line, _COLORS[index % len(_COLORS)], _DASHES[index // len(_COLORS) % len(_DASHES)])
+            dashes, color = divmod(index if line.place is None else line.place, len(_COLORS))
+            _draw_line(axes, line, _COLORS[color], _DASHES[dashes % len(_DASHES)])
         axes.set_xlabel(x_label)
         axes.set_ylabel(y_label)
         if log_y:

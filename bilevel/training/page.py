@@ -33,11 +33,12 @@ def section(title: str, content: str) -> str:
     return f"<section><h2>{escape(title)}</h2>{content}</section>"
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """Return a table; all cells are escaped."""
+def table(header: Sequence[str], rows: Sequence[Sequence[Any]], *, wrap: bool = False) -> str:
+    """Return a table; all cells are escaped. With `wrap`, long cells are broken, anywhere if need be; numbers must not be."""
     head = "".join(f"<th>{escape(str(name))}</th>" for name in header)
     body = "".join("<tr>" + "".join(f"<td>{escape(str(c))}</td>" for c in row) + "</tr>" for row in rows)
-    return f'<div class="table"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    kind = ' class="wrap"' if wrap else ""
+    return f'<div class="table"><table{kind}><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
 def _number(value: Any) -> bool:
@@ -98,7 +99,8 @@ img { display: block; width: 100%; height: auto; }
 table { border-collapse: collapse; font-size: 0.9rem; font-variant-numeric: tabular-nums; }
 th, td { padding: 0.35rem 1.2rem 0.35rem 0; text-align: left; vertical-align: top; }
 th { color: var(--dim); font-weight: 600; border-bottom: 1px solid var(--line); }
-td { border-bottom: 1px solid var(--line); overflow-wrap: anywhere; }
+td { border-bottom: 1px solid var(--line); white-space: nowrap; }
+.wrap td { white-space: normal; overflow-wrap: anywhere; }
 article { margin: 1rem 0; padding: 0.7rem 1rem; background: var(--card); border-radius: 6px; }
 article header { display: flex; gap: 1.5rem; color: var(--dim); font-size: 0.85rem; }
 pre { margin: 0.4rem 0 0; font: 0.85rem/1.45 ui-monospace, monospace; white-space: pre-wrap;

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -127,7 +127,8 @@ def _by_method(runs: Sequence[RunRecord]) -> dict[str, list[RunRecord]]:
 
 
 def _settings(settings: Mapping[str, Any]) -> str:
-    content = table(["setting", "value"], [[name, cell(value)] for name, value in flatten(settings).items()])
+    rows = [[name, cell(value)] for name, value in flatten(settings).items()]
+    content = table(["setting", "value"], rows, wrap=True)
     return f"<details><summary>Settings</summary>{content}</details>" if settings else ""
 
 
@@ -187,8 +188,9 @@ def _curve(methods: Mapping[str, Sequence[RunRecord]], curve: Curve) -> str:
 
 
 def _lines(methods: Mapping[str, Sequence[RunRecord]], name: str, x: str) -> list[Line]:
+    """One a method that has the metric, each in the colour that the method has in all charts."""
     lines = [mean_line(method, [run.rows for run in runs], name, x) for method, runs in methods.items()]
-    return [line for line in lines if len(line.x)]
+    return [replace(line, place=place) for place, line in enumerate(lines) if len(line.x)]
 
 
 def _several(methods: Mapping[str, Sequence[RunRecord]]) -> bool:

@@ -153,3 +153,17 @@ def test_every_line_of_a_chart_is_in_the_legend():
     for label in ("_pydecimal", "$a$ & $b$", "日本"):
         drawn = draw([Line(label, steps, steps)], x_label="x", y_label="y")
         assert re.search(f"<!-- +{re.escape(escape(label, quote=False))} -->", drawn), label
+
+
+def test_a_method_has_its_colour_in_every_chart(tmp_path: Path):
+    weighted = {"step": 1, "seconds": 1.0, "specific_valid_loss": 1.0, "effective_sample_size": 2.0}
+    plain = {name: value for name, value in weighted.items() if name != "effective_sample_size"}
+    runs = [
+        RunRecord(method, 0, [row, row | {"step": 2, "seconds": 2.0}])
+        for method, row in (("uniform", plain), ("soba", weighted))
+    ]
+    by_step, by_seconds, sizes = images(report(tmp_path, runs))
+    blue, orange = "#0072b2", "#e69f00"
+    assert all(color in chart for color in (blue, orange) for chart in (by_step, by_seconds))
+    assert orange in sizes
+    assert blue not in sizes
