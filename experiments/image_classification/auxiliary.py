@@ -25,6 +25,8 @@ from experiments.runs import Stopped, without_newer
 
 BEST = "best.npz"
 _EVALUATIONS = 20
+_NEWER_HERE: dict[str, Any] = {"padding": 4, "standardize": True}
+"""Flags of the data that `settings_of` came to record later, with their defaults."""
 
 
 class Fitted(NamedTuple):
@@ -40,7 +42,8 @@ def settings_of(config: Config, name: str | None, rows: Dataset) -> dict[str, An
     """What the outcome of `fit` depends on, as JSON values."""
     network = name or config.model.network
     training = ("optimizer", "learning_rate", "momentum", "weight_decay", "schedule", "warmup", "batch_size")
-    newer = {name: getattr(config, name) for name in NEWER} | {name: getattr(config.data, name) for name in NEWER_DATA}
+    of_data = NEWER_DATA | _NEWER_HERE
+    newer = {name: getattr(config, name) for name in NEWER} | {name: getattr(config.data, name) for name in of_data}
     return {
         "network": network,
         **({"width": config.model.width} if network.startswith("mlp") else {}),
@@ -51,7 +54,7 @@ def settings_of(config: Config, name: str | None, rows: Dataset) -> dict[str, An
         "rows": rows.content_hash,
         "count": len(rows),
         **{key: getattr(config, key) for key in training},
-        **without_newer(newer, NEWER | NEWER_DATA),
+        **without_newer(newer, NEWER | of_data),
     }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from bilevel.training import TrainingDiverged
-from bilevel.training.run_dir import write_atomically
+from bilevel.training.run_dir import CONFIG_NAME, write_atomically
 from bilevel.types import UserError
 from experiments.language_modeling import checks, comparison, diverged, search, tables
 from experiments.language_modeling.config import Config
@@ -38,7 +38,8 @@ def run_suite(config: Config) -> None:
         raise UserError("--same-seconds takes uniform's seconds: add uniform to --compare, or give --budget-seconds.")
     sets = named_sets(config)
     opened = _opened(sets, methods)
-    known = {name: [] if config.eval_only else _on_disk(name, own) for name, own in sets}
+    shown = [*sets, *earlier_sets(config, opened)]
+    known = {name: [] if config.eval_only else _on_disk(name, own) for name, own in shown}
     alone = len(methods) * config.seeds * len(sets) == 1
     text = None
     rows: Results = []
@@ -85,18 +86,23 @@ def named_sets(config: Config) -> list[tuple[str, Config]]:
     double = next((name for name in names if names.count(name) > 1), None)
     if double is not None:
         raise UserError(f'--specific-sets has two sets named "{double}": rename a file or folder of them.')
-    return [
-        (
-            name,
-            dataclasses.replace(
-                config,
-                specific_sets=(),
-                run_dir=config.run_dir / name,
-                data=dataclasses.replace(config.data, specific=given),
-            ),
-        )
-        for name, given in zip(names, config.specific_sets, strict=True)
-    ]
+    return [(name, _for_set(config, name, given)) for name, given in zip(names, config.specific_sets, strict=True)]
+
+
+def _for_set(config: Config, name: str, given: str) -> Config:
+    data = dataclasses.replace(config.data, specific=given)
+    return dataclasses.replace(config, specific_sets=(), run_dir=config.run_dir / name, data=data)
+
+
+def earlier_sets(config: Config, names: Collection[str]) -> list[tuple[str, Config]]:
+    """The sets, besides those with these names, that earlier commands compared in the run directory of several sets."""
+    found: dict[str, Config] = {}
+    files = config.run_dir.glob(f"*/*-seed*/{CONFIG_NAME}") if config.specific_sets else ()
+    for file in sorted(files):
+        name, given = file.parent.parent.name, read_json(file).get("data", {}).get("specific", "")
+        if name not in names and name not in found and set_name(given) == name:
+            found[name] = _for_set(config, name, given)
+    return list(found.items())
 
 
 def set_name(given: str) -> str:

@@ -283,6 +283,7 @@ def test_runs_begun_before_a_flag_go_on(source: Path) -> None:
     assert not {*NEWER, *NEWER_DATA} & {*fitted}
     changed: list[dict[str, Any]] = [
         {"nesterov": False}, {"schedule": "step", "milestones": (3,)}, {"decay": 0.5}, {"data": {"padding_mode": "reflect"}},
+        {"data": {"padding": 2}}, {"data": {"standardize": False}},
     ]  # fmt: skip
     for given in changed:
         assert settings_dict(config_of(source, **given), "dds", 0) != before

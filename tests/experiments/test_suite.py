@@ -259,6 +259,19 @@ def test_names_of_sets() -> None:
         suite.named_sets(config)
 
 
+def test_sets_of_an_earlier_command_stay_in_the_tables(data: Path) -> None:
+    for name in ("law", "news"):
+        shutil.copytree(data / "specific", data / name)
+        call(data, "--specific-sets", str(data / name), method="uniform")
+    rows = json.loads((data / "run" / "tables.json").read_text())
+    assert [row["specific_set"] for row in rows] == ["news", "law"]
+    other = Config(specific_sets=("finance",), run_dir=data / "run")
+    (found,) = suite.earlier_sets(other, ["news"])
+    assert found[0] == "law"
+    assert found[1].data.specific == str(data / "law")
+    assert suite.earlier_sets(Config(run_dir=data / "run"), []) == [], "a run directory of one set"
+
+
 def test_test_documents_among_the_generic_ones_are_reported(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = DataConfig(generic=str(data / "generic.txt"), specific=str(data / "specific"), cache_dir=data / "cache")
     load_corpora(Config(length=40, data=text))
