@@ -200,9 +200,9 @@ def _several(methods: Mapping[str, Sequence[RunRecord]]) -> bool:
 def _domains(methods: Mapping[str, Sequence[RunRecord]], generic: Mapping[str, float]) -> str:
     content = ""
     for method, runs in methods.items():
-        names = sorted({name for run in runs for row in run.rows for name in row if name.startswith(SHARE_PREFIX)})
-        labels = [name.removeprefix(SHARE_PREFIX) for name in names]
-        means = [mean_line(label, [run.rows for run in runs], SHARE_PREFIX + label) for label in labels]
+        shares = [_share_rows(run.rows) for run in runs]
+        names = sorted({name for rows in shares for row in rows for name in row if name.startswith(SHARE_PREFIX)})
+        means = [mean_line(name.removeprefix(SHARE_PREFIX), shares, name) for name in names]
         top = sorted((line for line in means if len(line.x)), key=_rank(generic))[:_MOST_DOMAINS]
         if not top:
             continue
@@ -217,6 +217,27 @@ def _domains(methods: Mapping[str, Sequence[RunRecord]], generic: Mapping[str, f
         "their share in the generic data, which is the dotted line.</p>"
     )
     return section("Domains", note + content)
+
+
+def _share_rows(rows: Sequence[Row]) -> list[Row]:
+    """The shares alone, of intervals of about equal length.
+
+    A run that was stopped between two rows of metrics has a row for each part. A short part holds few rows of data, so its shares
+    swing; it is joined with what follows it.
+    """
+    kept = [{name: value for name, value in row.items() if name.startswith(SHARE_PREFIX)} for row in rows]
+    found = [(row["step"], shares) for row, shares in zip(rows, kept, strict=True) if shares]
+    lengths = np.diff([0, *(step for step, _ in found)])
+    joined: list[Row] = []
+    pending: Row = {}
+    size = 0.0
+    for (step, shares), length in zip(found, lengths, strict=True):
+        size += length
+        pending = {name: pending.get(name, 0.0) + length * value for name, value in shares.items()}
+        if 0 < size >= np.median(lengths) / 2:
+            joined.append({"step": step} | {name: value / size for name, value in pending.items()})
+            pending, size = {}, 0.0
+    return joined
 
 
 def _rank(generic: Mapping[str, float]) -> Callable[[Line], float]:

@@ -167,3 +167,12 @@ def test_a_method_has_its_colour_in_every_chart(tmp_path: Path):
     assert all(color in chart for color in (blue, orange) for chart in (by_step, by_seconds))
     assert orange in sizes
     assert blue not in sizes
+
+
+def test_a_stop_between_two_rows_of_metrics_leaves_no_peak(tmp_path: Path) -> None:
+    """One step of the domain alone, a stop, and 49 steps without it: 2 % of the interval, as if it had run through."""
+    steady = [{"step": float(step), "seconds": 1.0, "share/law": 0.02} for step in range(50, 501, 50)]
+    stopped = [*steady[:-1], {"step": 451.0, "seconds": 1.0, "share/law": 1.0}, steady[-1] | {"share/law": 0.0}]
+    texts = [report(tmp_path, [RunRecord("soba", 0, rows)], generic_shares={"law": 0.01}) for rows in (steady, stopped)]
+    assert all("<td>law</td><td>1</td><td>2</td><td>2</td>" in text for text in texts)
+    assert texts[0] == texts[1]
