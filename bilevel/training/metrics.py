@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from bilevel.training.run_dir import write_atomically
 from bilevel.types import UserError
@@ -94,6 +96,38 @@ def read_metrics(path: str | Path) -> list[Row]:
         elif number < len(lines):
             raise UserError(f"Line {number} of {path} is not a row of metrics: delete that line.")
     return rows
+
+
+def even_intervals(rows: Sequence[Row], names: Collection[str]) -> list[Row]:
+    """Metrics that are means since the row before, over intervals of about equal length.
+
+    A run that was stopped between two rows has a row for each part. A part shorter than half of the usual interval says little;
+    it is joined with what follows, by the mean over the steps of both, and left out where nothing follows.
+
+    Args:
+        rows: rows of metrics, by ascending step.
+        names: the metrics to keep. Values that are not finite are left out.
+
+    Returns:
+        Rows with `step` and those of the metrics that are known.
+    """
+    known = [{name: row[name] for name in names if math.isfinite(row.get(name, math.nan))} for row in rows]
+    found = [(row["step"], values) for row, values in zip(rows, known, strict=True) if values]
+    lengths = np.diff([0, *(step for step, _ in found)])
+    shortest = np.median(lengths) / 2 if found else 0
+    joined: list[Row] = []
+    part: list[tuple[int, Row]] = []
+    for (step, values), length in zip(found, lengths, strict=True):
+        part.append((int(length), values))
+        if 0 < sum(size for size, _ in part) >= shortest:
+            joined.append({"step": step} | _mean_row(part))
+            part = []
+    return joined
+
+
+def _mean_row(part: Sequence[tuple[int, Row]]) -> Row:
+    known = {name: [(size, row[name]) for size, row in part if name in row] for _, values in part for name in values}
+    return {name: sum(s * v for s, v in pairs) / sum(s for s, _ in pairs) for name, pairs in known.items()}
 
 
 def _parse(line: bytes) -> Row | None:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from bilevel.training.charts import Line, draw, mean_line
-from bilevel.training.metrics import Row
+from bilevel.training.metrics import Row, even_intervals
 from bilevel.training.page import cell, figure, mean_cell, page, section, table
 from bilevel.training.run_dir import flatten, write_atomically
 
@@ -200,8 +200,8 @@ def _several(methods: Mapping[str, Sequence[RunRecord]]) -> bool:
 def _domains(methods: Mapping[str, Sequence[RunRecord]], generic: Mapping[str, float]) -> str:
     content = ""
     for method, runs in methods.items():
-        shares = [_share_rows(run.rows) for run in runs]
-        names = sorted({name for rows in shares for row in rows for name in row if name.startswith(SHARE_PREFIX)})
+        names = sorted({name for run in runs for row in run.rows for name in row if name.startswith(SHARE_PREFIX)})
+        shares = [even_intervals(run.rows, names) for run in runs]
         means = [mean_line(name.removeprefix(SHARE_PREFIX), shares, name) for name in names]
         top = sorted((line for line in means if len(line.x)), key=_rank(generic))[:_MOST_DOMAINS]
         if not top:
@@ -217,27 +217,6 @@ def _domains(methods: Mapping[str, Sequence[RunRecord]], generic: Mapping[str, f
         "their share in the generic data, which is the dotted line.</p>"
     )
     return section("Domains", note + content)
-
-
-def _share_rows(rows: Sequence[Row]) -> list[Row]:
-    """The shares alone, of intervals of about equal length.
-
-    A run that was stopped between two rows of metrics has a row for each part. A short part holds few rows of data, so its shares
-    swing; it is joined with what follows it.
-    """
-    kept = [{name: value for name, value in row.items() if name.startswith(SHARE_PREFIX)} for row in rows]
-    found = [(row["step"], shares) for row, shares in zip(rows, kept, strict=True) if shares]
-    lengths = np.diff([0, *(step for step, _ in found)])
-    joined: list[Row] = []
-    pending: Row = {}
-    size = 0.0
-    for (step, shares), length in zip(found, lengths, strict=True):
-        size += length
-        pending = {name: pending.get(name, 0.0) + length * value for name, value in shares.items()}
-        if 0 < size >= np.median(lengths) / 2:
-            joined.append({"step": step} | {name: value / size for name, value in pending.items()})
-            pending, size = {}, 0.0
-    return joined
 
 
 def _rank(generic: Mapping[str, float]) -> Callable[[Line], float]:

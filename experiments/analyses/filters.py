@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bilevel.training import OnSelected
-from bilevel.training.metrics import Row
+from bilevel.training.metrics import Row, even_intervals
 from bilevel.types import UserError
 from experiments.analyses.analysis import Analysis, Record, Run
 from experiments.language_modeling.variant import Variant
@@ -94,5 +94,5 @@ def count_distinct(batch_size: int, given: OnSelected | None) -> OnSelected:
 
 
 def _at_the_end(metrics: Sequence[Row]) -> float:
-    tail = metrics[-max(1, len(metrics) // 5) :]
-    return float(np.mean([row[DISTINCT] for row in tail]))
+    rows = even_intervals(metrics, [DISTINCT])
+    return float(np.mean([row[DISTINCT] for row in rows[-max(1, len(rows) // 5) :]]))

@@ -19,6 +19,7 @@ from bilevel.sampled_step import SampledFn, SampledState
 from bilevel.state import TrainState
 from bilevel.step import TrainStep
 from bilevel.training import Checkpoints, Data, LoopConfig, Resident, Sampled, TrainResult, prepare_run_dir, train
+from bilevel.training.metrics import even_intervals
 from bilevel.training.run_dir import write_atomically
 from bilevel.types import Params, UserError
 from experiments.image_classification import build, pictures, sampled
@@ -209,12 +210,13 @@ class _Run:
 
     def _summary(self, result: TrainResult, epochs: float) -> dict[str, Any]:
         history, final = result.history, scores(self.parts.evaluator, result.state, self.data)
-        tail = history[-max(1, round(_TAIL * len(history))) :]
         best = min((row for row in history if "dev_loss" in row), key=lambda row: -row["dev_accuracy"])
         shares = {"corrupted_share": "corrupted_share", "irrelevant_share": "irrelevant_share"}
         if self.method in (*SELECTING, *SAMPLED, "uniform", "svp"):
             shares["learned_share"] = "generic_correct"
-        found = {name: _mean(history, key) for name, key in shares.items()}
+        rows = even_intervals(history, [*shares.values(), "effective_sample_size"])
+        tail = rows[-max(1, round(_TAIL * len(rows))) :]
+        found = {name: _mean(rows, key) for name, key in shares.items()}
         found |= {f"{name}_at_end": _mean(tail, key) for name, key in shares.items()}
         return {
             "method": self.method,
@@ -246,7 +248,7 @@ def _newest(directory: Path, template: Any) -> Any:
 
 def _mean(rows: list[dict[str, Any]], name: str) -> float | None:
     """The mean of a metric where it is known; None where it never is."""
-    known = [row[name] for row in rows if name in row and math.isfinite(row[name])]
+    known = [row[name] for row in rows if name in row]
     return float(np.mean(known)) if known else None
 
 

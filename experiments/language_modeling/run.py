@@ -22,6 +22,7 @@ from bilevel.nn.transformer import Transformer, language_model_loss
 from bilevel.state import TrainState
 from bilevel.step import TrainStep
 from bilevel.training import Checkpoints, Data, LoopConfig, Resident, TrainResult, prepare_run_dir, train
+from bilevel.training.metrics import even_intervals
 from bilevel.training.run_dir import write_atomically
 from bilevel.types import Params, UserError
 from experiments.language_modeling import build, contrastive
@@ -278,8 +279,8 @@ class _Run:
         return _Start(dataclasses.replace(state, weight_params=placed), report)
 
     def _summary(self, result: TrainResult, losses: dict[str, Any]) -> dict[str, Any]:
-        tail = result.history[-max(1, len(result.history) // 5) :]
-        sizes = [row["effective_sample_size"] for row in tail if row.get("effective_sample_size")]
+        rows = even_intervals(result.history, ["effective_sample_size"])
+        sizes = [row["effective_sample_size"] for row in rows[-max(1, len(rows) // 5) :]]
         return {
             "method": self.method,
             "seed": self.seed,

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from bilevel.training import MetricsWriter, read_metrics
+from bilevel.training.metrics import even_intervals
 from bilevel.types import UserError
 
 
@@ -83,3 +84,22 @@ def test_missing_tensorboard_names_the_extra(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setitem(sys.modules, "tensorboardX", None)
     with pytest.raises(UserError, match=r"pip install 'bilevel\[tensorboard\]'"):
         MetricsWriter(tmp_path / "metrics.jsonl", tensorboard=tmp_path / "events")
+
+
+def test_intervals_that_a_stop_cut_are_joined_by_their_steps():
+    rows = [
+        {"step": 50, "a": 1.0, "b": 1.0},
+        {"step": 60, "a": 0.0, "b": math.nan, "c": 7.0},
+        {"step": 100, "a": 1.0, "b": 3.0},
+        {"step": 150, "a": 2.0, "b": 4.0},
+        {"step": 151, "a": 9.0, "b": 9.0},
+    ]
+    assert even_intervals(rows, ["a", "b"]) == [
+        {"step": 50, "a": 1.0, "b": 1.0},
+        {"step": 100, "a": 0.8, "b": 3.0},
+        {"step": 150, "a": 2.0, "b": 4.0},
+    ]
+    assert even_intervals(rows[:1], ["a"]) == [{"step": 50, "a": 1.0}]
+    assert (
+        even_intervals([], ["a"]) == even_intervals(rows, ["d"]) == even_intervals([{"step": 0, "a": 1.0}], ["a"]) == []
+    )
