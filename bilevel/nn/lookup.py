@@ -1,8 +1,8 @@
 """Sums of looked-up rows, pooled over positions without storing them: what cheap scoring of bytes comes down to.
 
 A big batch is scored without a gradient, so its forward pass may be a loop over positions that keeps `[b, width]` alone: on
-CPU several times faster than the same sums over a stored `[b, T, width]`. Gradients are taken on small batches only and go
-through the stored form.
+CPU several times faster than the same sums over a stored `[b, T, width]`. Accelerators, which would launch a few tiny kernels
+a position, take the stored form. Gradients are taken on small batches only and go through the stored form, too.
 """
 
 from __future__ import annotations
@@ -16,12 +16,16 @@ import jax.numpy as jnp
 from bilevel.types import Array
 
 
-def with_gradient_of(plain: Callable[..., Array], fast: Callable[..., Array]) -> Callable[..., Array]:
-    """A function computed as `fast`, whose reverse-mode derivative is that of `plain`; the two must be equal."""
-    function = jax.custom_vjp(fast)
+def with_gradient_of(plain: Callable[..., Array], on_cpu: Callable[..., Array]) -> Callable[..., Array]:
+    """`plain`, computed as `on_cpu` on CPU where no derivative is taken; the two must be equal."""
+
+    def chosen(*arguments: Any) -> Array:
+        return jax.lax.platform_dependent(*arguments, cpu=on_cpu, default=plain)
+
+    function = jax.custom_vjp(chosen)
 
     def forward(*arguments: Any) -> tuple[Array, Any]:
-        return fast(*arguments), arguments
+        return chosen(*arguments), arguments
 
     def backward(arguments: Any, cotangent: Array) -> Any:
         return jax.vjp(plain, *arguments)[1](cotangent)

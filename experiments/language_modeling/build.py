@@ -29,7 +29,7 @@ from bilevel.scorers import Scorer
 from bilevel.state import TrainState
 from bilevel.step import TrainStep, make_step
 from bilevel.types import Array, LogitFn, LossFn, Params, UserError
-from experiments.language_modeling.config import DENSE, PLAIN, TRACKING, Config, settings_of
+from experiments.language_modeling.config import DENSE, METHODS, PLAIN, TRACKING, Config, settings_of
 from experiments.language_modeling.corpora import Corpora
 
 
@@ -37,6 +37,8 @@ def build_model(config: Config, mesh: Mesh | None = None) -> Transformer:
     """The main model; given the mesh that its state is split over, one that gathers its scanned blocks one by one."""
     m = config.model
     shape = dataclasses.replace(SIZES[m.size], dtype=jnp.dtype(m.dtype), remat=m.remat, scan_layers=m.scan_layers)
+    if any(settings_of(config, method)["derivatives"] == "forward" for method in METHODS):
+        shape = dataclasses.replace(shape, attention="xla")  # fused kernels have no forward mode
     return Transformer(shape, mesh if _gathers_blocks(config, mesh) else None)
 
 

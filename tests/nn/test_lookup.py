@@ -4,6 +4,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -89,3 +90,28 @@ def test_bag_sums_weighted_rows() -> None:
     np.testing.assert_allclose(
         lookup.bag(jnp.asarray(table), jnp.asarray(rows), jnp.asarray(weights)), wanted, rtol=1e-6
     )
+
+
+@pytest.mark.parametrize(("platform", "loops"), [("cpu", True), ("cuda", False), ("tpu", False)])
+@pytest.mark.parametrize("case", ["one convolution", "n-grams"])
+def test_only_on_cpu_scoring_is_a_loop(case: str, platform: str, loops: bool) -> None:
+    """On a GPU each iteration would launch kernels of its own, some hundreds of times a step."""
+    module, _ = CASES[case]
+    lowered = jax.export.export(jax.jit(logit_fn(module)), platforms=[platform])(random_params(module), batch())
+    assert ("while" in lowered.mlir_module()) == loops
+
+
+def test_both_forms_are_equal() -> None:
+    rng = np.random.default_rng(0)
+    tables, bias = rng.normal(size=(7, 257, WIDTH)).astype(np.float32), rng.normal(size=WIDTH).astype(np.float32)
+    tables[:, 256] = 0
+    arguments = (jnp.asarray(tables), jnp.asarray(bias), batch()["tokens"], batch()["length"])
+    np.testing.assert_allclose(
+        lookup.pooled_byte_conv(*arguments), lookup._pooled_stored(*arguments), rtol=1e-5, atol=1e-5
+    )
+    bag = (
+        jnp.asarray(tables[0]),
+        batch()["tokens"].astype(jnp.int32),
+        jnp.asarray(rng.random((5, LENGTH)), jnp.float32),
+    )
+    np.testing.assert_allclose(lookup.bag(*bag), lookup._bag_stored(*bag), rtol=1e-5, atol=1e-5)
