@@ -11,6 +11,7 @@ that of the alignments with the exact ones; each is the median over batches.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -101,33 +102,31 @@ def measure(
     subset = trees.make_subset(last_blocks(blocks, model.config), params)
 
     @jax.jit
-    def one(probe: Params, generic: Batch) -> tuple[Any, Params]:
+    def one(params: Params, probe: Params, generic: Batch) -> tuple[Any, Params]:
         count = trees.num_rows(generic)
         rows = RowLosses(loss, {}, generic, jax.random.key(0))
         found = derivatives.second_order(rows, params, jnp.full(count, 1 / count), probe, subset, lambda tree: tree)
         return found.alignments, found.hessian_product
 
-    results = []
+    probe, results = probe_of(model, subset), []
     for generic, specific in pairs:
-        alignments, product = one(probe_of(params, specific, subset, model), generic)
+        alignments, product = one(params, probe(params, specific), generic)
         flat = np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(jax.device_get(product))])
         results.append(Found(np.asarray(alignments, np.float64), flat.astype(np.float64)))
     return results
 
 
-def probe_of(params: Params, specific: Batch, subset: trees.Subset, model: Transformer) -> Params:
-    """∇L_spec with full precision: the same probe for every line of the table."""
-    exact = Transformer(dataclasses.replace(model.config, dtype=jnp.float32))
-    loss = language_model_loss(exact)
-    with jax.default_matmul_precision("highest"):
-        return _gradient(loss, subset)(params, specific)
+def probe_of(model: Transformer, subset: trees.Subset) -> Callable[[Params, Batch], Params]:
+    """(θ, specific rows) -> ∇L_spec over the chosen part with full precision: the same probe for every line of the table."""
+    loss = language_model_loss(Transformer(dataclasses.replace(model.config, attention="xla", dtype=jnp.float32)))
 
+    @jax.jit
+    def gradient(params: Params, batch: Batch) -> Params:
+        with jax.default_matmul_precision("highest"):
+            found = jax.grad(lambda theta: jnp.mean(loss(theta, {}, batch, jax.random.key(0))[0]))(params)
+        return subset.restrict(found)
 
-def _gradient(loss: Any, subset: trees.Subset) -> Any:
-    def mean(params: Params, batch: Batch) -> Any:
-        return jnp.mean(loss(params, {}, batch, jax.random.key(0))[0])
-
-    return jax.jit(lambda params, batch: subset.restrict(jax.grad(mean)(params, batch)))
+    return gradient
 
 
 def main(config: ErrorsConfig) -> None:

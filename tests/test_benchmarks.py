@@ -40,6 +40,23 @@ def test_step_cost(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_derivative_errors(tmp_path: Path) -> None:
+    flags = ["--size", "xs", "--train-steps", "50", "--batches", "2", "--scales", "1e-3,1e-4", "--probe-blocks", "1"]
+    run("derivative_errors", *flags, "--cache-dir", str(tmp_path / "cache"), "--json", str(tmp_path / "errors.json"))
+    rows: list[dict[str, Any]] = json.loads((tmp_path / "errors.json").read_text())
+    assert len(rows) == 3 * 3
+    full, half = rows[:3], rows[6:]
+    assert (
+        [row["way"] for row in full] == [row["way"] for row in half] == ["forward", "finite, 0.001", "finite, 0.0001"]
+    )
+    for error in ("alignments", "product"):
+        assert full[0][error] == 0, "the reference itself"
+        assert 0 < full[2][error] < full[1][error] < 0.1, "float32: the smaller step is nearer"
+        assert half[2][error] > 3 * half[1][error], "bfloat16: the smaller step drowns in rounding"
+        assert 0 < half[0][error] < 0.1
+
+
+@pytest.mark.slow
 def test_selection_cost(tmp_path: Path) -> None:
     """At n_b/n_B = 0.1 selection costs at most 4.5 uniform steps if the target scores (10F + 3F over 3F), 1.7 with a proxy."""
     pairs = "resnet18:target,resnet18:cnn,cnn:target,cnn:cnn-small"

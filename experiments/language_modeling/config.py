@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeAlias, get_args
 
 from bilevel.types import UserError
 from experiments.cli import chosen_methods, flag_of
-from experiments.language_modeling.presets import PRESETS
+from experiments.language_modeling.presets import PRESETS, RATES
 
 MethodName: TypeAlias = Literal[
     "uniform", "mixing", "contrastive", "classifier", "meta_weight_net", "learning_to_reweight", "dds", "anograd", "soba",
@@ -86,7 +86,8 @@ class MethodConfig:
     preset: Literal["default", "paper"] = "default"
     """default: what did best on validation data at small batches; paper: the settings of the ATD paper."""
     estimator: Literal["softmax", "score"] | None = None
-    """Estimator of the α-gradient."""
+    """Estimator of the α-gradient. One that is not of the preset brings its own --weights.weight-learning-rate: score 1e-2,
+    softmax 1e-3."""
     alpha_batch: Literal["filtered", "uniform"] | None = None
     """Where the rows of the α-gradient come from."""
     alpha_batch_size: int | None = None
@@ -286,13 +287,18 @@ NOT_PROPORTIONAL = ("top_k", "top_fraction", "uniform")
 
 
 def settings_of(config: Config, method: str) -> dict[str, Any]:
-    """The preset of a method, with what the user gave in its place; what the preset adds to save time gives way to it."""
+    """The preset of a method, with what the user gave in its place; what the preset adds to save time gives way to it.
+
+    An estimator that is not the preset's brings its own weight rate.
+    """
     given = {k: v for k, v in dataclasses.asdict(config.weights).items() if v is not None and k != "preset"}
     settings = PRESETS[config.weights.preset][method] | given
     settings = {name: value for name, value in settings.items() if _concerns(name, method)}
     remembers = method in TRACKING or settings["average_specific"] > 0
     if "estimator" not in given and given.get("filter") in NOT_PROPORTIONAL:
         settings["estimator"] = "softmax"
+    if settings["estimator"] != PRESETS[config.weights.preset][method]["estimator"]:
+        settings["weight_learning_rate"] = given.get("weight_learning_rate", RATES[settings["estimator"]])
     if "probe_every" not in given and ("update_every" in given or not remembers):
         settings["probe_every"] = 0
     if "probe_blocks" not in given and config.model.scan_layers:

@@ -53,6 +53,10 @@ DEFAULT: dict[str, Any] = PAPER | {
 }
 """Tuned on validation data; `benchmarks/RESULTS.md` has the measurements."""
 
+RATES: dict[str, float] = {"score": DEFAULT["weight_learning_rate"], "softmax": PAPER["weight_learning_rate"]}
+"""The weight rate that goes with an estimator, where it is not the preset's. With `softmax` at the rate of `score` the effective
+sample size collapses within 100 steps, and that estimator, which weighs each row by its weight, then learns nothing more."""
+
 _DENSE: dict[str, Any] = {"estimator": "softmax", "probe_every": 0, "probe_blocks": 0, "update_every": 1}
 _IMPLICIT: dict[str, Any] = {"update_every": 4, "probe_every": 0, "average_specific": 0.9, "damping": 1.0}
 _WARM: dict[str, Any] = {"warm_start": True, "weight_learning_rate": 3e-3}

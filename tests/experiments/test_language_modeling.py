@@ -27,6 +27,7 @@ from experiments.language_modeling import comparison
 from experiments.language_modeling.__main__ import main
 from experiments.language_modeling.build import (
     build_loaders,
+    build_model,
     build_weight_optimizer,
     check_rows,
     last_blocks,
@@ -317,6 +318,26 @@ def test_what_the_preset_adds_gives_way_to_what_is_asked_for() -> None:
     assert settings("soba", scan_layers=True)["probe_blocks"] == 0
     with pytest.raises(UserError, match=r"does not go with --model\.scan-layers"):
         last_blocks(1, TransformerConfig(2, 8, 2, 16, scan_layers=True))
+
+
+def test_an_estimator_brings_its_rate() -> None:
+    def rate(method: str = "soba", **weights: Any) -> float:
+        return settings_of(Config(weights=MethodConfig(**weights)), method)["weight_learning_rate"]
+
+    assert (rate(), rate(estimator="score")) == (1e-2, 1e-2)
+    assert (rate(estimator="softmax"), rate(filter="top_k"), rate("warm_soba", filter="top_k")) == (1e-3, 1e-3, 1e-3)
+    assert rate(estimator="softmax", weight_learning_rate=0.5) == rate(weight_learning_rate=0.5) == 0.5
+    assert rate("meta_weight_net") == rate("meta_weight_net", estimator="softmax") == 1e-2, "tuned with softmax"
+    assert (rate(preset="paper"), rate(preset="paper", estimator="score")) == (1e-3, 1e-2)
+
+
+@pytest.mark.parametrize(
+    ("weights", "attention"), [({}, "auto"), ({"derivatives": "forward"}, "xla"), ({"preset": "paper"}, "xla")]
+)
+def test_forward_mode_goes_without_fused_attention(weights: dict[str, Any], attention: str) -> None:
+    """The fused kernel, which bfloat16 takes on a GPU, has no forward-mode derivative."""
+    config = Config(model=ModelConfig(dtype="bfloat16"), weights=MethodConfig(**weights))
+    assert build_model(config).config.attention == attention
 
 
 @pytest.mark.parametrize("case", BAD_INPUT)
