@@ -25,7 +25,7 @@ class Filters(Analysis):
     """Sampling strategies that filter the big batch (table 7).
 
     Trains SOBA (or --method) once with each filter, all with the same estimator of the α-gradient (softmax, which goes with
-    every filter). uniform, for reference, is uniform sampling without a weighting network.
+    every filter, at the rate that goes with it). uniform, for reference, is uniform sampling without a weighting network.
 
     Reference: Grangier, Ablin, Hannun, "Adaptive Training Distributions with Scalable Online Bilevel Optimization",
     section 6.2.
