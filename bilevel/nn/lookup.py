@@ -17,7 +17,7 @@ from bilevel.types import Array
 
 
 def with_gradient_of(plain: Callable[..., Array], on_cpu: Callable[..., Array]) -> Callable[..., Array]:
-    """`plain`, computed as `on_cpu` on CPU where no derivative is taken; the two must be equal."""
+    """`plain`, whose value is computed as `on_cpu` on CPU; derivatives are those of `plain`. The two must be equal."""
 
     def chosen(*arguments: Any) -> Array:
         return jax.lax.platform_dependent(*arguments, cpu=on_cpu, default=plain)

@@ -23,6 +23,8 @@ PLAIN = ("uniform", "mixing", "contrastive")
 """They train on what is loaded: no weighting network."""
 DENSE = ("learning_to_reweight", "meta_weight_net")
 """They weigh all rows of a batch of --batch-size, in place of picking rows from a big batch."""
+FIXED = ("frozen", "classifier")
+"""They pick rows by weights that are learned beforehand: no estimator."""
 TRACKING = ("soba", "warm_soba", "penalty")
 """They carry the specific gradient, or what it adds up to, from step to step."""
 
@@ -289,7 +291,7 @@ NOT_PROPORTIONAL = ("top_k", "top_fraction", "uniform")
 def settings_of(config: Config, method: str) -> dict[str, Any]:
     """The preset of a method, with what the user gave in its place; what the preset adds to save time gives way to it.
 
-    An estimator that is not the preset's brings its own weight rate.
+    An estimator that is not the preset's brings its own weight rate, to the methods that use one.
     """
     given = {k: v for k, v in dataclasses.asdict(config.weights).items() if v is not None and k != "preset"}
     settings = PRESETS[config.weights.preset][method] | given
@@ -297,7 +299,7 @@ def settings_of(config: Config, method: str) -> dict[str, Any]:
     remembers = method in TRACKING or settings["average_specific"] > 0
     if "estimator" not in given and given.get("filter") in NOT_PROPORTIONAL:
         settings["estimator"] = "softmax"
-    if settings["estimator"] != PRESETS[config.weights.preset][method]["estimator"]:
+    if method not in (*PLAIN, *FIXED) and settings["estimator"] != PRESETS[config.weights.preset][method]["estimator"]:
         settings["weight_learning_rate"] = given.get("weight_learning_rate", RATES[settings["estimator"]])
     if "probe_every" not in given and ("update_every" in given or not remembers):
         settings["probe_every"] = 0

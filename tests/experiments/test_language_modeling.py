@@ -327,6 +327,8 @@ def test_an_estimator_brings_its_rate() -> None:
     assert (rate(), rate(estimator="score")) == (1e-2, 1e-2)
     assert (rate(estimator="softmax"), rate(filter="top_k"), rate("warm_soba", filter="top_k")) == (1e-3, 1e-3, 1e-3)
     assert rate(estimator="softmax", weight_learning_rate=0.5) == rate(weight_learning_rate=0.5) == 0.5
+    for method in ("classifier", "frozen"):  # no estimator; this rate is the classifier's own
+        assert rate(method, filter="top_fraction") == rate(method, estimator="softmax") == 1e-2
     assert rate("meta_weight_net") == rate("meta_weight_net", estimator="softmax") == 1e-2, "tuned with softmax"
     assert (rate(preset="paper"), rate(preset="paper", estimator="score")) == (1e-3, 1e-2)
 
