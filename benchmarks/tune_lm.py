@@ -22,7 +22,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "soba": ("soba", {}),
     "soba, paper's settings": ("soba", {"preset": "paper"}),
     "soba, forward": ("soba", {"derivatives": "forward"}),
-    "soba, softmax": ("soba", {"estimator": "softmax"}),
+    "soba, softmax": ("soba", {"estimator": "softmax", "weight_learning_rate": 1e-2}),
     "soba, alignments as they are": ("soba", {"normalize_alignments": False}),
     "soba, weight rate 1e-3": ("soba", {"weight_learning_rate": 1e-3}),
     "soba, weight rate 3e-3": ("soba", {"weight_learning_rate": 3e-3}),
@@ -59,14 +59,20 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "dds, paper's settings": ("dds", {"preset": "paper"}),
     "dds, no averaging": ("dds", {"average_specific": 0.0}),
     "dds, averaging 0.98": ("dds", {"average_specific": 0.98}),
-    "dds, uniform alpha rows": ("dds", {"alpha_batch": "uniform", "estimator": "softmax"}),
+    "dds, uniform alpha rows": (
+        "dds",
+        {"alpha_batch": "uniform", "estimator": "softmax", "weight_learning_rate": 1e-2},
+    ),
     "anograd": ("anograd", {}),
     "anograd, paper's settings": ("anograd", {"preset": "paper"}),
     "anograd, no averaging": ("anograd", {"average_specific": 0.0}),
-    "anograd, uniform alpha rows": ("anograd", {"alpha_batch": "uniform", "estimator": "softmax"}),
+    "anograd, uniform alpha rows": (
+        "anograd",
+        {"alpha_batch": "uniform", "estimator": "softmax", "weight_learning_rate": 1e-2},
+    ),
     "anograd, 64 uniform alpha rows": (
         "anograd",
-        {"alpha_batch": "uniform", "estimator": "softmax", "alpha_batch_size": 64},
+        {"alpha_batch": "uniform", "estimator": "softmax", "alpha_batch_size": 64, "weight_learning_rate": 1e-2},
     ),
     "soba, warm start": ("soba", {"warm_start": True}),
     "soba, warm start, weight rate 3e-3": ("soba", {"warm_start": True, "weight_learning_rate": 3e-3}),
@@ -77,7 +83,13 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "soba, warm start, warm-up 2000": ("soba", {"warm_start": True, "weight_warmup": 2000}),
     "soba, warm start, top_k, warm-up 1000": (
         "soba",
-        {"warm_start": True, "weight_warmup": 1000, "filter": "top_k", "estimator": "softmax"},
+        {
+            "warm_start": True,
+            "weight_warmup": 1000,
+            "weight_learning_rate": 1e-2,
+            "filter": "top_k",
+            "estimator": "softmax",
+        },
     ),
     "soba, warm start, weight rate 1e-3": ("soba", {"warm_start": True, "weight_learning_rate": 1e-3}),
     "soba, warm start, weight rate 3e-3, warm-up 1000": (
@@ -96,7 +108,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "warm_soba, 64 alpha rows": ("warm_soba", {"alpha_batch_size": 64}),
     "warm_soba, 64 uniform alpha rows": (
         "warm_soba",
-        {"alpha_batch": "uniform", "alpha_batch_size": 64, "estimator": "softmax"},
+        {"alpha_batch": "uniform", "alpha_batch_size": 64, "estimator": "softmax", "weight_learning_rate": 3e-3},
     ),
     "classifier, 12 specific candidates": ("classifier", {"specific_candidates": 12}),
     "soba, 12 specific candidates": ("soba", {"specific_candidates": 12}),
