@@ -5,13 +5,15 @@ from __future__ import annotations
 import errno
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeAlias, TypeVar
 
 from bilevel.types import UserError
 from experiments.programs import keep_programs
 from experiments.runs import STOPPED, Stopped
 
 Config = TypeVar("Config")
+Residence: TypeAlias = Literal["auto", "always", "never"]
+"""Whether all data lie on the device; see `sources.open_source`."""
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 

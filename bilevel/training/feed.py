@@ -68,7 +68,7 @@ class Data:
         if steps_per_call != 1:
             raise UserError(
                 f"steps_per_call={steps_per_call} needs data that are on the device: "
-                "give `Resident` data (--resident), or one step a call."
+                "give `Resident` data (--resident always), or one step a call."
             )
         return Programs(step)
 

@@ -17,6 +17,9 @@ from bilevel.training.feed import Item
 from bilevel.training.programs import Program, Programs, Step, StepChoice
 from bilevel.types import Array, Batch, UserError
 
+_SHARE = 1 / 8
+_WITHOUT_LIMIT = 1 << 30
+
 _Carry: TypeAlias = tuple[Array, Any, dict[str, Array]]
 """Steps made in this call, the state, the metrics of all steps."""
 
@@ -61,9 +64,11 @@ class Resident:
             self._everywhere = sharding.replicated(mesh)
             self._spread = NamedSharding(mesh, PartitionSpec(None, sharding.DATA_AXIS))
         self._loaders = (generic, specific)
-        rows = [loader.dataset.rows(np.arange(len(loader.dataset))) for loader in self._loaders]
-        self._ids = rows[0].get("id")
-        self._tables = jax.device_put(tuple(rows), self._everywhere)
+        rows = {id(dataset): dataset.rows(np.arange(len(dataset))) for dataset in _datasets(*self._loaders)}
+        generic_rows, _ = order = [id(loader.dataset) for loader in self._loaders]
+        self._ids = rows[generic_rows].get("id")
+        tables = jax.device_put(rows, self._everywhere)
+        self._tables = tuple(tables[name] for name in order)
         self._programs: dict[Any, Program] = {}
 
     def programs(self, step: Step | StepChoice, steps_per_call: int) -> Programs:
@@ -86,6 +91,28 @@ class Resident:
         numbers = jax.device_put((generic, specific), self._spread)
         span = jax.device_put((np.int32(first), np.int32(count)), self._everywhere)
         return Item((self._tables, numbers, *span), ids, count)
+
+
+def fits_on_device(*loaders: NumberLoader) -> bool:
+    """Whether `Resident` data would leave a device nearly all of its memory.
+
+    At most an eighth of it, or 1 GiB where devices share that of the machine and do not say how much it is (CPU).
+
+    Args:
+        loaders: of the data sets; one that several share counts once.
+    """
+    devices = jax.local_devices()
+    limit = (devices[0].memory_stats() or {}).get("bytes_limit")
+    most = _WITHOUT_LIMIT // len(devices) if limit is None else int(limit * _SHARE)
+    return sum(_bytes(dataset) for dataset in _datasets(*loaders)) <= most
+
+
+def _datasets(*loaders: NumberLoader) -> list[Dataset]:
+    return list({id(loader.dataset): loader.dataset for loader in loaders}.values())
+
+
+def _bytes(dataset: Dataset) -> int:
+    return len(dataset) * sum(column.nbytes for column in dataset.rows(np.zeros(1, np.int64)).values())
 
 
 def _numbers(loader: NumberLoader, first: int, count: int, most: int) -> NDArray[np.int32]:

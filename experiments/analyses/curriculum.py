@@ -46,8 +46,10 @@ class Curriculum(Analysis):
         super().check()
         if self.snapshots < 1:
             raise UserError(f"--snapshots {self.snapshots} must be at least 1.")
-        if self.resident:
-            raise UserError("--resident does not go with replaying weights, which travel step by step: leave it away.")
+        if self.resident == "always":
+            raise UserError(
+                "--resident always does not go with replaying weights, which travel step by step: leave it away."
+            )
 
     @property
     def every(self) -> int:
@@ -64,7 +66,7 @@ class Curriculum(Analysis):
         yield Run("final", self.frozen(learner.directory, "final"), "frozen", new)
         for order in ORDERS:
             steps = snapshots.before(order_of(order, self.steps, new))
-            variant = Variant({**kept, "trajectory": order}, replay(snapshots, steps))
+            variant = Variant({**kept, "trajectory": order}, replay(snapshots, steps), streams=True)
             yield Run(order, self.frozen(learner.directory, order), "frozen", new, variant)
 
 

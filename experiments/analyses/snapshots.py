@@ -84,7 +84,7 @@ def replay(snapshots: Snapshots, order: NDArray[np.int64]) -> Callable[[Data | R
 
     def source(data: Data | Resident, mesh: Mesh) -> Source:
         if not isinstance(data, Data):
-            raise UserError("--resident does not go with replaying weights, which travel step by step: leave it away.")
+            raise UserError("Weights are replayed with batches that travel: give the variant `streams`.")
         snapshots.check(np.unique(order).tolist())
         where = sharding.replicated(mesh) if mesh.size > 1 else None
 

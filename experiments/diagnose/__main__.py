@@ -18,13 +18,14 @@ import jax
 
 from bilevel import sharding
 from bilevel.state import TrainState
-from bilevel.training import Data, LoopConfig, hold_run_dir, train
+from bilevel.training import LoopConfig, hold_run_dir, train
 from experiments import cli
 from experiments.diagnose import report
 from experiments.diagnose.config import DiagnoseConfig, Run, run_of
 from experiments.diagnose.measure import Measurement, initial, measured_checkpoint
 from experiments.language_modeling import build
 from experiments.language_modeling.corpora import Corpora, load_corpora
+from experiments.sources import open_source, steps_in_call
 
 
 def main(options: DiagnoseConfig) -> None:
@@ -56,12 +57,12 @@ def measured_while_training(
         return found
 
     step, state = initial(run)
+    source = open_source(run.config.resident, generic, specific, mesh)
     loop = LoopConfig(
         options.steps, log_every=min(50, options.every), evaluate_every=options.every, progress=options.progress,
-        stop_signals=False,
+        stop_signals=False, steps_per_call=steps_in_call(source, run.config.steps_per_call),
     )  # fmt: skip
-    place = sharding.batch_placer(mesh)
-    train(step, state, data=Data(generic, specific, place, place), config=loop, evaluate=evaluate)
+    train(step, state, data=source, config=loop, evaluate=evaluate)
     return rows
 
 

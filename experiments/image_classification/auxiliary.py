@@ -15,13 +15,14 @@ from bilevel.methods import uniform
 from bilevel.nn.classification import init_variables
 from bilevel.state import TrainState
 from bilevel.step import make_step
-from bilevel.training import Data, LoopConfig, Resident, prepare_run_dir, train
+from bilevel.training import LoopConfig, prepare_run_dir, train
 from bilevel.types import LossFn, ModelState, Params
 from experiments.image_classification.build import classifier, losses_of, optimizer_of
 from experiments.image_classification.config import NEWER, NEWER_DATA, Config
 from experiments.image_classification.data import ImageData
 from experiments.image_classification.evaluation import Evaluator
 from experiments.runs import Stopped, without_newer
+from experiments.sources import open_source, steps_in_call
 
 BEST = "best.npz"
 _EVALUATIONS = 20
@@ -88,17 +89,18 @@ def fit(config: Config, data: ImageData, name: str | None, rows: Dataset, direct
     best = _Best(directory / BEST, Evaluator(losses.evaluate), data.dev)
     best(state)
     loader = Loader(rows, size, seed=config.data.seed)
+    source = open_source(config.resident, loader, loader)
     every = max(1, steps // _EVALUATIONS)
     result = train(
         step,
         state,
-        data=Resident(loader, loader) if config.resident else Data(loader, loader),
+        data=source,
         config=LoopConfig(
             num_steps=steps,
             log_every=every,
             evaluate_every=every,
             checkpoint_every=config.checkpoint_every,
-            steps_per_call=config.steps_per_call if config.resident else 1,
+            steps_per_call=steps_in_call(source, config.steps_per_call),
             progress=config.progress,
         ),
         run_dir=directory,

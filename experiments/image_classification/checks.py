@@ -36,9 +36,9 @@ def check_flags(config: Config, methods: Sequence[str]) -> None:
     if not 0 <= config.average < 1:
         raise UserError(f"--average {config.average} must lie in [0, 1): it is a decay, and 0 averages nothing.")
     for method in SAMPLED:
-        if method in methods and not config.resident:
+        if method in methods and config.resident == "never":
             raise UserError(
-                f"--no-resident does not fit {method}, whose data always lie on the device: leave the flag away."
+                f"--resident never does not fit {method}, whose data always lie on the device: leave the flag away."
             )
     if "mentornet" in methods and not 0 <= config.weights.burn_in <= 1:
         raise UserError(f"--weights.burn-in {config.weights.burn_in} must lie in [0, 1]: it is a share of the steps.")

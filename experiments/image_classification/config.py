@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
-from experiments.cli import chosen_methods
+from experiments.cli import Residence, chosen_methods
 from experiments.image_classification.sampler_config import SamplerConfig
 
 MethodName: TypeAlias = Literal[
@@ -218,10 +218,11 @@ class Config:
     """Steps between two checkpoints."""
     evaluate_rows: int = 0
     """Most rows of each set in an evaluation while training; 0: all. The final ones use all."""
-    resident: bool = True
-    """Keep all data on the device, and make several steps in one program call; rl_sampler and replayed always do."""
+    resident: Residence = "auto"
+    """Keep all data on the device, and make several steps in one program call; auto: if they fit there (in an eighth of its
+    memory, on CPU in 1 GiB). rl_sampler and replayed always do."""
     steps_per_call: int = 25
-    """With --resident: most steps in one call."""
+    """With data on the device: most steps in one call."""
     progress: bool = True
     """Show a progress bar."""
     tensorboard: bool = False

@@ -18,7 +18,7 @@ from bilevel.data import Dataset, Loader
 from bilevel.sampled_step import SampledFn, SampledState
 from bilevel.state import TrainState
 from bilevel.step import TrainStep
-from bilevel.training import Checkpoints, Data, LoopConfig, Resident, Sampled, TrainResult, prepare_run_dir, train
+from bilevel.training import Checkpoints, LoopConfig, Sampled, Source, TrainResult, prepare_run_dir, train
 from bilevel.training.metrics import even_intervals
 from bilevel.training.run_dir import write_atomically
 from bilevel.types import Params, UserError
@@ -39,13 +39,15 @@ from experiments.image_classification.known import irreducible_losses, uncertain
 from experiments.image_classification.model import Model, model_of
 from experiments.image_classification.observation import observer
 from experiments.runs import CHECKPOINTS, RESULT_NAME, Stopped, run_name, without_newer
+from experiments.sources import open_source, steps_in_call
 
 IRREDUCIBLE = "irreducible"
 PROXY = "svp"
 MAY_CHANGE = (
     "log_every", "evaluate_every", "evaluate_rows", "checkpoint_every", "progress", "tensorboard", "data.cache_dir",
+    "resident",
 )  # fmt: skip
-NOT_OF_A_RUN = ("compare", "seeds", "targets", "run_dir", "eval_only", "steps_per_call")
+NOT_OF_A_RUN = ("compare", "seeds", "targets", "run_dir", "eval_only", "resident", "steps_per_call")
 """Flags that do not change how one run trains."""
 _TAIL = 0.2
 """Shares of the selected rows are means over the last fifth of the rows of metrics, and over all."""
@@ -168,12 +170,12 @@ class _Run:
 
     def train(self) -> dict[str, Any]:
         """Trains to the end, and writes what remains of the run."""
-        config, parts = self.config, self.parts
+        config, parts, source = self.config, self.parts, self._source()
         result = train(
             parts.step,
             parts.state,
-            data=self._source(),
-            config=_loop_config(config),
+            data=source,
+            config=_loop_config(config, source),
             run_dir=self.directory,
             evaluate=while_training(parts.evaluator, self.data, config.evaluate_rows or None),
             on_selected=sampled.recorder(config, self.directory) if self.method in SAMPLED else None,
@@ -186,14 +188,14 @@ class _Run:
         (self.directory / sampled.DRAWN).unlink(missing_ok=True)
         return summary
 
-    def _source(self) -> Data | Resident | Sampled:
+    def _source(self) -> Source:
         """The data on the device, or batches that travel."""
         config, parts, data = self.config, self.parts, self.data
         if self.method in SAMPLED:
             return Sampled(data.train, data.dev)
         generic = Loader(parts.rows, self._loaded_rows(), seed=self.seed)
         dev = Loader(data.dev, build.dev_rows(config, len(data.dev)), seed=self.seed + 1_000_003)
-        return _streamed(config, generic, dev, parts.mesh)
+        return open_source(config.resident, generic, dev, parts.mesh)
 
     def _loaded_rows(self) -> int:
         return build.loaded_rows(self.config, self.method, len(self.data.train), self.parts.mesh.size)
@@ -252,22 +254,13 @@ def _mean(rows: list[dict[str, Any]], name: str) -> float | None:
     return float(np.mean(known)) if known else None
 
 
-def _streamed(config: Config, generic: Loader, dev: Loader, mesh: Mesh) -> Data | Resident:
-    """The data on the device, or batches that travel."""
-    if config.resident:
-        return Resident(generic, dev, mesh)
-
-    place = sharding.batch_placer(mesh)
-    return Data(generic, dev, place, place)
-
-
-def _loop_config(config: Config) -> LoopConfig:
+def _loop_config(config: Config, source: Source) -> LoopConfig:
     return LoopConfig(
         num_steps=config.steps,
         log_every=config.log_every,
         evaluate_every=config.evaluate_every,
         checkpoint_every=config.checkpoint_every,
-        steps_per_call=config.steps_per_call if config.resident else 1,
+        steps_per_call=steps_in_call(source, config.steps_per_call),
         progress=config.progress,
         tensorboard=config.tensorboard,
     )

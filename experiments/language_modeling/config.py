@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
 from bilevel.types import UserError
-from experiments.cli import chosen_methods, flag_of
+from experiments.cli import Residence, chosen_methods, flag_of
 from experiments.language_modeling.presets import PRESETS, RATES
 
 MethodName: TypeAlias = Literal[
@@ -221,10 +221,11 @@ class Config:
     """Steps between two checkpoints."""
     evaluate_rows: int = 2048
     """Most rows in an evaluation while training; the final ones use all."""
-    resident: bool = False
-    """Keep all data on the device, and make several steps in one program call."""
+    resident: Residence = "auto"
+    """Keep all data on the device, and make several steps in one program call; auto: if they fit there (in an eighth of its
+    memory, on CPU in 1 GiB), there is one process, and nothing needs batches that travel."""
     steps_per_call: int = 8
-    """With --resident: most steps in one call."""
+    """With data on the device: most steps in one call."""
     progress: bool = True
     """Show a progress bar."""
     tensorboard: bool = False

@@ -16,12 +16,12 @@ import numpy as np
 from jax.sharding import Mesh
 
 from bilevel import sharding
-from bilevel.data import Loader, MixedLoader, RowView, TaskLoader
+from bilevel.data import RowView
 from bilevel.loss_table import LossTable
 from bilevel.nn.transformer import Transformer, language_model_loss
 from bilevel.state import TrainState
 from bilevel.step import TrainStep
-from bilevel.training import Checkpoints, Data, LoopConfig, Resident, TrainResult, prepare_run_dir, train
+from bilevel.training import Checkpoints, LoopConfig, Source, TrainResult, prepare_run_dir, train
 from bilevel.training.metrics import even_intervals
 from bilevel.training.run_dir import write_atomically
 from bilevel.types import Params, UserError
@@ -34,19 +34,19 @@ from experiments.language_modeling.finetune import Finetuning, kept_results, rem
 from experiments.language_modeling.variant import Variant
 from experiments.language_modeling.weights import DIGEST, known_digest, load_weights, save_weights
 from experiments.runs import CHECKPOINTS, RESULT_NAME, Stopped, read_json, run_name, without_newer
+from experiments.sources import open_source, steps_in_call
 
 MAY_CHANGE = (
     "log_every", "evaluate_every", "checkpoint_every", "progress", "tensorboard", "data.cache_dir", "shard_state",
-    "weights.frozen_from",
+    "weights.frozen_from", "resident",
 )  # fmt: skip
 NOT_OF_A_RUN = (
-    "compare", "seeds", "run_dir", "eval_only", "coordinator", "processes", "process", "steps_per_call", "specific_sets",
-    "same_seconds", "budget_seconds", "trials", "trial_steps", "finetune_steps", "finetune_learning_rate",
+    "compare", "seeds", "run_dir", "eval_only", "coordinator", "processes", "process", "resident", "steps_per_call",
+    "specific_sets", "same_seconds", "budget_seconds", "trials", "trial_steps", "finetune_steps", "finetune_learning_rate",
 )  # fmt: skip
 """Flags that do not change how one run trains."""
 CONTENT_HASH = "content_hash"
 """Of the data, in a run's settings: a path may hold other data tomorrow."""
-NEWER: dict[str, Any] = {"resident": False}
 NEWER_WEIGHTS: dict[str, Any] = {"weight_warmup": 0, "specific_candidates": 0}
 """Flags that came later, with what was done before them: see `without_newer`."""
 CLASSIFIER = "classifier.json"
@@ -60,7 +60,7 @@ def settings_dict(config: Config, method: str, seed: int) -> dict[str, Any]:
     for name in NOT_OF_A_RUN:
         del everything[name]
     everything["weights"] = without_newer(weights, NEWER_WEIGHTS)
-    return without_newer(everything, NEWER)
+    return everything
 
 
 def run(config: Config, method: str, seed: int, corpora: Corpora, variant: Variant | None = None) -> dict[str, Any]:
@@ -205,11 +205,13 @@ class _Run:
         config, mesh = self.config, self.parts.mesh
         generic, specific = build.build_loaders(config, self.method, self.seed, self.corpora, rows)
         sharding.check_divides(mesh, batch_size=config.batch_size, specific_batch_size=specific.batch_size)
+        stays = not (config.shard_state or self.variant.streams)
+        source = self.variant.source(open_source(config.resident if stays else "never", generic, specific, mesh), mesh)
         result = train(
             self.parts.step,
             state,
-            data=self.variant.source(_source(config, generic, specific, mesh), mesh),
-            config=dataclasses.replace(_loop_config(config, steps), state_every=self.variant.state_every),
+            data=source,
+            config=dataclasses.replace(_loop_config(config, steps, source), state_every=self.variant.state_every),
             run_dir=self.directory,
             evaluate=while_training(config, mesh, self.parts.evaluator, self.corpora),
             on_selected=self.variant.on_selected(_share_counter(self.corpora)),
@@ -307,34 +309,22 @@ def steps_before_selection(config: Config, settings: Mapping[str, Any]) -> int:
 
 
 def check_resident(config: Config) -> None:
-    """Refuses --resident where it does not go.
+    """Refuses --resident always where it does not go.
 
     Raises:
       UserError: naming what it does not go with.
     """
-    if config.resident and config.shard_state:
-        raise UserError("--resident keeps the whole state on every device: leave it or --shard-state away.")
+    if config.resident == "always" and config.shard_state:
+        raise UserError("--resident always keeps the whole state on every device: leave it or --shard-state away.")
 
 
-def _source(
-    config: Config, generic: Loader | MixedLoader, specific: Loader | TaskLoader, mesh: Mesh
-) -> Data | Resident:
-    """The data on the device, or batches that travel."""
-    check_resident(config)
-    if config.resident:
-        return Resident(generic, specific, mesh)
-
-    place = sharding.batch_placer(mesh)
-    return Data(generic, specific, place, place)
-
-
-def _loop_config(config: Config, steps: int) -> LoopConfig:
+def _loop_config(config: Config, steps: int, source: Source) -> LoopConfig:
     return LoopConfig(
         num_steps=steps,
         log_every=config.log_every,
         evaluate_every=config.evaluate_every,
         checkpoint_every=config.checkpoint_every,
-        steps_per_call=config.steps_per_call if config.resident else 1,
+        steps_per_call=steps_in_call(source, config.steps_per_call),
         progress=config.progress,
         tensorboard=config.tensorboard,
     )

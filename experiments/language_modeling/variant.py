@@ -18,6 +18,8 @@ class Variant(NamedTuple):
     """What of these changes decides the outcome; kept and compared with the run's other settings."""
     source: Callable[[Data | Resident, Mesh], Source] = lambda data, mesh: data
     """What the batches come from, given what they would come from and the devices."""
+    streams: bool = False
+    """Whether the batches must travel, whatever --resident says."""
     on_selected: Callable[[OnSelected | None], OnSelected | None] = lambda given: given
     """What is called with the rows that were trained on, given what would be; see `bilevel.training.train`."""
     on_state: OnState | None = None

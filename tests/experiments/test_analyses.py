@@ -459,7 +459,11 @@ BAD = {
     "a method that learns nothing": (["curriculum"], {"method": "classifier"}, "--method classifier does not learn"),
     "several methods": (["filters"], {"compare": "soba,dds"}, "--compare soba,dds is not for this analysis"),
     "no snapshots": (["curriculum"], {"snapshots": 0}, "--snapshots 0 must be at least 1"),
-    "resident": (["curriculum", "--resident"], {}, "--resident does not go with replaying"),
+    "resident": (
+        ["curriculum", "--resident", "always"],
+        {},
+        "--resident always does not go with replaying",
+    ),
     "a filter twice": (["filters", "--filters", "top_k", "top_k"], {}, "--filters top_k top_k: name"),
     "specific rows among the big batch": (
         ["filters"],

@@ -72,7 +72,7 @@ def test_comparison_writes_what_it_promises(source: Path, capsys: pytest.Capture
 
 @pytest.mark.parametrize("method", [m for m in METHODS if m not in ("uniform", "dds", "rho_loss", *SAMPLED)])
 def test_every_method_runs(source: Path, method: str) -> None:
-    call(source, *(["--no-resident"] if method == "train_loss" else []), method=method, steps=2)
+    call(source, *(["--resident", "never"] if method == "train_loss" else []), method=method, steps=2)
     row = results(source.parent / "run")[0]
     assert row["method"] == method
     assert math.isfinite(row["test_accuracy"])

@@ -161,7 +161,11 @@ def test_mistakes_are_explained(source: Path, capsys: pytest.CaptureFixture[str]
         ({**transfer, "data__limit": 100}, (), f"belongs to data with {rows} rows"),
         ({**transfer, "data__noise_fraction": 0.1}, (), "belongs to data with the content hash"),
         ({**transfer, "weights__policy_size": 8}, (), "does not fit: its"),
-        ({"compare": "uniform,rl_sampler"}, ("--no-resident",), "--no-resident does not fit rl_sampler, whose data"),
+        (
+            {"compare": "uniform,rl_sampler"},
+            ("--resident", "never"),
+            "--resident never does not fit rl_sampler, whose data",
+        ),
         ({"method": "rl_sampler"}, ("--weights.fixed-sampler",), "say where by --weights.sampler-from"),
         (
             {"method": "rl_sampler", "weights__reward_parts": 5},

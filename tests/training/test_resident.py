@@ -103,6 +103,14 @@ def assert_same(one: Any, other: Any) -> None:
         np.testing.assert_array_equal(a, b, strict=True)
 
 
+def test_a_data_set_that_both_loaders_share_lies_there_once():
+    one, _ = loaders()
+    generic, specific = Resident(one, Loader(one.dataset, 6, seed=6)).item(0, 1, 1).arguments[0]
+    assert generic is specific
+    generic, specific = resident().item(0, 1, 1).arguments[0]
+    assert generic["x"] is not specific["x"]
+
+
 @pytest.mark.parametrize("steps_per_call", [1, 4, 7])
 def test_equals_batches_that_travel(steps_per_call: int):
     streamed = run(None, Data(*loaders()))
