@@ -10,7 +10,6 @@ from bilevel.nn.transformer import language_model_loss
 from experiments.language_modeling import build, contrastive, search
 from experiments.language_modeling.config import Config, settings_of
 from experiments.language_modeling.corpora import Corpora, load_corpora
-from experiments.language_modeling.run import check_resident, steps_before_selection
 from experiments.language_modeling.weights import weights_file
 
 
@@ -39,9 +38,8 @@ def check(config: Config, method: str, corpora: Corpora) -> None:
     build.build_step(config, method, model, loss, build.weighting_of(config, method, loss), mesh)
     _, specific = build.build_loaders(config, method, config.seed, corpora)
     sharding.check_divides(mesh, batch_size=config.batch_size, specific_batch_size=specific.batch_size)
-    check_resident(config)
     if method == "contrastive":
-        steps_before_selection(config, settings)
+        contrastive.steps_before_selection(config, settings)
         contrastive.check(config, settings, corpora)
         if settings["contrastive_scores"]:
             contrastive.load_scores(settings["contrastive_scores"], corpora, own=True)

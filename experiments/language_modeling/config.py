@@ -245,7 +245,7 @@ class Config:
     weights: MethodConfig = field(default_factory=MethodConfig)
 
     def check_numbers(self) -> None:
-        """Checks the flags that are numbers, and those of several processes, before anything is read.
+        """Checks the flags that are numbers, and those of devices and processes, before anything is read.
 
         Raises:
           UserError: if one is out of range, or goes with no other.
@@ -272,6 +272,11 @@ class Config:
             raise UserError(f"{flag_of(alone)} needs --coordinator HOST:PORT, the address of process 0, or auto.")
         if self.coordinator not in (None, "auto") and None in (self.processes, self.process):
             raise UserError(f"--coordinator {self.coordinator} needs --processes and --process (from 0) too.")
+        if self.resident == "always" and (self.shard_state or self.coordinator):
+            other = "--shard-state" if self.shard_state else "--coordinator"
+            raise UserError(
+                f"--resident always keeps everything on each device of one process: leave it or {other} away."
+            )
         for name in ("weighting_layers", "weighting_width"):
             if getattr(self.model, name) < 1:
                 raise UserError(f"{flag_of(f'model.{name}')} {getattr(self.model, name)} must be at least 1.")

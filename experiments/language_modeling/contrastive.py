@@ -10,6 +10,7 @@ import dataclasses
 import sys
 import time
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,21 @@ FOLDER = "contrastive_finetuned"
 SCORED_AT_ONCE = 256
 SECONDS = "seconds"
 """That fine-tuning and scoring took."""
+
+
+def steps_before_selection(config: Config, settings: Mapping[str, Any]) -> int:
+    """The steps of contrastive on all generic rows.
+
+    Raises:
+      UserError: if they leave none before selection or none after.
+    """
+    first = round(settings["contrastive_start"] * config.steps)
+    if not 0 < first < config.steps:
+        raise UserError(
+            f"--weights.contrastive-start {settings['contrastive_start']} leaves {first} of {config.steps} "
+            "steps before selection: choose a share that leaves at least one step before it and one after."
+        )
+    return first
 
 
 def compute_scores(

@@ -223,7 +223,7 @@ class _Run:
 
     def _contrastive(self) -> tuple[TrainResult, dict[str, float]]:
         """The four phases of contrastive data selection; the second and third are done once."""
-        first = steps_before_selection(self.config, self.settings)
+        first = contrastive.steps_before_selection(self.config, self.settings)
         contrastive.check(self.config, self.settings, self.corpora)
         given = self.settings["contrastive_scores"]
         file = given or self.directory / contrastive.NAME
@@ -291,31 +291,6 @@ class _Run:
             **losses,
             "effective_sample_size": float(np.mean(sizes)) if sizes else math.nan,
         }
-
-
-def steps_before_selection(config: Config, settings: Mapping[str, Any]) -> int:
-    """The steps of contrastive on all generic rows.
-
-    Raises:
-      UserError: if they leave none before selection or none after.
-    """
-    first = round(settings["contrastive_start"] * config.steps)
-    if not 0 < first < config.steps:
-        raise UserError(
-            f"--weights.contrastive-start {settings['contrastive_start']} leaves {first} of {config.steps} "
-            "steps before selection: choose a share that leaves at least one step before it and one after."
-        )
-    return first
-
-
-def check_resident(config: Config) -> None:
-    """Refuses --resident always where it does not go.
-
-    Raises:
-      UserError: naming what it does not go with.
-    """
-    if config.resident == "always" and config.shard_state:
-        raise UserError("--resident always keeps the whole state on every device: leave it or --shard-state away.")
 
 
 def _loop_config(config: Config, steps: int, source: Source) -> LoopConfig:

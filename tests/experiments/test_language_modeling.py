@@ -284,6 +284,14 @@ BAD_INPUT = {
     "schedule that ends too early": ({"schedule_steps": 6}, ["--schedule-steps 6", "--steps 12"]),
     "processes without an address": ({"processes": 2, "process": 0}, ["--processes needs --coordinator"]),
     "address without processes": ({"coordinator": "host:1"}, ["--coordinator host:1 needs --processes"]),
+    "data on devices that share a state": (
+        {"resident": "always", "shard_state": None},
+        ["--resident always keeps everything on each device of one process: leave it or --shard-state away"],
+    ),
+    "data on the devices of two hosts": (
+        {"resident": "always", "coordinator": "host:1", "processes": 2, "process": 0},
+        ["--resident always keeps everything on each device of one process: leave it or --coordinator away"],
+    ),
     "damaged weights": ({"method": "frozen", "weights__frozen_from": "BROKEN"}, ["weights.npz is damaged"]),
     "one row alone": ({"method": "soba", "batch_size": 1}, ["batch_size=1 leaves one row to learn the weights from"]),
     "no scores": (
