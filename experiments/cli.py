@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal, TypeAlias, TypeVar
 
 from bilevel.types import UserError
+from experiments.memory import keep_memory
 from experiments.programs import keep_programs
 from experiments.runs import STOPPED, Stopped
 
@@ -40,6 +41,7 @@ def run(
         import tyro
     except ImportError:
         sys.exit("error: the experiments need tyro: pip install 'bilevel[experiments]'")
+    keep_memory()
     keep_programs()
     given: dict[str, Any] = {} if default is None else {"default": default}
     config = None
