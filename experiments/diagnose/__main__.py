@@ -57,7 +57,7 @@ def measured_while_training(
         return found
 
     step, state = initial(run)
-    source = open_source(run.config.resident, generic, specific, mesh)
+    source = open_source(run.config.residence, generic, specific, mesh)
     loop = LoopConfig(
         options.steps, log_every=min(50, options.every), evaluate_every=options.every, progress=options.progress,
         stop_signals=False, steps_per_call=steps_in_call(source, run.config.steps_per_call),

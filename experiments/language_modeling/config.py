@@ -244,6 +244,11 @@ class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
     weights: MethodConfig = field(default_factory=MethodConfig)
 
+    @property
+    def residence(self) -> Residence:
+        """Where the data lie: as --resident says, but batches travel where a state is split."""
+        return "never" if self.shard_state else self.resident
+
     def check_numbers(self) -> None:
         """Checks the flags that are numbers, and those of devices and processes, before anything is read.
 

@@ -21,7 +21,7 @@ from bilevel.methods import uniform
 from bilevel.nn.transformer import language_model_loss
 from bilevel.state import TrainState
 from bilevel.step import TrainStep, make_step
-from bilevel.training import Checkpoints, Data, LoopConfig, prepare_run_dir, train
+from bilevel.training import Checkpoints, LoopConfig, Source, prepare_run_dir, train
 from bilevel.training.run_dir import write_atomically
 from bilevel.types import Params
 from experiments.language_modeling import build
@@ -29,6 +29,7 @@ from experiments.language_modeling.config import Config
 from experiments.language_modeling.corpora import Corpora
 from experiments.language_modeling.tasks import task_losses
 from experiments.runs import CHECKPOINTS, Stopped, read_json
+from experiments.sources import open_source, steps_in_call
 
 EVALUATE_EVERY = 100
 PATIENCE = 5
@@ -79,15 +80,17 @@ class Finetuning:
         with Checkpoints(folder / BEST, keep=1) as kept:
             best = _Best(params, self._valid_loss, kept, self.mesh)
             state, step = self._begin(params)
+            source = self._source()
             result = train(
                 step,
                 state,
-                data=self._data(),
+                data=source,
                 config=LoopConfig(
                     steps,
                     log_every=EVALUATE_EVERY,
                     evaluate_every=EVALUATE_EVERY,
                     checkpoint_every=EVALUATE_EVERY,
+                    steps_per_call=steps_in_call(source, self.config.steps_per_call),
                     progress=self.config.progress,
                 ),
                 run_dir=folder,
@@ -151,7 +154,7 @@ class Finetuning:
 
         return build.placed(config, mesh, step, create, params)
 
-    def _data(self) -> Data:
+    def _source(self) -> Source:
         sharding.check_divides(self.mesh, batch_size=self.config.batch_size)
         loader = Loader(
             self.corpora.specific["train"],
@@ -160,9 +163,7 @@ class Finetuning:
             process_index=jax.process_index(),
             process_count=jax.process_count(),
         )
-
-        place = sharding.batch_placer(self.mesh)
-        return Data(loader, loader, place, place)
+        return open_source(self.config.residence, loader, loader, self.mesh)
 
 
 class _Best:

@@ -205,8 +205,8 @@ class _Run:
         config, mesh = self.config, self.parts.mesh
         generic, specific = build.build_loaders(config, self.method, self.seed, self.corpora, rows)
         sharding.check_divides(mesh, batch_size=config.batch_size, specific_batch_size=specific.batch_size)
-        stays = not (config.shard_state or self.variant.streams)
-        source = self.variant.source(open_source(config.resident if stays else "never", generic, specific, mesh), mesh)
+        residence = "never" if self.variant.streams else config.residence
+        source = self.variant.source(open_source(residence, generic, specific, mesh), mesh)
         result = train(
             self.parts.step,
             state,
