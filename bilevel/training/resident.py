@@ -64,11 +64,10 @@ class Resident:
             self._everywhere = sharding.replicated(mesh)
             self._spread = NamedSharding(mesh, PartitionSpec(None, sharding.DATA_AXIS))
         self._loaders = (generic, specific)
-        rows = {id(dataset): dataset.rows(np.arange(len(dataset))) for dataset in _datasets(*self._loaders)}
-        generic_rows, _ = order = [id(loader.dataset) for loader in self._loaders]
-        self._ids = rows[generic_rows].get("id")
+        rows = [dataset.rows(np.arange(len(dataset))) for dataset in _datasets(*self._loaders)]
+        self._ids = rows[0].get("id")
         tables = jax.device_put(rows, self._everywhere)
-        self._tables = tuple(tables[name] for name in order)
+        self._tables = tables[0], tables[-1]
         self._programs: dict[Any, Program] = {}
 
     def programs(self, step: Step | StepChoice, steps_per_call: int) -> Programs:
@@ -108,7 +107,12 @@ def fits_on_device(*loaders: NumberLoader) -> bool:
 
 
 def _datasets(*loaders: NumberLoader) -> list[Dataset]:
-    return list({id(loader.dataset): loader.dataset for loader in loaders}.values())
+    """Each data set once, in the order of the loaders; one that a loader makes anew when asked equals no other."""
+    found: list[Dataset] = []
+    for dataset in [loader.dataset for loader in loaders]:
+        if not any(dataset is known for known in found):
+            found.append(dataset)
+    return found
 
 
 def _bytes(dataset: Dataset) -> int:
