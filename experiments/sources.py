@@ -7,7 +7,7 @@ from jax.sharding import Mesh
 
 from bilevel import sharding
 from bilevel.data import Loader, MixedLoader, TaskLoader
-from bilevel.training import Data, Resident, Source
+from bilevel.training import Data, Replay, Resident, Source
 from bilevel.training.resident import fits_on_device
 from experiments.cli import Residence
 
@@ -36,4 +36,4 @@ def open_source(
 
 def steps_in_call(source: Source, most: int) -> int:
     """Most steps that one call of the program makes: batches that travel take one call each."""
-    return most if isinstance(source, Resident) else 1
+    return 1 if isinstance(source, Data | Replay) else most

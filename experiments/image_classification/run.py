@@ -47,6 +47,7 @@ MAY_CHANGE = (
     "log_every", "evaluate_every", "evaluate_rows", "checkpoint_every", "progress", "tensorboard", "data.cache_dir",
     "resident",
 )  # fmt: skip
+"""What may differ when a run continues; `resident` was recorded once."""
 NOT_OF_A_RUN = ("compare", "seeds", "targets", "run_dir", "eval_only", "resident", "steps_per_call")
 """Flags that do not change how one run trains."""
 _TAIL = 0.2

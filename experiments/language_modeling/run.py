@@ -40,6 +40,7 @@ MAY_CHANGE = (
     "log_every", "evaluate_every", "checkpoint_every", "progress", "tensorboard", "data.cache_dir", "shard_state",
     "weights.frozen_from", "resident",
 )  # fmt: skip
+"""What may differ when a run continues; `resident` was recorded once."""
 NOT_OF_A_RUN = (
     "compare", "seeds", "run_dir", "eval_only", "coordinator", "processes", "process", "resident", "steps_per_call",
     "specific_sets", "same_seconds", "budget_seconds", "trials", "trial_steps", "finetune_steps", "finetune_learning_rate",

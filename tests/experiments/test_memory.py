@@ -6,6 +6,7 @@ import os
 import platform
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -50,3 +51,14 @@ def test_a_program_finds_the_memory_of_its_last_call() -> None:
 def test_what_the_user_sets_stays(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(name, "")
     assert not memory.keep_memory()
+
+
+def test_nothing_is_done_where_an_accelerator_may_be_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith(("MALLOC_", "GLIBC_TUNABLES"))]:
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(memory, "_SETTINGS", {})
+    cases = (("cpu", ["cuda"], True), (None, [], True), (None, ["cuda"], False), ("cuda,cpu", [], False))
+    for platforms, plugins, done in cases:
+        monkeypatch.setattr(memory, "entry_points", lambda *, group, plugins=plugins: plugins)
+        monkeypatch.setattr(memory, "jax", SimpleNamespace(config=SimpleNamespace(jax_platforms=platforms)))
+        assert memory.keep_memory() is (done and platform.libc_ver()[0] == "glibc"), (platforms, plugins)

@@ -10,7 +10,7 @@ import pytest
 
 from bilevel import sharding
 from bilevel.data import ArrayDataset, Loader
-from bilevel.training import Data, Resident
+from bilevel.training import Data, Replay, Resident, Sampled
 from bilevel.training.resident import fits_on_device
 from bilevel.types import UserError
 from experiments.cli import Residence
@@ -42,7 +42,14 @@ def test_data_lie_on_the_device_unless_told_otherwise() -> None:
     assert isinstance(opened(), Resident)
     assert isinstance(opened("always"), Resident)
     assert isinstance(opened("never"), Data)
-    assert [steps_in_call(opened(choice), 8) for choice in ("auto", "never")] == [8, 1]
+
+
+def test_only_batches_that_travel_take_a_call_each() -> None:
+    streamed, held = opened("never"), opened("always")
+    rows = toy_loaders()[0].dataset
+    assert isinstance(streamed, Data)
+    replayed = Replay(streamed, lambda step: {})
+    assert [steps_in_call(source, 8) for source in (streamed, replayed, held, Sampled(rows, rows))] == [1, 1, 8, 8]
 
 
 def test_what_does_not_fit_travels(monkeypatch: pytest.MonkeyPatch) -> None:
