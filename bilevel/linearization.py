@@ -14,6 +14,9 @@ next to the losses and ∇L(θ) that the θ-update needs anyway. A way of differ
   `first_order` costs 3F and 1F for every call of `alignments`; `second_order` costs 6F, with no forward-mode rule needed;
   `quadratic` costs 3F, 1F for every call of `alignments` and 3F for every Hessian product.
 
+If directions lie in a chosen part of θ, what is added to 3F counts from that part upwards only (`splitting`), unless the rows are
+evaluated in parts.
+
 Weights may be a function of the losses (`rows.Weights`). They count as constants in every derivative.
 """
 
@@ -27,7 +30,7 @@ import jax
 import jax.numpy as jnp
 
 from bilevel import trees
-from bilevel.rows import RowLosses, Weights, resolve
+from bilevel.rows import Differentiated, RowLosses, Weights, resolve
 from bilevel.types import Array, LossAux, Params, UserError
 
 Reduce: TypeAlias = Callable[[Params], Params]
@@ -120,18 +123,17 @@ class Forward:
 
             gradient = pull(resolve(weights, values))
         else:
-            values, aux, gradient, pull = losses.differentiated(params, weights)
-            # The same forward pass again, for the compiler to merge: only the chosen part carries tangents.
-            _, tangents, _ = jax.linearize(
-                lambda part: losses(subset.merge(part, params)), subset.restrict(params), has_aux=True
-            )
+            found = losses.differentiated(params, weights, subset)
+            values, aux, gradient, pull = found[:4]
+            # The forward pass above the cut again, for the compiler to merge: only the chosen part carries tangents.
+            _, tangents, _ = jax.linearize(found.losses_at, subset.restrict(params), has_aux=True)
         return FirstOrder(values, aux, reduce(gradient), tangents, lambda w: reduce(pull(w)))
 
     def _first_order_in_parts(
         self, losses: RowLosses, params: Params, weights: Weights, subset: trees.Subset, reduce: Reduce
     ) -> FirstOrder:
         """A linearisation of all parts would keep all their activations: alignments evaluate them again, 3F each."""
-        values, aux, gradient, pull = losses.differentiated(params, weights)
+        values, aux, gradient, pull = losses.differentiated(params, weights)[:4]
 
         def alignments(probe: Params) -> Array:
             def evaluate(part: Params) -> Array:
@@ -210,15 +212,21 @@ class Finite:
         self, losses: RowLosses, params: Params, weights: Weights, subset: trees.Subset, reduce: Reduce
     ) -> FirstOrder:
         """See the module's text."""
-        values, aux, gradient, pull = losses.differentiated(params, weights)
-        part = subset.restrict(params)
+        found = losses.differentiated(params, weights, subset)
+        return FirstOrder(
+            found.losses,
+            found.aux,
+            reduce(found.gradient),
+            self._alignments(found, subset.restrict(params)),
+            lambda w: reduce(found.reweighted(w)),
+        )
 
+    def _alignments(self, found: Differentiated, part: Params) -> Callable[[Params], Array]:
         def alignments(probe: Params) -> Array:
             epsilon = self.step_size(part, probe)
-            moved, _ = losses(subset.merge(trees.axpy(epsilon, probe, part), params))
-            return (moved - values) / epsilon
+            return (found.losses_at(trees.axpy(epsilon, probe, part))[0] - found.losses) / epsilon
 
-        return FirstOrder(values, aux, reduce(gradient), alignments, lambda w: reduce(pull(w)))
+        return alignments
 
     def second_order(
         self,
@@ -230,29 +238,28 @@ class Finite:
         reduce: Reduce,
     ) -> SecondOrder:
         """See the module's text."""
-        values, aux, gradient = losses.pulled_back(params, weights)
-        part, known = subset.restrict(params), resolve(weights, values)
+        found = losses.differentiated(params, weights, subset)
+        part, values, gradient = subset.restrict(params), found.losses, found.gradient
         epsilon = self.step_size(part, probe)
-        # Only the chosen part waits for the gradient: what lies below it is the same at both places.
-        moved = subset.merge(trees.after(trees.axpy(epsilon, probe, part), gradient), params)
-        moved_values, _, moved_gradient = losses.pulled_back(moved, known)
-        product = _quotient(subset.restrict(moved_gradient), subset.restrict(gradient), epsilon)
-        return SecondOrder(values, aux, reduce(gradient), (moved_values - values) / epsilon, reduce(product))
+        moved = trees.after(trees.axpy(epsilon, probe, part), gradient)
+        moved_values, moved_gradient = found.gradient_at(moved, resolve(weights, values))
+        product = _quotient(moved_gradient, subset.restrict(gradient), epsilon)
+        return SecondOrder(values, found.aux, reduce(gradient), (moved_values - values) / epsilon, reduce(product))
 
     def quadratic(
         self, losses: RowLosses, params: Params, weights: Weights, subset: trees.Subset, reduce: Reduce
     ) -> Quadratic:
         """See the module's text. The gradient at θ is evaluated once for all products."""
-        first = self.first_order(losses, params, weights, subset, lambda tree: tree)
-        part, known = subset.restrict(params), resolve(weights, first.losses)
+        found = losses.differentiated(params, weights, subset)
+        part, known = subset.restrict(params), resolve(weights, found.losses)
 
         def hessian_product(direction: Params) -> Params:
             epsilon = self.step_size(part, direction)
-            moved = subset.merge(trees.axpy(epsilon, direction, part), params)
-            _, _, gradient = losses.pulled_back(moved, known)
-            return reduce(_quotient(subset.restrict(gradient), subset.restrict(first.gradient), epsilon))
+            _, gradient = found.gradient_at(trees.axpy(epsilon, direction, part), known)
+            return reduce(_quotient(gradient, subset.restrict(found.gradient), epsilon))
 
-        return Quadratic(first.losses, first.aux, reduce(first.gradient), first.alignments, hessian_product)
+        alignments = self._alignments(found, part)
+        return Quadratic(found.losses, found.aux, reduce(found.gradient), alignments, hessian_product)
 
 
 def row_norms(losses: RowLosses, params: Params, subset: trees.Subset) -> Array:

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from bilevel import trees
+from bilevel.splitting import Known, split
 from bilevel.types import Array, Batch, LossAux, LossFn, ModelState, Params, UserError
 
 Weights: TypeAlias = Array | Callable[[Array], Array]
@@ -22,7 +23,7 @@ def resolve(weights: Weights, losses: Array) -> Array:
 
 
 class Differentiated(NamedTuple):
-    """Losses of rows and their weighted gradient."""
+    """Losses of rows and their weighted gradient at θ, and what can be had from the same forward pass."""
 
     losses: Array
     """float32 `[b]`."""
@@ -31,6 +32,10 @@ class Differentiated(NamedTuple):
     """Σ w_i ∇ℓ_i of this device's rows."""
     reweighted: Callable[[Array], Params]
     """Other weights `[b]` -> their Σ w_i ∇ℓ_i: one more backward pass (in parts, a forward pass too)."""
+    losses_at: Callable[[Params], tuple[Array, LossAux]]
+    """Other values of the chosen part of θ -> losses `[b]` and aux: a forward pass from there on (in parts, all of it)."""
+    gradient_at: Callable[[Params, Array], tuple[Array, Params]]
+    """Other values of the chosen part, weights `[b]` -> losses `[b]`, and Σ w_i ∇ℓ_i over that part."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,21 +64,56 @@ class RowLosses:
         _, (losses, aux) = jax.lax.scan(part, None, self._chunks())
         return losses.reshape(-1), _joined(aux)
 
-    def differentiated(self, params: Params, weights: Weights) -> Differentiated:
-        """Losses, weighted gradient, and the gradient for any other weights.
+    def differentiated(self, params: Params, weights: Weights, subset: trees.Subset | None = None) -> Differentiated:
+        """Losses, weighted gradient, the gradient for any other weights, and both at other values of the chosen part of θ.
 
         Weights that are a function of the losses cost nothing with one part; with more, the losses are evaluated once more.
         """
+        subset = subset or trees.make_subset(None, params)
         if self.parts > 1:
             known = resolve(weights, self(params)[0]) if callable(weights) else weights
             losses, aux, gradient = self._in_parts(params, known)
-            return Differentiated(losses, aux, gradient, lambda w: self._in_parts(params, w)[2])
-        losses, pullback, aux = jax.vjp(self, params, has_aux=True)
+
+            def gradient_at(part: Params, weights: Array) -> tuple[Array, Params]:
+                losses, _, gradient = self._in_parts(subset.merge(part, params), weights)
+                return losses, subset.restrict(gradient)
+
+            def losses_at(part: Params) -> tuple[Array, LossAux]:
+                return self(subset.merge(part, params))
+
+            return Differentiated(losses, aux, gradient, lambda w: self._in_parts(params, w)[2], losses_at, gradient_at)
+        if subset.is_everything:
+            losses, pullback, aux = jax.vjp(self, params, has_aux=True)
+            evaluate, everything = self.__call__, lambda weights: pullback(weights)[0]
+        else:
+            losses, aux, everything, evaluate = self._above_and_below(params, subset)
 
         def reweighted(weights: Array) -> Params:
-            return pullback(weights.astype(losses.dtype))[0]
+            return everything(weights.astype(losses.dtype))
 
-        return Differentiated(losses, aux, reweighted(resolve(weights, losses)), reweighted)
+        def with_gradient(part: Params, weights: Array) -> tuple[Array, Params]:
+            losses, pullback, _ = jax.vjp(evaluate, part, has_aux=True)
+            return losses, pullback(weights.astype(losses.dtype))[0]
+
+        gradient = reweighted(resolve(weights, losses))
+        return Differentiated(losses, aux, gradient, reweighted, evaluate, with_gradient)
+
+    def _above_and_below(
+        self, params: Params, subset: trees.Subset
+    ) -> tuple[Array, LossAux, Callable[[Array], Params], Callable[[Params], tuple[Array, LossAux]]]:
+        """Losses, aux, the pullback to all of θ, and the losses as a function of the chosen part alone."""
+        part = subset.restrict(params)
+        halves = split(lambda part, params: self(subset.merge(part, params)), part, params)
+        real, pull_below, other = jax.vjp(halves.below, params, has_aux=True)
+        losses, pull_above, aux = jax.vjp(
+            lambda part, real: halves.above(part, Known(real, other)), part, real, has_aux=True
+        )
+
+        def pull(weights: Array) -> Params:
+            gradient, cotangents = pull_above(weights)
+            return subset.merge(gradient, pull_below(cotangents)[0])
+
+        return losses, aux, pull, lambda part: halves.above(part, Known(real, other))
 
     def pulled_back(self, params: Params, weights: Weights) -> tuple[Array, LossAux, Params]:
         """Losses `[b]`, aux, and Σ w_i ∇ℓ_i of this device's rows."""

@@ -89,16 +89,24 @@ def last_block(path: str) -> bool:
     return path.startswith(("block_3/", "final_norm"))
 
 
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize(("method", "bound"), [("dds", 2.1), ("soba", 2.1)])
-def test_probe_in_the_last_block_costs_less(method: str, bound: float, mode: str) -> None:
-    """Nothing is pulled back below the block but for the θ-update."""
+LAST_BLOCK_BUDGETS = {
+    ("dds", "forward"): 1.75,
+    ("dds", "finite"): 1.65,
+    ("soba", "forward"): 2.1,
+    ("soba", "finite"): 1.85,
+}
+
+
+@pytest.mark.parametrize(("method", "mode"), LAST_BLOCK_BUDGETS)
+def test_probe_in_the_last_block_costs_less(method: str, mode: str) -> None:
+    """Nothing is pulled back below the block but for the θ-update, and of the generic rows nothing evaluated there twice."""
     program = compiled(METHODS[method](), "learn", derivatives=MODES[mode], param_filter=last_block)
-    assert measured(program)[0] <= bound * plain()[0]
+    assert measured(program)[0] <= LAST_BLOCK_BUDGETS[method, mode] * plain()[0]
 
 
-@pytest.mark.parametrize("part", [None, last_block])
+@pytest.mark.parametrize(("part", "bound"), [(None, 1.4), (last_block, 1.15)])
 @pytest.mark.parametrize("method", [bilevel.dds(average_specific=0.9), bilevel.soba(optax.sgd(0.1))])
-def test_a_remembered_specific_gradient_costs_one_forward_pass(method: Any, part: Any) -> None:
+def test_a_remembered_specific_gradient_costs_one_forward_pass(method: Any, part: Any, bound: float) -> None:
+    """With the probe in the last block one through that block and the output layer."""
     program = compiled(method, "reuse", derivatives=bilevel.Finite(), probe_every=8, param_filter=part)
-    assert measured(program)[0] <= 1.4 * plain()[0]
+    assert measured(program)[0] <= bound * plain()[0]

@@ -104,18 +104,36 @@ def test_positions_of_rows_that_are_all_taken(scope: Any) -> None:
         assert found == ([*range(8)] if scope == "global" else [*range(4), *range(4)]), mode
 
 
-@pytest.mark.slow
-def test_pmap_with_an_axis_name() -> None:
-    train = run.build(axis_name="i")
-    step = jax.pmap(train.step, axis_name="i", in_axes=(None, 0, 0), out_axes=None)
+def in_pmap(**options: Any) -> bilevel.TrainState:
+    train = run.build(axis_name="i", **options)
+    step = jax.pmap(lambda *a: train.step(*a)[0], axis_name="i", in_axes=(None, 0, 0), out_axes=None)
     state = run.start(train)
     for i in range(run.STEPS):
-        split = [jax.tree.map(lambda x: x.reshape(8, -1, *x.shape[1:]), batch) for batch in run.batches(i)]
-        state = jax.pmap(lambda *a: train.step(*a)[0], axis_name="i", in_axes=(None, 0, 0), out_axes=None)(
-            state, *split
-        )
-    del step
-    assert toy.relative_error(values(state), values(alone())) < SAME
+        state = step(state, *[jax.tree.map(lambda x: x.reshape(8, -1, *x.shape[1:]), b) for b in run.batches(i)])
+    return state
+
+
+@pytest.mark.slow
+def test_pmap_with_an_axis_name() -> None:
+    assert toy.relative_error(values(in_pmap()), values(alone())) < SAME
+
+
+SPREAD = {
+    "jit": lambda **options: run.on_mesh(sharding.make_mesh(), **options),
+    "shard_map": partial(in_shard_map, False),
+    "shard_map, checked": partial(in_shard_map, True),
+    "pmap": in_pmap,
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", SPREAD)
+@pytest.mark.parametrize("derivatives", [bilevel.Forward(), bilevel.Finite()], ids=["forward", "finite"])
+def test_probes_in_the_last_layer(how: str, derivatives: Any) -> None:
+    """The forward pass below it is evaluated apart from the rest."""
+    options = {"derivatives": derivatives, "param_filter": lambda path: path.startswith("last")}
+    bound = SAME if isinstance(derivatives, bilevel.Forward) else 2e-2
+    assert toy.relative_error(values(SPREAD[how](**options)), values(alone(**options))) < bound
 
 
 def test_local_filters_move_no_rows() -> None:
