@@ -14,8 +14,9 @@ next to the losses and ∇L(θ) that the θ-update needs anyway. A way of differ
   `first_order` costs 3F and 1F for every call of `alignments`; `second_order` costs 6F, with no forward-mode rule needed;
   `quadratic` costs 3F, 1F for every call of `alignments` and 3F for every Hessian product.
 
-If directions lie in a chosen part of θ, what is added to 3F counts from that part upwards only (`splitting`), unless the rows are
-evaluated in parts.
+If directions lie in a chosen part of θ, what is added to 3F counts from that part upwards only, unless the rows are evaluated
+in parts: `Finite` and `Forward.first_order` evaluate what lies below once (`splitting`), the others leave it to the compiler
+to drop what nobody asked for.
 
 Weights may be a function of the losses (`rows.Weights`). They count as constants in every derivative.
 """
@@ -125,7 +126,7 @@ class Forward:
         else:
             found = losses.differentiated(params, weights, subset)
             values, aux, gradient, pull = found[:4]
-            # The forward pass above the cut again, for the compiler to merge: only the chosen part carries tangents.
+            # Above the cut once more, as only the chosen part shall carry tangents.
             _, tangents, _ = jax.linearize(found.losses_at, subset.restrict(params), has_aux=True)
         return FirstOrder(values, aux, reduce(gradient), tangents, lambda w: reduce(pull(w)))
 

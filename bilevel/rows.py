@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from bilevel import trees
-from bilevel.splitting import Known, split
+from bilevel.splitting import split
 from bilevel.types import Array, Batch, LossAux, LossFn, ModelState, Params, UserError
 
 Weights: TypeAlias = Array | Callable[[Array], Array]
@@ -71,49 +71,51 @@ class RowLosses:
         """
         subset = subset or trees.make_subset(None, params)
         if self.parts > 1:
-            known = resolve(weights, self(params)[0]) if callable(weights) else weights
-            losses, aux, gradient = self._in_parts(params, known)
-
-            def gradient_at(part: Params, weights: Array) -> tuple[Array, Params]:
-                losses, _, gradient = self._in_parts(subset.merge(part, params), weights)
-                return losses, subset.restrict(gradient)
-
-            def losses_at(part: Params) -> tuple[Array, LossAux]:
-                return self(subset.merge(part, params))
-
-            return Differentiated(losses, aux, gradient, lambda w: self._in_parts(params, w)[2], losses_at, gradient_at)
-        if subset.is_everything:
-            losses, pullback, aux = jax.vjp(self, params, has_aux=True)
-            evaluate, everything = self.__call__, lambda weights: pullback(weights)[0]
-        else:
-            losses, aux, everything, evaluate = self._above_and_below(params, subset)
+            return self._differentiated_in_parts(params, weights, subset)
+        losses, aux, pullback, losses_at = self._pullback(params, subset)
 
         def reweighted(weights: Array) -> Params:
-            return everything(weights.astype(losses.dtype))
+            return pullback(weights.astype(losses.dtype))
 
-        def with_gradient(part: Params, weights: Array) -> tuple[Array, Params]:
-            losses, pullback, _ = jax.vjp(evaluate, part, has_aux=True)
+        def gradient_at(part: Params, weights: Array) -> tuple[Array, Params]:
+            losses, pullback, _ = jax.vjp(losses_at, part, has_aux=True)
             return losses, pullback(weights.astype(losses.dtype))[0]
 
         gradient = reweighted(resolve(weights, losses))
-        return Differentiated(losses, aux, gradient, reweighted, evaluate, with_gradient)
+        return Differentiated(losses, aux, gradient, reweighted, losses_at, gradient_at)
 
-    def _above_and_below(
+    def _differentiated_in_parts(self, params: Params, weights: Weights, subset: trees.Subset) -> Differentiated:
+        known = resolve(weights, self(params)[0]) if callable(weights) else weights
+        losses, aux, gradient = self._in_parts(params, known)
+
+        def losses_at(part: Params) -> tuple[Array, LossAux]:
+            return self(subset.merge(part, params))
+
+        def gradient_at(part: Params, weights: Array) -> tuple[Array, Params]:
+            losses, _, gradient = self._in_parts(subset.merge(part, params), weights)
+            return losses, subset.restrict(gradient)
+
+        def reweighted(weights: Array) -> Params:
+            return self._in_parts(params, weights)[2]
+
+        return Differentiated(losses, aux, gradient, reweighted, losses_at, gradient_at)
+
+    def _pullback(
         self, params: Params, subset: trees.Subset
     ) -> tuple[Array, LossAux, Callable[[Array], Params], Callable[[Params], tuple[Array, LossAux]]]:
         """Losses, aux, the pullback to all of θ, and the losses as a function of the chosen part alone."""
-        part = subset.restrict(params)
-        halves = split(lambda part, params: self(subset.merge(part, params)), part, params)
-        real, pull_below, other = jax.vjp(halves.below, params, has_aux=True)
-        losses, pull_above, aux = jax.vjp(
-            lambda part, real: halves.above(part, Known(real, other)), part, real, has_aux=True
-        )
+        if subset.is_everything:
+            losses, pullback, aux = jax.vjp(self, params, has_aux=True)
+            return losses, aux, lambda weights: pullback(weights)[0], self.__call__
+        halves = split(lambda part, params: self(subset.merge(part, params)), subset.restrict(params), params)
 
-        def pull(weights: Array) -> Params:
-            gradient, cotangents = pull_above(weights)
-            return subset.merge(gradient, pull_below(cotangents)[0])
+        def evaluate(params: Params) -> tuple[Array, tuple[LossAux, list[Array]]]:
+            known = halves.below(params)
+            losses, aux = halves.above(subset.restrict(params), known)
+            return losses, (aux, known)
 
-        return losses, aux, pull, lambda part: halves.above(part, Known(real, other))
+        losses, pullback, (aux, known) = jax.vjp(evaluate, params, has_aux=True)
+        return losses, aux, lambda weights: pullback(weights)[0], lambda part: halves.above(part, known)
 
     def pulled_back(self, params: Params, weights: Weights) -> tuple[Array, LossAux, Params]:
         """Losses `[b]`, aux, and Σ w_i ∇ℓ_i of this device's rows."""

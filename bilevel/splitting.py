@@ -8,31 +8,22 @@ one alone, and then sees two different computations.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 from jax.extend import core
 
 from bilevel.types import Array
 
 
-class Known(NamedTuple):
-    """What the evaluation at another first argument starts from."""
-
-    real: list[Array]
-    """Activations (and whatever else has a derivative)."""
-    other: list[Array]
-    """Whole numbers, booleans and random keys."""
-
-
 class Split(NamedTuple):
     """`function(x, y)` as `above(x, below(y))`."""
 
-    below: Callable[[Any], Known]
-    """y -> all that x has no part in."""
-    above: Callable[[Any, Known], Any]
+    below: Callable[[Any], list[Array]]
+    """y -> what depends on y alone and is needed above: activations, most of all."""
+    above: Callable[[Any, list[Array]], Any]
     """(x, what `below` gave) -> the value of the function."""
 
 
@@ -40,37 +31,43 @@ def split(function: Callable[[Any, Any], Any], x: Any, y: Any) -> Split:
     """Cuts a function of two trees of arrays at these shapes and types.
 
     The cut goes between the operations that JAX traces, not through them: a function that is one `jax.jit`, or one `scan`
-    over all layers, with x among its inputs lies above as a whole, and nothing is saved. Both halves can be differentiated.
+    over all layers, with x among its inputs lies above as a whole, and nothing is saved. So do operations with effects,
+    collectives over a mapped axis among them, and all that follows from them. What depends on neither argument (masks, draws
+    of dropout) belongs to both halves, as it is cheaper made again than kept. Both halves can be differentiated.
 
     Args:
-      function: a pure function that JAX can trace; it may close over arrays, also over those of a trace under way.
+      function: a pure function that JAX can trace; it may close over arrays, also over those of a trace under way. Rules of
+        `jax.custom_vjp` within it must take what they use as arguments: they are called when values that they close over
+        are gone.
       x: tree of arrays.
       y: tree of arrays.
     """
     closed, shape = jax.make_jaxpr(function, return_shape=True)(x, y)
-    jaxpr, structure = closed.jaxpr, jax.tree.structure(shape)
+    jaxpr, structure = getattr(closed, "jaxpr", closed), jax.tree.structure(shape)
     own = len(jax.tree.leaves(x))
     first, second = jaxpr.invars[:own], jaxpr.invars[own:]
-    dependent, lower, upper = set(first), [], []
+    on_x, on_y, lower, upper = set(first), set(second), [], []
     for equation in jaxpr.eqns:
-        if equation.effects or any(v in dependent for v in _variables(equation.invars)):
-            dependent.update(equation.outvars)
+        inputs = set(_variables(equation.invars))
+        if equation.effects or inputs & on_x:  # in the order they have, and with the effects of their own evaluation
+            on_x.update(equation.outvars)
             upper.append(equation)
         else:
             lower.append(equation)
+            if inputs & on_y:
+                on_y.update(equation.outvars)
+            else:
+                upper.append(equation)
     used = (v for atoms in (*(e.invars for e in upper), jaxpr.outvars) for v in _variables(atoms))
-    known = [v for v in dict.fromkeys(used) if v not in dependent]
-    real = [v for v in known if jnp.issubdtype(v.aval.dtype, jnp.inexact)]
-    other = [v for v in known if not jnp.issubdtype(v.aval.dtype, jnp.inexact)]
+    crossing = [v for v in dict.fromkeys(used) if v in on_y and v not in on_x]
+    constants = dict(zip(jaxpr.constvars, closed.consts, strict=True))
 
-    def below(y: Any) -> Known:
-        values = dict(zip([*jaxpr.constvars, *second], [*closed.consts, *jax.tree.leaves(y)], strict=True))
-        return Known(_evaluated(lower, values, real), _evaluated([], values, other))
+    def below(y: Any) -> list[Array]:
+        return _evaluated(lower, constants | dict(zip(second, jax.tree.leaves(y), strict=True)), crossing)
 
-    def above(x: Any, known: Known) -> Any:
-        inputs = [*jax.tree.leaves(x), *known.real, *known.other]
-        values = dict(zip([*first, *real, *other], inputs, strict=True))
-        return structure.unflatten(_evaluated(upper, values, jaxpr.outvars))
+    def above(x: Any, known: list[Array]) -> Any:
+        given = dict(zip([*first, *crossing], [*jax.tree.leaves(x), *known], strict=True))
+        return structure.unflatten(_evaluated(upper, constants | given, jaxpr.outvars))
 
     return Split(below, above)
 
@@ -87,9 +84,13 @@ def _evaluated(equations: Iterable[Any], values: dict[Any, Array], outputs: Iter
 
     for equation in equations:
         inputs, params = map(read, equation.invars), equation.primitive.get_bind_params(equation.params)
-        # The names of modules, for profiles.
-        with equation.ctx.manager, jax.named_scope(str(equation.source_info.name_stack)):
+        with equation.ctx.manager, _named(str(equation.source_info.name_stack)):
             found = equation.primitive.bind(*inputs, **params)
         found = found if equation.primitive.multiple_results else [found]
         values.update(zip(equation.outvars, found, strict=True))
     return [read(v) for v in outputs]
+
+
+def _named(scope: str) -> contextlib.AbstractContextManager[Any]:
+    """The names of modules, for profiles (the lines of source that they stood in are lost)."""
+    return jax.named_scope(scope) if scope else contextlib.nullcontext()

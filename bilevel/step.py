@@ -100,7 +100,8 @@ def make_step(
       filter: how b of B rows are picked; `filters.gumbel_top_k()` by default. Unused in dense mode but for its temperature.
       derivatives: `linearization.Finite()` (the default: cheapest) or `linearization.Forward()` (exact).
       specific_loss: the loss on specific rows, if it differs from `loss`.
-      param_filter: path -> whether the probe covers that parameter; None covers all. Paths look like "block_1/mlp/kernel".
+      param_filter: path -> whether the probe covers that parameter; None covers all. Paths look like "block_1/mlp/kernel". Rules
+        of `jax.custom_vjp` in the loss must then take the arrays they use as arguments (see `bilevel.splitting`).
       mode: "sparse" or "dense".
       estimator: "softmax", "score" or "uniform"; see `bilevel.estimators`.
       alpha_batch: where the rows of the α-gradient come from: the filter ("filtered", in which case they are the rows of the

@@ -20,7 +20,7 @@ def build(axis_name: str | None = None, **options: Any) -> bilevel.TrainStep:
         toy.weighting,
         optax.adam(0.01),
         optax.adam(0.01),
-        bilevel.soba(optax.sgd(0.05)),
+        options.pop("method", bilevel.soba(optax.sgd(0.05))),
         batch_size=SMALL,
         update_every=2,
         derivatives=options.pop("derivatives", bilevel.Forward()),

@@ -49,6 +49,34 @@ def build(method: str, **options: Any) -> Any:
     return bilevel.implicit_neumann(iterations=STEPS, damping=DAMPING, step_size=RATE, **options)
 
 
+@pytest.mark.parametrize("method", ["cg", "neumann"])
+def test_hypergradient_in_a_part_of_the_parameters(method: str) -> None:
+    """What lies below the part is evaluated once, outside the loop that solves the system."""
+
+    def check(dtype: Any, derivatives: Any, bound: float) -> None:
+        options = {"batch_size": SMALL, "param_filter": lambda path: path.startswith("last")}
+        optimizer = toy.OPTIMIZERS["sgd"]()
+        gradient, state, rows, specific = one_step(build(method), optimizer, dtype, derivatives=derivatives, **options)
+
+        def losses(kernel: Array, rows: Any) -> Array:
+            return toy.losses({**state.params, "last": {"kernel": kernel}}, rows)
+
+        kernel = state.params["last"]["kernel"]
+        s = jax.grad(lambda x: losses(x, specific).mean())(kernel)
+
+        def written_out(wp: Any) -> Array:
+            hessian = jax.hessian(lambda x: losses(x, rows).mean())(kernel)
+            probe = written_out_probe(method, hessian, s, STEPS, DAMPING, RATE)
+            weights = jax.nn.softmax(toy.weighting(wp, rows))
+            return jax.grad(lambda x: weights @ losses(x, rows))(kernel) @ probe
+
+        assert toy.relative_error(gradient, jax.grad(written_out)(state.weight_params)) <= bound
+
+    with jax.enable_x64(True):
+        check(np.float64, bilevel.Forward(), EXACT)
+    check(np.float32, bilevel.Finite(), ROUGH)
+
+
 @pytest.mark.parametrize("mode", ["dense", "sparse", "uniform"])
 @pytest.mark.parametrize("method", ["cg", "neumann"])
 def test_hypergradient(method: str, mode: str) -> None:

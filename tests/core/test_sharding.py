@@ -126,14 +126,25 @@ SPREAD = {
 }
 
 
+LAST_LAYER: dict[str, Any] = {
+    "dds, forward": (bilevel.dds(), bilevel.Forward()),
+    "dds, finite": (bilevel.dds(), bilevel.Finite(1e-2)),
+    "soba, finite": (bilevel.soba(optax.sgd(0.05)), bilevel.Finite(1e-2)),
+}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("how", SPREAD)
-@pytest.mark.parametrize("derivatives", [bilevel.Forward(), bilevel.Finite()], ids=["forward", "finite"])
-def test_probes_in_the_last_layer(how: str, derivatives: Any) -> None:
+@pytest.mark.parametrize("name", LAST_LAYER)
+def test_probes_in_the_last_layer(how: str, name: str) -> None:
     """The forward pass below it is evaluated apart from the rest."""
-    options = {"derivatives": derivatives, "param_filter": lambda path: path.startswith("last")}
-    bound = SAME if isinstance(derivatives, bilevel.Forward) else 2e-2
-    assert toy.relative_error(values(SPREAD[how](**options)), values(alone(**options))) < bound
+    method, derivatives = LAST_LAYER[name]
+    options = {"method": method, "derivatives": derivatives, "param_filter": lambda path: path.startswith("last")}
+    found, wanted = SPREAD[how](**options), alone(**options)
+    error = toy.relative_error(
+        toy.flat((found.params, found.weight_params)), toy.flat((wanted.params, wanted.weight_params))
+    )
+    assert error < (SAME if isinstance(derivatives, bilevel.Forward) else 2e-2)
 
 
 def test_local_filters_move_no_rows() -> None:

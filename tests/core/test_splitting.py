@@ -11,7 +11,7 @@ import pytest
 from bilevel import trees
 from bilevel.nn.transformer import Transformer, TransformerConfig, language_model_loss
 from bilevel.rows import RowLosses
-from bilevel.splitting import Known, split
+from bilevel.splitting import split
 
 CONFIG = TransformerConfig(layers=3, width=16, heads=2, feed_forward=32, dropout=0.1)
 BATCH = {"tokens": np.arange(40, dtype=np.uint8).reshape(4, 10), "length": np.array([10, 7, 1, 10], np.int32)}
@@ -47,8 +47,7 @@ def test_both_halves_give_the_function() -> None:
     y = {"a": jnp.ones((2, 3)), "b": jnp.arange(12.0).reshape(3, 4), "n": jnp.int32(5)}
     halves = split(function, jnp.float32(1), y)
     known = halves.below(y)
-    assert [v.shape for v in known.real] == [(2, 4)]
-    assert [v.dtype for v in known.other] == [jnp.int32]
+    assert [(v.shape, v.dtype) for v in known] == [((2, 4), jnp.float32), ((), jnp.int32)]
     for x in (1.0, -2.0):
         assert_close(halves.above(jnp.float32(x), known), function(jnp.float32(x), y))
     moved = {**y, "b": 2 * y["b"]}
@@ -86,6 +85,36 @@ def test_nothing_below_the_chosen_block_is_evaluated_again() -> None:
 
     plain = products(lambda p: losses.pulled_back(p, WEIGHTS)[2], params)
     assert products(both, params) == plain + 7
+
+
+def test_what_depends_on_neither_argument_is_made_again() -> None:
+    """Nothing crosses the cut but activations and the embedding: masks and draws of dropout are cheaper made again than kept."""
+    losses, params = rows()
+    subset = trees.make_subset(last, params)
+    part = subset.restrict(params)
+    known = split(lambda part, params: losses(subset.merge(part, params))[0], part, params).below(params)
+    assert {(v.shape, v.dtype) for v in known} == {
+        (shape, jnp.dtype(jnp.float32)) for shape in [(4, 10, 16), (4, 10, 1), (256, 16)]
+    }
+
+
+@pytest.mark.parametrize("chosen", [last, lambda path: True], ids=["last", "all"])
+def test_only_parameters_are_differentiated(chosen: Any) -> None:
+    """What has no reverse-mode derivative may see arrays of the batch, and activations behind `stop_gradient`."""
+    uncut, params = rows()
+
+    def loss(params: Any, state: Any, batch: Any, rng: Any) -> Any:
+        losses, aux = uncut.loss(params, state, batch, rng)
+        start = (jax.lax.stop_gradient(losses), batch["length"].astype(jnp.float32))
+        halved, _ = jax.lax.while_loop(lambda x: jnp.max(x[0]) > 1, lambda x: (x[0] / 2, x[1] + 1), start)
+        return losses * halved, aux
+
+    losses, _ = rows(loss)
+    subset = trees.make_subset(chosen, params)
+    found, expected = losses.differentiated(params, WEIGHTS, subset), losses.differentiated(params, WEIGHTS)
+    assert_close(found[:3], expected[:3])
+    moved = jax.tree.map(lambda x: 1.1 * x, subset.restrict(params))
+    assert_close(found.losses_at(moved)[0], losses(subset.merge(moved, params))[0])
 
 
 def test_parts_are_evaluated_one_after_the_other() -> None:
@@ -132,8 +161,7 @@ def test_forward_mode_and_second_derivatives() -> None:
     halves = split(function, x, y)
 
     def again(x: Any, y: Any) -> Any:
-        known = halves.below(y)
-        return halves.above(x, Known(known.real, known.other))
+        return halves.above(x, halves.below(y))
 
     assert_close(jax.hessian(again, (0, 1))(x, y), jax.hessian(function, (0, 1))(x, y))
     stacked = jnp.stack([x, 2 * x]), jnp.stack([y, -y])
