@@ -18,7 +18,7 @@ def build(axis_name: str | None = None, **options: Any) -> bilevel.TrainStep:
     return bilevel.make_step(
         toy.loss,
         toy.weighting,
-        optax.adam(0.01),
+        options.pop("optimizer", optax.adam(0.01)),
         optax.adam(0.01),
         options.pop("method", bilevel.soba(optax.sgd(0.05))),
         batch_size=SMALL,
