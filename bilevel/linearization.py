@@ -134,15 +134,15 @@ class Forward:
         self, losses: RowLosses, params: Params, weights: Weights, subset: trees.Subset, reduce: Reduce
     ) -> FirstOrder:
         """A linearisation of all parts would keep all their activations: alignments evaluate them again, 3F each."""
-        values, aux, gradient, pull = losses.differentiated(params, weights)[:4]
+        found = losses.differentiated(params, weights, subset)
+        part = subset.restrict(params)
 
         def alignments(probe: Params) -> Array:
-            def evaluate(part: Params) -> Array:
-                return losses(subset.merge(part, params))[0]
+            return jax.jvp(found.losses_at, (part,), (probe,), has_aux=True)[1]
 
-            return jax.jvp(evaluate, (subset.restrict(params),), (probe,))[1]
-
-        return FirstOrder(values, aux, reduce(gradient), alignments, lambda w: reduce(pull(w)))
+        return FirstOrder(
+            found.losses, found.aux, reduce(found.gradient), alignments, lambda w: reduce(found.reweighted(w))
+        )
 
     def second_order(
         self,

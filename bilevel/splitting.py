@@ -49,7 +49,8 @@ def split(function: Callable[[Any, Any], Any], x: Any, y: Any) -> Split:
     on_x, on_y, lower, upper = set(first), set(second), [], []
     for equation in jaxpr.eqns:
         inputs = set(_variables(equation.invars))
-        if equation.effects or inputs & on_x:  # in the order they have, and with the effects of their own evaluation
+        # Operations with effects stay in their order, and have them at every evaluation.
+        if equation.effects or inputs & on_x:
             on_x.update(equation.outvars)
             upper.append(equation)
         else:
