@@ -17,7 +17,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from bilevel.data.arrays import Dataset
-from bilevel.irreducible import score_rows
+from bilevel.irreducible import OnBatch, score_rows
 from bilevel.loss_table import LossTable as LossTable
 from bilevel.loss_table import Settings
 from bilevel.loss_table import highest_fraction as highest_fraction
@@ -37,6 +37,7 @@ def score_gains(
     batch_size: int,
     settings: Settings,
     num_examples: int | None = None,
+    on_batch: OnBatch | None = None,
 ) -> LossTable:
     """Scores each generic row by ℓ_i(before) − ℓ_i(after), its loss before minus its loss after fine-tuning.
 
@@ -49,6 +50,7 @@ def score_gains(
       batch_size: rows evaluated at once.
       settings: kept with the scores; the specific rows' hash is added as `specific_hash`.
       num_examples: N; None takes the rows of the data set, or those of the whole for a `RowView`.
+      on_batch: see `bilevel.irreducible.score_rows`.
 
     Returns:
       float32 `[N]` by id, NaN for rows that are not in `generic`, with the hashes of both data sets.
@@ -66,8 +68,9 @@ def score_gains(
     params, model_state = zip(before, after, strict=True)
     about = {**settings, SPECIFIC_HASH: specific.content_hash}
     return score_rows(
-        gains, params, model_state, generic, batch_size=batch_size, settings=about, num_examples=num_examples
-    )
+        gains, params, model_state, generic, batch_size=batch_size, settings=about, num_examples=num_examples,
+        on_batch=on_batch,
+    )  # fmt: skip
 
 
 def load_gains(path: str | Path, generic: Dataset, specific: Dataset) -> LossTable:

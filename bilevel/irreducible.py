@@ -27,6 +27,8 @@ from bilevel.types import Array, Batch, LossFn, Metrics, ModelState, Params, Use
 
 ReadFn: TypeAlias = Callable[[Array, Metrics, Batch], Array]
 """Losses `[b]`, the loss's metrics and the batch -> one number a row, `[b]`."""
+OnBatch: TypeAlias = Callable[[int, int], None]
+"""Rows scored so far, and in all."""
 
 
 def _losses(losses: Array, metrics: Metrics, batch: Batch) -> Array:
@@ -43,6 +45,7 @@ def score_rows(
     settings: Settings,
     num_examples: int | None = None,
     read: ReadFn = _losses,
+    on_batch: OnBatch | None = None,
 ) -> LossTable:
     """The losses of all rows of a data set under one model, in equal batches, the last one padded.
 
@@ -56,6 +59,8 @@ def score_rows(
       num_examples: N; None takes the rows of the data set, or those of the whole for a `RowView`.
       read: what is kept of an evaluation: losses `[b]`, the loss's metrics and the batch -> `[b]`; by default the losses. For
         maximum-entropy selection: `lambda losses, metrics, batch: scoring.entropies(metrics["logits"])`.
+      on_batch: called after each batch with the rows scored so far, and their number in all: for a progress bar, or a clock
+        (the first batch compiles).
 
     Returns:
       float32 `[N]`, NaN for examples that are not in the data set, with the data set's hash.
@@ -90,6 +95,8 @@ def score_rows(
                 f"{dataset.name}: the loss of example {ids[bad]} is {found[bad]}: check the model that scores it."
             )
         table[ids] = found
+        if on_batch is not None:
+            on_batch(min(start + batch_size, len(dataset)), len(dataset))
     return LossTable(table, dataset.content_hash, dict(settings))
 
 

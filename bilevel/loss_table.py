@@ -6,7 +6,7 @@ import json
 import os
 import tempfile
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,8 +50,16 @@ class LossTable:
             raise
 
     @classmethod
-    def load(cls, path: str | Path, *, content_hash: str, settings: Settings | None) -> LossTable:
-        """Read a table, if it is of these rows and settings; None takes any settings, such as those of a table from elsewhere.
+    def load(
+        cls, path: str | Path, *, content_hash: str, settings: Settings | None, may_lack: Collection[str] = ()
+    ) -> LossTable:
+        """Read a table, if it is of these rows and settings.
+
+        Args:
+          path: of the file.
+          content_hash: of the data set.
+          settings: those asked for; None takes any, such as those of a table from elsewhere.
+          may_lack: names of settings that older tables do not have: a table without them is taken.
 
         Raises:
           UserError: the file is missing or no table, or belongs to other data or other settings.
@@ -65,6 +73,7 @@ class LossTable:
         if settings is None:
             return table
         wanted = json.loads(json.dumps(dict(settings)))
+        wanted = {k: value for k, value in wanted.items() if k in table.settings or k not in may_lack}
         differing = [k for k in sorted({*wanted, *table.settings}) if wanted.get(k) != table.settings.get(k)]
         if differing:
             found = ", ".join(f"{k}={table.settings.get(k)!r} in place of {wanted.get(k)!r}" for k in differing)
@@ -75,8 +84,10 @@ class LossTable:
 def _read(path: Path) -> LossTable:
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            about = json.loads(str(arrays["about"]))
-            return LossTable(arrays["losses"], about["content_hash"], about["settings"])
+            about, losses = json.loads(str(arrays["about"])), arrays["losses"]
+            if losses.ndim != 1 or losses.dtype.kind != "f":
+                raise ValueError(f"its losses are {losses.dtype}{list(losses.shape)}, not real numbers by row")
+            return LossTable(losses.astype(np.float32), about["content_hash"], about["settings"])
     except FileNotFoundError as error:
         raise UserError(f"There is no table of losses at {path}: score the data first, or check the path.") from error
     except (ValueError, TypeError, OSError, EOFError, KeyError, zipfile.BadZipFile) as error:

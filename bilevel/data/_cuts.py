@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -64,7 +65,7 @@ class Order:
 
 
 def _number(what: str, wanted: float, count: int, name: str) -> int:
-    rows = round(wanted * count) if 0 < wanted < 1 else int(wanted)
+    rows = round(wanted * count) if 0 < wanted < 1 else int(wanted) if math.isfinite(wanted) else 0
     if rows < 1 or (wanted >= 1 and rows != wanted):
         raise UserError(
             f"{name}: {what}={wanted} is not a number of its {count} rows; give a whole number from 1, or a share "

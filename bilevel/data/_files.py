@@ -28,20 +28,32 @@ _SAMPLE = 1 << 16
 _FOLDER_KINDS = ".txt, .jsonl or .json files (.gz or not)"
 
 
-def files_source(spec: str, field: str | None, documents: Documents) -> Source:
+def files_source(spec: str, field: str | None, documents: Documents, blank_files: bool = False) -> Source:
     """The source made of the files that `spec` names (see `open_source`)."""
-    return source_of_files(spec, expand(spec), field, documents)
+    return source_of_files(spec, expand(spec), field, documents, blank_files)
 
 
-def source_of_files(name: str, paths: list[Path], field: str | None, documents: Documents) -> Source:
+def source_of_files(
+    name: str, paths: list[Path], field: str | None, documents: Documents, blank_files: bool = False
+) -> Source:
     """The source called `name` that reads `paths` one after another."""
+    may_be_blank = documents == "file" and (blank_files or len(paths) > 1)
     for path in paths:
-        _check_kind(path, field, documents)
+        _check_kind(path, field, documents, may_be_blank)
     key = field or "text"
 
     def read() -> Iterator[Document]:
+        all_blank = True
         for path in paths:
-            yield from map(Document, _documents(path, key, documents))
+            blank = True
+            for text in _documents(path, key, documents):
+                blank = blank and not text
+                yield Document(text)
+            if blank and not may_be_blank:
+                raise UserError(f"The file {path} holds no text; give a file with text in it.")
+            all_blank = all_blank and blank
+        if all_blank and not blank_files:
+            raise UserError(f"None of the {len(paths)} files of {name} holds text; give files with text in them.")
 
     def lines() -> Iterator[list[bytes]]:
         for path in paths:
@@ -61,12 +73,17 @@ def expand(spec: str) -> list[Path]:
     """The files that `spec` names: a file, a folder, a glob, or several of these separated by commas.
 
     Raises:
-        UserError: something does not exist, or matches no file.
+        UserError: something does not exist, matches no file, or is named twice.
     """
     # A name that exists is taken as it is, even with a comma or a bracket in it.
     # os.path, unlike pathlib, also answers for what is too long to be one name: many names separated by commas.
     names = [spec] if os.path.exists(os.path.expanduser(spec)) else [name.strip() for name in spec.split(",")]
-    return [path for name in names for path in _expand_one(name, spec)]
+    found = [path for name in names for path in _expand_one(name, spec)]
+    places = [os.path.abspath(path) for path in found]
+    if len(set(places)) < len(places):
+        double = next(path for i, path in enumerate(found) if places[i] in places[:i])
+        raise UserError(f"The data specification {spec!r} names the file {double} twice; name it once.")
+    return found
 
 
 def _expand_one(name: str, spec: str) -> list[Path]:
@@ -118,11 +135,11 @@ def options_of_files(spec: str) -> Options:
     return Options(field=any(fielded), documents=not all(fielded))
 
 
-def _check_kind(path: Path, field: str | None, documents: Documents) -> None:
+def _check_kind(path: Path, field: str | None, documents: Documents, may_be_blank: bool) -> None:
     kind = kind_of(path)
     if not os.access(path, os.R_OK):
         raise UserError(f"The file {path} cannot be read; change its permissions.")
-    if path.stat().st_size == 0:
+    if path.stat().st_size == 0 and not may_be_blank:
         raise UserError(f"The file {path} is empty; give a file with text in it, or leave this one out.")
     if kind in JSON_SUFFIXES + ARRAY_SUFFIXES:
         if documents == "file":
@@ -150,11 +167,9 @@ def _documents(path: Path, field: str, documents: Documents) -> Iterator[bytes]:
         return
     if documents == "file":
         text = b"".join(line for block in line_blocks(path) for line in block)
-        if not text.strip():
-            raise UserError(f"The file {path} holds no text; give a file with text in it.")
-        yield text
+        yield text if text.strip() else b""
         return
-    number, blank = 0, True
+    number = 0
     is_json = kind_of(path) in JSON_SUFFIXES
     for block in line_blocks(path):
         for line in block:
@@ -162,13 +177,7 @@ def _documents(path: Path, field: str, documents: Documents) -> Iterator[bytes]:
             text = line.removesuffix(b"\n").removesuffix(b"\r")
             if is_json and text.strip():
                 text = _json_text(text, field, path, number)
-            if text.strip():
-                blank = False
-                yield text
-            else:
-                yield b""
-    if blank:
-        raise UserError(f"The file {path} holds no text ({number} lines, all blank); give a file with text in it.")
+            yield text if text.strip() else b""
 
 
 def line_blocks(path: Path) -> Iterator[list[bytes]]:

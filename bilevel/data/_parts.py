@@ -48,7 +48,7 @@ def checked_part(inputs: NDArray[Any], labels: NDArray[Any], where: str) -> Part
         where: for messages.
 
     Raises:
-        UserError: another type or shape, negative labels, or features that are not finite.
+        UserError: another type or shape, channels before the pixels, negative labels, or features that are not finite.
     """
     labels = whole_labels(labels, where)
     if inputs.ndim == 0 or len(inputs) != len(labels):
@@ -84,10 +84,13 @@ def numbered(labels: NDArray[Any], names: tuple[str, ...], where: str) -> NDArra
     """The labels as they are, or for text their places among the names, int64 `[N]`.
 
     Raises:
-        UserError: a label that is not among the names.
+        UserError: a label that is blank, or not among the names.
     """
     if labels.dtype.kind != "U":
         return labels
+    blank = np.char.strip(labels) == ""
+    if blank.any():
+        raise UserError(f"{where}: row {int(np.argmax(blank))} has no label; leave such rows out.")
     unknown = sorted(set(map(str, np.unique(labels))) - set(names))
     if unknown:
         raise UserError(
@@ -97,7 +100,12 @@ def numbered(labels: NDArray[Any], names: tuple[str, ...], where: str) -> NDArra
 
 
 def _checked_inputs(inputs: NDArray[Any], where: str) -> NDArray[Any]:
-    if inputs.ndim in (3, 4) and inputs.dtype == np.uint8:
+    if inputs.ndim in (3, 4) and inputs.dtype == np.uint8 and 0 not in inputs.shape:
+        if inputs.ndim == 4 and _channels_first(inputs.shape):
+            raise UserError(
+                f"{where}: images of the shape {list(inputs.shape[1:])} look as if the channels came first; give [rows, height, "
+                "width, channels], as np.moveaxis(images, 1, -1) makes them."
+            )
         return inputs[..., None] if inputs.ndim == 3 else inputs
     if inputs.ndim == 2 and inputs.dtype.kind in "biuf":
         features = inputs.astype(np.float32)
@@ -109,6 +117,11 @@ def _checked_inputs(inputs: NDArray[Any], where: str) -> NDArray[Any]:
         f"{where}: the inputs are {_described(inputs)}; give images uint8 [rows, height, width, channels] with values "
         "from 0 to 255, or numbers [rows, features]."
     )
+
+
+def _channels_first(shape: tuple[int, ...]) -> bool:
+    """Whether `[N, H, W, C]` is rather `[N, C, H, W]`: square images of 1 or 3 channels."""
+    return shape[1] in (1, 3) and shape[2] == shape[3] > 4
 
 
 def _described(array: NDArray[Any]) -> str:

@@ -20,6 +20,8 @@ from bilevel.types import UserError
 
 PartName = Literal["train", "dev", "holdout", "test"]
 _BLOCK = 4096
+_PLAUSIBLE_CLASSES = 20_000
+"""So many may have fewer rows than classes."""
 
 
 @dataclass(frozen=True)
@@ -121,6 +123,7 @@ def open_labelled(
     order = Order(split, seed)
     parts = _open_parts(spec, size, Path(cache_dir).expanduser(), label)
     _check_alike(parts)
+    classes = _classes(parts)
     held = {"dev": dev, "holdout": holdout} if holdout else {"dev": dev}
     own_test = {} if parts.test else {"test": test}
     train = parts.train if limit is None else Part(*(array[:limit] for array in parts.train))
@@ -144,7 +147,7 @@ def open_labelled(
         sets["dev"],
         sets.get("holdout"),
         sets["test"],
-        _classes(parts),
+        classes,
         parts.class_names,
         rule,
         has_valid_part=parts.valid is not None,
@@ -177,6 +180,12 @@ def _classes(parts: Parts) -> int:
     if parts.class_names and largest >= len(parts.class_names):
         raise UserError(
             f"{parts.name}: there is a label {largest}, but only {len(parts.class_names)} classes are named."
+        )
+    rows = sum(len(part.labels) for part in (parts.train, parts.valid, parts.test) if part)
+    if not parts.class_names and largest >= max(rows, _PLAUSIBLE_CLASSES):
+        raise UserError(
+            f"{parts.name}: the labels run up to {largest}, but there are {rows} rows: name the labels if these are numbers of "
+            "rows, or number the classes from 0."
         )
     return len(parts.class_names) or largest + 1
 

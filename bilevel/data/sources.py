@@ -13,7 +13,13 @@ from bilevel.types import UserError
 __all__ = ["Document", "Options", "Source", "open_source", "options_of"]
 
 
-def open_source(spec: str, *, field: str | None = None, documents: Literal["line", "file"] = "line") -> Source:
+def open_source(
+    spec: str,
+    *,
+    field: str | None = None,
+    documents: Literal["line", "file"] = "line",
+    blank_files: bool = False,
+) -> Source:
     """Open a source of text.
 
     Args:
@@ -28,6 +34,8 @@ def open_source(spec: str, *, field: str | None = None, documents: Literal["line
             - `python:topics`, the Python language reference, labelled by topic.
         field: the field that holds the text, in JSON lines and TFDS records, or the array of a .npz file; `text` by default.
         documents: in plain text, whether a document is a line or a file.
+        blank_files: with documents="file", take files without text as blank documents even where no file has text. (Some blank
+            files among others always are.)
 
     Returns:
         The source. Plain text and JSON lines keep their blank lines as `b""`; packing skips and counts them.
@@ -51,7 +59,7 @@ def open_source(spec: str, *, field: str | None = None, documents: Literal["line
         if documents != "line":
             raise UserError(f"{spec}: a TFDS record is a document; documents='file' is for plain text files only.")
         return tfds_source(spec, field)
-    return files_source(spec, field, documents)
+    return files_source(spec, field, documents, blank_files)
 
 
 def options_of(spec: str) -> Options:

@@ -28,6 +28,8 @@ BEST = "best.npz"
 _EVALUATIONS = 20
 _NEWER_HERE: dict[str, Any] = {"padding": 4, "standardize": True}
 """Flags of the data that `settings_of` came to record later, with their defaults."""
+MAY_LACK = ("dev",)
+"""What older fits did not record: the dev rows, by which the parameters are chosen."""
 
 
 class Fitted(NamedTuple):
@@ -39,7 +41,7 @@ class Fitted(NamedTuple):
     """In evaluation mode."""
 
 
-def settings_of(config: Config, name: str | None, rows: Dataset) -> dict[str, Any]:
+def settings_of(config: Config, data: ImageData, name: str | None, rows: Dataset) -> dict[str, Any]:
     """What the outcome of `fit` depends on, as JSON values."""
     network = name or config.model.network
     training = ("optimizer", "learning_rate", "momentum", "weight_decay", "schedule", "warmup", "batch_size")
@@ -53,6 +55,7 @@ def settings_of(config: Config, name: str | None, rows: Dataset) -> dict[str, An
         "steps": config.weights.il_steps,
         "seed": config.data.seed,
         "rows": rows.content_hash,
+        "dev": data.dev.content_hash,
         "count": len(rows),
         **{key: getattr(config, key) for key in training},
         **without_newer(newer, NEWER | of_data),
@@ -74,7 +77,7 @@ def fit(config: Config, data: ImageData, name: str | None, rows: Dataset, direct
 
     Reference: RHO-LOSS, section 4 and appendix: the irreducible-loss model with the lowest validation loss.
     """
-    prepare_run_dir(directory, settings_of(config, name, rows))
+    prepare_run_dir(directory, settings_of(config, data, name, rows), may_lack=MAY_LACK)
     network = classifier(config, data, name)
     losses = losses_of(config, data, network)
     size, steps = min(config.batch_size, len(rows)), config.weights.il_steps

@@ -8,8 +8,9 @@ from typing import Any
 
 from bilevel.training import Curve, Picture, RunRecord, read_metrics, write_report
 from bilevel.training.run_dir import write_atomically
+from experiments.diverged import WHERE
 from experiments.image_classification import drawn, pictures
-from experiments.image_classification.config import LEARNED, SAMPLED, Config
+from experiments.image_classification.config import LEARNED, SAMPLED, TABLED, Config
 from experiments.image_classification.data import ImageData
 from experiments.image_classification.observation import shares_of
 from experiments.image_classification.run import settings_dict
@@ -47,7 +48,7 @@ Rows = list[dict[str, Any]]
 
 def compare(config: Config, results: Sequence[dict[str, Any]], data: ImageData) -> str:
     """Writes comparison.json, comparison.md and report.html; returns the tables."""
-    keys = [(row["method"], row["seed"]) for row in results]
+    keys = [(row["method"], row["seed"]) for row in results if WHERE not in row]
     metrics = {key: read_metrics(config.run_dir / run_name(*key) / "metrics.jsonl") for key in keys}
     rows = [_with_targets(config, result, metrics) for result in results]
     text = f"{table(rows)}\n\nSteps (epochs) to a test accuracy:\n\n{targets_table(rows, config.targets)}"
@@ -69,6 +70,8 @@ def _with_targets(config: Config, result: dict[str, Any], metrics: Mapping[tuple
     Reference: RHO-LOSS, section 5.2 and figure 3. An epoch is one pass over the training rows by what is loaded: online selection
       loads more rows a step than it trains on.
     """
+    if WHERE in result:
+        return result | {name: dict.fromkeys(map(str, config.targets)) for name in ("steps_to", "epochs_to")}
     own = metrics[result["method"], result["seed"]]
     baseline = [row["test_accuracy"] for row in metrics.get(("uniform", result["seed"]), []) if "test_accuracy" in row]
     steps = {str(target): reached(own, target) for target in config.targets}
@@ -105,6 +108,8 @@ def _report(config: Config, rows: Rows, metrics: Mapping[tuple[str, int], Rows],
     for row in rows:
         summary = {column.title: row[name] for name, column in COLUMNS.items() if row.get(name) is not None}
         summary |= {f"steps to {target}": step for target, step in row["steps_to"].items()}
+        if WHERE in row:
+            continue
         records.append(RunRecord(row["method"], row["seed"], metrics[row["method"], row["seed"]], summary))
     first = rows[0]
     noise = "" if config.data.noise == "none" else f" Noise: {config.data.noise}."
@@ -121,8 +126,12 @@ def _report(config: Config, rows: Rows, metrics: Mapping[tuple[str, int], Rows],
 
 
 def _notes(rows: Rows) -> list[str]:
-    """What scores the rows of each method that selects by a model, in a sentence."""
-    return [f"{name}: {note}." for name, note in {row["method"]: row.get("scored_by") for row in rows}.items() if note]
+    """What scores the rows of each method that selects by a model, and what its seconds leave out, in sentences."""
+    notes = [f"{name}: {note}." for name, note in {row["method"]: row.get("scored_by") for row in rows}.items() if note]
+    helped = [method for method in dict.fromkeys(row["method"] for row in rows) if method in (*TABLED, "svp")]
+    if helped:
+        notes.append(f"Seconds of {', '.join(helped)} are without those of the model that is trained before.")
+    return notes
 
 
 def _pictures(config: Config, rows: Rows) -> list[Picture]:

@@ -101,7 +101,7 @@ def _confusion_settings(config: Config, data: ImageData) -> dict[str, Any]:
     """What decides which classes are confused, as JSON values."""
     asked = {"dev": data.dev, "holdout": data.holdout}
     return {
-        **settings_of(config, None, data.train),
+        **settings_of(config, data, None, data.train),
         "padding": config.data.padding,
         "standardize": config.data.standardize,
         **{name: rows and rows.content_hash for name, rows in asked.items()},

@@ -15,11 +15,13 @@ from bilevel.loss_table import LossTable, highest
 from bilevel.nn.head import with_head
 from bilevel.scoring import entropies
 from bilevel.types import UserError
-from experiments.image_classification.auxiliary import fit, settings_of
+from experiments.image_classification.auxiliary import MAY_LACK, fit, settings_of
 from experiments.image_classification.config import Config
 from experiments.image_classification.data import ImageData
 
 TABLE = "table.npz"
+_NUMBER = "number"
+"""Setting of tables that hold no losses: what they hold."""
 _BATCH = 512
 
 
@@ -39,10 +41,10 @@ def irreducible_losses(config: Config, data: ImageData, folder: Path) -> LossTab
     check_irreducible(config, data)
     w, train = config.weights, data.train
     if w.table is not None:
-        return LossTable.load(w.table, content_hash=train.content_hash, settings=None)
+        return _given(w.table, train)
     if w.no_holdout:
         halves = [half(train, which, config.data.seed) for which in (0, 1)]
-        settings = {**settings_of(config, w.il_network, train), "halves": True}
+        settings = {**settings_of(config, data, w.il_network, train), "halves": True}
 
         def compute() -> LossTable:
             fitted = [fit(config, data, w.il_network, halves[i], folder / f"half{i}") for i in (0, 1)]
@@ -53,7 +55,7 @@ def irreducible_losses(config: Config, data: ImageData, folder: Path) -> LossTab
 
         return _kept(folder, train, {**settings, "half_seed": config.data.seed}, compute)
     assert data.holdout is not None
-    holdout, settings = data.holdout, settings_of(config, w.il_network, data.holdout)
+    holdout, settings = data.holdout, settings_of(config, data, w.il_network, data.holdout)
 
     def compute() -> LossTable:
         model = fit(config, data, w.il_network, holdout, folder / "model")
@@ -66,11 +68,11 @@ def check_irreducible(config: Config, data: ImageData) -> None:
     """Refuses what `irreducible_losses` would refuse, without training.
 
     Raises:
-      UserError: there are no held-out rows, or the file given is of other data.
+      UserError: there are no held-out rows, or the file given is of other data or holds no losses.
     """
     w = config.weights
     if w.table is not None:
-        LossTable.load(w.table, content_hash=data.train.content_hash, settings=None)
+        _given(w.table, data.train)
     elif data.holdout is None and not w.no_holdout:
         raise UserError(
             f"{data.sets.name} has no held-out rows to learn irreducible losses from: give --data.holdout a share, or "
@@ -84,7 +86,7 @@ def uncertain_rows(config: Config, data: ImageData, folder: Path) -> RowView:
     Reference: Coleman et al., "Selection via proxy", ICLR 2020, section 3 (maximum entropy); the baseline SVP of RHO-LOSS.
     """
     w, train = config.weights, data.train
-    settings = {**settings_of(config, w.svp_network, train), "number": "entropy"}
+    settings = {**settings_of(config, data, w.svp_network, train), _NUMBER: "entropy"}
 
     def compute() -> LossTable:
         model = fit(config, data, w.svp_network, train, folder / "model")
@@ -98,11 +100,30 @@ def uncertain_rows(config: Config, data: ImageData, folder: Path) -> RowView:
     return RowView(train, highest(table, min(count, len(train))))
 
 
+def _given(path: Path, train: Dataset) -> LossTable:
+    """The table of --weights.table.
+
+    Raises:
+      UserError: it is of other data, or holds no losses.
+    """
+    table = LossTable.load(path, content_hash=train.content_hash, settings=None)
+    if _NUMBER in table.settings:
+        raise UserError(
+            f"--weights.table {path} holds the {table.settings[_NUMBER]} of each row, not irreducible losses: give the "
+            "table of a rho_loss or irreducible_loss run."
+        )
+    if len(table.losses) != len(train):
+        raise UserError(
+            f"--weights.table {path} holds {len(table.losses)} losses for {len(train)} training rows: score the data again."
+        )
+    return table
+
+
 def _kept(folder: Path, train: Dataset, settings: dict[str, Any], compute: Callable[[], LossTable]) -> LossTable:
     """The table in the folder, made now if there is none."""
     if not (folder / TABLE).exists():
         compute().save(folder / TABLE)
-    return LossTable.load(folder / TABLE, content_hash=train.content_hash, settings=settings)
+    return LossTable.load(folder / TABLE, content_hash=train.content_hash, settings=settings, may_lack=MAY_LACK)
 
 
 def predictions(model: Any, rows: Dataset) -> np.ndarray:

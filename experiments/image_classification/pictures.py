@@ -10,7 +10,6 @@ import jax
 import numpy as np
 from numpy.typing import NDArray
 
-from bilevel.data import evaluation_batches
 from bilevel.types import LogitFn, Params
 from experiments.image_classification.data import SHOWN_CLASSES, ImageData
 
@@ -18,10 +17,11 @@ SCORES = "scores.npz"
 PICTURE = "images.svg"
 ROWS, COLUMNS = 3, 12
 TITLES = ("highest weights", "lowest weights")
-_BATCH = 512
 
 
-def save_scores(directory: Path, weights: Params, logits: LogitFn, data: ImageData) -> dict[str, float]:
+def save_scores(
+    directory: Path, weights: Params, logits: LogitFn, data: ImageData, batch_size: int
+) -> dict[str, float]:
     """Scores all training rows, keeps the scores, and draws the images that have the highest and the lowest.
 
     Args:
@@ -29,6 +29,7 @@ def save_scores(directory: Path, weights: Params, logits: LogitFn, data: ImageDa
       weights: of the scorer.
       logits: of the scorer.
       data: all data.
+      batch_size: rows that the scorer was shown at once while it learned.
 
     Returns:
       `weight_on_corrupted`, the share of the softmax over the training set that rows with wrong labels get (if there are
@@ -36,7 +37,7 @@ def save_scores(directory: Path, weights: Params, logits: LogitFn, data: ImageDa
 
     Reference: Wang et al. (DDS), figures 3 and 4.
     """
-    found = _scores(weights, logits, data)
+    found = _scores(weights, logits, data, batch_size)
     np.savez(directory / SCORES, scores=found)
     if data.inputs == "image":
         (directory / PICTURE).write_text(draw(found, data))
@@ -51,14 +52,21 @@ def save_scores(directory: Path, weights: Params, logits: LogitFn, data: ImageDa
     return results
 
 
-def _scores(weights: Params, logits: LogitFn, data: ImageData) -> NDArray[np.float64]:
-    """Logits of all training rows, `[N]`."""
-    score = jax.jit(logits)
-    parts = []
-    for batch in evaluation_batches(data.train, min(_BATCH, len(data.train))):
-        real = batch.pop("mask") > 0
-        parts.append(np.asarray(score(weights, batch), np.float64)[real])
-    return np.concatenate(parts)
+def _scores(weights: Params, logits: LogitFn, data: ImageData, batch_size: int) -> NDArray[np.float64]:
+    """Logits of all training rows, `[N]`, from batches like those of training.
+
+    A scorer with BatchNorm normalises by its batch, and learned on batches drawn at random: stored order may go class by class.
+    """
+    score, count = jax.jit(logits), len(data.train)
+    order = np.random.default_rng(0).permutation(count)
+    found = np.empty(count)
+    for start in range(0, count, batch_size):
+        rows = order[
+            np.arange(start, start + batch_size) % count
+        ]  # the last batch is filled with rows that have been scored
+        logit = np.asarray(score(weights, data.train.rows(rows)), np.float64)
+        found[rows[: count - start]] = logit[: count - start]
+    return found
 
 
 def draw(scores: NDArray[np.float64], data: ImageData, titles: tuple[str, str] = TITLES) -> str:
@@ -84,13 +92,20 @@ def draw(scores: NDArray[np.float64], data: ImageData, titles: tuple[str, str] =
 def _mosaic(panel: Any, rows: NDArray[np.int64], data: ImageData) -> None:
     """Images side by side, each below its label."""
     images, names, wrong = data.train.arrays["image"], data.class_names, data.known("corrupted")
-    height, width, channels = images.shape[1:]
+    height, width = images.shape[1:3]
     label = max(2, height // 4)  # pixels of a label's line
     lines = -(-len(rows) // COLUMNS)
-    canvas = np.full((lines * (height + label), COLUMNS * (width + 1), channels), 255, np.uint8)
+    canvas = np.full((lines * (height + label), COLUMNS * (width + 1), 3), 255, np.uint8)
     for i, row in enumerate(rows):
         top, left = i // COLUMNS * (height + label) + label, i % COLUMNS * (width + 1)
-        canvas[top : top + height, left : left + width] = images[row]
+        canvas[top : top + height, left : left + width] = _colours(images[row])
         name, color = names[data.train.arrays["label"][row]], "red" if wrong[row] else "black"
         panel.text(left + width / 2, top - 1, name, fontsize=7, color=color, ha="center", va="bottom")
-    panel.imshow(canvas[..., 0] if channels == 1 else canvas, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+    panel.imshow(canvas, interpolation="nearest")
+
+
+def _colours(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """An image `[H, W, C]` as it can be shown, `[H, W, 3]`: of 3 or 4 channels the first 3, of others the mean as grey."""
+    if image.shape[-1] in (3, 4):
+        return image[..., :3]
+    return np.repeat(image.mean(-1, keepdims=True), 3, axis=-1).astype(np.uint8)

@@ -38,11 +38,12 @@ from experiments.image_classification.evaluation import Evaluator, State, scores
 from experiments.image_classification.known import irreducible_losses, uncertain_rows
 from experiments.image_classification.model import Model, model_of
 from experiments.image_classification.observation import observer
-from experiments.runs import CHECKPOINTS, RESULT_NAME, Stopped, run_name, without_newer
+from experiments.runs import CHECKPOINTS, RESULT_NAME, Stopped, read_json, run_name, without_newer
 from experiments.sources import open_source, steps_in_call
 
 IRREDUCIBLE = "irreducible"
 PROXY = "svp"
+CONTENT_HASH = "content_hash"
 MAY_CHANGE = (
     "log_every", "evaluate_every", "evaluate_rows", "checkpoint_every", "progress", "tensorboard", "data.cache_dir",
     "resident",
@@ -67,6 +68,15 @@ def settings_dict(config: Config, method: str, seed: int) -> dict[str, Any]:
     return without_newer(everything, NEWER)
 
 
+def identity(config: Config, method: str, seed: int, data: ImageData) -> dict[str, Any]:
+    """The settings of a run, with the content hashes of the sets that it reads, wrong labels included."""
+    read = {"train": data.train, "dev": data.dev, "test": data.test}
+    if method in TABLED and data.holdout is not None:
+        read["holdout"] = data.holdout
+    hashes = {name: rows.content_hash for name, rows in read.items()}
+    return settings_dict(config, method, seed) | {CONTENT_HASH: hashes}
+
+
 def run(config: Config, method: str, seed: int, data: ImageData) -> dict[str, Any]:
     """Trains (or continues, or only evaluates) one run.
 
@@ -75,14 +85,16 @@ def run(config: Config, method: str, seed: int, data: ImageData) -> dict[str, An
 
     Raises:
       Stopped: a signal stopped it before its end.
+      UserError: its directory holds a run of other settings or data.
     """
     directory = config.run_dir / run_name(method, seed)
-    prepare_run_dir(directory, settings_dict(config, method, seed), may_change=MAY_CHANGE)
+    settings = identity(config, method, seed, data)
+    prepare_run_dir(directory, settings, may_change=MAY_CHANGE, may_lack=(CONTENT_HASH,))
     this = _Run(config, method, seed, data, directory)
     if config.eval_only:
         return this.evaluated()
     done = directory / RESULT_NAME
-    return json.loads(done.read_text()) if done.exists() else this.train()
+    return read_json(done) if done.exists() else this.train()
 
 
 class _Parts(NamedTuple):
@@ -209,7 +221,7 @@ class _Run:
             return {}
         logits = self.parts.weighting.logits
         assert callable(logits)
-        return pictures.save_scores(self.directory, state.weight_params, logits, self.data)
+        return pictures.save_scores(self.directory, state.weight_params, logits, self.data, self._loaded_rows())
 
     def _summary(self, result: TrainResult, epochs: float) -> dict[str, Any]:
         history, final = result.history, scores(self.parts.evaluator, result.state, self.data)

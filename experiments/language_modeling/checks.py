@@ -7,6 +7,7 @@ import jax
 from bilevel import sharding
 from bilevel.data import Loader
 from bilevel.nn.transformer import language_model_loss
+from bilevel.types import UserError
 from experiments.language_modeling import build, contrastive, search
 from experiments.language_modeling.config import Config, settings_of
 from experiments.language_modeling.corpora import Corpora, load_corpora
@@ -22,7 +23,10 @@ def opened(config: Config, methods: list[str]) -> Corpora:
     corpora = load_corpora(config)
     for method in methods if not config.eval_only else ():
         for own in [config, *search.trial_configs(config, method, corpora)]:
-            check(own, method, corpora)
+            try:
+                check(own, method, corpora)
+            except UserError as error:
+                raise UserError(f"{method}: {error}") from error
     return corpora
 
 
@@ -41,8 +45,6 @@ def check(config: Config, method: str, corpora: Corpora) -> None:
     if method == "contrastive":
         contrastive.steps_before_selection(config, settings)
         contrastive.check(config, settings, corpora)
-        if settings["contrastive_scores"]:
-            contrastive.load_scores(settings["contrastive_scores"], corpora, own=True)
     if method == "frozen":
         weights_file(config.weights.frozen_from)
     if method == "contrastive" or config.finetune_steps:

@@ -308,8 +308,7 @@ def settings_of(config: Config, method: str) -> dict[str, Any]:
     settings = PRESETS[config.weights.preset][method] | given
     settings = {name: value for name, value in settings.items() if _concerns(name, method)}
     remembers = method in TRACKING or settings["average_specific"] > 0
-    if "estimator" not in given and given.get("filter") in NOT_PROPORTIONAL:
-        settings["estimator"] = "softmax"
+    _reconcile(settings, given, method)
     if method not in (*PLAIN, *FIXED) and settings["estimator"] != PRESETS[config.weights.preset][method]["estimator"]:
         settings["weight_learning_rate"] = given.get("weight_learning_rate", RATES[settings["estimator"]])
     if "probe_every" not in given and ("update_every" in given or not remembers):
@@ -317,10 +316,24 @@ def settings_of(config: Config, method: str) -> dict[str, Any]:
     if "probe_blocks" not in given and config.model.scan_layers:
         settings["probe_blocks"] = 0  # the blocks' parameters are stacked, and cannot be chosen apart
     settings["specific_batch_size"] = settings["specific_batch_size"] or config.batch_size
-    if method in DENSE:  # they have no α-batch apart
-        settings |= {"alpha_batch": "filtered", "alpha_batch_size": 0}
     settings["alpha_batch_size"] = settings["alpha_batch_size"] or None
     return settings
+
+
+def _reconcile(settings: dict[str, Any], given: dict[str, Any], method: str) -> None:
+    """Leaves aside what a method has no use for, and fits what was not given to what was: one set of flags serves all methods."""
+    if "estimator" not in given and given.get("filter") in NOT_PROPORTIONAL:
+        settings["estimator"] = "softmax"
+    if method in DENSE:  # they have no α-batch apart, and weigh rows by their weights
+        settings |= {"alpha_batch": "filtered", "alpha_batch_size": 0, "estimator": "softmax"}
+    if method == "learning_to_reweight":  # which forgets its weights after each step
+        settings |= {"update_every": 1, "probe_every": 0}
+    if method in (*PLAIN, *FIXED):
+        settings["alpha_batch"] = "filtered"
+    elif "estimator" not in given and settings["alpha_batch"] != "filtered":
+        settings["estimator"] = "softmax"
+    elif settings["estimator"] == "score" and "alpha_batch" not in given:
+        settings["alpha_batch"] = "filtered"
 
 
 _FOR_ONE = {"mixing_": "mixing", "contrastive_": "contrastive", "neumann_": "implicit_neumann", "penalty_": "penalty"}

@@ -18,19 +18,23 @@ import jax
 import numpy as np
 
 from bilevel.contrastive import LossTable, highest_fraction, load_gains, score_gains
-from bilevel.data import RowView
+from bilevel.data import RowView, digest
 from bilevel.nn.transformer import Transformer, language_model_loss
+from bilevel.training.run_dir import CONFIG_NAME
 from bilevel.types import Params, UserError
 from experiments.language_modeling.config import Config
 from experiments.language_modeling.corpora import Corpora
 from experiments.language_modeling.evaluation import local
 from experiments.language_modeling.finetune import Finetuning
+from experiments.runs import read_json
 
 NAME = "contrastive_scores.npz"
 FOLDER = "contrastive_finetuned"
 SCORED_AT_ONCE = 256
 SECONDS = "seconds"
-"""That fine-tuning and scoring took."""
+"""That fine-tuning and scoring took, without compiling, evaluating and saving."""
+SCORES_DIGEST = "contrastive_digest"
+"""Among the settings of a run with scores of another: which they are."""
 
 
 def steps_before_selection(config: Config, settings: Mapping[str, Any]) -> int:
@@ -66,13 +70,13 @@ def compute_scores(
     Raises:
       Stopped: a signal stopped phase (ii).
     """
-    began, corpora = time.perf_counter(), finetuning.corpora
-    after = finetuning(params, settings["contrastive_finetune_steps"], folder).params
+    corpora, clock = finetuning.corpora, _Clock()
+    finetuned = finetuning(params, settings["contrastive_finetune_steps"], folder)
     everything = corpora.generic_train.positions
     count = min(settings["contrastive_rows"] or len(everything), len(everything))
     rng = np.random.default_rng([finetuning.seed, 5_000_003])
     rows = everything if count == len(everything) else np.sort(rng.choice(everything, count, replace=False))
-    before, after = (jax.tree.map(local, each) for each in (params, after))
+    before, after = (jax.tree.map(local, each) for each in (params, finetuned.params))
     scores = score_gains(
         language_model_loss(model),
         (before, {}),
@@ -81,8 +85,25 @@ def compute_scores(
         corpora.specific["train"],
         batch_size=SCORED_AT_ONCE,
         settings={"finetune_steps": settings["contrastive_finetune_steps"], "seed": finetuning.seed},
+        on_batch=clock,
     )
-    return dataclasses.replace(scores, settings={**scores.settings, SECONDS: time.perf_counter() - began})
+    return dataclasses.replace(scores, settings={**scores.settings, SECONDS: finetuned.seconds + clock.seconds})
+
+
+class _Clock:
+    """Estimates the seconds of scoring from all batches but the first, which compiles."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self._first: tuple[int, float] | None = None
+
+    def __call__(self, done: int, count: int) -> None:
+        now = time.perf_counter()
+        if self._first is None:
+            self._first = done, now
+        else:
+            rows, began = self._first
+            self.seconds = (now - began) * done / (done - rows)
 
 
 def load_scores(path: Path, corpora: Corpora, *, own: bool) -> LossTable:
@@ -131,20 +152,36 @@ def _older_scores(path: Path, corpora: Corpora) -> LossTable | None:
     return LossTable(table, found, {SECONDS: seconds})
 
 
+def scores_digest(config: Config, corpora: Corpora, directory: Path) -> str | None:
+    """What tells scores of another run, in --weights.contrastive-scores, from others, wherever they lie.
+
+    None without the flag, and for a run that was begun when only their path was recorded and that goes on with the same.
+    """
+    given, file = config.weights.contrastive_scores, directory / CONFIG_NAME
+    if given is None:
+        return None
+    recorded = read_json(file).get("weights", {}) if file.exists() else {}
+    if SCORES_DIGEST not in recorded and recorded.get("contrastive_scores") == str(given):
+        return None
+    return digest([load_scores(given, corpora, own=True).losses.tobytes()])
+
+
 def check(config: Config, settings: dict[str, Any], corpora: Corpora) -> None:
     """Checks before training that what selection keeps will fill a batch.
 
     Raises:
-      UserError: for a share out of range or too small.
+      UserError: for a share out of range or too small, or scores of other data.
     """
-    fraction, most = settings["contrastive_fraction"], len(corpora.generic_train)
+    fraction, scored = settings["contrastive_fraction"], len(corpora.generic_train)
     if not 0 < fraction <= 1:
         raise UserError(f"--weights.contrastive-fraction {fraction} must lie in (0, 1].")
     if settings["contrastive_rows"] < 0:
         raise UserError(f"--weights.contrastive-rows {settings['contrastive_rows']} must be at least 0.")
     if settings["contrastive_scores"] is not None:
-        return  # the file says how many rows were scored
-    scored = min(settings["contrastive_rows"] or most, most)
+        scores = load_scores(settings["contrastive_scores"], corpora, own=True)
+        scored = int(np.isfinite(scores.losses).sum())
+    elif settings["contrastive_rows"]:
+        scored = min(settings["contrastive_rows"], scored)
     if round(fraction * scored) < config.batch_size:
         raise UserError(
             f"--weights.contrastive-fraction {fraction} of {scored} scored rows keeps fewer than the --batch-size "

@@ -48,6 +48,8 @@ class Finetuned(NamedTuple):
     steps: int
     valid_loss: float
     """Nats per byte."""
+    seconds: float = 0.0
+    """Of all updates, those after the best step too, without compiling, evaluating and saving."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,7 @@ class Finetuning:
             )
         if result.stopped_early:
             raise Stopped
-        return best.found
+        return best.found._replace(seconds=result.seconds)
 
     def results(self, directory: Path, params: Callable[[], Params]) -> dict[str, Any]:
         """What fine-tuning after training gives, kept in the run's directory so that it is done once for the same flags.

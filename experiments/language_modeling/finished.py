@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from bilevel.training.run_dir import CONFIG_NAME, flatten
-from experiments.language_modeling import diverged, finetune
+from experiments import diverged
+from experiments.language_modeling import finetune
 from experiments.language_modeling.config import METHODS, Config
 from experiments.language_modeling.run import CONTENT_HASH, MAY_CHANGE, settings_dict
 from experiments.runs import RESULT_NAME, read_json

@@ -38,7 +38,7 @@ from experiments.sources import open_source, steps_in_call
 
 MAY_CHANGE = (
     "log_every", "evaluate_every", "checkpoint_every", "progress", "tensorboard", "data.cache_dir", "shard_state",
-    "weights.frozen_from", "resident",
+    "weights.frozen_from", "weights.contrastive_scores", "resident",
 )  # fmt: skip
 """What may differ when a run continues; `resident` was recorded once."""
 NOT_OF_A_RUN = (
@@ -90,6 +90,9 @@ def run(config: Config, method: str, seed: int, corpora: Corpora, variant: Varia
     if method == "frozen":
         identity = known_digest(config.weights.frozen_from, directory)
         settings["weights"] |= {} if identity is None else {DIGEST: identity}
+    if method == "contrastive":
+        identity = contrastive.scores_digest(config, corpora, directory)
+        settings["weights"] |= {} if identity is None else {contrastive.SCORES_DIGEST: identity}
     settings[CONTENT_HASH] = corpora.content_hashes
     prepare_run_dir(directory, settings, may_change=MAY_CHANGE, may_lack=(CONTENT_HASH,))
     this = _Run(config, method, seed, corpora, directory, variant)

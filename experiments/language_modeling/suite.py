@@ -15,6 +15,7 @@ import numpy as np
 from bilevel.training import TrainingDiverged
 from bilevel.training.run_dir import CONFIG_NAME, write_atomically
 from bilevel.types import UserError
+from experiments.diverged import WHERE, refuse
 from experiments.language_modeling import checks, comparison, diverged, search, tables
 from experiments.language_modeling.config import Config
 from experiments.language_modeling.corpora import Corpora
@@ -50,12 +51,7 @@ def run_suite(config: Config) -> None:
             text = tables.write_tables(config.run_dir, rows)
     if text is not None:
         print(f"\n{text}\n\nTables: {config.run_dir / tables.MARKDOWN}")
-    failed = list(dict.fromkeys(row[diverged.WHERE] for row in rows if diverged.WHERE in row))
-    if failed:
-        raise UserError(
-            f"{len(failed)} of the runs diverged and are dashes in the tables ({', '.join(failed)}): lower the learning rate in "
-            f"another --run-dir, or delete {diverged.NAME} there to train them again."
-        )
+    refuse(rows)
 
 
 def _opened(sets: Sequence[tuple[str, Config]], methods: list[str]) -> dict[str, Corpora]:
@@ -140,7 +136,7 @@ def _chosen(config: Config, methods: Sequence[str], corpora: Corpora, alone: boo
             if jax.process_index() == 0:
                 print(f"{method} is left out: {error}", file=sys.stderr)
             where = str(config.run_dir / "search" / method)
-            lost += [{"method": method, "seed": seed, diverged.WHERE: where} for seed in _seeds(config)]
+            lost += [{"method": method, "seed": seed, WHERE: where} for seed in _seeds(config)]
     return chosen, lost
 
 
@@ -195,6 +191,10 @@ def _same_seconds(config: Config, chosen: dict[str, Config], found: Results, cor
     """Trains each method with as many steps as fit in the budget of seconds; uniform itself only if its own differs."""
     folder, first = config.run_dir / SAME_SECONDS, jax.process_index() == 0
     plan = of_first(lambda: _plan(config, folder, found))
+    if "other" in plan:
+        raise UserError(
+            f"{folder} holds runs with a budget of {plan['other']:g} seconds: give another --run-dir, or delete that folder."
+        )
     kept = {method for method, steps in plan["steps"].items() if steps == config.steps}
     short = [method for method, steps in plan["steps"].items() if steps < 1]
     if short and first:
@@ -216,13 +216,18 @@ def _same_seconds(config: Config, chosen: dict[str, Config], found: Results, cor
 
 
 def _plan(config: Config, folder: Path, found: Results) -> dict[str, Any]:
-    """The budget in seconds and each method's steps; decided once, as the runs depend on it."""
+    """The budget in seconds and each method's steps; decided once, as the runs depend on it.
+
+    Or {"other": seconds}, if runs with another budget are there.
+    """
     file = folder / PLAN
     ended = [row for row in found if "seconds" in row]
     plan = read_json(file) if file.exists() else {}
     if plan.get("asked") == config.budget_seconds and set(plan["steps"]) >= {row["method"] for row in ended}:
         return plan
     same = plan.get("asked") == config.budget_seconds
+    if plan and not same and any(folder.glob(f"*-seed*/{CONFIG_NAME}")):
+        return {"other": plan["seconds"]}
     if not same and not config.budget_seconds and all(row["method"] != "uniform" for row in ended):
         print("No run of uniform ended, so that its seconds are not known.", file=sys.stderr)
         return {"asked": 0.0, "seconds": 0.0, "steps": {}}

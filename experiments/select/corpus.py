@@ -43,7 +43,7 @@ def open_parts(config: Config) -> list[Part]:
     """
 
     def open_one(spec: str) -> Source:
-        return open_source(spec, field=config.field, documents=config.documents)
+        return open_source(spec, field=config.field, documents=config.documents, blank_files=config.documents == "file")
 
     whole = open_one(config.corpus)
     if not whole.paths:

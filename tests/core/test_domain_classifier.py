@@ -1,6 +1,7 @@
 """The domain classifier: the loss and the parameters that are kept, against a loop written out; two domains that differ."""
 
 import math
+import time
 from typing import Any
 
 import jax
@@ -59,6 +60,19 @@ def test_it_tells_two_domains_apart() -> None:
     logits = [weighting(found.weight_params, rows) for rows in held_out]
     assert np.mean(logits[0] < 0) > 0.8
     assert np.mean(logits[1] > 0) > 0.8
+
+
+def test_seconds_leave_out_what_compiles() -> None:
+    def slow_to_trace(params: Any, batch: Any) -> Any:
+        time.sleep(0.3)
+        return weighting(params, batch)
+
+    generic, specific, held_out = setting(1.0)
+    began = time.perf_counter()
+    found = train_domain_classifier(
+        slow_to_trace, BEGIN, generic, specific, held_out, optimizer=optax.sgd(0.1), steps=3
+    )
+    assert 0 < found.seconds < time.perf_counter() - began - 1.0
 
 
 @pytest.mark.parametrize(("steps", "evaluations"), [(60, 100), (60, 7), (5, 1)])

@@ -86,6 +86,11 @@ def test_file_is_of_its_data_and_settings(tmp_path: Path) -> None:
         LossTable.load(path, content_hash=data.content_hash, settings={**SETTINGS, "rate": 0.2, "seed": 1})
     with pytest.raises(UserError, match="There is no table of losses"):
         LossTable.load(tmp_path / "none.npz", content_hash="", settings={})
+    older = LossTable.load(path, content_hash=data.content_hash, settings={**SETTINGS, "seed": 1}, may_lack=("seed",))
+    np.testing.assert_array_equal(older.losses, table.losses)
+    LossTable(table.losses[:, None], data.content_hash, SETTINGS).save(tmp_path / "wide.npz")
+    with pytest.raises(UserError, match=r"is not a table of losses \(its losses are float32\[\d+, 1\]"):
+        LossTable.load(tmp_path / "wide.npz", content_hash=data.content_hash, settings=None)
     for content in (b"", b"not a zip file", path.read_bytes()[:100]):
         (tmp_path / "bad.npz").write_bytes(content)
         with pytest.raises(UserError, match="is not a table of losses"):

@@ -424,6 +424,14 @@ def test_bad_sources(tmp_path: Path) -> None:
         ),
         ("not finite", {"x": np.array([[1.0], [np.nan], [0]]), "y": label}, "features of row 1 are not finite"),
         ("none", {"x": np.zeros((0, 2)), "y": label[:0]}, "holds no rows"),
+        (
+            "first",
+            {"x": np.zeros((3, 3, 8, 8), np.uint8), "y": label},
+            r"\[3, 8, 8\] look as if the channels came first",
+        ),
+        ("no pixels", {"x": np.zeros((3, 0, 8, 1), np.uint8), "y": label}, "give images uint8"),
+        ("ids", {"x": np.zeros((3, 2)), "y": label + 400_000_000}, "labels run up to 400000000, but there are 3 rows"),
+        ("blank", {"x": np.zeros((3, 2)), "y": np.asarray(["a", " ", "b"])}, "row 1 has no label; leave such rows out"),
     ):
         fails(save(tmp_path / f"{name}.npz", **arrays), message)
     folder = png_folder(tmp_path / "set", train=2, test=1)

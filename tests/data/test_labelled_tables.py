@@ -79,6 +79,7 @@ def test_bad_tables(tmp_path: Path) -> None:
         ("a,y\n,0\n,1\n", None, "the column 'a' is empty"),
         ("a,b,y\n1,2,0\n,3,1\n", None, "features of row 1 are not finite"),
         ("a,y\n1,0\n2,\n", None, "row 1 has no label in the column 'y'"),
+        ("a,y\n1,oak\n2,\n", None, "row 1 has no label"),
         ("a,y\n1,0.5\n", None, "the labels are float64"),
         ("a,y\n1\n", None, "cannot be read as a table"),
         ("", None, "cannot be read as a table"),

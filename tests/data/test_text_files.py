@@ -106,6 +106,25 @@ def test_missing_things(tmp_path: Path):
     fails("python:nothing", "python:nothing", "python:stdlib and python:topics")
 
 
+def test_a_file_named_twice(tmp_path: Path):
+    write(tmp_path / "b.txt", "b")
+    fails(f"{write(tmp_path / 'a.txt', 'a')},{tmp_path}/*.txt", tmp_path / "a.txt", "twice; name it once")
+
+
+def test_blank_files_among_others(tmp_path: Path):
+    """Where files are documents they are blank documents; where lines are, a file without text is a mistake."""
+    for name, text in (("a", ""), ("b", "text\n"), ("c", " \n")):
+        write(tmp_path / f"{name}.txt", text)
+    found = [document.text for document in open_source(str(tmp_path), documents="file").read()]
+    assert found == [b"", b"text\n", b""]
+    (tmp_path / "a.txt").unlink()
+    fails(tmp_path, tmp_path / "c.txt", "holds no text")
+    (tmp_path / "b.txt").write_text("\n")
+    fails(tmp_path, "None of the 2 files", documents="file")
+    blank = open_source(str(tmp_path), documents="file", blank_files=True)
+    assert [document.text for document in blank.read()] == [b"", b""]
+
+
 @pytest.mark.parametrize("documents", ["line", "file"])
 def test_files_without_text(tmp_path: Path, documents: str):
     fails(

@@ -15,7 +15,7 @@ from image_toy import STEPS, call, config_of, final_state, killed_and_whole, met
 from bilevel.loss_table import LossTable
 from bilevel.types import UserError
 from experiments import cli
-from experiments.image_classification import known
+from experiments.image_classification import known, pictures
 from experiments.image_classification.__main__ import main
 from experiments.image_classification.auxiliary import settings_of
 from experiments.image_classification.build import optimizer_of
@@ -121,9 +121,24 @@ def test_table_of_irreducible_losses(source: Path, capsys: pytest.CaptureFixture
     with pytest.raises(SystemExit):
         call(source, method="rho_loss", run_dir=source.parent / "b", weights__table=table, data__noise_fraction=0.1)
     assert "holds losses of data with the content hash" in capsys.readouterr().err
+    named = LossTable(kept.losses, kept.content_hash, {**kept.settings, "number": "entropy"})
+    named.save(source.parent / "entropies.npz")
+    with pytest.raises(SystemExit):
+        call(source, method="rho_loss", run_dir=source.parent / "c", weights__table=source.parent / "entropies.npz")
+    assert "holds the entropy of each row, not irreducible losses" in capsys.readouterr().err
     other = config_of(source, weights={"il_steps": 5})
     with pytest.raises(UserError, match="was made with steps=4 in place of 5"):
         known.irreducible_losses(other, data, folder / "irreducible")
+    moved = load_data(config_of(source, data={"dev": 20, "split": "last", "test": 0.2}))
+    assert moved.dev.content_hash != data.dev.content_hash
+    mixed = dataclasses.replace(data, dev=moved.dev)
+    with pytest.raises(UserError, match=f"was made with dev='{data.dev.content_hash}' in place of"):
+        known.irreducible_losses(config_of(source), mixed, folder / "irreducible")
+    old = {name: value for name, value in kept.settings.items() if name != "dev"}
+    LossTable(kept.losses, kept.content_hash, old).save(table)  # as it was before dev was recorded
+    np.testing.assert_array_equal(
+        known.irreducible_losses(config_of(source), mixed, folder / "irreducible").losses, kept.losses
+    )
 
 
 def test_irreducible_losses_without_held_out_rows(source: Path) -> None:
@@ -278,8 +293,8 @@ def test_runs_begun_before_a_flag_go_on(source: Path) -> None:
     """Settings of later flags count, but leave no trace where they say what was done before."""
     before = settings_dict(config_of(source), "dds", 0)
     assert not {*NEWER, *NEWER_DATA} & {*before, *before["data"]}
-    rows = load_data(config_of(source)).train
-    fitted = settings_of(config_of(source), None, rows)
+    data = load_data(config_of(source))
+    fitted = settings_of(config_of(source), data, None, data.train)
     assert not {*NEWER, *NEWER_DATA} & {*fitted}
     changed: list[dict[str, Any]] = [
         {"nesterov": False}, {"schedule": "step", "milestones": (3,)}, {"decay": 0.5}, {"data": {"padding_mode": "reflect"}},
@@ -287,7 +302,7 @@ def test_runs_begun_before_a_flag_go_on(source: Path) -> None:
     ]  # fmt: skip
     for given in changed:
         assert settings_dict(config_of(source, **given), "dds", 0) != before
-        assert settings_of(config_of(source, **given), None, rows) != fitted
+        assert settings_of(config_of(source, **given), data, None, data.train) != fitted
 
 
 def test_mistakes_are_explained(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -323,6 +338,8 @@ def test_mistakes_are_explained(source: Path, capsys: pytest.CaptureFixture[str]
         ({"model__network": "wrn28-0"}, "The width 0 of a wide ResNet must be at least 1"),
         ({"weights__table": source.parent / "no.npz", "method": "rho_loss"}, "There is no table of losses at"),
         ({"model__network": "resnet20", "data__source": "sklearn:iris"}, "needs images"),
+        ({"data__dev": "nan"}, "dev=nan is not a number of its 240 rows"),
+        ({"micro_batches": 3, "compare": "uniform,rl_sampler"}, "cannot be divided into 3 equal parts"),
     ]
     for i, (given, message) in enumerate(cases):
         with pytest.raises(SystemExit) as stopped:
@@ -333,6 +350,46 @@ def test_mistakes_are_explained(source: Path, capsys: pytest.CaptureFixture[str]
         assert error.startswith("error: ")
         assert error.count("\n") == 1
         assert not (source.parent / str(i)).exists(), "before anything is trained"
+
+
+def test_other_data_in_the_same_file_are_refused(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A run that is done, or half done, is of the rows and labels that it read, whatever the file holds now."""
+    call(source, method="uniform", run_dir=source.parent / "run")
+    call(source, method="uniform", run_dir=source.parent / "run")
+    with np.load(source) as arrays:
+        image, label = arrays["image"], arrays["label"]
+    np.savez(source, image=image, label=np.roll(label, 1))
+    with pytest.raises(SystemExit):
+        call(source, compare="uniform,spcl", run_dir=source.parent / "run")
+    assert "holds a run with other settings (content_hash.train was" in capsys.readouterr().err
+    config = source.parent / "run" / "uniform-seed0" / "config.json"
+    before = {name: value for name, value in json.loads(config.read_text()).items() if name != "content_hash"}
+    config.write_text(json.dumps(before))
+    call(source, method="uniform", run_dir=source.parent / "run")  # as runs begun before hashes were recorded go on
+
+
+def test_a_comparison_goes_on_without_a_run_that_diverged(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given: dict[str, Any] = {"compare": "spcl,uniform,dds", "seeds": 1, "run_dir": source.parent / "run"}
+    far = {"learning_rate": 1e30, "optimizer": "sgd"}
+    with pytest.raises(SystemExit):
+        call(source, **given, **far)
+    note = source.parent / "run" / "spcl-seed0" / "diverged.json"
+    error = capsys.readouterr().err
+    assert "3 of the runs diverged and are dashes in the tables" in error
+    assert f"Delete {note} to train it again." in error
+    note.unlink()
+    call(source, **given | {"compare": "spcl"}, learning_rate=0.1)
+
+
+@pytest.mark.parametrize("channels", [2, 3, 4, 5])
+def test_images_of_any_channels_are_drawn(channels: int) -> None:
+    image = np.arange(4 * 4 * channels).reshape(4, 4, channels).astype(np.uint8)
+    shown = pictures._colours(image)
+    assert shown.shape == (4, 4, 3)
+    expected = (
+        image[..., :3] if channels in (3, 4) else np.repeat(image.mean(-1, keepdims=True), 3, -1).astype(np.uint8)
+    )
+    np.testing.assert_array_equal(shown, expected)
 
 
 @pytest.mark.slow

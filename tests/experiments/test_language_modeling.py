@@ -23,7 +23,7 @@ from bilevel.nn.transformer import TransformerConfig
 from bilevel.sharding import make_mesh
 from bilevel.types import UserError
 from experiments import cli
-from experiments.language_modeling import comparison
+from experiments.language_modeling import checks, comparison
 from experiments.language_modeling.__main__ import main
 from experiments.language_modeling.build import (
     build_loaders,
@@ -33,7 +33,7 @@ from experiments.language_modeling.build import (
     last_blocks,
     mixed_rows,
 )
-from experiments.language_modeling.config import Config, DataConfig, MethodConfig, ModelConfig, settings_of
+from experiments.language_modeling.config import ALL, Config, DataConfig, MethodConfig, ModelConfig, settings_of
 from experiments.language_modeling.corpora import load_corpora
 from experiments.language_modeling.run import settings_dict
 from experiments.runs import STOPPED
@@ -327,6 +327,26 @@ def test_what_the_preset_adds_gives_way_to_what_is_asked_for() -> None:
     assert settings("soba", scan_layers=True)["probe_blocks"] == 0
     with pytest.raises(UserError, match=r"does not go with --model\.scan-layers"):
         last_blocks(1, TransformerConfig(2, 8, 2, 16, scan_layers=True))
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"alpha_batch": "uniform"}, {"estimator": "score"}, {"preset": "paper", "estimator": "score"},
+        {"update_every": 4}, {"probe_every": 4}, {"filter": "top_fraction"},
+    ],
+)  # fmt: skip
+def test_one_set_of_flags_serves_all_methods(data: Path, given: dict[str, Any]) -> None:
+    """What a method has no use for does not keep a comparison from starting."""
+    config = Config(
+        batch_size=4, big_batch_size=16, length=16, weights=MethodConfig(**given),
+        data=DataConfig(generic=str(data / "generic.txt"), specific=str(data / "specific"), cache_dir=data / "cache"),
+    )  # fmt: skip
+    corpora = load_corpora(config)
+    for method in ALL:
+        checks.check(config, method, corpora)
+    dds = settings_of(config, "dds")
+    assert all(dds[name] == value for name, value in given.items() if name != "preset"), "where it is of use, it counts"
 
 
 def test_an_estimator_brings_its_rate() -> None:

@@ -208,6 +208,11 @@ def test_whole_files_arrays_and_other_sources(run: Path, tmp_path: Path, monkeyp
     np.testing.assert_allclose(
         [row["score"] for row in rows], direct_scores(run, [f"{x}\nend" for x in texts(5, 8)]), rtol=1e-4, atol=1e-4
     )
+    (tmp_path / "blanks").mkdir()
+    for name, text in (("0", ""), ("1", texts(1, 8)[0]), ("2", " \n"), ("3", "\n")):
+        (tmp_path / "blanks" / f"{name}.txt").write_text(text)
+    call(run, tmp_path / "blanks", tmp_path / "e", documents="file", keep_count=1)
+    assert [Path(row["file"]).name for row in rows_in(tmp_path / "e")] == ["1.txt"]
     call(run, tmp_path / "files", tmp_path / "b", format="documents", **given)
     records = [json.loads(line) for line in lines_in(tmp_path / "b")]
     assert [record["file"] for record in records] == [row["file"] for row in rows if row["kept"]]
@@ -403,6 +408,7 @@ BAD_FLAGS: dict[str, tuple[dict[str, object], str]] = {
     "no such file": ({"corpus": "nowhere.txt"}, "nowhere.txt does not exist"),
     "no match": ({"corpus": "nowhere/*.txt"}, "No file matches nowhere/*.txt"),
     "blank": ({"corpus": "BLANK"}, "blank.txt holds no text"),
+    "blank files": ({"corpus": "BLANK", "documents": "file"}, "blank.txt holds no text"),
     "output": ({"output": "BELOW"}, "give another --output"),
     "scores": ({"scores": "BELOW"}, "give another --scores"),
 }

@@ -1,6 +1,7 @@
 """Contrastive selection, and comparisons over sets, budgets and settings, at tiny sizes."""
 
 import csv
+import dataclasses
 import json
 import math
 import shutil
@@ -68,6 +69,45 @@ def test_contrastive_continues_and_takes_scores(data: Path, monkeypatch: pytest.
     call(data, method="contrastive", run_dir=data / "other", weights__contrastive_scores=scores, **SCORING)
     other = json.loads((data / "other" / "contrastive-seed0" / "result.json").read_text())
     assert other["specific_test_loss"] == whole["specific_test_loss"]
+
+
+def test_other_scores_at_the_same_path_are_refused(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What a run selects by is what it was begun with, wherever the file lies."""
+    corpora, file = corpora_of(data), data / "scores.npz"
+    made = {"specific_hash": corpora.specific["train"].content_hash}
+    gains = np.random.default_rng(0).normal(size=len(corpora.generic)).astype(np.float32)
+    LossTable(gains, corpora.generic.content_hash, made).save(file)
+    call(data, method="contrastive", weights__contrastive_scores=file)
+    (data / "run" / "contrastive-seed0" / "result.json").unlink()
+    file.rename(data / "moved.npz")
+    call(data, method="contrastive", weights__contrastive_scores=data / "moved.npz")
+    LossTable(-gains, corpora.generic.content_hash, made).save(file)
+    with pytest.raises(SystemExit):
+        call(data, method="contrastive", weights__contrastive_scores=file)
+    assert "holds a run with other settings (weights.contrastive_digest was" in capsys.readouterr().err
+
+
+def test_too_few_scores_are_refused_before_training(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    corpora, file = corpora_of(data), data / "scores.npz"
+    gains = np.full(len(corpora.generic), np.nan, np.float32)
+    gains[:20] = 1.0
+    made = {"specific_hash": corpora.specific["train"].content_hash}
+    LossTable(gains, corpora.generic.content_hash, made).save(file)
+    with pytest.raises(SystemExit):
+        call(data, method="contrastive", weights__contrastive_scores=file)
+    assert "--weights.contrastive-fraction 0.1 of 20 scored rows keeps fewer than the" in capsys.readouterr().err
+    assert not (data / "run").exists()
+
+
+def test_seconds_of_scoring_leave_out_what_compiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = iter([100.0, 101.0, 102.0])
+    monkeypatch.setattr(contrastive.time, "perf_counter", lambda: next(times))
+    clock = contrastive._Clock()
+    clock(10, 25)
+    assert clock.seconds == 0
+    clock(20, 25)
+    clock(25, 25)
+    assert clock.seconds == pytest.approx(2 / 15 * 25)
 
 
 def older_file(path: Path, content_hash: str) -> None:
@@ -171,6 +211,13 @@ def test_steps_that_fit_in_the_seconds(tmp_path: Path) -> None:
     assert plan["steps"] == {"uniform": 100, "soba": 50, "classifier": 54}  # (11 - 5) / 0.11
     slower = [result("uniform", 99.0), *found[1:]]
     assert suite._plan(config, tmp_path, slower) == plan, "decided once"
+    other = dataclasses.replace(config, budget_seconds=5.0)
+    assert suite._plan(other, tmp_path, found)["seconds"] == 5.0, "nothing was trained yet"
+    (tmp_path / "soba-seed0").mkdir()
+    (tmp_path / "soba-seed0" / "config.json").write_text("{}")
+    written = (tmp_path / suite.PLAN).read_text()
+    assert suite._plan(config, tmp_path, found) == {"other": 5.0}
+    assert (tmp_path / suite.PLAN).read_text() == written
 
 
 def test_ranks(tmp_path: Path) -> None:

@@ -7,12 +7,14 @@ import fcntl
 import json
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from training_toy import toy_train
 
 from bilevel.training import hold_run_dir, prepare_run_dir
+from bilevel.training.run_dir import write_atomically
 from bilevel.types import UserError
 
 CONFIG = {
@@ -143,3 +145,18 @@ def test_lock_is_released_by_death(tmp_path: Path):
         holder.wait()
         with hold_run_dir(tmp_path):
             pass
+
+
+def test_writers_of_one_file_do_not_disturb_each_other(tmp_path: Path) -> None:
+    """Threads have one process number, as processes of two containers may."""
+    target = tmp_path / "a.json"
+
+    def write(text: str) -> None:
+        for _ in range(50):
+            write_atomically(target, text)
+
+    with ThreadPoolExecutor(4) as pool:
+        for done in [pool.submit(write, str(i) * 1000) for i in range(4)]:
+            done.result()
+    assert len(set(target.read_text())) == 1
+    assert [file.name for file in tmp_path.iterdir()] == ["a.json"]
