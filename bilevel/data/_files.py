@@ -82,7 +82,7 @@ def expand(spec: str) -> list[Path]:
     places = [os.path.abspath(path) for path in found]
     if len(set(places)) < len(places):
         double = next(path for i, path in enumerate(found) if places[i] in places[:i])
-        raise UserError(f"The data specification {spec!r} names the file {double} twice; name it once.")
+        raise UserError(f"The file {double} is named twice; name it once.")
     return found
 
 

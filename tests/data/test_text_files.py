@@ -108,7 +108,9 @@ def test_missing_things(tmp_path: Path):
 
 def test_a_file_named_twice(tmp_path: Path):
     write(tmp_path / "b.txt", "b")
-    fails(f"{write(tmp_path / 'a.txt', 'a')},{tmp_path}/*.txt", tmp_path / "a.txt", "twice; name it once")
+    fails(
+        f"{write(tmp_path / 'a.txt', 'a')},{tmp_path}/*.txt", f"The file {tmp_path}/a.txt is named twice; name it once"
+    )
 
 
 def test_blank_files_among_others(tmp_path: Path):
@@ -219,9 +221,9 @@ def test_fingerprint_of_a_large_file_samples_its_content(tmp_path: Path):
 
 def test_many_names_are_longer_than_a_name_may_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
-    names = [write(Path(f"part-{i:05d}.txt"), f"{i}\n").name for i in range(40)]
-    assert read(",".join(names)) == [str(i).encode() for i in range(40)]
-    open_specific(",".join(names * 5))
+    names = [write(Path(f"part-{i:05d}.txt"), f"{i}\n").name for i in range(200)]
+    assert read(",".join(names)) == [str(i).encode() for i in range(200)]
+    open_specific(",".join(names))
     fails("x" * 300, "does not exist")
     fails("~nobody-of-this-name/x", "does not exist")
 
