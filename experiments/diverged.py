@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 
 from bilevel.training import TrainingDiverged
-from bilevel.training.run_dir import write_atomically
+from bilevel.training.run_dir import flatten, write_atomically
 from bilevel.types import UserError
 from experiments.runs import read_json
 
 NAME = "diverged.json"
 WHERE = "diverged_in"
 """In the row of a run that diverged: the directory with the note."""
+
+
+def settled(settings: Mapping[str, Any], may_change: Collection[str]) -> dict[str, Any]:
+    """What decides whether a run diverges: its settings by dotted name, without those that may change when it continues."""
+    found = flatten(json.loads(json.dumps(settings, default=str)))
+    return {name: value for name, value in found.items() if name not in may_change}
 
 
 def note(folder: Path, error: TrainingDiverged, settings: Mapping[str, Any]) -> None:

@@ -60,6 +60,8 @@ class TrainResult(NamedTuple):
     """Training seconds of the whole run: without compiling, evaluating and saving."""
     compile_seconds: float
     """Seconds of the first call of each step function in this start, which compiles."""
+    stop_requested: bool = False
+    """A signal asked to stop, perhaps only in the last step or its evaluation: begin nothing more."""
 
 
 def train(
@@ -188,7 +190,8 @@ class _Run:
                 break
         stopped_early = stop and not ended and done < self._config.num_steps
         seconds = self._stopwatch.stop()
-        return TrainResult(state, self._history, stopped_early, seconds, self._compile_seconds)
+        requested = self._signals.agreed() or stop
+        return TrainResult(state, self._history, stopped_early, seconds, self._compile_seconds, requested)
 
     def _call(self, number: int, state: Any, item: Item) -> Any:
         program, new = self._programs.at(number)

@@ -109,7 +109,7 @@ def fit(config: Config, data: ImageData, name: str | None, rows: Dataset, direct
         run_dir=directory,
         evaluate=best,
     )
-    if result.stopped_early:
+    if result.stop_requested:
         raise Stopped
     return Fitted(*best.load(result.state), losses.evaluate)
 

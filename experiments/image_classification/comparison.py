@@ -52,7 +52,7 @@ def compare(config: Config, results: Sequence[dict[str, Any]], data: ImageData) 
     metrics = {key: read_metrics(config.run_dir / run_name(*key) / "metrics.jsonl") for key in keys}
     rows = [_with_targets(config, result, metrics) for result in results]
     text = f"{table(rows)}\n\nSteps (epochs) to a test accuracy:\n\n{targets_table(rows, config.targets)}"
-    text = "\n\n".join([text, *_notes(rows)])
+    text = "\n\n".join([text, *_notes(config, rows)])
     write_atomically(config.run_dir / "comparison.json", json.dumps(rows, indent=2) + "\n")
     write_atomically(config.run_dir / "comparison.md", text + "\n")
     _report(config, rows, metrics, data)
@@ -117,7 +117,7 @@ def _report(config: Config, rows: Rows, metrics: Mapping[tuple[str, int], Rows],
         config.run_dir / "report.html",
         records,
         title=f"{'Image classification' if data.inputs == 'image' else 'Classification'} with learned data weights",
-        introduction=" ".join([f"Data: {config.data.source}; {data.sets.rule}.{noise}", *_notes(rows)]),
+        introduction=" ".join([f"Data: {config.data.source}; {data.sets.rule}.{noise}", *_notes(config, rows)]),
         settings=settings_dict(config, first["method"], first["seed"]),
         generic_shares=shares_of(data),
         curves=CURVES,
@@ -125,10 +125,14 @@ def _report(config: Config, rows: Rows, metrics: Mapping[tuple[str, int], Rows],
     )
 
 
-def _notes(rows: Rows) -> list[str]:
+def _notes(config: Config, rows: Rows) -> list[str]:
     """What scores the rows of each method that selects by a model, and what its seconds leave out, in sentences."""
-    notes = [f"{name}: {note}." for name, note in {row["method"]: row.get("scored_by") for row in rows}.items() if note]
-    helped = [method for method in dict.fromkeys(row["method"] for row in rows) if method in (*TABLED, "svp")]
+    ended = [row for row in rows if WHERE not in row]
+    notes = [
+        f"{name}: {note}." for name, note in {row["method"]: row.get("scored_by") for row in ended}.items() if note
+    ]
+    beforehand = ("svp",) if config.weights.table else (*TABLED, "svp")
+    helped = [method for method in dict.fromkeys(row["method"] for row in ended) if method in beforehand]
     if helped:
         notes.append(f"Seconds of {', '.join(helped)} are without those of the model that is trained before.")
     return notes
@@ -139,7 +143,7 @@ def _pictures(config: Config, rows: Rows) -> list[Picture]:
     weighed = {pictures.PICTURE: "images with the highest and the lowest weights"}
     counted = {drawn.PLOT: "how often classes and rows were drawn", drawn.PICTURE: "images drawn most and least often"}
     shown = {**dict.fromkeys(LEARNED, weighed), **dict.fromkeys(SAMPLED, counted)}
-    first = {row["method"]: row["seed"] for row in reversed(rows)}
+    first = {row["method"]: row["seed"] for row in reversed(rows) if WHERE not in row}
     found = []
     for method, files in shown.items():
         for name, title in files.items() if method in first else ():

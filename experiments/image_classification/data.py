@@ -90,7 +90,7 @@ def open_sets(config: DataConfig) -> LabelledData:
 
 
 def _rows(number: float) -> float:
-    return int(number) if number >= 1 and number == int(number) else number
+    return int(number) if number >= 1 and float(number).is_integer() else number
 
 
 def prepared(config: DataConfig, sets: LabelledData) -> ImageData:

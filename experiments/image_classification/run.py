@@ -193,7 +193,7 @@ class _Run:
             evaluate=while_training(parts.evaluator, self.data, config.evaluate_rows or None),
             on_selected=sampled.recorder(config, self.directory) if self.method in SAMPLED else None,
         )
-        if result.stopped_early:
+        if result.stop_requested:
             raise Stopped
         epochs = config.steps * self._loaded_rows() / len(parts.rows)
         summary = self._summary(result, epochs) | self._learned(result.state)

@@ -14,7 +14,7 @@ from experiments.image_classification.checks import check_flags, check_method
 from experiments.image_classification.config import SELECTING, Config
 from experiments.image_classification.data import SHOWN_CLASSES, ImageData
 from experiments.image_classification.faults import load_data
-from experiments.image_classification.run import identity, run
+from experiments.image_classification.run import MAY_CHANGE, identity, run
 from experiments.runs import RESULT_NAME, run_name
 
 
@@ -30,7 +30,8 @@ def run_suite(config: Config) -> None:
     data = load_data(config)
     if data.classes > SHOWN_CLASSES:
         print(f"Shares of classes are left out: {data.classes} classes, more than {SHOWN_CLASSES}.", file=sys.stderr)
-    _warn_of_classes(data)
+    if config.data.limit is None and config.data.imbalance == 1.0:  # which may leave classes out
+        _warn_of_classes(data)
     for method in methods:
         check_method(config, method, data)
     if set(methods) & set(SELECTING) and config.big_batch_size > len(data.train):
@@ -60,14 +61,16 @@ def _attempt(config: Config, method: str, seed: int, data: ImageData) -> dict[st
       TrainingDiverged: of the only run.
       Stopped: a signal stopped it before its end.
     """
-    if config.eval_only or len(config.methods()) * config.seeds == 1:
-        return run(config, method, seed, data)
     folder = config.run_dir / run_name(method, seed)
-    settings = identity(config, method, seed, data)
-    if (folder / RESULT_NAME).exists() or not diverged.noted(folder, settings):
+    settings = diverged.settled(identity(config, method, seed, data), MAY_CHANGE)
+    known = not (folder / RESULT_NAME).exists() and diverged.noted(folder, settings)
+    alone = len(config.methods()) * config.seeds == 1 and not config.eval_only
+    if not known or alone:
         try:
             return run(config, method, seed, data)
         except TrainingDiverged as error:
+            if alone:
+                raise
             diverged.note(folder, error, settings)
     row = {"method": method, "seed": seed, diverged.WHERE: str(folder)}
     diverged.tell(folder, row)

@@ -26,7 +26,8 @@ def opened(config: Config, methods: list[str]) -> Corpora:
             try:
                 check(own, method, corpora)
             except UserError as error:
-                raise UserError(f"{method}: {error}") from error
+                # What no method causes is found with the first.
+                raise UserError(f"{method}: {error}" if method != methods[0] else str(error)) from error
     return corpora
 
 

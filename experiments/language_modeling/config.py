@@ -89,9 +89,9 @@ class MethodConfig:
     """default: what did best on validation data at small batches; paper: the settings of the ATD paper."""
     estimator: Literal["softmax", "score"] | None = None
     """Estimator of the α-gradient. One that is not of the preset brings its own --weights.weight-learning-rate: score 1e-2,
-    softmax 1e-3."""
+    softmax 1e-3. score takes its rows from the filter, unless --weights.alpha-batch says otherwise."""
     alpha_batch: Literal["filtered", "uniform"] | None = None
-    """Where the rows of the α-gradient come from."""
+    """Where the rows of the α-gradient come from; uniform brings the estimator softmax, which alone goes with it."""
     alpha_batch_size: int | None = None
     """Rows in the α-gradient; 0: those of the θ-update."""
     specific_batch_size: int | None = None
@@ -328,8 +328,9 @@ def _reconcile(settings: dict[str, Any], given: dict[str, Any], method: str) -> 
         settings |= {"alpha_batch": "filtered", "alpha_batch_size": 0, "estimator": "softmax"}
     if method == "learning_to_reweight":  # which forgets its weights after each step
         settings |= {"update_every": 1, "probe_every": 0}
-    if method in (*PLAIN, *FIXED):
-        settings["alpha_batch"] = "filtered"
+    if method in (*PLAIN, *FIXED):  # they learn no weights
+        if settings["estimator"] == "score":
+            settings["alpha_batch"] = "filtered"
     elif "estimator" not in given and settings["alpha_batch"] != "filtered":
         settings["estimator"] = "softmax"
     elif settings["estimator"] == "score" and "alpha_batch" not in given:

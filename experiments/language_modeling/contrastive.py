@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-import time
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import jax
@@ -20,7 +20,7 @@ import numpy as np
 from bilevel.contrastive import LossTable, highest_fraction, load_gains, score_gains
 from bilevel.data import RowView, digest
 from bilevel.nn.transformer import Transformer, language_model_loss
-from bilevel.training.run_dir import CONFIG_NAME
+from bilevel.training.run_dir import CONFIG_NAME, anything_saved
 from bilevel.types import Params, UserError
 from experiments.language_modeling.config import Config
 from experiments.language_modeling.corpora import Corpora
@@ -98,7 +98,7 @@ class _Clock:
         self._first: tuple[int, float] | None = None
 
     def __call__(self, done: int, count: int) -> None:
-        now = time.perf_counter()
+        now = perf_counter()
         if self._first is None:
             self._first = done, now
         else:
@@ -155,14 +155,15 @@ def _older_scores(path: Path, corpora: Corpora) -> LossTable | None:
 def scores_digest(config: Config, corpora: Corpora, directory: Path) -> str | None:
     """What tells scores of another run, in --weights.contrastive-scores, from others, wherever they lie.
 
-    None without the flag, and for a run that was begun when only their path was recorded and that goes on with the same.
+    What the run recorded stands if the scores are gone. None without the flag, and for a run that has recorded no digest: then
+    their path must be the same.
     """
     given, file = config.weights.contrastive_scores, directory / CONFIG_NAME
     if given is None:
         return None
-    recorded = read_json(file).get("weights", {}) if file.exists() else {}
-    if SCORES_DIGEST not in recorded and recorded.get("contrastive_scores") == str(given):
-        return None
+    recorded = read_json(file).get("weights", {}) if file.exists() and anything_saved(directory) else None
+    if recorded is not None and (SCORES_DIGEST not in recorded or not given.exists()):
+        return recorded.get(SCORES_DIGEST)
     return digest([load_scores(given, corpora, own=True).losses.tobytes()])
 
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from bilevel.training import TrainingDiverged
-from bilevel.training.run_dir import flatten
-from experiments.diverged import NAME, WHERE, note, noted, tell
+from experiments.diverged import NAME, WHERE, note, noted, settled, tell
 from experiments.language_modeling import finetune
 from experiments.language_modeling.config import Config
 from experiments.language_modeling.corpora import Corpora
@@ -69,7 +67,7 @@ def _settings(config: Config, method: str, seed: int, where: Path) -> dict[str, 
     """What decides whether the run, or its fine-tuning, diverges."""
     if where.name == finetune.FOLDER:
         return finetune.settings_of_results(config)
-    found = flatten(json.loads(json.dumps(settings_dict(config, method, seed), default=str)))
+    found = settled(settings_dict(config, method, seed), MAY_CHANGE)
     if method == "contrastive":
         found["finetune_learning_rate"] = config.finetune_learning_rate
-    return {name: value for name, value in found.items() if name not in MAY_CHANGE}
+    return found

@@ -99,7 +99,7 @@ class Finetuning:
                 evaluate=best.compare,
                 until=lambda done: done - best.found.steps >= PATIENCE * EVALUATE_EVERY,
             )
-        if result.stopped_early:
+        if result.stop_requested:
             raise Stopped
         return best.found._replace(seconds=result.seconds)
 

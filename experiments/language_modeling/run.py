@@ -38,7 +38,7 @@ from experiments.sources import open_source, steps_in_call
 
 MAY_CHANGE = (
     "log_every", "evaluate_every", "checkpoint_every", "progress", "tensorboard", "data.cache_dir", "shard_state",
-    "weights.frozen_from", "weights.contrastive_scores", "resident",
+    "weights.frozen_from", "resident",
 )  # fmt: skip
 """What may differ when a run continues; `resident` was recorded once."""
 NOT_OF_A_RUN = (
@@ -90,11 +90,12 @@ def run(config: Config, method: str, seed: int, corpora: Corpora, variant: Varia
     if method == "frozen":
         identity = known_digest(config.weights.frozen_from, directory)
         settings["weights"] |= {} if identity is None else {DIGEST: identity}
-    if method == "contrastive":
-        identity = contrastive.scores_digest(config, corpora, directory)
-        settings["weights"] |= {} if identity is None else {contrastive.SCORES_DIGEST: identity}
+    moves: tuple[str, ...] = ()
+    if method == "contrastive" and (identity := contrastive.scores_digest(config, corpora, directory)) is not None:
+        settings["weights"] |= {contrastive.SCORES_DIGEST: identity}
+        moves = ("weights.contrastive_scores",)
     settings[CONTENT_HASH] = corpora.content_hashes
-    prepare_run_dir(directory, settings, may_change=MAY_CHANGE, may_lack=(CONTENT_HASH,))
+    prepare_run_dir(directory, settings, may_change=(*MAY_CHANGE, *moves), may_lack=(CONTENT_HASH,))
     this = _Run(config, method, seed, corpora, directory, variant)
     done = directory / RESULT_NAME
     if config.eval_only:
@@ -221,7 +222,7 @@ class _Run:
             on_selected=self.variant.on_selected(_share_counter(self.corpora)),
             on_state=self.variant.on_state,
         )
-        if result.stopped_early:
+        if result.stop_requested:
             raise Stopped
         return result
 

@@ -39,6 +39,8 @@ def run_suite(config: Config) -> None:
         raise UserError("--same-seconds takes uniform's seconds: add uniform to --compare, or give --budget-seconds.")
     sets = named_sets(config)
     opened = _opened(sets, methods)
+    for _, own in sets if config.same_seconds and not config.eval_only else ():
+        _check_budget(own)
     shown = [*sets, *earlier_sets(config, opened)]
     known = {name: [] if config.eval_only else _on_disk(name, own) for name, own in shown}
     alone = len(methods) * config.seeds * len(sets) == 1
@@ -191,10 +193,6 @@ def _same_seconds(config: Config, chosen: dict[str, Config], found: Results, cor
     """Trains each method with as many steps as fit in the budget of seconds; uniform itself only if its own differs."""
     folder, first = config.run_dir / SAME_SECONDS, jax.process_index() == 0
     plan = of_first(lambda: _plan(config, folder, found))
-    if "other" in plan:
-        raise UserError(
-            f"{folder} holds runs with a budget of {plan['other']:g} seconds: give another --run-dir, or delete that folder."
-        )
     kept = {method for method, steps in plan["steps"].items() if steps == config.steps}
     short = [method for method, steps in plan["steps"].items() if steps < 1]
     if short and first:
@@ -215,19 +213,29 @@ def _same_seconds(config: Config, chosen: dict[str, Config], found: Results, cor
     return reused + results + [{"method": method} for method in none]
 
 
-def _plan(config: Config, folder: Path, found: Results) -> dict[str, Any]:
-    """The budget in seconds and each method's steps; decided once, as the runs depend on it.
+def _check_budget(config: Config) -> None:
+    """Refuses another budget of seconds than that of the runs that are there, before anything is trained."""
+    folder = config.run_dir / SAME_SECONDS
 
-    Or {"other": seconds}, if runs with another budget are there.
-    """
+    def other() -> dict[str, Any]:
+        plan = read_json(folder / PLAN) if any(folder.glob(f"*-seed*/{CONFIG_NAME}")) else {}
+        return plan if plan.get("asked", config.budget_seconds) != config.budget_seconds else {}
+
+    if plan := of_first(other):
+        flags = f"--budget-seconds {plan['asked']:g}" if plan["asked"] else "no --budget-seconds"
+        raise UserError(
+            f"{folder} holds runs with a budget of {plan['seconds']:.0f} seconds: give {flags} as before, or another --run-dir."
+        )
+
+
+def _plan(config: Config, folder: Path, found: Results) -> dict[str, Any]:
+    """The budget in seconds and each method's steps; decided once, as the runs depend on it."""
     file = folder / PLAN
     ended = [row for row in found if "seconds" in row]
     plan = read_json(file) if file.exists() else {}
     if plan.get("asked") == config.budget_seconds and set(plan["steps"]) >= {row["method"] for row in ended}:
         return plan
     same = plan.get("asked") == config.budget_seconds
-    if plan and not same and any(folder.glob(f"*-seed*/{CONFIG_NAME}")):
-        return {"other": plan["seconds"]}
     if not same and not config.budget_seconds and all(row["method"] != "uniform" for row in ended):
         print("No run of uniform ended, so that its seconds are not known.", file=sys.stderr)
         return {"asked": 0.0, "seconds": 0.0, "steps": {}}

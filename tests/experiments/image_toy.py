@@ -90,7 +90,7 @@ def stop_after(steps: int, config: Config, method: str, monkeypatch: pytest.Monk
 
     def stop(*a: Any, **k: Any) -> Any:
         result = TRAIN(*a, **{**k, "config": dataclasses.replace(k["config"], num_steps=steps)})
-        return result._replace(stopped_early=True)
+        return result._replace(stop_requested=True)
 
     monkeypatch.setattr(run, "train", stop)
     with pytest.raises(run.Stopped):

@@ -15,7 +15,7 @@ from image_toy import STEPS, call, config_of, final_state, killed_and_whole, met
 from bilevel.loss_table import LossTable
 from bilevel.types import UserError
 from experiments import cli
-from experiments.image_classification import known, pictures
+from experiments.image_classification import known, pictures, suite
 from experiments.image_classification.__main__ import main
 from experiments.image_classification.auxiliary import settings_of
 from experiments.image_classification.build import optimizer_of
@@ -338,6 +338,7 @@ def test_mistakes_are_explained(source: Path, capsys: pytest.CaptureFixture[str]
         ({"model__network": "wrn28-0"}, "The width 0 of a wide ResNet must be at least 1"),
         ({"weights__table": source.parent / "no.npz", "method": "rho_loss"}, "There is no table of losses at"),
         ({"model__network": "resnet20", "data__source": "sklearn:iris"}, "needs images"),
+        ({"data__dev": "inf"}, "dev=inf is not a number of its 240 rows"),
         ({"data__dev": "nan"}, "dev=nan is not a number of its 240 rows"),
         ({"micro_batches": 3, "compare": "uniform,rl_sampler"}, "cannot be divided into 3 equal parts"),
     ]
@@ -368,17 +369,32 @@ def test_other_data_in_the_same_file_are_refused(source: Path, capsys: pytest.Ca
     call(source, method="uniform", run_dir=source.parent / "run")  # as runs begun before hashes were recorded go on
 
 
-def test_a_comparison_goes_on_without_a_run_that_diverged(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    given: dict[str, Any] = {"compare": "spcl,uniform,dds", "seeds": 1, "run_dir": source.parent / "run"}
-    far = {"learning_rate": 1e30, "optimizer": "sgd"}
+def test_a_comparison_goes_on_without_a_run_that_diverged(
+    source: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, trained, original = source.parent / "run", [], suite.run
+
+    def run(config: Config, method: str, *more: Any) -> dict[str, Any]:
+        trained.append(method)
+        rate = 1e30 if method == "spcl" else config.learning_rate
+        return original(dataclasses.replace(config, learning_rate=rate), method, *more)
+
+    monkeypatch.setattr(suite, "run", run)
+    for evaluate_every in (2, 3):  # the second start trains nothing again
+        with pytest.raises(SystemExit) as stopped:
+            call(source, compare="spcl,uniform,dds", evaluate_every=evaluate_every)
+        assert stopped.value.code == 2
+        out, error = capsys.readouterr()
+        assert f"error: 1 of the runs diverged and are dashes in the tables ({folder / 'spcl-seed0'})" in error
+        assert f"Delete {folder / 'spcl-seed0' / 'diverged.json'} to train it again." in error
+        assert "| spcl | 0 of 1 | – |" in out
+        assert "| dds | 1 | 0." in out
+    assert trained == ["spcl", "uniform", "dds", "uniform", "dds"]
+    assert "dds" in (folder / "report.html").read_text()
+    (folder / "spcl-seed0" / "diverged.json").unlink()
     with pytest.raises(SystemExit):
-        call(source, **given, **far)
-    note = source.parent / "run" / "spcl-seed0" / "diverged.json"
-    error = capsys.readouterr().err
-    assert "3 of the runs diverged and are dashes in the tables" in error
-    assert f"Delete {note} to train it again." in error
-    note.unlink()
-    call(source, **given | {"compare": "spcl"}, learning_rate=0.1)
+        call(source, compare="spcl,uniform")
+    assert trained[5:] == ["spcl", "uniform"]
 
 
 @pytest.mark.parametrize("channels", [2, 3, 4, 5])

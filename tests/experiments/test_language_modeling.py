@@ -345,6 +345,9 @@ def test_one_set_of_flags_serves_all_methods(data: Path, given: dict[str, Any]) 
     corpora = load_corpora(config)
     for method in ALL:
         checks.check(config, method, corpora)
+    for method in ("mixing", "classifier"):  # what they have no use for is recorded as it was
+        with_softmax = dataclasses.replace(config, weights=MethodConfig(alpha_batch="uniform", estimator="softmax"))
+        assert settings_of(with_softmax, method)["alpha_batch"] == "uniform"
     dds = settings_of(config, "dds")
     assert all(dds[name] == value for name, value in given.items() if name != "preset"), "where it is of use, it counts"
 

@@ -5,7 +5,9 @@ import dataclasses
 import json
 import math
 import shutil
+import signal
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,10 +15,11 @@ from language_toy import STEPS, call, write_texts
 
 from bilevel.loss_table import LossTable
 from bilevel.types import UserError
-from experiments.language_modeling import contrastive, search, suite, tables
+from experiments.language_modeling import contrastive, run, search, suite, tables
 from experiments.language_modeling.config import ALL, METHODS, Config, DataConfig
 from experiments.language_modeling.corpora import load_corpora
 from experiments.language_modeling.tables import Key
+from experiments.runs import STOPPED
 
 SCORING = {"weights__contrastive_rows": 40, "weights__contrastive_finetune_steps": 30}
 
@@ -85,6 +88,16 @@ def test_other_scores_at_the_same_path_are_refused(data: Path, capsys: pytest.Ca
     with pytest.raises(SystemExit):
         call(data, method="contrastive", weights__contrastive_scores=file)
     assert "holds a run with other settings (weights.contrastive_digest was" in capsys.readouterr().err
+    config = data / "run" / "contrastive-seed0" / "config.json"
+    recorded = json.loads(config.read_text())
+    del recorded["weights"]["contrastive_digest"]
+    recorded["weights"]["contrastive_scores"] = str(file)  # as runs begun before there was a digest
+    config.write_text(json.dumps(recorded))
+    call(data, method="contrastive", weights__contrastive_scores=file)
+    for given in ({"weights__contrastive_scores": data / "moved.npz"}, {}):
+        with pytest.raises(SystemExit):
+            call(data, method="contrastive", **given)
+        assert "holds a run with other settings (weights.contrastive_scores was" in capsys.readouterr().err
 
 
 def test_too_few_scores_are_refused_before_training(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -101,7 +114,7 @@ def test_too_few_scores_are_refused_before_training(data: Path, capsys: pytest.C
 
 def test_seconds_of_scoring_leave_out_what_compiles(monkeypatch: pytest.MonkeyPatch) -> None:
     times = iter([100.0, 101.0, 102.0])
-    monkeypatch.setattr(contrastive.time, "perf_counter", lambda: next(times))
+    monkeypatch.setattr(contrastive, "perf_counter", lambda: next(times))
     clock = contrastive._Clock()
     clock(10, 25)
     assert clock.seconds == 0
@@ -147,6 +160,31 @@ def test_scores_of_before_are_taken(data: Path, capsys: pytest.CaptureFixture[st
     older_file(file, "0" * 64)
     with pytest.raises(UserError, match=r"are of other generic data \(hash 000000000000, here "):
         contrastive.load_scores(file, corpora, own=True)
+
+
+def test_a_signal_at_the_end_of_a_run_keeps_the_next_from_beginning(
+    data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = run.while_training
+
+    def interrupted(*given: Any) -> Any:
+        evaluate = original(*given)
+
+        def and_raise(state: Any) -> Any:
+            if int(state.step) == STEPS:
+                signal.raise_signal(signal.SIGINT)
+            return evaluate(state)
+
+        return and_raise
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "while_training", interrupted)
+        with pytest.raises(SystemExit) as stop:
+            call(data, compare="uniform,mixing")
+    assert stop.value.code == STOPPED
+    assert not (data / "run" / "mixing-seed0").exists()
+    call(data, compare="uniform,mixing")
+    assert (data / "run" / "mixing-seed0" / "result.json").exists()
 
 
 @pytest.mark.slow
@@ -213,11 +251,22 @@ def test_steps_that_fit_in_the_seconds(tmp_path: Path) -> None:
     assert suite._plan(config, tmp_path, slower) == plan, "decided once"
     other = dataclasses.replace(config, budget_seconds=5.0)
     assert suite._plan(other, tmp_path, found)["seconds"] == 5.0, "nothing was trained yet"
-    (tmp_path / "soba-seed0").mkdir()
-    (tmp_path / "soba-seed0" / "config.json").write_text("{}")
-    written = (tmp_path / suite.PLAN).read_text()
-    assert suite._plan(config, tmp_path, found) == {"other": 5.0}
-    assert (tmp_path / suite.PLAN).read_text() == written
+
+
+def test_another_budget_of_seconds_is_refused(tmp_path: Path) -> None:
+    config = Config(steps=100, run_dir=tmp_path)
+    suite._check_budget(config)
+    folder = tmp_path / suite.SAME_SECONDS
+    suite._plan(config, folder, [result("uniform", 10.0)])
+    other = dataclasses.replace(config, budget_seconds=5.0)
+    suite._check_budget(other)  # nothing was trained yet
+    (folder / "soba-seed0").mkdir()
+    (folder / "soba-seed0" / "config.json").write_text("{}")
+    suite._check_budget(config)
+    with pytest.raises(
+        UserError, match=r"a budget of 10 seconds: give no --budget-seconds as before, or another --run-dir"
+    ):
+        suite._check_budget(other)
 
 
 def test_ranks(tmp_path: Path) -> None:

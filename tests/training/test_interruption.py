@@ -113,6 +113,16 @@ def test_signal_finishes_the_step_and_saves(tmp_path: Path, number: signal.Signa
     assert_bit_identical(rest.state, straight.state)
 
 
+def test_a_signal_in_the_last_evaluation_is_not_lost(tmp_path: Path):
+    """The run is complete, but what would come after it must not begin."""
+    steps = int(toy_train(None).state.step)
+    done = toy_train(tmp_path, on_selected=raise_at(steps, signal.SIGTERM))
+    assert (done.stopped_early, done.stop_requested) == (False, True)
+    again = toy_train(tmp_path)
+    assert (again.stopped_early, again.stop_requested) == (False, False)
+    assert_bit_identical(again.state, done.state)
+
+
 def test_second_interrupt_raises(tmp_path: Path):
     before = signal.getsignal(signal.SIGINT)  # ignored, where the tests run in the background of a shell
     with pytest.raises(KeyboardInterrupt):
