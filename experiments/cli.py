@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import sys
 from collections.abc import Callable, Sequence
@@ -50,7 +51,8 @@ def run(
         main(config)
     except Stopped:
         folder = getattr(config, "run_dir", "the run directory")
-        print(f"Stopped and saved; the same command continues in {folder}.", file=sys.stderr)
+        with contextlib.suppress(OSError):  # Ctrl-C may have ended what reads this output
+            print(f"Stopped and saved; the same command continues in {folder}.", file=sys.stderr, flush=True)
         sys.exit(STOPPED)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple, TypeAlias
 
 import jax
@@ -116,6 +116,12 @@ def mentornet(
         return value, optax.apply_updates(state.params, updates), opt_state
 
     def update(problem: Problem, state: MentorNetState) -> MethodUpdate:
+        for batch in (problem.batch, problem.specific_batch):
+            if not isinstance(batch, Mapping) or label not in batch:
+                held = ", ".join(map(str, batch)) if isinstance(batch, Mapping) else f"a {type(batch).__name__}"
+                raise UserError(
+                    f"mentornet reads labels as batch[{label!r}], but a batch holds {held}: give mentornet(label=…)."
+                )
         rows = problem.first_order()
         devices, count = problem.total(jnp.ones(())), problem.total(jnp.ones_like(rows.losses))
         now = problem.total(jnp.quantile(widen(rows.losses), percentile)) / devices

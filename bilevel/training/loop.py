@@ -59,7 +59,8 @@ class TrainResult(NamedTuple):
     seconds: float
     """Training seconds of the whole run: without compiling, evaluating and saving."""
     compile_seconds: float
-    """Seconds of the first call of each step function in this start, which compiles."""
+    """Seconds of the first call of each step function in this start, which compiles; with several steps in a call
+    (`LoopConfig.steps_per_call`) those of all its steps."""
     stop_requested: bool = False
     """A signal asked to stop, perhaps only in the last step or its evaluation: begin nothing more."""
 
@@ -70,7 +71,7 @@ def train(
     *,
     data: Source,
     config: LoopConfig,
-    run_dir: Path | None = None,
+    run_dir: str | Path | None = None,
     evaluate: Evaluate | None = None,
     on_selected: OnSelected | None = None,
     on_state: OnState | None = None,
@@ -109,37 +110,49 @@ def train(
         TrainingDiverged: the loss or the parameters are not finite; the last checkpoint is from before that.
         UserError: the run directory cannot be used.
     """
-    state = _settled(jax.tree.map(_strong, state))
-    with contextlib.ExitStack() as stack:
-        signals = stack.enter_context(StopSignals(config.stop_signals))
-        checkpoints = writer = None
-        first = jax.process_index() == 0
-        if run_dir is not None:
-            if first:
-                stack.enter_context(hold_run_dir(run_dir))
-            checkpoints = stack.enter_context(Checkpoints(run_dir / CHECKPOINTS_NAME, config.keep))
-            restored = checkpoints.restore_latest(state)
-            state = state if restored is None else restored[1]
-        start = int(jax.device_get(state.step))
-        if start > config.num_steps:
-            raise UserError(
-                f"{run_dir} has been trained for {start} steps already, and {config.num_steps} are asked "
-                "for: ask for more steps, or give another --run-dir."
+    state, run_dir = _settled(jax.tree.map(_strong, state)), None if run_dir is None else Path(run_dir)
+    with StopSignals(config.stop_signals) as signals:
+        with contextlib.ExitStack() as stack:
+            checkpoints = writer = None
+            first = jax.process_index() == 0
+            if run_dir is not None:
+                if first:
+                    stack.enter_context(hold_run_dir(run_dir))
+                checkpoints = stack.enter_context(Checkpoints(run_dir / CHECKPOINTS_NAME, config.keep))
+                restored = checkpoints.restore_latest(state)
+                state = state if restored is None else restored[1]
+            start = int(jax.device_get(state.step))
+            if start > config.num_steps:
+                raise UserError(
+                    f"{run_dir} has been trained for {start} steps already, and {config.num_steps} are asked "
+                    "for: ask for more steps, or give another --run-dir."
+                )
+            if run_dir is not None and first:
+                tensorboard = run_dir / TENSORBOARD_NAME if config.tensorboard else None
+                writer = stack.enter_context(MetricsWriter(run_dir / METRICS_NAME, start, tensorboard))
+            progress = stack.enter_context(Progress(start, config.num_steps, config.progress and first))
+            programs = data.programs(step, config.steps_per_call)
+            ended = until is not None and start > 0 and until(start)
+            calls = () if ended else config.calls(start)
+            items = stack.enter_context(feed(data, calls, config.steps_per_call))
+            if on_state is not None and start == 0:
+                on_state(state, 0)
+            run = _Run(
+                programs,
+                config,
+                run_dir,
+                evaluate,
+                on_selected,
+                on_state,
+                until,
+                checkpoints,
+                writer,
+                signals,
+                progress,
             )
-        if run_dir is not None and first:
-            tensorboard = run_dir / TENSORBOARD_NAME if config.tensorboard else None
-            writer = stack.enter_context(MetricsWriter(run_dir / METRICS_NAME, start, tensorboard))
-        progress = stack.enter_context(Progress(start, config.num_steps, config.progress and first))
-        programs = data.programs(step, config.steps_per_call)
-        ended = until is not None and start > 0 and until(start)
-        calls = () if ended else config.calls(start)
-        items = stack.enter_context(feed(data, calls, config.steps_per_call))
-        if on_state is not None and start == 0:
-            on_state(state, 0)
-        run = _Run(
-            programs, config, run_dir, evaluate, on_selected, on_state, until, checkpoints, writer, signals, progress
-        )
-        return run(state, items)
+            result = run(state, items)
+        # Asked last, so that no signal is lost while everything is closed.
+        return result._replace(stop_requested=signals.agreed())
 
 
 class _Run:
@@ -190,8 +203,7 @@ class _Run:
                 break
         stopped_early = stop and not ended and done < self._config.num_steps
         seconds = self._stopwatch.stop()
-        requested = self._signals.agreed() or stop
-        return TrainResult(state, self._history, stopped_early, seconds, self._compile_seconds, requested)
+        return TrainResult(state, self._history, stopped_early, seconds, self._compile_seconds)
 
     def _call(self, number: int, state: Any, item: Item) -> Any:
         program, new = self._programs.at(number)
@@ -205,9 +217,11 @@ class _Run:
         """Call a program that compiles now. Training time stands still meanwhile."""
         jax.block_until_ready(state)
         self._stopwatch.stop()
-        began = time.perf_counter()
+        began, before = time.perf_counter(), _places(state)
         result = jax.block_until_ready(program(state, *item.arguments))
         self._compile_seconds += time.perf_counter() - began
+        if _places(result[0]) != before:
+            self._programs.renew()
         self._stopwatch.start()
         return result
 
@@ -246,6 +260,11 @@ class _Run:
         return ended
 
     def _record(self, done: int, seconds: float, values: Mapping[str, float]) -> None:
+        if taken := {"step", "seconds"} & values.keys():
+            raise UserError(
+                f"The metrics, `evaluate` or `on_selected` gave a value called {min(taken)!r}, which each row has already: "
+                "rename it."
+            )
         row = {"step": done, "seconds": seconds, **{name: float(value) for name, value in values.items()}}
         self._history.append(row if self._writer is None else self._writer.write(done, seconds, values))
         self._progress.show(done, values)
@@ -289,6 +308,11 @@ def _settled(state: Any) -> Any:
     return jax.tree.map(
         lambda leaf: jax.device_put(leaf, leaf.sharding) if leaf.sharding.device_set == devices else leaf, state
     )
+
+
+def _places(state: Any) -> list[Any]:
+    """Where the arrays of a state lie: a program is compiled anew for others."""
+    return [(leaf.sharding, leaf.committed) for leaf in jax.tree.leaves(state)]
 
 
 def _parameters(state: Any) -> Any:

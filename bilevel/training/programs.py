@@ -38,3 +38,7 @@ class Programs:
         if new:
             self._jitted[function] = function if hasattr(function, "lower") else jax.jit(function, donate_argnums=0)
         return self._jitted[function], new
+
+    def renew(self) -> None:
+        """Take all programs for new: they compile again, as the state lies elsewhere than before."""
+        self._jitted.clear()

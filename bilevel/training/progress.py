@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import sys
 import time
@@ -49,7 +50,8 @@ class Progress:
         elif step >= self._stop or time.monotonic() - self._shown_at > _SECONDS_BETWEEN_LINES:
             self._shown_at = time.monotonic()
             text = "  ".join(f"{name} {value}" for name, value in losses.items())
-            print(f"step {step}/{self._stop}  {text}", file=sys.stderr, flush=True)
+            with contextlib.suppress(OSError):  # nobody reads any more: no reason to stop training
+                print(f"step {step}/{self._stop}  {text}", file=sys.stderr, flush=True)
 
 
 def _bar(start: int, stop: int) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
@@ -52,4 +53,7 @@ class StopSignals:
         if self.requested and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.requested = True
-        os.write(2, _NOTE)  # `print` is not safe here: the handler may interrupt another print
+        # `print` is not safe here: the handler may interrupt another print. Where Ctrl-C ended the program that reads this
+        # process's output too (`… | tee log`), nobody can be told, but the run must still be saved.
+        with contextlib.suppress(OSError):
+            os.write(2, _NOTE)

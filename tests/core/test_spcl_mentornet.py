@@ -123,6 +123,13 @@ def test_first_step_of_the_mentor() -> None:
     assert np.isfinite(jax.tree.leaves(MENTOR[1])[0]).all()  # not donated away
 
 
+def test_mentornet_says_which_labels_it_misses() -> None:
+    train = build(mentornet())
+    unlabelled = {name: x for name, x in labelled.rows(1, 16).items() if name != "label"}
+    with pytest.raises(UserError, match=r"mentornet reads labels as batch\['label'\], but a batch holds x.*: give mentornet"):
+        jax.jit(train.step)(start(train), labelled.rows(0, BIG), unlabelled)
+
+
 def test_wrong_labels() -> None:
     labels = jnp.asarray(np.random.default_rng(0).integers(0, CLASSES, 20_000), jnp.uint8)
     given, right = with_wrong_labels(jax.random.key(0), labels, CLASSES, 0.3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import random
 import signal
@@ -136,3 +137,36 @@ def test_trains_outside_the_main_thread():
     thread.start()
     thread.join()
     assert steps == [30]
+
+
+def test_a_signal_while_all_is_closed_is_not_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    close = Checkpoints.close
+
+    def closed_late(self: Checkpoints) -> None:
+        signal.raise_signal(signal.SIGTERM)
+        close(self)
+
+    monkeypatch.setattr(Checkpoints, "close", closed_late)
+    assert toy_train(tmp_path).stop_requested
+
+
+def test_ctrl_c_that_ends_the_reader_of_the_output_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """`… 2>&1 | tee log`: tee dies with the same key, and what is written then raises."""
+
+    class Gone(io.StringIO):
+        def write(self, text: str) -> int:
+            raise BrokenPipeError
+
+    monkeypatch.setattr(sys, "stderr", Gone())
+    before, (reads, writes) = os.dup(2), os.pipe()
+    os.close(reads)
+    os.dup2(writes, 2)
+    try:
+        stopped = toy_train(tmp_path, on_selected=raise_at(5, signal.SIGINT), progress=True)
+    finally:
+        os.dup2(before, 2)
+        os.close(before)
+        os.close(writes)
+    assert stopped.stopped_early
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        assert checkpoints.latest_step() == 6

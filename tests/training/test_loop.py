@@ -20,6 +20,7 @@ import bilevel
 from bilevel import data as library_data
 from bilevel.data import ArrayDataset
 from bilevel.training import Checkpoints, Data, LoopConfig, TrainingDiverged, train
+from bilevel.training.loop import _Run
 from bilevel.types import UserError
 
 
@@ -299,3 +300,37 @@ def test_one_loader_for_both_kinds_loads_a_batch_once() -> None:
     assert loader.loaded == 6
     twice = toy_train(None, num_steps=6, data=Data(ToyLoader(1), ToyLoader(1)))
     np.testing.assert_array_equal(once.state.params["w"], twice.state.params["w"])
+
+
+@pytest.mark.parametrize("name", ["step", "seconds"])
+def test_names_that_each_row_has_are_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UserError, match=f"gave a value called '{name}', which each row has already"):
+        train(
+            toy_step, toy_state(), data=toy_data(), config=LoopConfig(num_steps=4, progress=False), run_dir=tmp_path,
+            evaluate=lambda state: {name: 1e6},
+        )  # fmt: skip
+
+
+def test_a_step_that_moves_the_state_compiles_twice_but_not_on_training_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Batches that are committed to a device commit the state: its second call is a compilation too."""
+    device = jax.devices()[0]
+    calls: list[int] = []
+    original = _Run._first_call
+
+    def first_call(self: Any, *given: Any) -> Any:
+        calls.append(1)
+        return original(self, *given)
+
+    monkeypatch.setattr(_Run, "_first_call", first_call)
+    for place, count in ((None, 1), (lambda batch: jax.device_put(batch, device), 2)):
+        calls.clear()
+        given = {} if place is None else {"place_generic": place}
+        data = Data(ToyLoader(1), ToyLoader(2), **given)
+        train(toy_step, toy_state(), data=data, config=LoopConfig(num_steps=12, log_every=4, progress=False))
+        assert len(calls) == count
+
+
+def test_a_path_may_be_text(tmp_path: Path) -> None:
+    config = LoopConfig(num_steps=2, progress=False)
+    train(toy_step, toy_state(), data=toy_data(), config=config, run_dir=str(tmp_path / "run"))
+    assert (tmp_path / "run" / "metrics.jsonl").exists()
