@@ -27,11 +27,11 @@ def settled(settings: Mapping[str, Any], may_change: Collection[str]) -> dict[st
 
 
 def note(folder: Path, error: TrainingDiverged, settings: Mapping[str, Any]) -> None:
-    """Says in a directory that training there diverged with these settings; only process 0 writes."""
+    """Says in a directory that training there diverged with these settings, JSON values; only process 0 writes."""
     if jax.process_index() != 0:
         return
     found = {"message": str(error), "step": error.step, "settings": settings}
-    write_atomically(folder / NAME, json.dumps(found, indent=2, default=str) + "\n")
+    write_atomically(folder / NAME, json.dumps(found, indent=2) + "\n")
 
 
 def noted(folder: Path, settings: Mapping[str, Any]) -> bool:
@@ -39,7 +39,7 @@ def noted(folder: Path, settings: Mapping[str, Any]) -> bool:
     file = folder / NAME
     if not file.exists():
         return False
-    if read_json(file)["settings"] != json.loads(json.dumps(settings, default=str)):
+    if read_json(file)["settings"] != settings:
         file.unlink()
         return False
     return True

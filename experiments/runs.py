@@ -16,6 +16,8 @@ from bilevel.types import UserError
 RESULT_NAME = "result.json"
 """In the directory of a run that has ended: its summary."""
 CHECKPOINTS = "checkpoints"
+CONTENT_HASH = "content_hash"
+"""Of the data, in a run's settings: a path may hold other data tomorrow."""
 STOPPED = 3
 """Exit code of a run that a signal stopped after saving."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -65,8 +64,9 @@ class Order:
 
 
 def _number(what: str, wanted: float, count: int, name: str) -> int:
-    rows = round(wanted * count) if 0 < wanted < 1 else int(wanted) if math.isfinite(wanted) else 0
-    if rows < 1 or (wanted >= 1 and rows != wanted):
+    whole = float(wanted).is_integer()  # neither NaN nor ∞ is
+    rows = int(wanted) if whole else round(wanted * count) if wanted < 1 else 0
+    if rows < 1:
         raise UserError(
             f"{name}: {what}={wanted} is not a number of its {count} rows; give a whole number from 1, or a share "
             "between 0 and 1 that comes to a row or more."

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -81,6 +81,7 @@ def check_method(config: Config, method: str, data: ImageData) -> None:
     model = model_of(config, method, data)
     _check_network(config, data, None)
     if method in SAMPLED:
+        _check_parts({"batch_size": (config.batch_size, config.micro_batches)})
         sampled.check(config, method, data)
         return
     mesh = sharding.make_mesh()
@@ -118,11 +119,17 @@ def _check_sizes(config: Config, method: str, data: ImageData, devices: int) -> 
         raise UserError(
             f"--batch-size {config.batch_size} is more than the {rows} training rows: give a smaller one, or more data."
         )
-    sizes = {
-        "batch_size": (config.batch_size, parts),
-        "big_batch_size": (build.loaded_rows(config, method, rows, devices), parts),
-        "weights.dev_batch_size": (build.dev_rows(config, len(data.dev)), parts if method in DENSE else devices),
-    }
+    _check_parts(
+        {
+            "batch_size": (config.batch_size, parts),
+            "big_batch_size": (build.loaded_rows(config, method, rows, devices), parts),
+            "weights.dev_batch_size": (build.dev_rows(config, len(data.dev)), parts if method in DENSE else devices),
+        }
+    )
+
+
+def _check_parts(sizes: Mapping[str, tuple[int, int]]) -> None:
+    """Refuses sizes, by the name of their flag, that their number of parts does not divide."""
     for name, (size, divisor) in sizes.items():
         if size % divisor:
             raise UserError(

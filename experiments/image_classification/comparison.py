@@ -105,11 +105,9 @@ def targets_table(rows: Sequence[dict[str, Any]], targets: Sequence[float]) -> s
 
 def _report(config: Config, rows: Rows, metrics: Mapping[tuple[str, int], Rows], data: ImageData) -> None:
     records = []
-    for row in rows:
+    for row in (row for row in rows if WHERE not in row):
         summary = {column.title: row[name] for name, column in COLUMNS.items() if row.get(name) is not None}
         summary |= {f"steps to {target}": step for target, step in row["steps_to"].items()}
-        if WHERE in row:
-            continue
         records.append(RunRecord(row["method"], row["seed"], metrics[row["method"], row["seed"]], summary))
     first = rows[0]
     noise = "" if config.data.noise == "none" else f" Noise: {config.data.noise}."

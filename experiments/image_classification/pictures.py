@@ -61,9 +61,8 @@ def _scores(weights: Params, logits: LogitFn, data: ImageData, batch_size: int) 
     order = np.random.default_rng(0).permutation(count)
     found = np.empty(count)
     for start in range(0, count, batch_size):
-        rows = order[
-            np.arange(start, start + batch_size) % count
-        ]  # the last batch is filled with rows that have been scored
+        places = np.arange(start, start + batch_size) % count  # the last batch is filled with the first rows of all
+        rows = order[places]
         logit = np.asarray(score(weights, data.train.rows(rows)), np.float64)
         found[rows[: count - start]] = logit[: count - start]
     return found

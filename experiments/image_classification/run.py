@@ -38,12 +38,11 @@ from experiments.image_classification.evaluation import Evaluator, State, scores
 from experiments.image_classification.known import irreducible_losses, uncertain_rows
 from experiments.image_classification.model import Model, model_of
 from experiments.image_classification.observation import observer
-from experiments.runs import CHECKPOINTS, RESULT_NAME, Stopped, read_json, run_name, without_newer
+from experiments.runs import CHECKPOINTS, CONTENT_HASH, RESULT_NAME, Stopped, read_json, run_name, without_newer
 from experiments.sources import open_source, steps_in_call
 
 IRREDUCIBLE = "irreducible"
 PROXY = "svp"
-CONTENT_HASH = "content_hash"
 MAY_CHANGE = (
     "log_every", "evaluate_every", "evaluate_rows", "checkpoint_every", "progress", "tensorboard", "data.cache_dir",
     "resident",

@@ -27,12 +27,7 @@ DRAWN = "sequence.part"
 
 
 def check(config: Config, method: str, data: ImageData) -> None:
-    """Refuses what `build_sampler`, `first_policy` and the first step would refuse, before anything is trained."""
-    if config.batch_size % config.micro_batches:
-        raise UserError(
-            f"--batch-size {config.batch_size} cannot be divided into {config.micro_batches} equal parts (--micro-batches): "
-            f"choose a multiple of {config.micro_batches}."
-        )
+    """Refuses what `build_sampler` and `first_policy` refuse, before anything is trained."""
     first_policy(config, method, data, build_sampler(config, method, data))
 
 

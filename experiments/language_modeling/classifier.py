@@ -2,32 +2,20 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import numpy as np
 import optax
 
 from bilevel.data import Dataset, Loader
-from bilevel.domain_classifier import train_domain_classifier
+from bilevel.domain_classifier import DomainClassifier, train_domain_classifier
 from bilevel.types import Batch, LogitFn, Params, UserError
 from experiments.language_modeling.corpora import Corpora
 
 EVALUATION_ROWS = 2048
 
 
-class Classifier(NamedTuple):
-    """A trained classifier; its logit ranks the generic rows."""
-
-    weight_params: Params
-    valid_loss: float
-    """Binary cross-entropy on held-out rows, as many generic as specific, in nats; log 2 for a coin."""
-    seconds: float
-    """Without compiling and evaluating, as those of training."""
-
-
 def train_classifier(
     weighting: LogitFn, weight_params: Params, corpora: Corpora, *, seed: int, steps: int, rows: int, rate: float
-) -> Classifier:
+) -> DomainClassifier:
     """Trains on batches with as many specific as generic rows, and keeps the best on valid.
 
     Args:
@@ -49,10 +37,9 @@ def train_classifier(
     train = [corpora.generic_train, corpora.specific["train"]]
     generic, specific = (Loader(data, min(rows, len(data)), seed=seed + i) for i, data in enumerate(train, 3_000_000))
     held_out = _spread(corpora.generic_valid), _spread(corpora.specific["valid"])
-    found = train_domain_classifier(
+    return train_domain_classifier(
         weighting, weight_params, generic, specific, held_out, optimizer=optax.adam(rate), steps=steps
     )
-    return Classifier(found.weight_params, found.valid_loss, found.seconds)
 
 
 def _spread(data: Dataset) -> Batch:

@@ -11,8 +11,8 @@ from bilevel.training.run_dir import CONFIG_NAME, flatten
 from experiments import diverged
 from experiments.language_modeling import finetune
 from experiments.language_modeling.config import METHODS, Config
-from experiments.language_modeling.run import CONTENT_HASH, MAY_CHANGE, settings_dict
-from experiments.runs import RESULT_NAME, read_json
+from experiments.language_modeling.run import MAY_CHANGE, settings_dict
+from experiments.runs import CONTENT_HASH, RESULT_NAME, read_json
 
 OF_ONE_RUN = ("method", "seed", "weights", CONTENT_HASH)
 """What may differ between the runs of a comparison, and what their commands compare themselves."""

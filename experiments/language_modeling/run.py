@@ -33,7 +33,7 @@ from experiments.language_modeling.evaluation import Evaluator, final_losses, lo
 from experiments.language_modeling.finetune import Finetuning, kept_results, remove
 from experiments.language_modeling.variant import Variant
 from experiments.language_modeling.weights import DIGEST, known_digest, load_weights, save_weights
-from experiments.runs import CHECKPOINTS, RESULT_NAME, Stopped, read_json, run_name, without_newer
+from experiments.runs import CHECKPOINTS, CONTENT_HASH, RESULT_NAME, Stopped, read_json, run_name, without_newer
 from experiments.sources import open_source, steps_in_call
 
 MAY_CHANGE = (
@@ -46,8 +46,6 @@ NOT_OF_A_RUN = (
     "specific_sets", "same_seconds", "budget_seconds", "trials", "trial_steps", "finetune_steps", "finetune_learning_rate",
 )  # fmt: skip
 """Flags that do not change how one run trains."""
-CONTENT_HASH = "content_hash"
-"""Of the data, in a run's settings: a path may hold other data tomorrow."""
 NEWER_WEIGHTS: dict[str, Any] = {"weight_warmup": 0, "specific_candidates": 0}
 """Flags that came later, with what was done before them: see `without_newer`."""
 CLASSIFIER = "classifier.json"
