@@ -127,7 +127,7 @@ def test_mentornet_says_which_labels_it_misses() -> None:
     train = build(mentornet())
     unlabelled = {name: x for name, x in labelled.rows(1, 16).items() if name != "label"}
     with pytest.raises(
-        UserError, match=r"mentornet reads labels as batch\['label'\], but a batch holds x.*: give mentornet"
+        UserError, match=r"mentornet reads labels as batch\['label'\], but a batch holds id, true, x: give mentornet"
     ):
         jax.jit(train.step)(start(train), labelled.rows(0, BIG), unlabelled)
 
