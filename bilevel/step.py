@@ -36,7 +36,8 @@ class TrainStep(NamedTuple):
     """Pure functions: `init` and `step`, and for host loops the kinds of steps that `step` is one of."""
 
     init: Callable[..., TrainState]
-    """`init(rng, params, weight_params={}, model_state=None) -> TrainState`; works under `jax.eval_shape` and `jax.jit`."""
+    """`init(rng, params, weight_params={}, model_state=None) -> TrainState`; works under `jax.eval_shape` and `jax.jit`.
+    Raises a UserError without weight_params for a method that learns them."""
     step: Callable[[TrainState, Batch, Batch], tuple[TrainState, Metrics]]
     """`step(state, big_batch, specific_batch) -> (state, metrics)`; does the α-work when `state.step` is due, by `lax.cond`."""
     plain: Callable[[TrainState, Batch, Batch], tuple[TrainState, Metrics]]
@@ -131,7 +132,7 @@ def make_step(
 
     Returns:
       A `TrainStep`: `init`, `step`, … The metrics are float32 scalars: generic_loss (mean of the rows of the θ-update; so are
-      generic_NAME, for each metric NAME that the loss gives as one number a row),
+      generic_NAME, for each metric NAME that the loss gives as one number a row, but for one called "loss"),
       specific_loss (NaN on steps without α-work), effective_sample_size, weight_entropy, largest_weight (over the big
       batch), temperature, weight_gradient_norm (NaN where α does not change) and alignment_rms (NaN without α-work); and
       `selected`, int32 `[b]`: the positions in the big batch (with `axis_name` and a filter of scope "local": in the device's
@@ -209,6 +210,11 @@ class _Parts:
     def init(
         self, rng: Array, params: Params, weight_params: Params | None = None, model_state: ModelState | None = None
     ) -> TrainState:
+        if self.method.update is not None and not self.method.chooses_weights and not jax.tree.leaves(weight_params):
+            raise UserError(
+                "init got no weight_params, but this method learns the weighting network: give the network's parameters, as in "
+                "train.init(rng, params, weight_params)."
+            )
         subset = self.evaluations.subset(params)
         given = (params, {} if weight_params is None else weight_params, rng)
         # Copies, so that donating the state takes no array away from the caller.
@@ -290,6 +296,11 @@ class _Parts:
         if weights is None and self.options.mode == "dense" and self.method.uses_weights:
             weights = estimators.softmax(scores.local, axis)
         vectors = {"selected": positions} if weights is None else {"selected": positions, "weights": weights}
+        taken = moved.asked.keys() & {**metrics, **vectors}.keys()
+        if taken:
+            raise UserError(
+                f"row_metrics asks for {min(taken)!r}, and the step has a metric of that name: rename it in the loss's LossAux."
+            )
         return self._next(state, moved), {**metrics, **vectors, **moved.asked}
 
     def _plain(self, state: TrainState, inner: Inner) -> _Moved:

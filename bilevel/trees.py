@@ -69,7 +69,7 @@ def after(value: Any, *dependencies: Any) -> Any:
     as one after the other; optimization barriers are dropped before scheduling there, so the order is a data dependence.
     Values become NaN if a dependency's first element is, in which case the step is lost anyway.
     """
-    touched = sum((_first(x) for x in jax.tree.leaves(dependencies)), start=jnp.zeros(()))
+    touched = sum((_first(x) for x in jax.tree.leaves(dependencies) if x.size), start=jnp.zeros(()))
     return jax.tree.map(lambda x: jnp.where(touched == touched, x, jnp.nan).astype(x.dtype), value)
 
 

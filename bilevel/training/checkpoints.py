@@ -36,20 +36,23 @@ class Checkpoints:
     Args:
         directory: where the checkpoints are; created if needed.
         keep: how many checkpoints are kept; older ones are deleted once a newer one is complete.
+        read_only: change nothing in the directory, to which another process may be writing: saves are ignored, and damaged
+            checkpoints stay where they are.
 
     Raises:
         UserError: the directory cannot be written, or `keep` is below 1.
     """
 
-    def __init__(self, directory: Path, keep: int = 2):
+    def __init__(self, directory: Path, keep: int = 2, *, read_only: bool = False):
         if keep < 1:
             raise UserError(f"keep={keep} checkpoints would keep none: give a number of at least 1.")
-        self._directory = Path(directory).absolute()
+        self._directory, self._read_only = Path(directory).absolute(), read_only
         _silence_orbax()
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep,
-            create=True,
-            cleanup_tmp_directories=True,
+            max_to_keep=None if read_only else keep,
+            create=not read_only,
+            cleanup_tmp_directories=not read_only,
+            read_only=read_only,
             # Otherwise a directory that cannot be created leaves a thread that waits for it for minutes.
             async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
         )
@@ -111,8 +114,8 @@ class Checkpoints:
     def restore_latest(self, template: Any) -> tuple[int, Any] | None:
         """Restore the newest checkpoint that can be read.
 
-        A damaged checkpoint is set aside (renamed to `STEP.damaged`) with a warning on stderr, and the one
-        before it is used.
+        A damaged checkpoint is set aside (renamed to `STEP.damaged`, unless read only) with a warning on stderr, and the
+        one before it is used.
 
         Args:
             template: a pytree like the saved one, of arrays or of `jax.ShapeDtypeStruct`. Arrays with a
@@ -176,10 +179,12 @@ class Checkpoints:
             return
         if jax.process_index() == 0:
             for step, problem in damaged.items():
-                _free_name(self._directory / str(step))
+                if not self._read_only:
+                    _free_name(self._directory / str(step))
+                renamed = "" if self._read_only else f"it was renamed to {step}.damaged and "
                 print(
                     f"warning: the checkpoint of step {step} in {self._directory} is damaged ({problem}); "
-                    f"it was renamed to {step}.damaged and an earlier one is used.",
+                    f"{renamed}an earlier one is used.",
                     file=sys.stderr,
                 )
         if jax.process_count() > 1:

@@ -32,6 +32,8 @@ class Item(NamedTuple):
     call of n steps."""
     steps: int | None = None
     """The steps of the call, whose metrics then have a leading axis; None: one step, without that axis."""
+    idle: tuple[Any, ...] | None = None
+    """Arguments with which the program makes no step and returns the state as it is; None: there are none."""
 
 
 class Source(Protocol):

@@ -29,6 +29,9 @@ METRICS_NAME = "metrics.jsonl"
 CHECKPOINTS_NAME = "checkpoints"
 TENSORBOARD_NAME = "tensorboard"
 
+# The parts of a state beside its parameters that a NaN would spread from.
+_KEPT = ("model_state", "opt_state", "weight_opt_state", "method_state", "ema")
+
 # Each queued step keeps its batches in device memory; this many are enough to keep a device busy.
 STEPS_AHEAD = 8
 
@@ -59,8 +62,7 @@ class TrainResult(NamedTuple):
     seconds: float
     """Training seconds of the whole run: without compiling, evaluating and saving."""
     compile_seconds: float
-    """Seconds of the first call of each step function in this start, which compiles; with several steps in a call
-    (`LoopConfig.steps_per_call`) those of all its steps."""
+    """Seconds of the first call of each step function in this start, which compiles; with `Resident` data it makes no step."""
     stop_requested: bool = False
     """A signal asked to stop, perhaps only in the last step or its evaluation: begin nothing more."""
 
@@ -121,7 +123,7 @@ def train(
                 checkpoints = stack.enter_context(Checkpoints(run_dir / CHECKPOINTS_NAME, config.keep))
                 restored = checkpoints.restore_latest(state)
                 state = state if restored is None else restored[1]
-            start = int(jax.device_get(state.step))
+            start = _steps_of(state)
             if start > config.num_steps:
                 raise UserError(
                     f"{run_dir} has been trained for {start} steps already, and {config.num_steps} are asked "
@@ -217,13 +219,23 @@ class _Run:
         """Call a program that compiles now. Training time stands still meanwhile."""
         jax.block_until_ready(state)
         self._stopwatch.stop()
-        began, before = time.perf_counter(), _places(state)
-        result = jax.block_until_ready(program(state, *item.arguments))
-        self._compile_seconds += time.perf_counter() - began
-        if _places(result[0]) != before:
-            self._programs.renew()
+        result, moved = self._compiling(program, state, item.arguments if item.idle is None else item.idle)
+        if item.idle is None:
+            if moved:
+                self._programs.renew()
+            self._stopwatch.start()
+            return result
+        if moved:  # for a state that lies elsewhere it is compiled again
+            result, _ = self._compiling(program, result[0], item.idle)
         self._stopwatch.start()
-        return result
+        return program(result[0], *item.arguments)
+
+    def _compiling(self, program: Program, state: Any, arguments: tuple[Any, ...]) -> tuple[Any, bool]:
+        """What a call that compiles returns, and whether the state lies elsewhere than before."""
+        began, before = time.perf_counter(), _places(state)
+        result = jax.block_until_ready(program(state, *arguments))
+        self._compile_seconds += time.perf_counter() - began
+        return result, _places(result[0]) != before
 
     def _show_state(self, on_state: OnState, state: Any, done: int) -> None:
         """Call `on_state`. Training time stands still meanwhile."""
@@ -245,8 +257,8 @@ class _Run:
         if bad is not None:
             self._diverged(bad[0], f"The generic loss is {bad[1]} at step {bad[0]}")
         evaluates, saves = self._evaluates(done), stop or self._saves(done)
-        if (evaluates or saves) and not jax.device_get(_all_finite(_parameters(state))):
-            self._diverged(done, f"The parameters are not finite after step {done}, though the generic loss was")
+        if (evaluates or saves) and (broken := _broken(state)):
+            self._diverged(done, f"{broken} after step {done}, though the generic loss was finite")
         values = fetched.means()
         if evaluates and self._evaluate is not None:
             values.update(self._evaluate(state))
@@ -294,6 +306,14 @@ class _Run:
         return self._config.due(done, self._config.checkpoint_every)
 
 
+def _steps_of(state: Any) -> int:
+    if not hasattr(state, "step"):
+        raise UserError(
+            f"The state, a {type(state).__name__}, has no field `step`: give it one, int32, that the step function counts up."
+        )
+    return int(jax.device_get(state.step))
+
+
 def _strong(leaf: Any) -> jax.Array:
     """Make an array without a weak type: a checkpoint cannot store it, and it may change the arithmetic."""
     array = jnp.asarray(leaf)
@@ -315,14 +335,28 @@ def _places(state: Any) -> list[Any]:
     return [(leaf.sharding, leaf.committed) for leaf in jax.tree.leaves(state)]
 
 
-def _parameters(state: Any) -> Any:
-    return (getattr(state, "params", state), getattr(state, "weight_params", None))
+def _broken(state: Any) -> str | None:
+    """What makes a state no good to go on from, in words: parameters that are not finite, or NaN in what is kept beside them.
+
+    Infinities there are no harm: optimizers begin with them where they look for a minimum.
+    """
+    parameters = (getattr(state, "params", state), getattr(state, "weight_params", None))
+    kept = {name: getattr(state, name) for name in _KEPT if hasattr(state, name)}
+    finite, without_nan = jax.device_get(_soundness(parameters, kept))
+    if not finite:
+        return "The parameters are not finite"
+    return next((f"There is NaN in state.{name}" for name, sound in without_nan.items() if not sound), None)
 
 
 @jax.jit
-def _all_finite(tree: Any) -> jax.Array:
+def _soundness(parameters: Any, kept: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
+    without_nan = {name: _everywhere(lambda x: ~jnp.isnan(x), part) for name, part in kept.items()}
+    return _everywhere(jnp.isfinite, parameters), without_nan
+
+
+def _everywhere(holds: Callable[[jax.Array], jax.Array], tree: Any) -> jax.Array:
     floats = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
-    return jnp.asarray([jnp.isfinite(leaf).all() for leaf in floats]).all()
+    return jnp.asarray([holds(leaf).all() for leaf in floats]).all()
 
 
 def _common(seconds: float) -> float:

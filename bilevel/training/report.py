@@ -178,7 +178,10 @@ def _sample_size(methods: Mapping[str, Sequence[RunRecord]]) -> str:
     lines = _lines(methods, "effective_sample_size", "step")
     title = "Effective sample size of the weights"
     chart = _chart(lines, title, "step", "effective sample size (rows)", log_y=True)
-    note = "<p>1 row means that the weights have collapsed to a single example.</p>"
+    note = (
+        "<p>Of the weights over a big batch, 1/Σw²: 1 row means that the softmax puts all weight on one. A filter that draws "
+        "b rows without replacement then takes those with the b largest logits.</p>"
+    )
     return section("Effective sample size", note + chart) if chart else ""
 
 

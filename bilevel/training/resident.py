@@ -68,6 +68,7 @@ class Resident:
         self._ids = rows[0].get("id")
         tables = jax.device_put(rows, self._everywhere)
         self._tables = tables[0], tables[-1]
+        self._none = jax.device_put(np.int32(0), self._everywhere)
         self._programs: dict[Any, Program] = {}
 
     def programs(self, step: Step | StepChoice, steps_per_call: int) -> Programs:
@@ -89,7 +90,8 @@ class Resident:
         ids = None if self._ids is None else self._ids[generic[:count]]
         numbers = jax.device_put((generic, specific), self._spread)
         span = jax.device_put((np.int32(first), np.int32(count)), self._everywhere)
-        return Item((self._tables, numbers, *span), ids, count)
+        arguments = (self._tables, numbers, *span)
+        return Item(arguments, ids, count, idle=(*arguments[:-1], self._none))
 
 
 def fits_on_device(*loaders: NumberLoader) -> bool:

@@ -6,6 +6,7 @@ Row numbers mean something for one data set only, so that its number of rows and
 from __future__ import annotations
 
 import os
+import uuid
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -110,7 +111,7 @@ def _shapes(template: Any) -> dict[str, Any]:
 
 
 def _save(path: Path, kind: str, arrays: Mapping[str, NDArray[Any]], content_hash: str, num_rows: int) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         with open(temporary, "wb") as file:
             about = {_KIND: np.array(kind), _HASH: np.array(content_hash), _ROWS: np.array(num_rows)}

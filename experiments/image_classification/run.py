@@ -253,7 +253,7 @@ def _newest(directory: Path, template: Any) -> Any:
     Raises:
       UserError: if there is none.
     """
-    with Checkpoints(directory / CHECKPOINTS) as checkpoints:
+    with Checkpoints(directory / CHECKPOINTS, read_only=True) as checkpoints:
         restored = checkpoints.restore_latest(template)
     if restored is None:
         raise UserError(f"{directory} holds no checkpoint to evaluate: train first, without --eval-only.")

@@ -160,7 +160,7 @@ class _Run:
         Raises:
           UserError: if there is none.
         """
-        with Checkpoints(self.directory / CHECKPOINTS) as checkpoints:
+        with Checkpoints(self.directory / CHECKPOINTS, read_only=True) as checkpoints:
             restored = checkpoints.restore_latest(self.parts.state)
         if restored is None:
             advice = (
@@ -250,7 +250,7 @@ class _Run:
         return scores
 
     def _steps_done(self) -> int:
-        with Checkpoints(self.directory / CHECKPOINTS) as checkpoints:
+        with Checkpoints(self.directory / CHECKPOINTS, read_only=True) as checkpoints:
             return checkpoints.latest_step() or 0
 
     def _prepared(self) -> _Start:

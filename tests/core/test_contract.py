@@ -117,6 +117,35 @@ def test_per_example_metrics_that_are_asked_for(name: str) -> None:
         assert "unused" not in metrics
 
 
+def test_row_metrics_do_not_replace_those_of_the_step() -> None:
+    def loss(p: Any, model_state: Any, batch: Any, rng: Any) -> Any:
+        return toy.losses(p, batch), bilevel.LossAux(model_state, {"selected": batch["y"]})
+
+    train = build("dds", loss=loss, row_metrics=("selected",))
+    state = train.init(jax.random.key(0), toy.params(1), toy.weight_params(2))
+    with pytest.raises(UserError, match="row_metrics asks for 'selected', and the step has a metric of that"):
+        train.step(state, *batches(0))
+
+
+def test_parameters_of_the_weighting_network_are_missing() -> None:
+    with pytest.raises(UserError, match="init got no weight_params, but this method learns"):
+        build("soba").init(jax.random.key(0), toy.params(1))
+    build("uniform").init(jax.random.key(0), toy.params(1))
+
+
+@pytest.mark.parametrize("name", ["dds", "soba"])
+def test_parameters_without_elements(name: str) -> None:
+    train = build(name)
+    params = {**toy.params(1), "none": np.zeros((0, 3))}
+
+    def step(params: Any) -> Any:
+        return train.learn(train.init(jax.random.key(0), params, toy.weight_params(2)), *batches(0))[0]
+
+    found, wanted = step(params), step(toy.params(1))
+    assert found.params["none"].shape == (0, 3)
+    assert toy.relative_error(found.weight_params, wanted.weight_params) == 0
+
+
 def test_weights_of_dense_mode_are_reported() -> None:
     """On steps with and without α-work; in sparse mode all rows of the θ-update weigh the same."""
     train, alpha = build("dds", mode="dense", batch_size=BIG, update_every=2), toy.weight_params(2)

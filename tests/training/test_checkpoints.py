@@ -173,6 +173,30 @@ def test_template_that_does_not_fit(tmp_path: Path, change: dict[str, Any], mess
     assert [path.name for path in tmp_path.iterdir()] == ["10"]
 
 
+def test_read_only_changes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    state = {"a": jnp.arange(3.0)}
+    with Checkpoints(tmp_path / "none", read_only=True) as checkpoints:
+        assert checkpoints.latest_step() is None
+        assert checkpoints.restore_latest(state) is None
+    assert not (tmp_path / "none").exists()
+    with Checkpoints(tmp_path) as checkpoints:
+        for step in (1, 2):
+            checkpoints.save(step, state, wait=True)
+    for path in (tmp_path / "2").rglob("*"):
+        if path.is_file():
+            path.write_bytes(b"")
+    (tmp_path / "3.orbax-checkpoint-tmp").mkdir()  # another process is writing it
+    before = sorted(path.name for path in tmp_path.iterdir())
+    with Checkpoints(tmp_path, read_only=True) as checkpoints:
+        restored = checkpoints.restore_latest(state)
+        checkpoints.save(4, state, wait=True)
+    assert restored is not None
+    assert restored[0] == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+    assert "step 2 in" in (warning := capsys.readouterr().err)
+    assert "renamed" not in warning
+
+
 def test_unwritable_directory(tmp_path: Path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="Cannot write checkpoints in"):

@@ -84,6 +84,29 @@ def test_nan_parameters_are_not_saved(tmp_path: Path):
         assert checkpoints.latest_step() == 10
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_nan_beside_the_parameters_is_not_saved(tmp_path: Path, value: float):
+    """An infinity is: optimizers that look for a minimum begin with one."""
+
+    def breaks(state: Any, big: Any, specific: Any) -> Any:
+        new, metrics = toy_step(state._replace(ema=None), big, specific)
+        return new._replace(ema=jnp.where(state.step == 14, value, state.ema)), metrics
+
+    start, config = toy_state()._replace(ema=jnp.zeros(2)), LoopConfig(20, checkpoint_every=10, progress=False)
+    if np.isinf(value):
+        assert int(train(breaks, start, data=toy_data(), config=config, run_dir=tmp_path).state.step) == 20
+        return
+    with pytest.raises(TrainingDiverged, match=r"NaN in state.ema after step 20, .*checkpoint is that of step 10"):
+        train(breaks, start, data=toy_data(), config=config, run_dir=tmp_path)
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        assert checkpoints.latest_step() == 10
+
+
+def test_state_without_a_step():
+    with pytest.raises(UserError, match="The state, a dict, has no field `step`: give it one"):
+        train(toy_step, {"params": jnp.zeros(3)}, data=toy_data(), config=LoopConfig(1, progress=False))
+
+
 def test_diverged_without_run_dir():
     with pytest.raises(TrainingDiverged, match=r"nan at step 1: lower the learning rate"):
         toy_train(None, data=toy_data(poison=0))

@@ -187,6 +187,18 @@ def test_one_compilation():
     assert program._cache_size() == 1  # pyright: ignore[reportFunctionMemberAccess]
 
 
+def test_the_call_that_compiles_makes_no_step():
+    item, state = resident().item(3, 4, 4), toy_state()
+    program, _ = resident().programs(toy_step, 4).at(0)
+    assert item.idle is not None
+    same, metrics = program(jax.tree.map(jnp.copy, state), *item.idle)
+    assert_same(same, state)
+    assert not metrics["generic_loss"].any()
+    after, _ = program(same, *item.arguments)
+    assert int(after.step) == 4
+    assert program._cache_size() == 1  # pyright: ignore[reportFunctionMemberAccess]
+
+
 @pytest.mark.parametrize("steps_per_call", [1, 8])
 def test_nan_names_the_step(steps_per_call: int):
     poison = int(loaders()[0].indices(4)[0])
