@@ -196,7 +196,8 @@ def _same_seconds(config: Config, chosen: dict[str, Config], found: Results, cor
     kept = {method for method, steps in plan["steps"].items() if steps == config.steps}
     short = [method for method, steps in plan["steps"].items() if steps < 1]
     if short and first:
-        print(f"No step fits in {plan['seconds']:.0f} seconds after what precedes training: {short}.", file=sys.stderr)
+        names = ", ".join(short)
+        print(f"No step fits in {plan['seconds']:.0f} seconds after what precedes training: {names}.", file=sys.stderr)
     again = {
         method: dataclasses.replace(own, steps=plan["steps"][method], schedule_steps=0, run_dir=folder)
         for method, own in chosen.items()
