@@ -138,7 +138,8 @@ class _Parts:
     ) -> SampledState:
         for_train, for_sampler = jax.random.split(rng)
         train = self.train.init(for_train, params, model_state=model_state)
-        return SampledState(train, self.sampler.init(for_sampler, sampler_params))
+        # Copies, as no array can be donated twice and a sampler may begin with one in two places.
+        return SampledState(train, jax.tree.map(jnp.copy, self.sampler.init(for_sampler, sampler_params)))
 
     def kind(self, rewards: bool | None, learns: bool | None) -> SampledFn:
         """An iteration at which it is known what is due; None: what is follows from the step."""

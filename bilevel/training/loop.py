@@ -62,7 +62,7 @@ class TrainResult(NamedTuple):
     seconds: float
     """Training seconds of the whole run: without compiling, evaluating and saving."""
     compile_seconds: float
-    """Seconds of the first call of each step function in this start, which compiles; with `Resident` data it makes no step."""
+    """Seconds of the first call of each step function in this start, which compiles; with data on the device it makes no step."""
     stop_requested: bool = False
     """A signal asked to stop, perhaps only in the last step or its evaluation: begin nothing more."""
 

@@ -38,7 +38,7 @@ class Sampled:
             raise UserError(f"Sampled data are for one process, and this run has {jax.process_count()}: start one.")
         host = [dataset.rows(np.arange(len(dataset))) for dataset in (data, validation)]
         self._ids = np.arange(len(data), dtype=np.int32)
-        self._tables = jax.device_put(tuple(host))
+        self._tables, self._none = jax.device_put((tuple(host), np.int32(0)))
 
     def programs(self, step: Step | StepChoice, steps_per_call: int) -> Programs:
         """One program that makes up to `steps_per_call` steps.
@@ -53,7 +53,7 @@ class Sampled:
     def item(self, first: int, count: int, steps_per_call: int) -> Item:
         """What a call of `count` steps needs."""
         ids = np.broadcast_to(self._ids, (count, len(self._ids)))
-        return Item((self._tables, jax.device_put(np.int32(count))), ids, count)
+        return Item((self._tables, jax.device_put(np.int32(count))), ids, count, idle=(self._tables, self._none))
 
 
 def _many_steps(step: Step, most: int) -> Program:

@@ -55,6 +55,19 @@ def test_the_loop_with_a_sampler(tmp_path: Path) -> None:
         np.testing.assert_array_equal(a, b)
 
 
+def test_the_call_that_compiles_makes_no_step() -> None:
+    run = bilevel.make_sampled_step(samplers.uniform(ROWS, BATCH), loss, optax.sgd(0.1))
+    source = Sampled(ArrayDataset(DATA), ArrayDataset(VALIDATION))
+    (program, _), item = source.programs(run.step, 3).at(0), source.item(0, 2, 3)
+    assert item.idle is not None
+    state, _ = program(run.init(jax.random.key(0), jnp.zeros(3)), *item.idle)
+    np.testing.assert_array_equal(state.train.params, np.zeros(3))
+    assert int(state.step) == 0
+    state, metrics = program(state, *item.arguments)
+    assert int(state.step) == 2
+    assert metrics["generic_loss"].shape == (3,)
+
+
 def test_a_choice_of_steps_is_refused() -> None:
     run: Any = bilevel.make_sampled_step(samplers.uniform(ROWS, BATCH), loss, optax.sgd(0.1))
     with pytest.raises(UserError, match=r"need a step function, not a SampledStep: give its `.step`"):
