@@ -254,7 +254,8 @@ def test_distinct_rows() -> None:
     assert counter(ids, 2) == {"share/x": 0.25, "distinct_rows": pytest.approx(100 * (5 / 6 + 3 / 6) / 2)}
 
 
-@pytest.mark.parametrize("seeds", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("seeds", [1, 2])
 def test_transfer(seeds: int, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     call(data, "transfer", small="xs", large="small", seeds=seeds)
     printed = capsys.readouterr().out
