@@ -42,7 +42,7 @@ Until = Callable[[int], bool]
 
 
 class TrainingDiverged(UserError):
-    """The loss or the parameters are no longer finite."""
+    """The loss or the parameters are no longer finite, or what the state keeps beside them holds NaN."""
 
     def __init__(self, message: str, step: int | None = None):
         super().__init__(message)
@@ -109,8 +109,9 @@ def train(
         The final state, the metrics and the times.
 
     Raises:
-        TrainingDiverged: the loss or the parameters are not finite; the last checkpoint is from before that.
-        UserError: the run directory cannot be used.
+        TrainingDiverged: the loss or the parameters are not finite, or there is NaN in what the state keeps beside them (see
+            `_KEPT`); the last checkpoint is from before that.
+        UserError: the run directory cannot be used, or the state has no `step`.
     """
     state, run_dir = _settled(jax.tree.map(_strong, state)), None if run_dir is None else Path(run_dir)
     with StopSignals(config.stop_signals) as signals:
