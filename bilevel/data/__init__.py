@@ -1,6 +1,7 @@
 """Data: sources of text, packing to memory-mapped arrays, labelled images and features, and loaders whose order is a
 function of (seed, step)."""
 
+from bilevel.data._files import file_fingerprint as file_fingerprint
 from bilevel.data._rows import Rows as Rows
 from bilevel.data._rows import cut_rows as cut_rows
 from bilevel.data._rows import document_blocks as document_blocks

@@ -37,7 +37,7 @@ def source_of_files(
     name: str, paths: list[Path], field: str | None, documents: Documents, blank_files: bool = False
 ) -> Source:
     """The source called `name` that reads `paths` one after another."""
-    may_be_blank = documents == "file" and (blank_files or len(paths) > 1)
+    may_be_blank = blank_files or (documents == "file" and len(paths) > 1)
     for path in paths:
         _check_kind(path, field, documents, may_be_blank)
     key = field or "text"
@@ -148,8 +148,13 @@ def _check_kind(path: Path, field: str | None, documents: Documents, may_be_blan
         raise UserError(f"field={field!r} names a field of JSON lines, but {path} is plain text; leave the field out.")
 
 
-def file_fingerprint(path: Path) -> str:
-    """A digest that notices a changed file and reads at most 1 MiB of it; see `Source.fingerprint`."""
+def file_fingerprint(path: Path, *, times: bool = True) -> str:
+    """A digest that notices a changed file and reads at most 1 MiB of it; see `Source.fingerprint`.
+
+    Args:
+        path: the file.
+        times: whether the modification time of a large file counts, which copies of a file need not share.
+    """
     status = path.stat()
     with path.open("rb") as file:
         if status.st_size <= _BLOCK:
@@ -158,7 +163,7 @@ def file_fingerprint(path: Path) -> str:
         for position in (0, (status.st_size - _SAMPLE) // 2, status.st_size - _SAMPLE):
             file.seek(position)
             samples.append(file.read(_SAMPLE))
-    return digest([path.name, status.st_size, status.st_mtime_ns, *samples])
+    return digest([path.name, status.st_size, *([status.st_mtime_ns] if times else ()), *samples])
 
 
 def _documents(path: Path, field: str, documents: Documents) -> Iterator[bytes]:

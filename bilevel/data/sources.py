@@ -34,8 +34,8 @@ def open_source(
             - `python:topics`, the Python language reference, labelled by topic.
         field: the field that holds the text, in JSON lines and TFDS records, or the array of a .npz file; `text` by default.
         documents: in plain text, whether a document is a line or a file.
-        blank_files: with documents="file", take files without text as blank documents even where no file has text. (Some blank
-            files among others always are.)
+        blank_files: take files without text as such, even where no file has text. (With documents="file", blank files among
+            others always are blank documents.)
 
     Returns:
         The source. Plain text and JSON lines keep their blank lines as `b""`; packing skips and counts them.

@@ -29,8 +29,10 @@ from experiments.analyses.curriculum import Curriculum
 from experiments.analyses.filters import Filters
 from experiments.analyses.multi_task import MultiTask
 from experiments.analyses.transfer import Transfer
+from experiments.diverged import WHERE, refuse
 from experiments.language_modeling.corpora import Corpora
-from experiments.language_modeling.run import run
+from experiments.language_modeling.diverged import attempt
+from experiments.language_modeling.search import searched
 
 Subcommand: TypeAlias = Curriculum | Filters | Acceleration | Transfer | MultiTask
 NAMES = {
@@ -46,10 +48,13 @@ def main(analysis: Subcommand) -> None:
     """Makes the runs of all seeds, and writes the table and the plot."""
     analysis.check()
     parts = [(part, part.corpora()) for part in analysis.parts()]
+    for part, corpora in parts:
+        part.check_runs(corpora)
     records = [record for part, corpora in parts for record in _records(part, corpora)]
     name = NAMES[type(analysis)]
     print(write(analysis, name, records))
     print(f"\nPlot: {analysis.run_dir / name}.svg")
+    refuse(record.summary for record in records)
 
 
 def _records(analysis: Analysis, corpora: Corpora) -> Iterator[Record]:
@@ -57,8 +62,11 @@ def _records(analysis: Analysis, corpora: Corpora) -> Iterator[Record]:
         for planned in analysis.runs(seed):
             if analysis.progress:
                 print(f"{planned.label}, seed {seed}", file=sys.stderr)
-            summary = run(planned.config, planned.method, planned.seed, corpora, planned.variant)
-            yield record_of(planned, summary | analysis.measured(planned, corpora))
+            config = searched(planned.config, planned.method, corpora)
+            summary = attempt(config, planned.method, planned.seed, corpora, not analysis.apart, planned.variant)
+            if WHERE not in summary:
+                summary = summary | analysis.measured(planned, corpora)
+            yield record_of(planned, summary)
 
 
 def command(arguments: list[str] | None = None) -> None:

@@ -15,6 +15,8 @@ from bilevel.training.charts import draw, mean_line
 from bilevel.training.metrics import Row
 from bilevel.training.run_dir import write_atomically
 from bilevel.types import UserError
+from experiments.diverged import WHERE
+from experiments.language_modeling import checks, search
 from experiments.language_modeling.comparison import UNITS
 from experiments.language_modeling.config import Config, MethodName
 from experiments.language_modeling.corpora import Corpora, load_corpora
@@ -49,9 +51,9 @@ class Record(NamedTuple):
 
     run: Run
     summary: dict[str, Any]
-    """What `experiments.language_modeling.run.run` returned."""
+    """What `experiments.language_modeling.diverged.attempt` returned."""
     metrics: Sequence[Row]
-    """With the seconds of what preceded training, as in the summary."""
+    """With the seconds of what preceded training, as in the summary; of a run that diverged, none."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,8 @@ class Analysis(Config, ABC):
     """Of the first column."""
     several_sets: ClassVar[bool] = False
     """Whether --specific-sets is of use."""
+    apart: ClassVar[bool] = False
+    """Whether the runs take nothing from each other: one that diverges is then a dash in the table, and the others are made."""
     x: ClassVar[str] = "step"
     """What the loss is plotted against: step or seconds."""
 
@@ -137,9 +141,23 @@ class Analysis(Config, ABC):
         """What is added to the summary of a finished run, given the data of all runs."""
         return {}
 
+    def check_runs(self, corpora: Corpora) -> None:
+        """Checks the settings of all runs before the first begins, given the data of all.
+
+        Raises:
+          UserError: for settings that a run would refuse.
+        """
+        for planned in self.runs(self.seed):
+            if (
+                planned.method != "frozen"
+            ):  # whose weights are not learned yet, with the settings of those who learn them
+                trials = search.trial_configs(planned.config, planned.method, corpora)
+                for config in (planned.config, *trials):
+                    checks.check_named(config, planned.method, corpora, planned.label)
+
     @abstractmethod
     def runs(self, seed: int) -> Iterator[Run]:
-        """The runs of one seed; each is asked for when those before it are finished."""
+        """The runs of one seed, in their order; to list them reads nothing that they write."""
 
     def results(self, records: Sequence[Record]) -> list[dict[str, Any]]:
         """The lines of the table, one a run, with values named as in `columns`; `method` is the label."""
@@ -154,6 +172,8 @@ class Analysis(Config, ABC):
         """The specific validation loss of each line of the table, the mean over seeds and each seed, as SVG."""
         rows: dict[str, list[Sequence[Row]]] = {}
         for record in records:
+            if WHERE in record.summary:
+                continue
             rows.setdefault(record.run.label, []).append(record.metrics)
         lines = [mean_line(label, seeds, "specific_valid_loss", self.x) for label, seeds in rows.items()]
         x_label = "training seconds" if self.x == "seconds" else "step"
@@ -179,6 +199,6 @@ def write(analysis: Analysis, name: str, records: Sequence[Record]) -> str:
 def record_of(run: Run, summary: dict[str, Any]) -> Record:
     """A finished run with its metrics."""
     seconds, begin = summary.get("preparation_seconds", 0.0), summary.get("preparation_step", 0)
-    rows = read_metrics(run.directory / "metrics.jsonl")
+    rows = [] if WHERE in summary else read_metrics(run.directory / "metrics.jsonl")
     rows = [row | {"seconds": row["seconds"] + seconds * (row["step"] > begin)} for row in rows]
     return Record(run, summary, rows)

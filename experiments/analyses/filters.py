@@ -41,6 +41,7 @@ class Filters(Analysis):
 
     columns: ClassVar[Mapping[str, str]] = {**Analysis.columns, DISTINCT: "distinct rows in a batch (%)"}
     heading: ClassVar[str] = "filter"
+    apart: ClassVar[bool] = True
 
     def check(self) -> None:
         """As `Analysis.check`, and the flags of this analysis."""
@@ -66,7 +67,7 @@ class Filters(Analysis):
         """Adds the share of distinct rows over the last fifth of training, which the effective sample size is of, too."""
         rows = super().results(records)
         for row, record in zip(rows, records, strict=True):
-            row[DISTINCT] = _at_the_end(record.metrics)
+            row[DISTINCT] = _at_the_end(record.metrics) if record.metrics else None
             if record.run.method == "uniform":
                 row["effective_sample_size"] = None  # it is of the big batch, and uniform sampling loads none
         return rows

@@ -43,6 +43,7 @@ class MultiTask(Analysis):
     use the rows of all sets together, and the specific losses are plain means over the sets."""
 
     several_sets: ClassVar[bool] = True
+    apart: ClassVar[bool] = True
 
     def check(self) -> None:
         """As `Analysis.check`, and the flags of this analysis."""

@@ -23,12 +23,17 @@ def opened(config: Config, methods: list[str]) -> Corpora:
     corpora = load_corpora(config)
     for method in methods if not config.eval_only else ():
         for own in [config, *search.trial_configs(config, method, corpora)]:
-            try:
-                check(own, method, corpora)
-            except UserError as error:
-                # What no method causes is found with the first.
-                raise UserError(f"{method}: {error}" if method != methods[0] else str(error)) from error
+            # What no method causes is found with the first.
+            check_named(own, method, corpora, method if method != methods[0] else "")
     return corpora
+
+
+def check_named(config: Config, method: str, corpora: Corpora, name: str) -> None:
+    """As `check`, the errors beginning with a name, if it is not empty."""
+    try:
+        check(config, method, corpora)
+    except UserError as error:
+        raise UserError(f"{name}: {error}" if name else str(error)) from error
 
 
 def check(config: Config, method: str, corpora: Corpora) -> None:

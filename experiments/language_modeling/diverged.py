@@ -11,10 +11,13 @@ from experiments.language_modeling import finetune
 from experiments.language_modeling.config import Config
 from experiments.language_modeling.corpora import Corpora
 from experiments.language_modeling.run import MAY_CHANGE, run, settings_dict
+from experiments.language_modeling.variant import Variant
 from experiments.runs import RESULT_NAME, of_first, read_json, run_name
 
 
-def attempt(config: Config, method: str, seed: int, corpora: Corpora, alone: bool = False) -> dict[str, Any]:
+def attempt(
+    config: Config, method: str, seed: int, corpora: Corpora, alone: bool = False, variant: Variant | None = None
+) -> dict[str, Any]:
     """The summary of a run; of one that diverged, now or in an earlier start, what is known without training it again.
 
     Args:
@@ -23,6 +26,7 @@ def attempt(config: Config, method: str, seed: int, corpora: Corpora, alone: boo
       seed: of the run.
       corpora: the data.
       alone: whether there is no other run to go on with; then a run that diverges ends the command.
+      variant: what is done in another way than the flags say.
 
     Raises:
       TrainingDiverged: with `alone`.
@@ -32,7 +36,7 @@ def attempt(config: Config, method: str, seed: int, corpora: Corpora, alone: boo
     row = of_first(lambda: known(config, method, seed))
     if row is None or alone:
         try:
-            return run(config, method, seed, corpora)
+            return run(config, method, seed, corpora, variant)
         except TrainingDiverged as error:
             if alone:
                 raise

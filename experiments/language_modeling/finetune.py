@@ -176,6 +176,7 @@ class _Best:
         restored = kept.restore_latest({"params": params, VALID: 0.0})
         if restored is None:
             self.found = Finetuned(params, 0, valid_loss(params))
+            self._save()
         else:
             steps, best = restored
             self.found = Finetuned(best["params"], steps, float(best[VALID]))
@@ -187,9 +188,12 @@ class _Best:
         if loss < self.found.valid_loss:
             steps = int(jax.device_get(state.step))
             self.found = Finetuned(jax.tree.map(jnp.copy, params), steps, loss)
-            # To the end: several processes cannot have two checkpoints of one step under way.
-            self._kept.save(steps, {"params": self.found.params, VALID: loss}, wait=True)
+            self._save()
         return {VALID: loss}
+
+    def _save(self) -> None:
+        # To the end: several processes cannot have two checkpoints of one step under way.
+        self._kept.save(self.found.steps, {"params": self.found.params, VALID: self.found.valid_loss}, wait=True)
 
 
 def settings_of_results(config: Config) -> dict[str, Any]:

@@ -1,4 +1,5 @@
-"""Random search over the settings of each method: as many trials for one as for another, judged on valid."""
+"""Search over the settings of each method, judged on valid: as many random trials for one as for another, and, without trials,
+the fraction of `mixing`."""
 
 from __future__ import annotations
 
@@ -60,32 +61,80 @@ SPACES: dict[str, dict[str, Log | Among]] = {
 """What is searched for each method: names of --weights flags, and the learning rate of θ."""
 
 
+FRACTIONS = (0.125, 0.25, 0.5, 0.75)
+"""What `mixing` tries where neither a fraction nor --trials is given; Grangier et al. select it by validation, too."""
+
+
+class Search(NamedTuple):
+    """What is tried for a method."""
+
+    seed: int
+    """Of the trials: that of the command that began them."""
+    settings: list[dict[str, Any]]
+    """What each trial changes."""
+
+
 def searched(config: Config, method: str, corpora: Corpora) -> Config:
     """The configuration of a method with the settings that did best on the specific validation data.
 
-    Trials are runs of `trial_steps` updates with the first seed, in `search/METHOD` of the run directory; finished ones are not
-    run again.
+    Trials are runs of `trial_steps` updates, in `search/METHOD` of the run directory; finished ones are not run again, also if
+    other seeds are asked for now.
 
     Returns:
-      The configuration, the one given without --trials.
+      The configuration, the one given where nothing is to be searched; with --eval-only, that of an earlier search.
 
     Raises:
       TrainingDiverged: if every trial of the method diverged.
       Stopped: a signal stopped a trial.
     """
-    return with_settings(config, _best(config, method, corpora)) if config.trials else config
+    if config.eval_only:
+        return with_settings(config, of_first(lambda: _found_before(config, method)))
+    return with_settings(config, _best(config, method, corpora)) if _searches(config, method) else config
 
 
 def searched_before(config: Config, method: str) -> Config:
     """Likewise, of a search that an earlier command ended; the configuration given if there is none."""
-    file = _folder(config, method) / NAME
-    return with_settings(config, read_json(file)["best"]["settings"]) if config.trials and file.exists() else config
+    return with_settings(config, _found_before(config, method))
 
 
 def trial_configs(config: Config, method: str, corpora: Corpora) -> list[Config]:
     """The configurations of a method's trials."""
-    found = of_first(lambda: [_settings(config, method, corpora, number) for number in range(config.trials)])
-    return [_trial(config, method, number, settings) for number, settings in enumerate(found)]
+    if not _searches(config, method):
+        return []
+    tried = _search(config, method, corpora).settings
+    return [_trial(config, method, number, settings) for number, settings in enumerate(tried)]
+
+
+def _searches(config: Config, method: str) -> bool:
+    return bool(config.trials) or (method == "mixing" and config.weights.mixing_fraction is None)
+
+
+def _found_before(config: Config, method: str) -> dict[str, Any]:
+    file = _folder(config, method) / NAME
+    return read_json(file)["best"]["settings"] if _searches(config, method) and file.exists() else {}
+
+
+def _search(config: Config, method: str, corpora: Corpora) -> Search:
+    def found() -> list[Any]:
+        seed = _seed(config, method)
+        if not config.trials:
+            return [seed, _fractions(config.batch_size)]
+        return [seed, [_settings(config, method, seed, corpora, number) for number in range(config.trials)]]
+
+    return Search(*of_first(found))
+
+
+def _seed(config: Config, method: str) -> int:
+    """The seed of the trials that are there, so that seeds that are added later take what was found; else that of the flags."""
+    folders = _folder(config, method).glob(f"0/{method}-seed*")
+    begun = [int(folder.name.rsplit("-seed", 1)[1]) for folder in folders if anything_saved(folder)]
+    return min(begun, default=config.seed)
+
+
+def _fractions(batch_size: int) -> list[dict[str, Any]]:
+    """FRACTIONS of a batch, in whole rows, at least one of either kind."""
+    rows = {min(max(round(batch_size * fraction), 1), batch_size - 1) for fraction in FRACTIONS}
+    return [{"mixing_fraction": count / batch_size} for count in sorted(rows)]
 
 
 def trial_settings(method: str, seed: int, trial: int, most_specific: int | None = None) -> dict[str, Any]:
@@ -123,20 +172,20 @@ def with_settings(config: Config, settings: dict[str, Any]) -> Config:
     return dataclasses.replace(config, learning_rate=rate, weights=dataclasses.replace(config.weights, **own))
 
 
-def _settings(config: Config, method: str, corpora: Corpora, number: int) -> dict[str, Any]:
+def _settings(config: Config, method: str, seed: int, corpora: Corpora, number: int) -> dict[str, Any]:
     """What a trial changes; one that was begun keeps its settings, also where they are drawn in another way now."""
-    directory = _folder(config, method) / str(number) / run_name(method, config.seed)
+    directory = _folder(config, method) / str(number) / run_name(method, seed)
     file = directory / CONFIG_NAME
     if number and file.exists() and anything_saved(directory):
         kept = read_json(file)
         kept = {"learning_rate": kept["learning_rate"], **kept["weights"]}
         return {name: kept[name] for name in SPACES[method] if name in kept}
     rows, devices = len(corpora.specific["train"]), jax.device_count()
-    return trial_settings(method, config.seed, number, max(rows - rows % devices, 1))
+    return trial_settings(method, seed, number, max(rows - rows % devices, 1))
 
 
 def _folder(config: Config, method: str) -> Path:
-    return config.run_dir / "search" / method
+    return config.run_dir / "search" / (method if config.trials else f"{method}_fraction")
 
 
 def _trial(config: Config, method: str, number: int, settings: dict[str, Any]) -> Config:
@@ -150,19 +199,18 @@ def _trial(config: Config, method: str, number: int, settings: dict[str, Any]) -
 
 
 def _best(config: Config, method: str, corpora: Corpora) -> dict[str, Any]:
-    first = jax.process_index() == 0
-    drawn = of_first(lambda: [_settings(config, method, corpora, number) for number in range(config.trials)])
+    first, (seed, tried) = jax.process_index() == 0, _search(config, method, corpora)
     losses = []
-    for number, settings in enumerate(drawn):
+    for number, settings in enumerate(tried):
         if config.progress and first:
-            print(f"{method}, trial {number + 1} of {config.trials}: {settings or 'preset'}", file=sys.stderr)
-        result = attempt(_trial(config, method, number, settings), method, config.seed, corpora)
+            print(f"{method}, trial {number + 1} of {len(tried)}: {settings or 'preset'}", file=sys.stderr)
+        result = attempt(_trial(config, method, number, settings), method, seed, corpora)
         losses.append(result.get("specific_valid_loss", math.inf))
     losses = of_first(lambda: losses)
-    trials = [{"settings": own, "specific_valid_loss": loss} for own, loss in zip(drawn, losses, strict=True)]
+    trials = [{"settings": own, "specific_valid_loss": loss} for own, loss in zip(tried, losses, strict=True)]
     best = min(trials, key=lambda trial: trial["specific_valid_loss"])
     if not math.isfinite(best["specific_valid_loss"]):
-        raise TrainingDiverged(f"All {config.trials} trials of {method} diverged: lower --learning-rate.")
+        raise TrainingDiverged(f"All {len(tried)} trials of {method} diverged: lower --learning-rate.")
     if first:
         text = json.dumps({"best": best, "trials": trials}, indent=2)
         write_atomically(_folder(config, method) / NAME, text + "\n")

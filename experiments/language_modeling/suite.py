@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,12 +37,19 @@ def run_suite(config: Config) -> None:
     methods = config.methods()
     if config.same_seconds and not config.budget_seconds and "uniform" not in methods:
         raise UserError("--same-seconds takes uniform's seconds: add uniform to --compare, or give --budget-seconds.")
+    if config.same_seconds and config.schedule_steps > config.steps:
+        raise UserError(
+            f"--same-seconds ends the learning rate with each run, and --schedule-steps {config.schedule_steps} after --steps "
+            f"{config.steps}: leave one of the two away."
+        )
     sets = named_sets(config)
     opened = _opened(sets, methods)
     for _, own in sets if config.same_seconds and not config.eval_only else ():
         _check_budget(own)
+    hashes = {name: corpora.content_hashes for name, corpora in opened.items()}
+    generic = {"generic": next(iter(hashes.values()))["generic"]}
     shown = [*sets, *earlier_sets(config, opened)]
-    known = {name: [] if config.eval_only else _on_disk(name, own) for name, own in shown}
+    known = {name: [] if config.eval_only else _on_disk(name, own, hashes.get(name, generic)) for name, own in shown}
     alone = len(methods) * config.seeds * len(sets) == 1
     text = None
     rows: Results = []
@@ -113,7 +120,7 @@ def _one_set(name: str, config: Config, methods: Sequence[str], corpora: Corpora
     chosen, found = _chosen(config, methods, corpora, alone)
     found += _all_runs(config, chosen, corpora, alone)
     if not config.eval_only:
-        found += _others(config, found)
+        found += _others(config, found, corpora.content_hashes)
     if jax.process_index() == 0:
         _show(config, found, corpora, {})
     rows = _labelled(name, "steps", found)
@@ -157,8 +164,8 @@ def _all_runs(config: Config, chosen: dict[str, Config], corpora: Corpora, alone
     return results
 
 
-def _others(config: Config, found: Results, plan: dict[str, Any] | None = None) -> Results:
-    """The runs that other commands finished here, or in the folder of the runs with the plan's steps."""
+def _others(config: Config, found: Results, hashes: Mapping[str, str], plan: dict[str, Any] | None = None) -> Results:
+    """The runs on the same data that other commands finished here, or in the folder of the runs with the plan's steps."""
     folder = config.run_dir if plan is None else config.run_dir / SAME_SECONDS
 
     def config_of(method: str) -> Config | None:
@@ -168,17 +175,17 @@ def _others(config: Config, found: Results, plan: dict[str, Any] | None = None) 
         steps = plan["steps"].get(method, config.steps)
         return None if steps in (0, config.steps) else dataclasses.replace(own, steps=steps, schedule_steps=0)
 
-    return finished(folder, config_of, {(row["method"], row["seed"]) for row in found})
+    return finished(folder, config_of, {(row["method"], row["seed"]) for row in found}, hashes)
 
 
-def _on_disk(name: str, config: Config) -> Results:
+def _on_disk(name: str, config: Config, hashes: Mapping[str, str]) -> Results:
     """What earlier commands found for a set."""
-    steps, file = _others(config, []), config.run_dir / SAME_SECONDS / PLAN
+    steps, file = _others(config, [], hashes), config.run_dir / SAME_SECONDS / PLAN
     if not config.same_seconds or not file.exists():
         return _labelled(name, "steps", steps)
     plan = read_json(file)
     kept = [row for row in steps if plan["steps"].get(row["method"]) == config.steps]
-    return _labelled(name, "steps", steps) + _labelled(name, "seconds", kept + _others(config, [], plan))
+    return _labelled(name, "steps", steps) + _labelled(name, "seconds", kept + _others(config, [], hashes, plan))
 
 
 def _show(config: Config, results: Results, corpora: Corpora, elsewhere: dict[tuple[str, int], Path]) -> None:
@@ -204,7 +211,7 @@ def _same_seconds(config: Config, chosen: dict[str, Config], found: Results, cor
         if method in plan["steps"] and method not in kept and method not in short
     }
     results = _all_runs(config, again, corpora, alone)
-    results += _others(config, results, plan)
+    results += _others(config, results, corpora.content_hashes, plan)
     reused = [row for row in found if row["method"] in kept]
     if first and reused + results:
         elsewhere = {(r["method"], r["seed"]): config.run_dir / run_name(r["method"], r["seed"]) for r in reused}

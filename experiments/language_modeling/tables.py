@@ -86,22 +86,24 @@ def _markdown(cells: Cells, rows: Sequence[dict[str, Any]], budget: str) -> str:
     )[:1]
     runs = Counter((row["specific_set"], row["method"]) for row in rows if row["budget"] == budget)
     columns = [(s, p) for s in sets for p in phases]
+    most = {c: max((cell.seeds for key, cell in cells.items() if key[:3] == (budget, *c)), default=0) for c in columns}
     heads = [f"{s}, {PHASES[p]}" for s, p in columns] + [f"mean rank, {PHASES[p]}" for p in phases]
     lines = [f"Test loss in nats per byte, the same budget of {budget} for every method:", ""]
     lines += ["| method | " + " | ".join(heads) + " |", "|" + " --- |" * (len(heads) + 1)]
     for method in methods:
-        own = [_show(cells.get(Key(budget, s, p, method)), runs[s, method]) for s, p in columns]
+        own = [_show(cells.get(Key(budget, s, p, method)), runs[s, method], most[s, p]) for s, p in columns]
         means = [_mean_rank(cells, budget, sets, p, method) for p in phases]
         lines.append(f"| {method} | " + " | ".join(own + means) + " |")
     return "\n".join(lines)
 
 
-def _show(cell: Cell | None, runs: int) -> str:
-    """A cell; where some of the runs have no such loss, the number of seeds too."""
+def _show(cell: Cell | None, runs: int, most: int) -> str:
+    """A cell; where some of the runs have no such loss, or another method has more seeds, the number of seeds too."""
     if cell is None:
         return "–"
     medal = f" {MEDALS[cell.rank - 1]}" if cell.rank <= len(MEDALS) else ""
-    fewer = f" ({cell.seeds} of {runs} seeds)" if cell.seeds < runs else ""
+    seeds = f"{cell.seeds} of {runs} seeds" if cell.seeds < runs else f"{cell.seeds} seed{'s' * (cell.seeds > 1)}"
+    fewer = f" ({seeds})" if cell.seeds < max(runs, most) else ""
     return f"{cell.mean:.3f}" + ("" if cell.std is None else f" ± {cell.std:.3f}") + fewer + medal
 
 

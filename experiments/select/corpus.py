@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from bilevel.data import Document, Source, digest, open_source
+from bilevel.data import Document, Source, digest, file_fingerprint, open_source
 from bilevel.types import UserError
 from experiments.select.config import Config
 
@@ -30,6 +32,11 @@ class Part:
     """The file of each document, where files are documents; else empty."""
 
     @property
+    def paths(self) -> tuple[Path, ...]:
+        """All files of the part; empty if it is not made of files."""
+        return self.source.paths or tuple(Path(file) for file in self.files)
+
+    @property
     def stem(self) -> str:
         """Beginning of the names of the files written for this part."""
         return f"{self.number:05d}-{re.sub(r'[^A-Za-z0-9._-]', '_', Path(self.name).name)[-_LONGEST_NAME:]}"
@@ -43,7 +50,7 @@ def open_parts(config: Config) -> list[Part]:
     """
 
     def open_one(spec: str) -> Source:
-        return open_source(spec, field=config.field, documents=config.documents, blank_files=config.documents == "file")
+        return open_source(spec, field=config.field, documents=config.documents, blank_files=True)
 
     whole = open_one(config.corpus)
     if not whole.paths:
@@ -65,14 +72,67 @@ def _part_of_files(number: int, paths: list[str], open_one: Callable[[str], Sour
 
 
 def fingerprint(part: Part) -> str:
-    """A digest that changes when the documents of a part may have changed.
+    """A digest that copies of a corpus share: of names, sizes and samples of the files, as `Source.fingerprint` without times.
 
     Raises:
       UserError: if a file is gone.
     """
+    with reading(part):
+        found = [file_fingerprint(path, times=False) for path in part.paths]
+        return digest(found) if found else part.source.fingerprint()
+
+
+def times(part: Part) -> list[int]:
+    """The modification times of the files of a part, in ns: while they stay, its text has stayed.
+
+    Raises:
+      UserError: if a file is gone.
+    """
+    with reading(part):
+        return [path.stat().st_mtime_ns for path in part.paths]
+
+
+def content(part: Part) -> str:
+    """A digest of all bytes of the files of a part, which are read for it; of what is not made of files, the fingerprint.
+
+    Raises:
+      UserError: if a file cannot be read.
+    """
+    hashes = []
+    with reading(part):
+        for path in part.paths:
+            with path.open("rb") as file:
+                hashes.append(hashlib.file_digest(file, "blake2b").digest())
+    return digest(hashes) if hashes else fingerprint(part)
+
+
+@contextlib.contextmanager
+def reading(part: Part) -> Iterator[None]:
+    """Says of what fails to be read that it is the corpus.
+
+    Raises:
+      UserError: in place of an OSError.
+    """
     try:
-        return part.source.fingerprint()
+        yield
     except OSError as error:
         raise UserError(
-            f"Cannot read {part.name} ({error.strerror}): put it back, or select from other files."
+            f"Cannot read {part.name} ({error.strerror or error}): put it back, or select from other files."
         ) from error
+
+
+def documents_of(part: Part) -> Iterator[Document]:
+    """Streams the documents of a part.
+
+    Raises:
+      UserError: if they cannot be read, or are broken.
+    """
+    with reading(part):
+        yield from part.source.read()
+
+
+def lines_of(part: Part) -> Iterator[list[bytes]]:
+    """Streams the original lines of a part whose source has lines, in lists of about 1 MiB; errors as `documents_of`."""
+    assert part.source.lines is not None
+    with reading(part):
+        yield from part.source.lines()

@@ -17,7 +17,7 @@ from bilevel.training.run_dir import write_atomically
 from experiments.select import tables
 from experiments.select.choice import Choice, kept_mask, value_of
 from experiments.select.config import Config
-from experiments.select.corpus import Part
+from experiments.select.corpus import Part, documents_of, lines_of
 from experiments.select.progress import Progress
 from experiments.select.scores import Scored, ScoreFiles
 
@@ -50,7 +50,7 @@ class Selection:
     def __init__(self, config: Config, files: ScoreFiles, parts: list[Part], choice: Choice):
         self._config, self._files, self._parts, self._choice = config, files, parts, choice
         settings = json.dumps(config.choice_settings(), sort_keys=True)
-        self._identity = digest([settings, *(files.key(part) for part in parts)])
+        self._identity = digest([settings, *(files.identity(part) for part in parts)])
         for name in (SELECTED, WRITTEN):
             tables.make_folder(config.output / name, "--output")
 
@@ -76,7 +76,7 @@ class Selection:
         """Writes the file of a part, in one piece.
 
         Raises:
-          UserError: if it cannot be written, or the part's text is broken.
+          UserError: if it cannot be written, or the part's text cannot be read.
         """
         mask = kept_mask(self._choice, part, self._config)
         scored = ((batch, mask(batch)) for batch in self._files.read(part))
@@ -169,9 +169,8 @@ class _KeptNumbers:
 
 
 def _kept_lines(part: Part, kept: _KeptNumbers) -> Iterator[_Piece]:
-    assert part.source.lines is not None
     before = 0
-    for block in part.source.lines():
+    for block in lines_of(part):
         chosen = [block[number - before] for number in kept.below(before + len(block))]
         before += len(block)
         if chosen and not chosen[-1].endswith(b"\n"):
@@ -180,7 +179,7 @@ def _kept_lines(part: Part, kept: _KeptNumbers) -> Iterator[_Piece]:
 
 
 def _kept_records(part: Part, kept: _KeptNumbers) -> Iterator[_Piece]:
-    for number, document in enumerate(part.source.read()):
+    for number, document in enumerate(documents_of(part)):
         if kept.below(number + 1):
             where = {"file": part.files[number]} if part.files else {"document": number}
             record = where | {"text": document.text.decode("utf-8")}

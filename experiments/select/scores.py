@@ -16,11 +16,11 @@ from bilevel.data import Document, NumpyBatch, Rows, cut_rows, digest, document_
 from bilevel.types import Array, UserError
 from experiments.select import tables
 from experiments.select.config import Config
-from experiments.select.corpus import Part, fingerprint
+from experiments.select.corpus import Part, content, documents_of, fingerprint, times
 from experiments.select.network import Network
 from experiments.select.progress import Progress
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 SCHEMA = pa.schema([("document", pa.int64()), ("bytes", pa.int64()), ("score", pa.float32())])
 GROUP_ROWS = 1 << 16
 _MOST_IN_FLIGHT = 32
@@ -128,27 +128,44 @@ class ScoreFiles:
         return self._folder / f"{part.stem}.parquet"
 
     def key(self, part: Part) -> str:
-        """What the scores of a part come from, as a digest: the part's text, the network and the settings."""
+        """What the scores of a part come from, as a digest: what `fingerprint` sees, the network and the settings."""
         if part.number not in self._keys:
             settings = json.dumps(self.settings, sort_keys=True)
             self._keys[part.number] = digest([settings, part.number, fingerprint(part)])
         return self._keys[part.number]
 
-    def found(self, part: Part) -> bool | None:
-        """Whether the scores of a part are there; None if those that are there come from another text."""
+    def identity(self, part: Part) -> str:
+        """The text that a part's scores come from, as whoever scored it noted it, with the network and the settings."""
+        noted = tables.metadata_of(self.file(part)) or {}
+        return digest([self.key(part), noted.get("content", "")])
+
+    def found(self, part: Part, exact: bool = True) -> bool | None:
+        """Whether the scores of a part are there; None if those that are there come from another text.
+
+        Args:
+          part: of the corpus.
+          exact: whether files with other times than those that were scored are read, to see whether they are the same. False
+            goes by their `fingerprint`: for the parts of other shards, which may lie on a machine of their own.
+        """
         metadata = tables.metadata_of(self.file(part))
-        return False if metadata is None else metadata.get("key") == self.key(part) or None
+        if metadata is None:
+            return False
+        same = metadata.get("key") == self.key(part)
+        if same and exact and metadata.get("times") != times(part):
+            same = metadata.get("content") == content(part)
+        return same or None
 
     def score(self, part: Part, network: Network, batch_size: int, progress: Progress) -> None:
         """Scores a part and writes its file, in one piece.
 
         Raises:
-          UserError: if the part's text is broken, the network gives no number, the file cannot be written, or another process
-            has begun to score with other settings.
+          UserError: if the part's text cannot be read, the network gives no number, the file cannot be written, or another
+            process has begun to score with other settings.
         """
-        with tables.writing(self.file(part), SCHEMA, {"key": self.key(part)}) as writer:
+        noted = {"key": self.key(part), "times": times(part), "content": content(part)}
+        with tables.writing(self.file(part), SCHEMA, noted) as writer:
             held: list[Scored] = []
-            for scored, rows in score_documents(network, part.source.read(), batch_size):
+            for scored, rows in score_documents(network, documents_of(part), batch_size):
                 _check_finite(scored, part)
                 held.append(scored)
                 progress.add(len(scored.document), rows)
@@ -167,10 +184,10 @@ class ScoreFiles:
     def missing(self, seconds: float) -> list[Part]:
         """The parts without scores, after waiting for them for at most `seconds`."""
         stop = time.monotonic() + seconds
-        missing = [part for part in self._parts if not self.found(part)]
+        missing = [part for part in self._parts if not self.found(part, exact=False)]
         while missing and time.monotonic() < stop:
             time.sleep(_SECONDS_BETWEEN_LOOKS)
-            missing = [part for part in missing if not self.found(part)]
+            missing = [part for part in missing if not self.found(part, exact=False)]
         return missing
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import threading
 import time
 import uuid
 from collections.abc import Iterator, Mapping
@@ -36,7 +37,8 @@ def appearing(target: Path) -> Iterator[Path]:
     """
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
     try:
-        yield temporary
+        with _kept_fresh(temporary):
+            yield temporary
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, target)
@@ -44,6 +46,25 @@ def appearing(target: Path) -> Iterator[Path]:
         raise UserError(f"Cannot write {target} ({error}): check the permissions and the free space there.") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _kept_fresh(path: Path) -> Iterator[None]:
+    """Touches a file now and then, however seldom there is something to write, so that it does not look abandoned."""
+    ended = threading.Event()
+
+    def touch() -> None:
+        while not ended.wait(_ABANDONED / 6):
+            with contextlib.suppress(OSError):
+                os.utime(path)
+
+    thread = threading.Thread(target=touch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 def make_folder(folder: Path, flag: str) -> None:

@@ -48,6 +48,8 @@ def flags(data: Path, **given: object) -> list[str]:
         "data.generic": data / "generic.txt",
         "data.specific": data / "specific",
         "data.cache-dir": data / "cache",
+        "weights.mixing-fraction": 0.25,
+        "weights.contrastive-fraction": 0.1,
         **{name.replace("__", ".").replace("_", "-"): value for name, value in given.items()},
     }
     return [x for name, value in chosen.items() for x in (f"--{name}", str(value))] + ["--no-progress"]

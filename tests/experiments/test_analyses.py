@@ -418,6 +418,20 @@ def test_multi_task(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert row["finetuned_digits/test_loss"] < row["digits/test_loss"]
 
 
+def test_a_run_that_diverged_is_a_dash(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = {"compare": "soba,uniform", "finetune_steps": 0, "steps": 4, "weights__tracker": "sgd"}
+    for _ in range(2):
+        with pytest.raises(SystemExit):
+            call(data, "multi_task", *sets(data), **given, weights__tracker_learning_rate=1e38)
+        printed = capsys.readouterr()
+        assert "| soba | 0 of 1 | – |" in printed.out
+        assert "| uniform | 1 |" in printed.out
+        assert "soba-seed0 diverged" in printed.err
+        assert "1 of the runs diverged and are dashes" in printed.err
+        assert (data / "run" / "multi_task.md").read_text().strip() in printed.out
+    assert "<svg" in (data / "run" / "multi_task.svg").read_text()
+
+
 def test_specific_batches_come_from_the_tasks_as_often_as_asked(data: Path) -> None:
     analysis = config(
         MultiTask, data, specific_sets=(str(data / "capitals"), str(data / "digits")), task_weights=(3.0, 1.0)
@@ -492,6 +506,16 @@ BAD = {
         {},
         "The task weights are [2.0, -1.0] for 2 data sets (capitals, digits)",
     ),
+    "a setting of a later run": (
+        ["filters", "--filters", "uniform", "top_fraction"],
+        {"weights__top_fraction": 2.0},
+        "top_fraction: ",
+    ),
+    "a setting of a later method": (
+        ["multi_task", "--specific-sets", "CAPITALS", "DIGITS", "--compare", "uniform,mixing"],
+        {"weights__mixing_fraction": 1.5},
+        "mixing: --weights.mixing-fraction 1.5",
+    ),
     "a missing set": (["multi_task", "--specific-sets", "CAPITALS", "nowhere"], {}, "nowhere does not exist"),
     "frozen weights": (
         ["multi_task", "--specific-sets", "CAPITALS", "DIGITS"],
@@ -512,3 +536,4 @@ def test_mistakes_get_one_sentence(case: str, data: Path, capsys: pytest.Capture
     assert error.startswith("error: ")
     assert words in error
     assert len(error.splitlines()) == 1
+    assert not list(data.rglob("metrics.jsonl")), "nothing was trained"

@@ -71,6 +71,8 @@ def test_it_ends_when_the_loss_has_not_fallen_for_long(data: Path, monkeypatch: 
     assert steps[-1] == found["finetuned_steps"] + PATIENCE * EVERY < 1000
     before = json.loads((folder / "result.json").read_text())
     assert found["finetuned_specific_valid_loss"] <= before["specific_valid_loss"]
+    kept = [path.name for path in (folder / FOLDER / BEST).iterdir()]
+    assert kept == [str(found["finetuned_steps"])], "also where no step was better than none"
     (folder / NAME).unlink()
     call(data, **given)
     assert results(folder) == found

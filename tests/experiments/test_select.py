@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import hashlib
 import json
@@ -9,6 +10,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -376,6 +378,81 @@ def test_a_changed_file_is_scored_again(
     rows = rows_in(tmp_path / "out")
     assert len(rows) == 39
     assert sum(row["kept"] for row in rows) == 10
+
+
+def large(folder: Path, seconds: int, text: str = "ab") -> Path:
+    """A folder with a file of over 1 MiB and a small one; its first bytes and its times say which copy it is."""
+    folder.mkdir()
+    lines = [" ".join([text[i % 2]] * 500) + "\n" for i in range(1200)]
+    (folder / "a.txt").write_text("".join(lines))
+    (folder / "b.txt").write_text("the cat\non a mat\n")
+    for path in folder.iterdir():
+        os.utime(path, (seconds, seconds))
+    return folder
+
+
+def test_each_host_may_have_its_own_copy_of_the_corpus(run: Path, tmp_path: Path) -> None:
+    copies = [large(tmp_path / f"copy{i}", 1_000_000 + i) for i in range(2)]
+    for i in (0, 1, 0):
+        with contextlib.suppress(SystemExit):
+            call(run, copies[i], tmp_path / "out", shard=i, shards=2)
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert (summary["documents"], summary["kept"]) == (1202, 10)
+    written = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.parquet")}
+    call(run, copies[1], tmp_path / "out", shard=0, shards=2)
+    assert written == {path: path.stat().st_mtime_ns for path in written}, "the same bytes, at another time"
+
+
+def test_a_change_that_samples_do_not_show_is_noticed(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = large(tmp_path / "corpus", 1_000_000)
+    call(run, folder, tmp_path / "out", format="documents", keep_fraction=1.0)
+    text = bytearray((folder / "a.txt").read_bytes())
+    place = len(text) // 4
+    text[place : place + 1] = b"x"
+    (folder / "a.txt").write_bytes(text)
+    call(run, folder, tmp_path / "out", format="documents", keep_fraction=1.0)
+    assert "a.txt changed after it was scored" in capsys.readouterr().err
+    found = next((tmp_path / "out" / "selected").glob("*a.txt.gz"))
+    assert gzip.decompress(found.read_bytes()) == text
+
+
+def test_a_file_that_is_gone_is_not_a_full_disk(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = large(tmp_path / "corpus", 1_000_000)
+
+    def gone(part: Part) -> str:
+        (folder / "a.txt").unlink(missing_ok=True)
+        return ""
+
+    monkeypatch.setattr(scores, "content", gone)
+    with pytest.raises(SystemExit):
+        call(run, folder / "a.txt", tmp_path / "out")
+    error = capsys.readouterr().err
+    assert f"Cannot read {folder / 'a.txt'} (No such file or directory)" in error
+    assert not list((tmp_path / "out" / "scores").glob("*.parquet"))
+
+
+def test_blank_files_of_lines_are_nothing(run: Path, folder: Path, tmp_path: Path) -> None:
+    for name in ("d.txt", "e.txt.gz", "f.txt"):
+        (folder / name).write_bytes(b"")
+    (folder / "f.txt").write_text(" \n\n")
+    (folder / "c.jsonl.gz").unlink()
+    call(run, folder, tmp_path / "out")
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert [file["documents"] for file in summary["files"]] == [38, 30, 0, 0, 0]
+
+
+def test_what_is_being_written_does_not_look_abandoned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tables, "_ABANDONED", 0.3)
+    with tables.appearing(tmp_path / "00000-a.parquet") as temporary:
+        temporary.write_bytes(b"x")
+        time.sleep(0.6)
+        tables.make_folder(tmp_path, "--output")
+        assert temporary.exists()
+    assert (tmp_path / "00000-a.parquet").read_bytes() == b"x"
 
 
 def test_too_high_a_count_is_told_and_can_be_lowered(

@@ -293,7 +293,7 @@ def test_ranks(tmp_path: Path) -> None:
     assert cells[Key("steps", "a", "finetuned_specific_test_loss", "soba")].rank == 2
     text = tables.write_tables(tmp_path, rows)
     assert "| uniform | 2.100 ± 0.141 ② | 1.100 ± 0.141 ① | 3.000 ① | 2.000 ① | 1.5 | 1.0 |" in text
-    assert "| soba | 1.000 ① | 1.200 ② | 4.000 ② | 3.000 ② | 1.5 | 2.0 |" in text
+    assert "| soba | 1.000 (1 seed) ① | 1.200 (1 seed) ② | 4.000 ② | 3.000 ② | 1.5 | 2.0 |" in text
     lost = [{"specific_set": "a", "budget": "steps", "method": method} for method in ("soba", "dds")]
     text = tables.write_tables(tmp_path, rows + lost)
     assert "| soba | 1.000 (1 of 2 seeds) ① | 1.200 (1 of 2 seeds) ② | 4.000 ② |" in text
