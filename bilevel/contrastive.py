@@ -17,6 +17,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from bilevel.data.arrays import Dataset
+from bilevel.data.views import rows_hash
 from bilevel.irreducible import OnBatch, score_rows
 from bilevel.loss_table import LossTable as LossTable
 from bilevel.loss_table import Settings
@@ -66,7 +67,7 @@ def score_gains(
         return first - second, LossAux(model_state, {})
 
     params, model_state = zip(before, after, strict=True)
-    about = {**settings, SPECIFIC_HASH: specific.content_hash}
+    about = {**settings, SPECIFIC_HASH: rows_hash(specific)}
     return score_rows(
         gains, params, model_state, generic, batch_size=batch_size, settings=about, num_examples=num_examples,
         on_batch=on_batch,
@@ -81,10 +82,10 @@ def load_gains(path: str | Path, generic: Dataset, specific: Dataset) -> LossTab
     """
     table = LossTable.load(path, content_hash=generic.content_hash, settings=None)
     found = table.settings.get(SPECIFIC_HASH)
-    if found != specific.content_hash:
+    if found != (here := rows_hash(specific)):
         raise UserError(
             f"The scores in {path} were made for "
-            + (f"other specific data (hash {found}, here {specific.content_hash})" if found else "no specific data")
+            + (f"other specific data (hash {found}, here {here})" if found else "no specific data")
             + ": score the generic data for these, or give those."
         )
     return table

@@ -159,13 +159,15 @@ def uniform(*, scope: Scope = "global", shards: int = 1) -> Filter:
 
 def effective_sample_size(logits: Array) -> Array:
     """(Σw)²/Σw² of the softmax of `[B]` logits: between 1 (one row has all the weight) and B (uniform)."""
+    logits = logits - jnp.max(logits)  # a large common offset would cost digits
     return jnp.exp(2.0 * jax.nn.logsumexp(logits) - jax.nn.logsumexp(2.0 * logits))
 
 
 def temperature_for(logits: Array, smallest: float, min_effective_size: float | Array) -> Array:
     """The smallest τ ≥ `smallest` at which the effective sample size of logits/τ reaches `min_effective_size`.
 
-    The effective sample size grows with τ, so bisection on log τ finds it: 24 halvings of a range of e²⁰ leave 1e-6.
+    The effective sample size grows with τ, so bisection on log τ finds it: 24 halvings of a range of e²⁰ (more, if the logits
+    spread over more than `smallest`) leave 1e-6.
     """
 
     def halve(_: int, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
@@ -175,7 +177,9 @@ def temperature_for(logits: Array, smallest: float, min_effective_size: float | 
         return jnp.where(enough, low, middle), jnp.where(enough, middle, high)
 
     zero = jnp.where(True, 0.0, logits[0]).astype(logits.dtype)  # varies over a mapped axis as the logits do
-    _, high = jax.lax.fori_loop(0, 24, halve, (zero, zero + 20.0))
+    spread = jnp.max(logits) - jnp.min(logits, where=logits > -jnp.inf, initial=jnp.inf)
+    top = zero + 20.0 + jnp.log(jnp.maximum(spread / smallest, 1.0))
+    _, high = jax.lax.fori_loop(0, 24, halve, (zero, top))
     enough = effective_sample_size(logits / smallest) >= min_effective_size
     return smallest * jnp.exp(jnp.where(enough, 0.0, high))
 

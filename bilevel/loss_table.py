@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
+import uuid
 import zipfile
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -36,18 +36,25 @@ class LossTable:
         return {"table": jnp.asarray(self.losses)}
 
     def save(self, path: str | Path) -> None:
-        """Write a `.npz` file, whole or not at all."""
+        """Write a `.npz` file, whole or not at all.
+
+        Raises:
+          UserError: it cannot be written.
+        """
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         about = json.dumps({"content_hash": self.content_hash, "settings": dict(self.settings)}, sort_keys=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+        temporary = path.with_name(f".{path.name}-{uuid.uuid4().hex}")  # whose mode, unlike mkstemp's, lets others read
         try:
-            with os.fdopen(handle, "wb") as file:
+            with open(temporary, "wb") as file:
                 np.savez(file, losses=self.losses, about=np.asarray(about))
-            os.replace(name, path)
-        except BaseException:
-            os.unlink(name)
-            raise
+            os.replace(temporary, path)
+        except OSError as error:
+            raise UserError(
+                f"Cannot write {path} ({error.strerror}): check the folder and the free space there."
+            ) from error
+        finally:
+            temporary.unlink(missing_ok=True)
 
     @classmethod
     def load(

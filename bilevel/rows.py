@@ -43,8 +43,10 @@ class RowLosses:
     """θ -> (losses `[b]`, aux) of fixed rows, with the model state and the random key fixed too.
 
     With `parts` > 1 the rows are evaluated in that many equal parts, one after the other: the activations of one part are
-    alive at a time, and gradients add up (micro-batches). Losses and gradients are the same to rounding, unless rows act on each
-    other (BatchNorm): then each part has statistics of its own, and the new model state is the mean over the parts.
+    alive at a time, and gradients add up (micro-batches). Row i is in part i modulo `parts`: rows that lie next to each other on
+    one device of a mesh are in all parts, so that every device has its share of each part. Losses and gradients are the same to
+    rounding, unless rows act on each other (BatchNorm): then each part has statistics of its own, and the new model state is
+    the mean over the parts.
     """
 
     loss: LossFn
@@ -62,7 +64,7 @@ class RowLosses:
             return None, self._evaluate(params, *chunk)
 
         _, (losses, aux) = jax.lax.scan(part, None, self._chunks())
-        return losses.reshape(-1), _joined(aux)
+        return _gathered(losses), _joined(aux)
 
     def differentiated(self, params: Params, weights: Weights, subset: trees.Subset | None = None) -> Differentiated:
         """Losses, weighted gradient, the gradient for any other weights, and both at other values of the chosen part of θ.
@@ -128,10 +130,10 @@ class RowLosses:
             (gradient,) = pullback(mass.astype(losses.dtype))
             return jax.tree.map(lambda x, y: x + y.astype(x.dtype), total, gradient), (losses, aux)
 
-        chunks = (*self._chunks(), weights.reshape(self.parts, -1))
+        chunks = (*self._chunks(), _dealt(weights, self.parts))
         zeros = trees.wide(jax.tree.map(lambda x: jnp.where(True, 0, x).astype(x.dtype), params))
         gradient, (losses, aux) = jax.lax.scan(part, zeros, chunks)
-        return losses.reshape(-1), _joined(aux), trees.like(gradient, params)
+        return _gathered(losses), _joined(aux), trees.like(gradient, params)
 
     def _evaluate(self, params: Params, batch: Batch, rng: Array) -> tuple[Array, LossAux]:
         found = self.loss(params, self.model_state, batch, rng)
@@ -147,6 +149,17 @@ class RowLosses:
                 f"The loss returned an array of shape {losses.shape} for {count} rows; "
                 f"it must return one loss a row, shape ({count},)."
             )
+        if jnp.issubdtype(losses.dtype, jnp.floating) and jnp.finfo(losses.dtype).bits < 32:
+            raise UserError(
+                f"The loss returned {losses.dtype}, too coarse for differences of losses: compute it in float32, for example "
+                "from logits.astype(jnp.float32)."
+            )
+        for name, values in aux.metrics.items():
+            if jnp.shape(values)[:1] != (count,):
+                raise UserError(
+                    f"The loss returned the metric {name!r} with shape {jnp.shape(values)} for {count} rows: give one value a "
+                    "row."
+                )
         return losses, aux
 
     def _chunks(self) -> tuple[Batch, Array]:
@@ -157,8 +170,18 @@ class RowLosses:
                 f"{count} rows (on one device) cannot be divided into micro_batches={self.parts} equal parts: "
                 "choose a divisor of the number of rows."
             )
-        stacked = jax.tree.map(lambda x: x.reshape(self.parts, count // self.parts, *x.shape[1:]), self.batch)
+        stacked = jax.tree.map(lambda x: _dealt(x, self.parts), self.batch)
         return stacked, jax.random.split(self.rng, self.parts)
+
+
+def _dealt(x: Array, parts: int) -> Array:
+    """`[b, …]` -> `[parts, b/parts, …]`."""
+    return jnp.swapaxes(x.reshape(x.shape[0] // parts, parts, *x.shape[1:]), 0, 1)
+
+
+def _gathered(x: Array) -> Array:
+    """`[parts, b/parts, …]` -> `[b, …]`, the inverse of `_dealt`."""
+    return jnp.swapaxes(x, 0, 1).reshape(-1, *x.shape[2:])
 
 
 def _joined(aux: LossAux) -> LossAux:
@@ -167,5 +190,4 @@ def _joined(aux: LossAux) -> LossAux:
     def state(x: Any) -> Any:
         return jnp.mean(x, axis=0).astype(x.dtype) if jnp.issubdtype(x.dtype, jnp.inexact) else x[-1]
 
-    metrics = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), aux.metrics)
-    return LossAux(jax.tree.map(state, aux.model_state), metrics)
+    return LossAux(jax.tree.map(state, aux.model_state), jax.tree.map(_gathered, aux.metrics))

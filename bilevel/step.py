@@ -135,8 +135,8 @@ def make_step(
       generic_NAME, for each metric NAME that the loss gives as one number a row, but for one called "loss"),
       specific_loss (NaN on steps without α-work), effective_sample_size, weight_entropy, largest_weight (over the big
       batch), temperature, weight_gradient_norm (NaN where α does not change) and alignment_rms (NaN without α-work); and
-      `selected`, int32 `[b]`: the positions in the big batch (with `axis_name` and a filter of scope "local": in the device's
-      part of it) of the rows of the θ-update. Where these rows have different
+      `selected`, int32 `[b]`: the positions in the big batch (with `axis_name`: in that of all devices) of the rows of the
+      θ-update. Where these rows have different
       weights (in dense mode, and by a method that chooses them itself) there is also `weights`, float32 `[b]`. Those named by
       `row_metrics` follow, `[b, …]`.
 
@@ -295,6 +295,7 @@ class _Parts:
         metrics = {name: value.astype(jnp.float32) for name, value in metrics.items()}
         if weights is None and self.options.mode == "dense" and self.method.uses_weights:
             weights = estimators.softmax(scores.local, axis)
+        positions = self._in_whole_batch(positions, scores)
         vectors = {"selected": positions} if weights is None else {"selected": positions, "weights": weights}
         taken = moved.asked.keys() & {**metrics, **vectors}.keys()
         if taken:
@@ -302,6 +303,13 @@ class _Parts:
                 f"row_metrics asks for {min(taken)!r}, and the step has a metric of that name: rename it in the loss's LossAux."
             )
         return self._next(state, moved), {**metrics, **vectors, **moved.asked}
+
+    def _in_whole_batch(self, positions: Array, scores: selection.Scores) -> Array:
+        """Positions in the big batch of all devices."""
+        axis = self.options.axis_name
+        if axis is None or self.chooser.filter.scope == "global":
+            return positions
+        return positions + jax.lax.axis_index(axis) * scores.local.shape[0]
 
     def _plain(self, state: TrainState, inner: Inner) -> _Moved:
         """The θ-update alone: what every training step costs."""
@@ -355,7 +363,7 @@ class _Parts:
         return _Moved(
             losses,
             {name: trees.widen(x) for name, x in aux.metrics.items() if x.ndim == 1},
-            mean_over(aux.model_state, self.options.axis_name),
+            _like(mean_over(aux.model_state, self.options.axis_name), state.model_state),
             optax.apply_updates(state.params, updates),
             opt_state,
             state.weight_params,
@@ -389,6 +397,11 @@ class _Parts:
             ema=ema,
             rng=state.rng,
         )
+
+
+def _like(new: ModelState, old: ModelState) -> ModelState:
+    """The new model state in the types of the old: a state whose types change is compiled for twice, and no loop carries it."""
+    return trees.like(new, old) if jax.tree.structure(new) == jax.tree.structure(old) else new
 
 
 def _on_due(step: Array, every: int, due: Any, other: Any, arguments: tuple[Any, ...]) -> tuple[TrainState, Metrics]:

@@ -30,3 +30,4 @@ from bilevel.data.sources import options_of as options_of
 from bilevel.data.splits import open_specific as open_specific
 from bilevel.data.tasks import TaskLoader as TaskLoader
 from bilevel.data.views import RowView as RowView
+from bilevel.data.views import rows_hash as rows_hash

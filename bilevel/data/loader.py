@@ -63,6 +63,7 @@ class Loader:
         self.batch_size = batch_size
         self.seed = seed
         self.shuffle = shuffle
+        self.process_index, self.process_count = process_index, process_count
         self._share = batch_size // process_count
         self._skip = process_index * self._share
         self._steps_at_once = max(1, _AT_ONCE // batch_size)

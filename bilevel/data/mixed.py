@@ -10,27 +10,37 @@ from numpy.typing import NDArray
 from bilevel.data.arrays import Dataset, NumpyBatch
 from bilevel.data.joined import JoinedData
 from bilevel.data.loader import Loader
+from bilevel.types import UserError
 
 
 class MixedLoader:
     """Joins the batches of two loaders: those of `first`, then those of `second`.
 
     `batch(step)` is a function of the step, as for `Loader`. Both data sets have the same arrays. Where there is an array `id`,
-    the rows of `second` have -1 there, as they are no rows of `first`.
+    the rows of `second` have -1 there, as they are no rows of `first`. The batches of all processes, one after the other, are
+    that of one process.
+
+    Args:
+        first: gives the first rows of a batch.
+        second: gives the others.
+
+    Raises:
+        UserError: the arrays of their data differ, or their processes.
     """
 
     def __init__(self, first: Loader, second: Loader):
+        here, there = ((x.process_index, x.process_count) for x in (first, second))
+        if here != there:
+            raise UserError(
+                f"One loader of a mixed batch is for process {here[0]} of {here[1]}, the other for {there[0]} of {there[1]}: "
+                "give both the same."
+            )
         self.first, self.second = first, second
         self.batch_size = first.batch_size + second.batch_size
-
-    @property
-    def dataset(self) -> Dataset:
-        """The rows of `first`, then those of `second`.
-
-        Raises:
-            UserError: their arrays differ.
-        """
-        return _Mixed(self.first.dataset, self.second.dataset)
+        self.dataset: Dataset = _Mixed(first.dataset, second.dataset)
+        """The rows of `first`, then those of `second`."""
+        share = self.batch_size // first.process_count
+        self._own = slice(first.process_index * share, (first.process_index + 1) * share)
 
     def indices(self, step: int) -> NDArray[np.int64]:
         """The row numbers in `dataset` of the global batch `step` (from 0), int64 `[batch_size]`: those of `first` come first."""
@@ -38,10 +48,7 @@ class MixedLoader:
 
     def batch(self, step: int) -> NumpyBatch:
         """This process's slice of the batch `step` (from 0)."""
-        first, second = self.first.batch(step), self.second.batch(step)
-        if "id" in second:
-            second = {**second, "id": np.full_like(second["id"], -1)}
-        return {name: np.concatenate([first[name], second[name]]) for name in first}
+        return self.dataset.rows(self.indices(step)[self._own])
 
 
 class _Mixed(JoinedData):

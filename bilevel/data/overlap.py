@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bilevel.data.arrays import Dataset
+from bilevel.types import UserError
 
 LEAST_BYTES = 32
 """Shorter rows (a title, a date) may well be equal by chance."""
@@ -24,7 +25,15 @@ def rows_in_both(first: Dataset, second: Dataset) -> NDArray[np.bool_]:
 
     Returns:
         bool `[rows of second]`; False for rows of fewer than 32 bytes.
+
+    Raises:
+        UserError: their rows have other lengths, and no two would be equal.
     """
+    lengths = [data.rows(np.arange(1))["tokens"].shape[1] for data in (first, second) if len(data)]
+    if len(set(lengths)) > 1:
+        raise UserError(
+            f"The rows of {first.name} have {lengths[0]} bytes, those of {second.name} {lengths[1]}: pack both with one length."
+        )
     wanted = np.concatenate([_hashes(second, start) for start in range(0, len(second), _CHUNK)])
     known = np.unique(wanted[wanted != 0])
     found = np.zeros(len(known), bool)

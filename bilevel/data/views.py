@@ -7,7 +7,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bilevel.data._source import digest
 from bilevel.data.arrays import Dataset, NumpyBatch
+from bilevel.types import UserError
 
 
 class RowView:
@@ -16,9 +18,24 @@ class RowView:
     Args:
         dataset: the whole.
         positions: integers `[n]`: the rows of the whole that row 0, 1, … of the view stand for.
+
+    Raises:
+        UserError: the positions are no row numbers of the whole.
     """
 
     def __init__(self, dataset: Dataset, positions: NDArray[np.integer[Any]]):
+        positions = np.asarray(positions)
+        if positions.ndim != 1 or (len(positions) and not np.issubdtype(positions.dtype, np.integer)):
+            advice = "give np.flatnonzero(mask)" if positions.dtype == bool else "give row numbers"
+            raise UserError(
+                f"The positions of a view of {dataset.name} are {positions.dtype} {list(positions.shape)}, not integers [n]: "
+                f"{advice}."
+            )
+        if len(positions) and not 0 <= positions.min() <= positions.max() < len(dataset):
+            raise UserError(
+                f"The positions of a view of {dataset.name} lie between {positions.min()} and {positions.max()}: give numbers "
+                f"from 0 to {len(dataset) - 1}."
+            )
         self.dataset = dataset
         self.positions = np.asarray(positions, np.int32)  # row numbers fit (check_rows), in half the memory
 
@@ -29,7 +46,7 @@ class RowView:
 
     @property
     def content_hash(self) -> str:
-        """Hash of the whole."""
+        """Hash of the whole, as what is kept by `id` holds for all its views; see `rows_hash`."""
         return self.dataset.content_hash
 
     def __len__(self) -> int:
@@ -39,3 +56,13 @@ class RowView:
     def rows(self, indices: NDArray[np.integer[Any]]) -> NumpyBatch:
         """Gather rows of the view."""
         return self.dataset.rows(self.positions[indices])
+
+
+def rows_hash(dataset: Dataset) -> str:
+    """A hexadecimal digest of the rows of a data set, or of a view, in their order: for what is kept by their positions.
+
+    It is the `content_hash`, but for views.
+    """
+    if not isinstance(dataset, RowView):
+        return dataset.content_hash
+    return digest(["view", rows_hash(dataset.dataset), dataset.positions.tobytes()])

@@ -30,7 +30,7 @@ CHECKPOINTS_NAME = "checkpoints"
 TENSORBOARD_NAME = "tensorboard"
 
 # The parts of a state beside its parameters that a NaN would spread from.
-_KEPT = ("model_state", "opt_state", "weight_opt_state", "method_state", "ema")
+_KEPT = ("model_state", "opt_state", "weight_opt_state", "method_state", "ema", "train", "sampler")
 
 # Each queued step keeps its batches in device memory; this many are enough to keep a device busy.
 STEPS_AHEAD = 8

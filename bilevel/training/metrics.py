@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from collections.abc import Collection, Mapping, Sequence
@@ -56,12 +57,20 @@ class MetricsWriter:
 
         Raises:
             ValueError: `step` is not larger than that of the row before.
+            UserError: the file cannot be written, as on a full disk.
         """
         if self.rows and step <= self.rows[-1]["step"]:
             raise ValueError(f"the row of step {step} follows that of step {self.rows[-1]['step']}")
         row = {"step": int(step), "seconds": float(seconds), **{name: float(v) for name, v in values.items()}}
-        self._file.write(_line(row))
-        self._file.flush()
+        try:
+            self._file.write(_line(row))
+            self._file.flush()
+        except OSError as error:
+            with contextlib.suppress(OSError):  # what is left in the buffer fails again
+                self._file.close()
+            raise UserError(
+                f"Cannot write {self._path} ({error.strerror}): check the free space there; the same command then continues."
+            ) from error
         if self._mirror is not None:
             for name, value in row.items():
                 if name != "step" and math.isfinite(value):

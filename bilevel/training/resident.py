@@ -50,7 +50,7 @@ class Resident:
             default device.
 
     Raises:
-        UserError: there are several processes.
+        UserError: there are several processes, or the mesh does not divide the rows of a batch.
     """
 
     def __init__(self, generic: NumberLoader, specific: NumberLoader, mesh: Mesh | None = None):
@@ -63,6 +63,8 @@ class Resident:
         if mesh is not None and mesh.size > 1:
             self._everywhere = sharding.replicated(mesh)
             self._spread = NamedSharding(mesh, PartitionSpec(None, sharding.DATA_AXIS))
+            for what, loader in (("generic", generic), ("specific", specific)):
+                sharding.check_divides(mesh, **{f"the {what} batch size": len(loader.indices(0))})
         self._loaders = (generic, specific)
         rows = [dataset.rows(np.arange(len(dataset))) for dataset in _datasets(*self._loaders)]
         self._ids = rows[0].get("id")

@@ -29,7 +29,7 @@ def save_sequence(path: str | Path, sequence: Any, *, content_hash: str, num_row
     Args:
         path: the file; its folder must exist.
         sequence: integers `[steps, b]`, such as the metric `selected` of all steps.
-        content_hash: of the rows that they count (`bilevel.data.ArrayDataset.content_hash`).
+        content_hash: of the rows that they count (`bilevel.data.rows_hash`).
         num_rows: N, how many these are.
 
     Raises:

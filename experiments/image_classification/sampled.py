@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bilevel import samplers
+from bilevel.data import rows_hash
 from bilevel.nn.head import with_head
 from bilevel.sampled_step import SampledFn, SampledState, SampledStep, make_sampled_step
 from bilevel.training import SequenceRecorder, load_sampler, load_sequence, save_sampler, save_sequence
@@ -111,7 +112,7 @@ def recorder(config: Config, directory: Path) -> SequenceRecorder:
 
 def save_results(config: Config, directory: Path, state: SampledState, data: ImageData) -> dict[str, float]:
     """Keeps the sequence and what the sampler learned for other runs; returns what `save_frequencies` does."""
-    rows = {"content_hash": data.train.content_hash, "num_rows": len(data.train)}
+    rows = {"content_hash": rows_hash(data.train), "num_rows": len(data.train)}
     sequence = recorder(config, directory).sequence()
     save_sequence(directory / SEQUENCE, sequence, **rows)
     params = getattr(state.sampler, "params", None)
@@ -136,7 +137,7 @@ def _sequence(config: Config, data: ImageData) -> NDArray[np.int32]:
 
 
 def _hash(config: Config, data: ImageData) -> str | None:
-    return None if config.weights.other_data else data.train.content_hash
+    return None if config.weights.other_data else rows_hash(data.train)
 
 
 def _file(given: Path, name: str) -> Path:

@@ -91,3 +91,22 @@ def test_a_model_that_diverged_is_named() -> None:
     broken = {**params, "Dense_1": {**params["Dense_1"], "bias": np.full(labelled.CLASSES, np.nan, np.float32)}}
     with pytest.raises(UserError, match="the loss of example 0 is nan"):
         score_gains(classifier(Net()), (broken, state), after, GENERIC, SPECIFIC, batch_size=8, settings={})
+
+
+def test_scores_for_one_part_of_the_specific_rows_are_not_those_of_another(tmp_path: Path) -> None:
+    parts = [RowView(SPECIFIC, np.arange(i, i + 4)) for i in (0, 4)]
+    table = score_gains(classifier(Net()), *models(Net()), GENERIC, parts[0], batch_size=8, settings=SETTINGS)
+    table.save(tmp_path / "gains.npz")
+    assert load_gains(tmp_path / "gains.npz", GENERIC, parts[0]).content_hash == GENERIC.content_hash
+    with pytest.raises(UserError, match="other specific data"):
+        load_gains(tmp_path / "gains.npz", GENERIC, parts[1])
+
+
+def test_others_may_read_a_table(tmp_path: Path) -> None:
+    gains(GENERIC).save(tmp_path / "gains.npz")
+    (tmp_path / "plain").touch()
+    assert (tmp_path / "gains.npz").stat().st_mode == (tmp_path / "plain").stat().st_mode
+    (tmp_path / "folder.npz").mkdir()
+    with pytest.raises(UserError, match=r"Cannot write .*folder.npz"):
+        gains(GENERIC).save(tmp_path / "folder.npz")
+    assert {path.name for path in tmp_path.iterdir()} == {"gains.npz", "plain", "folder.npz"}

@@ -162,3 +162,13 @@ def test_domain_shares() -> None:
 def test_errors(make: object, message: str) -> None:
     with pytest.raises(UserError, match=message):
         make()  # pyright: ignore[reportCallIssue]
+
+
+@pytest.mark.parametrize(("scale", "offset"), [(1e-3, 0.0), (1.0, 0.0), (1e12, 0.0), (1.0, 3e4)])
+def test_the_floor_holds_whatever_the_scale(scale: float, offset: float) -> None:
+    logits = scale * jax.random.normal(jax.random.key(0), (1000,)) + offset
+    temperature = filters.temperature_for(logits, 1.0, 500.0)
+    found = float(filters.effective_sample_size(logits / temperature))
+    assert found >= 499.9
+    if scale >= 1:
+        assert found < 510, "the smallest temperature that is enough"

@@ -94,6 +94,50 @@ def test_along_a_mapped_axis() -> None:
     assert toy.relative_error(found.weight_params, expected.weight_params) < 1e-5
 
 
+def wide_loss(params: Any, model_state: Any, batch: Any, rng: Any) -> Any:
+    hidden = jnp.tanh(batch["x"] @ params["first"])
+    return (jnp.tanh(hidden @ params["second"]).sum(1) - batch["y"]) ** 2, bilevel.LossAux(model_state, {})
+
+
+@pytest.mark.parametrize("kind", ["plain", "learn"])
+def test_each_device_computes_its_share_of_each_part(kind: str) -> None:
+    """A part that lay on few of the devices would be computed by all of them."""
+    mesh, rows, width = sharding.make_mesh(jax.devices()[:4]), 128, 64
+    params = {"first": jnp.ones((8, width)), "second": jnp.ones((width, width))}
+    batch = {"x": jnp.ones((2 * rows, 8)), "y": jnp.zeros(2 * rows)}
+    flops, updated = [], []
+    for parts in (1, 4):
+        train = bilevel.make_step(
+            wide_loss, lambda wp, x: x["x"] @ wp, optax.sgd(0.1), optax.sgd(0.1), bilevel.dds(),
+            batch_size=rows, micro_batches=parts, mesh=mesh,
+        )  # fmt: skip
+        state = sharding.place_state(mesh, train.init(jax.random.key(0), params, jnp.ones(8)))
+        big, specific = (sharding.place_batch(mesh, x) for x in (batch, jax.tree.map(lambda x: x[:rows], batch)))
+        step = jax.jit(getattr(train, kind)).lower(state, big, specific).compile()
+        flops.append((step.cost_analysis() or {})["flops"])  # of one device; what is in a loop counts once
+        updated.append(step(state, big, specific)[0])
+    assert flops[1] < 0.4 * flops[0]
+    assert toy.relative_error(updated[1].params, updated[0].params) < 1e-5
+
+
+def test_losses_and_metrics_of_another_kind_are_refused() -> None:
+    def coarse(params: Any, model_state: Any, batch: Any, rng: Any) -> Any:
+        losses, aux = toy.loss(params, model_state, batch, rng)
+        return losses.astype(jnp.bfloat16), aux
+
+    def scalar(params: Any, model_state: Any, batch: Any, rng: Any) -> Any:
+        losses, aux = toy.loss(params, model_state, batch, rng)
+        return losses, aux._replace(metrics={"norm": jnp.mean(losses)})
+
+    for parts in (1, 4):
+        train, state, batch, specific = build("dds", parts, loss=coarse)
+        with pytest.raises(UserError, match=r"The loss returned bfloat16, too coarse .* float32"):
+            train.step(state, batch, specific)
+        train, state, batch, specific = build("dds", parts, loss=scalar)
+        with pytest.raises(UserError, match=r"the metric 'norm' with shape \(\) for \d rows: give one value a row"):
+            train.step(state, batch, specific)
+
+
 def test_batch_norm_state_is_the_mean_of_the_parts() -> None:
     def loss(params: Any, model_state: Any, batch: Any, rng: Any) -> Any:
         mean = jnp.mean(batch)

@@ -101,7 +101,7 @@ def test_positions_of_rows_that_are_all_taken(scope: Any) -> None:
             check_vma=False,
         )
         found = jax.jit(mapped)(state, toy.arrays(0, 8), toy.arrays(1, 4)).tolist()
-        assert found == ([*range(8)] if scope == "global" else [*range(4), *range(4)]), mode
+        assert found == [*range(8)], mode
 
 
 def in_pmap(**options: Any) -> bilevel.TrainState:
@@ -193,3 +193,45 @@ def test_two_processes() -> None:
 def test_sizes_that_the_mesh_does_not_divide() -> None:
     with pytest.raises(UserError, match="batch_size=12 cannot be divided among 8 devices: choose a multiple of 8"):
         sharding.check_divides(sharding.make_mesh(), batch_size=12)
+
+
+@pytest.mark.parametrize("scope", ["global", "local"])
+def test_the_rows_reported_are_those_trained_on(scope: Any) -> None:
+    """Positions in the big batch of all devices, whichever part of it a device chose from."""
+    mesh, rows, same = sharding.make_mesh(jax.devices()[:2]), PartitionSpec("data"), PartitionSpec()
+
+    def loss(params: Any, model_state: Any, batch: Any, rng: Any) -> Any:
+        return (batch["x"] @ params) ** 2, bilevel.LossAux(model_state, {"id": batch["id"].astype(jnp.float32)})
+
+    train = bilevel.make_step(
+        loss, lambda wp, batch: batch["x"] @ wp, optax.sgd(0.1), optax.sgd(0.1), bilevel.dds(),
+        batch_size=4, filter=filters.top_k(scope=scope), estimator="softmax", row_metrics=("id",), axis_name="data",
+    )  # fmt: skip
+    batch = {"x": jax.random.normal(jax.random.key(1), (16, 3)), "id": jnp.arange(16)}
+    state = train.init(jax.random.key(0), jnp.ones(3), jnp.ones(3))
+    mapped = jax.shard_map(
+        lambda *a: {name: train.step(*a)[1][name] for name in ("selected", "id")},
+        mesh=mesh, in_specs=(same, rows, rows), out_specs=rows, check_vma=False,
+    )  # fmt: skip
+    found = jax.jit(mapped)(state, batch, batch)
+    assert found["selected"].tolist() == found["id"].tolist()
+
+
+def test_rows_that_a_mesh_does_not_divide_are_refused() -> None:
+    mesh = sharding.make_mesh(jax.devices()[:4])
+    with pytest.raises(UserError, match="A batch of 6 rows cannot be divided among 4 devices"):
+        sharding.place_batch(mesh, {"x": np.zeros((6, 2))})
+
+
+def test_the_model_state_keeps_its_types() -> None:
+    def loss(params: Any, model_state: Any, batch: Any, rng: Any) -> Any:
+        return (batch["x"] @ params) ** 2, bilevel.LossAux({"mean": model_state["mean"].astype(jnp.float32) + 1}, {})
+
+    train = bilevel.make_step(
+        loss, lambda wp, batch: batch["x"] @ wp, optax.sgd(0.1), optax.sgd(0.1), bilevel.dds(), batch_size=4
+    )
+    batch = {"x": jnp.ones((16, 3))}
+    state = train.init(jax.random.key(0), jnp.ones(3), jnp.ones(3), {"mean": jnp.zeros((), jnp.bfloat16)})
+    state, _ = jax.lax.scan(lambda state, _: (train.step(state, batch, batch)[0], None), state, None, length=2)
+    assert state.model_state["mean"].dtype == jnp.bfloat16
+    assert float(state.model_state["mean"]) == 2

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bilevel.data import ArrayDataset, Loader, MixedLoader, evaluation_batches
+from bilevel.data import ArrayDataset, Loader, MixedLoader, RowView, evaluation_batches, rows_hash
 from bilevel.types import UserError
 
 
@@ -154,3 +154,49 @@ def test_mixed_batches_hold_rows_of_both():
         for name, rows in batch.items():
             np.testing.assert_array_equal(held[name], rows, strict=True)
     assert len(mixed.dataset) == 70
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_mixed_batches_of_all_processes_are_that_of_one(count: int):
+    def mixed(index: int, count: int) -> MixedLoader:
+        where: Any = {"process_index": index, "process_count": count}
+        first = Loader(ArrayDataset({"x": np.arange(50)}, name="first"), 12, seed=0, **where)
+        second = Loader(ArrayDataset({"x": np.arange(100, 120)}, name="second"), 4, seed=1, **where)
+        return MixedLoader(first, second)
+
+    whole, parts = mixed(0, 1), [mixed(i, count) for i in range(count)]
+    for step in (3, 0):
+        for name, rows in whole.batch(step).items():
+            np.testing.assert_array_equal(np.concatenate([part.batch(step)[name] for part in parts]), rows)
+    with pytest.raises(UserError, match=r"for process 0 of 2, the other for 1 of 2"):
+        MixedLoader(mixed(0, 2).first, mixed(1, 2).second)
+
+
+def test_mixed_data_have_the_same_arrays():
+    second = Loader(ArrayDataset({"x": np.arange(9), "y": np.arange(9)}, name="more"), 2, seed=0)
+    with pytest.raises(UserError, match="more"):
+        MixedLoader(loader(9, 2), second)
+
+
+@pytest.mark.parametrize(
+    ("positions", "words"),
+    [
+        (np.arange(9) > 5, r"are bool \[9\], not integers \[n\]: give np.flatnonzero"),
+        (np.asarray([1.9, 2.9]), r"are float64 \[2\], not integers \[n\]: give row numbers"),
+        (np.zeros((2, 2), int), r"are int64 \[2, 2\]"),
+        (np.asarray([0, 9]), "lie between 0 and 9: give numbers from 0 to 8"),
+        (np.asarray([-1, 3]), "lie between -1 and 3"),
+    ],
+)
+def test_positions_that_are_no_row_numbers_are_refused(positions: np.ndarray, words: str):
+    with pytest.raises(UserError, match=words):
+        RowView(Recording(9), positions)
+
+
+def test_the_hash_of_the_rows_of_a_view():
+    data = Recording(9)
+    views = [RowView(data, np.asarray(rows)) for rows in ([0, 1, 2], [2, 1, 0], [3, 4, 5])]
+    assert rows_hash(data) == data.content_hash
+    assert len({rows_hash(x) for x in [data, *views, RowView(views[0], np.arange(2))]}) == 5
+    assert rows_hash(views[0]) == rows_hash(RowView(Recording(9), np.arange(3)))
+    assert {x.content_hash for x in views} == {data.content_hash}, "what is kept by id holds for all views"

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from bilevel.data import ArrayDataset, open_source, pack, rows_in_both
+from bilevel.types import UserError
 
 
 def packed(folder: Path, name: str, lines: list[str], length: int):
@@ -42,3 +43,10 @@ def test_one_byte_makes_a_row_another_and_short_rows_count_for_none() -> None:
     assert rows_in_both(data(tokens, full), data(tokens, full)).all()
     assert not rows_in_both(data(tokens, full), data(changed, full)).any()
     assert not rows_in_both(data(tokens, short), data(tokens, short)).any()
+
+
+def test_rows_of_two_lengths_are_refused(tmp_path: Path) -> None:
+    lines = ["some text of more than thirty-two bytes"] * 3
+    first, second = (packed(tmp_path, f"{length}.txt", lines, length) for length in (64, 72))
+    with pytest.raises(UserError, match=r"have 64 bytes, those of .* 72: pack both with one length"):
+        rows_in_both(first, second)

@@ -103,3 +103,15 @@ def test_intervals_that_a_stop_cut_are_joined_by_their_steps():
     assert (
         even_intervals([], ["a"]) == even_intervals(rows, ["d"]) == even_intervals([{"step": 0, "a": 1.0}], ["a"]) == []
     )
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full, a disk that is always full")
+def test_a_full_disk_is_told(tmp_path: Path):
+    def fills_up() -> None:
+        with MetricsWriter(tmp_path / "metrics.jsonl") as writer:
+            writer._file.close()
+            writer._file = open("/dev/full", "w")  # noqa: SIM115 (closed by the writer)
+            writer.write(1, 0.0, {"loss": 1.0})
+
+    with pytest.raises(UserError, match=r"Cannot write .*metrics.jsonl \(No space left on device\)"):
+        fills_up()

@@ -131,6 +131,12 @@ def test_mixed_batches(spread: bool):
     assert_close(run(None, held, state=state, steps_per_call=4), streamed)
 
 
+def test_a_mesh_that_does_not_divide_the_rows_is_refused():
+    mesh = sharding.make_mesh(jax.devices()[:4])
+    with pytest.raises(UserError, match="the specific batch size=6 cannot be divided among 4 devices"):
+        Resident(*loaders(), mesh)
+
+
 @pytest.mark.parametrize("steps_per_call", [1, 3, 8])
 def test_each_step_gets_its_function(steps_per_call: int):
     config: dict[str, int] = {"log_every": 1, "steps_per_call": steps_per_call}

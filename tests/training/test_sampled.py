@@ -12,7 +12,7 @@ import pytest
 import bilevel
 from bilevel import samplers
 from bilevel.data import ArrayDataset
-from bilevel.training import LoopConfig, Sampled, train
+from bilevel.training import Checkpoints, LoopConfig, Sampled, TrainingDiverged, train
 from bilevel.types import LossAux, UserError
 
 ROWS, BATCH = 9, 2
@@ -72,3 +72,18 @@ def test_a_choice_of_steps_is_refused() -> None:
     run: Any = bilevel.make_sampled_step(samplers.uniform(ROWS, BATCH), loss, optax.sgd(0.1))
     with pytest.raises(UserError, match=r"need a step function, not a SampledStep: give its `.step`"):
         Sampled(ArrayDataset(DATA), ArrayDataset(VALIDATION)).programs(run, 1)
+
+
+def test_a_policy_of_nan_is_divergence(tmp_path: Path) -> None:
+    """It would draw row 0 for ever, with finite losses."""
+    chosen = samplers.rl_sampler(
+        ROWS, BATCH, 1, update_every=4, reward_every=2, summary_size=2, logger_size=3, policy_size=2
+    )
+    run = bilevel.make_sampled_step(chosen, loss, optax.sgd(0.01))
+    broken = {"x": np.full_like(VALIDATION["x"], np.nan), "y": VALIDATION["y"]}
+    source = Sampled(ArrayDataset(DATA), ArrayDataset(broken))
+    config = LoopConfig(20, 2, checkpoint_every=10, progress=False)
+    with pytest.raises(TrainingDiverged, match=r"NaN in state.sampler after step 10"):
+        train(run.step, run.init(jax.random.key(0), jnp.zeros(3)), data=source, config=config, run_dir=tmp_path)
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        assert checkpoints.latest_step() is None
