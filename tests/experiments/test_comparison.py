@@ -27,13 +27,13 @@ def diverging(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The runs, of which those of mixing diverge."""
     tried: list[str] = []
 
-    def run(config: Config, method: str, seed: int, corpora: Corpora) -> dict[str, Any]:
+    def run(config: Config, method: str, seed: int, corpora: Corpora, *more: Any) -> dict[str, Any]:
         folder = config.run_dir / f"{method}-seed{seed}"
         folder.mkdir(parents=True, exist_ok=True)
         tried.append(f"{folder.parent.name}/{folder.name}")
         if method == "mixing":
             raise TrainingDiverged("The generic loss is nan at step 3: lower the learning rate.", 3)
-        return original(config, method, seed, corpora)
+        return original(config, method, seed, corpora, *more)
 
     original: Callable[..., dict[str, Any]] = diverged.run
     monkeypatch.setattr(diverged, "run", run)
