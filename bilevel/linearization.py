@@ -213,7 +213,7 @@ class Finite:
         self, losses: RowLosses, params: Params, weights: Weights, subset: trees.Subset, reduce: Reduce
     ) -> FirstOrder:
         """See the module's text."""
-        found = losses.differentiated(params, weights, subset)
+        found = _fine(losses.differentiated(params, weights, subset))
         return FirstOrder(
             found.losses,
             found.aux,
@@ -239,7 +239,7 @@ class Finite:
         reduce: Reduce,
     ) -> SecondOrder:
         """See the module's text."""
-        found = losses.differentiated(params, weights, subset)
+        found = _fine(losses.differentiated(params, weights, subset))
         part, values, gradient = subset.restrict(params), found.losses, found.gradient
         epsilon = self.step_size(part, probe)
         moved = trees.after(trees.axpy(epsilon, probe, part), gradient)
@@ -251,7 +251,7 @@ class Finite:
         self, losses: RowLosses, params: Params, weights: Weights, subset: trees.Subset, reduce: Reduce
     ) -> Quadratic:
         """See the module's text. The gradient at θ is evaluated once for all products."""
-        found = losses.differentiated(params, weights, subset)
+        found = _fine(losses.differentiated(params, weights, subset))
         part, known = subset.restrict(params), resolve(weights, found.losses)
 
         def hessian_product(direction: Params) -> Params:
@@ -272,6 +272,17 @@ def row_norms(losses: RowLosses, params: Params, subset: trees.Subset) -> Array:
     values, pullback = jax.vjp(evaluate, subset.restrict(params))
     numbers = jnp.arange(values.shape[0])
     return jax.lax.map(lambda i: trees.norm(pullback(jnp.where(numbers == i, 1, 0 * values))[0]), numbers)
+
+
+def _fine(found: Differentiated) -> Differentiated:
+    """Refuses losses of which small differences are rounding, such as those of bfloat16 logits."""
+    kind = found.losses.dtype
+    if jnp.issubdtype(kind, jnp.floating) and jnp.finfo(kind).bits < 32:
+        raise UserError(
+            f"The loss returned {kind}, too coarse for Finite(), which takes differences of losses: compute the losses in "
+            "float32, for example from logits.astype(jnp.float32), or use Forward()."
+        )
+    return found
 
 
 def _quotient(after: Params, before: Params, epsilon: Array) -> Params:

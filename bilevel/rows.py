@@ -149,11 +149,6 @@ class RowLosses:
                 f"The loss returned an array of shape {losses.shape} for {count} rows; "
                 f"it must return one loss a row, shape ({count},)."
             )
-        if jnp.issubdtype(losses.dtype, jnp.floating) and jnp.finfo(losses.dtype).bits < 32:
-            raise UserError(
-                f"The loss returned {losses.dtype}, too coarse for differences of losses: compute it in float32, for example "
-                "from logits.astype(jnp.float32)."
-            )
         for name, values in aux.metrics.items():
             if jnp.shape(values)[:1] != (count,):
                 raise UserError(

@@ -136,9 +136,8 @@ def make_step(
       specific_loss (NaN on steps without α-work), effective_sample_size, weight_entropy, largest_weight (over the big
       batch), temperature, weight_gradient_norm (NaN where α does not change) and alignment_rms (NaN without α-work); and
       `selected`, int32 `[b]`: the positions in the big batch (with `axis_name`: in that of all devices) of the rows of the
-      θ-update. Where these rows have different
-      weights (in dense mode, and by a method that chooses them itself) there is also `weights`, float32 `[b]`. Those named by
-      `row_metrics` follow, `[b, …]`.
+      θ-update. Where these rows have different weights (in dense mode, and by a method that chooses them itself) there is also
+      `weights`, float32 `[b]`. Those named by `row_metrics` follow, `[b, …]`.
 
     Raises:
       UserError: for options that do not go together, now; for shapes that do not fit, when the step is traced.

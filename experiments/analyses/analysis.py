@@ -148,12 +148,10 @@ class Analysis(Config, ABC):
           UserError: for settings that a run would refuse.
         """
         for planned in self.runs(self.seed):
-            if (
-                planned.method != "frozen"
-            ):  # whose weights are not learned yet, with the settings of those who learn them
-                trials = search.trial_configs(planned.config, planned.method, corpora)
-                for config in (planned.config, *trials):
-                    checks.check_named(config, planned.method, corpora, planned.label)
+            if planned.method == "frozen":  # its weights are learned by a run of those that are checked
+                continue
+            for config in (planned.config, *search.trial_configs(planned.config, planned.method, corpora)):
+                checks.check_named(config, planned.method, corpora, planned.label)
 
     @abstractmethod
     def runs(self, seed: int) -> Iterator[Run]:

@@ -131,7 +131,7 @@ def test_losses_and_metrics_of_another_kind_are_refused() -> None:
 
     for parts in (1, 4):
         train, state, batch, specific = build("dds", parts, loss=coarse)
-        with pytest.raises(UserError, match=r"The loss returned bfloat16, too coarse .* float32"):
+        with pytest.raises(UserError, match=r"The loss returned bfloat16, too coarse for Finite\(\)"):
             train.step(state, batch, specific)
         train, state, batch, specific = build("dds", parts, loss=scalar)
         with pytest.raises(UserError, match=r"the metric 'norm' with shape \(\) for \d rows: give one value a row"):
