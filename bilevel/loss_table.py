@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import uuid
@@ -42,10 +43,10 @@ class LossTable:
           UserError: it cannot be written.
         """
         path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
         about = json.dumps({"content_hash": self.content_hash, "settings": dict(self.settings)}, sort_keys=True)
         temporary = path.with_name(f".{path.name}-{uuid.uuid4().hex}")  # whose mode, unlike mkstemp's, lets others read
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
             with open(temporary, "wb") as file:
                 np.savez(file, losses=self.losses, about=np.asarray(about))
             os.replace(temporary, path)
@@ -54,7 +55,8 @@ class LossTable:
                 f"Cannot write {path} ({error.strerror}): check the folder and the free space there."
             ) from error
         finally:
-            temporary.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                temporary.unlink()
 
     @classmethod
     def load(

@@ -54,7 +54,8 @@ def wide(tree: Params) -> Params:
 
 def like(tree: Params, template: Params) -> Params:
     """The tree in the types of `template`."""
-    return jax.tree.map(lambda x, y: x.astype(y.dtype), tree, template)
+    # Random keys have no `astype` outside jit, and need none.
+    return jax.tree.map(lambda x, y: x if x.dtype == y.dtype else x.astype(y.dtype), tree, template)
 
 
 def widen(x: Array) -> Array:

@@ -139,7 +139,7 @@ def _check_kind(path: Path, field: str | None, documents: Documents, may_be_blan
     kind = kind_of(path)
     if not os.access(path, os.R_OK):
         raise UserError(f"The file {path} cannot be read; change its permissions.")
-    if path.stat().st_size == 0 and not may_be_blank:
+    if path.stat().st_size == 0 and (kind in ARRAY_SUFFIXES or not may_be_blank):
         raise UserError(f"The file {path} is empty; give a file with text in it, or leave this one out.")
     if kind in JSON_SUFFIXES + ARRAY_SUFFIXES:
         if documents == "file":

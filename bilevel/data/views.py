@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from bilevel.data._source import digest
 from bilevel.data.arrays import Dataset, NumpyBatch
+from bilevel.data.joined import JoinedData
 from bilevel.types import UserError
 
 
@@ -61,8 +62,10 @@ class RowView:
 def rows_hash(dataset: Dataset) -> str:
     """A hexadecimal digest of the rows of a data set, or of a view, in their order: for what is kept by their positions.
 
-    It is the `content_hash`, but for views.
+    It is the `content_hash`, but for views and what is joined of them.
     """
+    if isinstance(dataset, JoinedData):
+        return digest(["joined", *map(rows_hash, dataset.parts.values())])
     if not isinstance(dataset, RowView):
         return dataset.content_hash
     return digest(["view", rows_hash(dataset.dataset), dataset.positions.tobytes()])

@@ -13,7 +13,7 @@ an analysis that was stopped, and does not repeat what is finished. Cost: the ru
     filters      one for each of --filters
     acceleration two for each of --specific-sets
     transfer     one of the small model, three of the large one
-    multi_task   one for each of --compare
+    multi_task   one for each of --compare, and a quarter of one for each fraction that mixing tries
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ import sys
 from collections.abc import Iterator
 from typing import Any, TypeAlias
 
+from bilevel.training import TrainingDiverged
 from experiments import cli
 from experiments.analyses.acceleration import Acceleration
-from experiments.analyses.analysis import Analysis, Record, record_of, write
+from experiments.analyses.analysis import Analysis, Record, Run, record_of, write
 from experiments.analyses.curriculum import Curriculum
 from experiments.analyses.filters import Filters
 from experiments.analyses.multi_task import MultiTask
@@ -32,7 +33,7 @@ from experiments.analyses.transfer import Transfer
 from experiments.diverged import WHERE, refuse
 from experiments.language_modeling.corpora import Corpora
 from experiments.language_modeling.diverged import attempt
-from experiments.language_modeling.search import searched
+from experiments.language_modeling.search import folder_of, searched
 
 Subcommand: TypeAlias = Curriculum | Filters | Acceleration | Transfer | MultiTask
 NAMES = {
@@ -62,11 +63,23 @@ def _records(analysis: Analysis, corpora: Corpora) -> Iterator[Record]:
         for planned in analysis.runs(seed):
             if analysis.progress:
                 print(f"{planned.label}, seed {seed}", file=sys.stderr)
-            config = searched(planned.config, planned.method, corpora)
-            summary = attempt(config, planned.method, planned.seed, corpora, not analysis.apart, planned.variant)
+            summary = _summary(analysis, planned, corpora)
             if WHERE not in summary:
                 summary = summary | analysis.measured(planned, corpora)
             yield record_of(planned, summary)
+
+
+def _summary(analysis: Analysis, planned: Run, corpora: Corpora) -> dict[str, Any]:
+    """That of a run; where the runs are apart, of one that diverged what is known."""
+    try:
+        config = searched(planned.config, planned.method, corpora)
+    except TrainingDiverged as error:
+        if not analysis.apart:
+            raise
+        print(f"{planned.label} is left out: {error}", file=sys.stderr)
+        where = folder_of(planned.config, planned.method)
+        return {"method": planned.method, "seed": planned.seed, WHERE: str(where)}
+    return attempt(config, planned.method, planned.seed, corpora, not analysis.apart, planned.variant)
 
 
 def command(arguments: list[str] | None = None) -> None:

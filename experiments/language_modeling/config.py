@@ -144,7 +144,7 @@ class MethodConfig:
     """classifier: specific rows in a batch, next to as many generic ones."""
     mixing_fraction: float | None = None
     """mixing: share of specific rows in each batch, rounded to whole rows, at least one, and as many for each process. Without
-    it, 1/8, 1/4, 1/2 and 3/4 are tried for a quarter of --steps each, and the best on valid is taken."""
+    it and --trials, 1/8, 1/4, 1/2 and 3/4 are tried for a quarter of --steps each, and the best on valid is taken."""
     contrastive_start: float | None = None
     """contrastive: share of the steps that train on all generic rows, before selection."""
     contrastive_finetune_steps: int | None = None

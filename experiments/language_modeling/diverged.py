@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +33,8 @@ def attempt(
       TrainingDiverged: with `alone`.
       Stopped: a signal stopped it before its end.
     """
-    folder = config.run_dir / run_name(method, seed)
-    row = of_first(lambda: known(config, method, seed))
+    folder, own = config.run_dir / run_name(method, seed), (variant or Variant()).settings
+    row = of_first(lambda: known(config, method, seed, own))
     if row is None or alone:
         try:
             return run(config, method, seed, corpora, variant)
@@ -41,13 +42,13 @@ def attempt(
             if alone:
                 raise
             where = _where(folder)
-            note(where, error, _settings(config, method, seed, where))
-            row = of_first(lambda: known(config, method, seed))
+            note(where, error, _settings(config, method, seed, where, own))
+            row = of_first(lambda: known(config, method, seed, own))
     tell(folder, row)
     return row
 
 
-def known(config: Config, method: str, seed: int) -> dict[str, Any] | None:
+def known(config: Config, method: str, seed: int, own: Mapping[str, Any]) -> dict[str, Any] | None:
     """The row of a run whose directory says that it diverged with these settings; a note of other settings is removed."""
     folder = config.run_dir / run_name(method, seed)
     done = folder / RESULT_NAME
@@ -56,7 +57,7 @@ def known(config: Config, method: str, seed: int) -> dict[str, Any] | None:
         done.exists() and (not config.finetune_steps or finetune.kept_results(config, folder))
     ):
         return None
-    if not noted(where, _settings(config, method, seed, where)):
+    if not noted(where, _settings(config, method, seed, where, own)):
         return None
     row = read_json(done) if done.exists() else {"method": method, "seed": seed}
     return row | {WHERE: str(where)}
@@ -67,11 +68,11 @@ def _where(folder: Path) -> Path:
     return folder / finetune.FOLDER if (folder / RESULT_NAME).exists() else folder
 
 
-def _settings(config: Config, method: str, seed: int, where: Path) -> dict[str, Any]:
-    """What decides whether the run, or its fine-tuning, diverges."""
+def _settings(config: Config, method: str, seed: int, where: Path, own: Mapping[str, Any]) -> dict[str, Any]:
+    """What decides whether the run, or its fine-tuning, diverges; with the settings of its variant."""
     if where.name == finetune.FOLDER:
         return finetune.settings_of_results(config)
-    found = settled(settings_dict(config, method, seed), MAY_CHANGE)
+    found = settled(settings_dict(config, method, seed) | dict(own), MAY_CHANGE)
     if method == "contrastive":
         found["finetune_learning_rate"] = config.finetune_learning_rate
     return found

@@ -45,6 +45,7 @@ def finished(
     config_of: Callable[[str], Config | None],
     known: Collection[tuple[str, int]] = (),
     hashes: Mapping[str, str] | None = None,
+    methods: Collection[str] = (),
 ) -> list[dict[str, Any]]:
     """The results of the runs of a directory that may stand in one table.
 
@@ -54,9 +55,9 @@ def finished(
     Args:
       folder: with the directories METHOD-seedN.
       config_of: method -> what its runs are to have been made with; None: they do not belong here.
-      known: (method, seed) of runs to leave out, as they are those of this command: other seeds of their methods must be like
-        them. The seeds of a method that is not among them must be like its latest run.
+      known: (method, seed) of runs to leave out.
       hashes: of the data, as in `Corpora.content_hashes`; what it lacks is that of the latest run.
+      methods: of this command: the seeds of these must be like its runs, those of other methods like the method's latest run.
     """
     runs = []
     for method, seed in sorted(_runs(folder), key=lambda run: (METHODS.index(run[0]), run[1])):
@@ -64,7 +65,7 @@ def finished(
         if config is not None and (run := _run(folder, config, method, seed)):
             runs.append(run)
     runs = _of_same_data(runs, hashes or {})
-    return [run.row for run in _of_same_weights(runs, {method for method, _ in known})]
+    return [run.row for run in _of_same_weights(runs, methods)]
 
 
 def _runs(folder: Path) -> list[tuple[str, int]]:

@@ -16,7 +16,8 @@ import numpy as np
 
 from bilevel.training import TrainingDiverged
 from bilevel.training.run_dir import CONFIG_NAME, anything_saved, write_atomically
-from experiments.language_modeling.config import Config
+from experiments.language_modeling.build import mixed_rows
+from experiments.language_modeling.config import Config, settings_of
 from experiments.language_modeling.corpora import Corpora
 from experiments.language_modeling.diverged import attempt
 from experiments.runs import of_first, read_json, run_name
@@ -77,7 +78,7 @@ class Search(NamedTuple):
 def searched(config: Config, method: str, corpora: Corpora) -> Config:
     """The configuration of a method with the settings that did best on the specific validation data.
 
-    Trials are runs of `trial_steps` updates, in `search/METHOD` of the run directory; finished ones are not run again, also if
+    Trials are runs of `trial_steps` updates, in the folder `folder_of`; finished ones are not run again, also if
     other seeds are asked for now.
 
     Returns:
@@ -87,8 +88,9 @@ def searched(config: Config, method: str, corpora: Corpora) -> Config:
       TrainingDiverged: if every trial of the method diverged.
       Stopped: a signal stopped a trial.
     """
-    if config.eval_only:
-        return with_settings(config, of_first(lambda: _found_before(config, method)))
+    found = of_first(lambda: _found_before(config, method) if config.eval_only else _fraction_of_before(config, method))
+    if config.eval_only or found:
+        return with_settings(config, found)
     return with_settings(config, _best(config, method, corpora)) if _searches(config, method) else config
 
 
@@ -99,7 +101,7 @@ def searched_before(config: Config, method: str) -> Config:
 
 def trial_configs(config: Config, method: str, corpora: Corpora) -> list[Config]:
     """The configurations of a method's trials."""
-    if not _searches(config, method):
+    if not _searches(config, method) or of_first(lambda: _fraction_of_before(config, method)):
         return []
     tried = _search(config, method, corpora).settings
     return [_trial(config, method, number, settings) for number, settings in enumerate(tried)]
@@ -110,15 +112,27 @@ def _searches(config: Config, method: str) -> bool:
 
 
 def _found_before(config: Config, method: str) -> dict[str, Any]:
-    file = _folder(config, method) / NAME
-    return read_json(file)["best"]["settings"] if _searches(config, method) and file.exists() else {}
+    file = folder_of(config, method) / NAME
+    if _searches(config, method) and file.exists():
+        return read_json(file)["best"]["settings"]
+    return _fraction_of_before(config, method)
+
+
+def _fraction_of_before(config: Config, method: str) -> dict[str, Any]:
+    """The fraction of runs of `mixing` that were begun before there was a search for it: with that they go on."""
+    if config.trials or not _searches(config, method) or folder_of(config, method).exists():
+        return {}
+    begun = [folder for folder in config.run_dir.glob(f"{method}-seed*") if anything_saved(folder)]
+    begun.sort(key=lambda folder: (folder.name != run_name(method, config.seed), folder.name))
+    return {"mixing_fraction": read_json(begun[0] / CONFIG_NAME)["weights"]["mixing_fraction"]} if begun else {}
 
 
 def _search(config: Config, method: str, corpora: Corpora) -> Search:
     def found() -> list[Any]:
         seed = _seed(config, method)
         if not config.trials:
-            return [seed, _fractions(config.batch_size)]
+            rows = {mixed_rows(fraction, config.batch_size, jax.process_count()) for fraction in FRACTIONS}
+            return [seed, [{"mixing_fraction": count / config.batch_size} for count in sorted(rows)]]
         return [seed, [_settings(config, method, seed, corpora, number) for number in range(config.trials)]]
 
     return Search(*of_first(found))
@@ -126,15 +140,10 @@ def _search(config: Config, method: str, corpora: Corpora) -> Search:
 
 def _seed(config: Config, method: str) -> int:
     """The seed of the trials that are there, so that seeds that are added later take what was found; else that of the flags."""
-    folders = _folder(config, method).glob(f"0/{method}-seed*")
-    begun = [int(folder.name.rsplit("-seed", 1)[1]) for folder in folders if anything_saved(folder)]
-    return min(begun, default=config.seed)
-
-
-def _fractions(batch_size: int) -> list[dict[str, Any]]:
-    """FRACTIONS of a batch, in whole rows, at least one of either kind."""
-    rows = {min(max(round(batch_size * fraction), 1), batch_size - 1) for fraction in FRACTIONS}
-    return [{"mixing_fraction": count / batch_size} for count in sorted(rows)]
+    folders = folder_of(config, method).glob(f"0/{method}-seed*")
+    names = [folder.name.rsplit("-seed", 1)[1] for folder in folders if anything_saved(folder)]
+    begun = [int(name) for name in names if name.isdecimal()]
+    return config.seed if config.seed in begun else min(begun, default=config.seed)
 
 
 def trial_settings(method: str, seed: int, trial: int, most_specific: int | None = None) -> dict[str, Any]:
@@ -174,17 +183,19 @@ def with_settings(config: Config, settings: dict[str, Any]) -> Config:
 
 def _settings(config: Config, method: str, seed: int, corpora: Corpora, number: int) -> dict[str, Any]:
     """What a trial changes; one that was begun keeps its settings, also where they are drawn in another way now."""
-    directory = _folder(config, method) / str(number) / run_name(method, seed)
+    directory = folder_of(config, method) / str(number) / run_name(method, seed)
     file = directory / CONFIG_NAME
-    if number and file.exists() and anything_saved(directory):
+    if file.exists() and anything_saved(directory):
         kept = read_json(file)
         kept = {"learning_rate": kept["learning_rate"], **kept["weights"]}
-        return {name: kept[name] for name in SPACES[method] if name in kept}
+        now = {} if number else {"learning_rate": config.learning_rate, **settings_of(config, method)}
+        return {name: kept[name] for name in SPACES[method] if name in kept and kept[name] != now.get(name, kept)}
     rows, devices = len(corpora.specific["train"]), jax.device_count()
     return trial_settings(method, seed, number, max(rows - rows % devices, 1))
 
 
-def _folder(config: Config, method: str) -> Path:
+def folder_of(config: Config, method: str) -> Path:
+    """Where the trials of a method are: `search/METHOD`, or `search/mixing_fraction` without --trials."""
     return config.run_dir / "search" / (method if config.trials else f"{method}_fraction")
 
 
@@ -194,7 +205,7 @@ def _trial(config: Config, method: str, number: int, settings: dict[str, Any]) -
         steps=config.trial_steps or max(1, config.steps // 4),
         schedule_steps=0,
         finetune_steps=0,
-        run_dir=_folder(config, method) / str(number),
+        run_dir=folder_of(config, method) / str(number),
     )
 
 
@@ -213,5 +224,7 @@ def _best(config: Config, method: str, corpora: Corpora) -> dict[str, Any]:
         raise TrainingDiverged(f"All {len(tried)} trials of {method} diverged: lower --learning-rate.")
     if first:
         text = json.dumps({"best": best, "trials": trials}, indent=2)
-        write_atomically(_folder(config, method) / NAME, text + "\n")
+        write_atomically(folder_of(config, method) / NAME, text + "\n")
+        if config.progress:
+            print(f"{method}: best on valid with {best['settings'] or 'its preset'}", file=sys.stderr)
     return best["settings"]

@@ -49,7 +49,12 @@ def run_suite(config: Config) -> None:
     hashes = {name: corpora.content_hashes for name, corpora in opened.items()}
     generic = {"generic": next(iter(hashes.values()))["generic"]}
     shown = [*sets, *earlier_sets(config, opened)]
-    known = {name: [] if config.eval_only else _on_disk(name, own, hashes.get(name, generic)) for name, own in shown}
+    known = {
+        name: []
+        if config.eval_only
+        else _on_disk(name, own, hashes.get(name, generic), methods if name in hashes else ())
+        for name, own in shown
+    }
     alone = len(methods) * config.seeds * len(sets) == 1
     text = None
     rows: Results = []
@@ -120,7 +125,7 @@ def _one_set(name: str, config: Config, methods: Sequence[str], corpora: Corpora
     chosen, found = _chosen(config, methods, corpora, alone)
     found += _all_runs(config, chosen, corpora, alone)
     if not config.eval_only:
-        found += _others(config, found, corpora.content_hashes)
+        found += _others(config, found, corpora.content_hashes, methods)
     if jax.process_index() == 0:
         _show(config, found, corpora, {})
     rows = _labelled(name, "steps", found)
@@ -144,7 +149,7 @@ def _chosen(config: Config, methods: Sequence[str], corpora: Corpora, alone: boo
                 raise
             if jax.process_index() == 0:
                 print(f"{method} is left out: {error}", file=sys.stderr)
-            where = str(config.run_dir / "search" / method)
+            where = str(search.folder_of(config, method))
             lost += [{"method": method, "seed": seed, WHERE: where} for seed in _seeds(config)]
     return chosen, lost
 
@@ -164,7 +169,13 @@ def _all_runs(config: Config, chosen: dict[str, Config], corpora: Corpora, alone
     return results
 
 
-def _others(config: Config, found: Results, hashes: Mapping[str, str], plan: dict[str, Any] | None = None) -> Results:
+def _others(
+    config: Config,
+    found: Results,
+    hashes: Mapping[str, str],
+    methods: Collection[str],
+    plan: dict[str, Any] | None = None,
+) -> Results:
     """The runs on the same data that other commands finished here, or in the folder of the runs with the plan's steps."""
     folder = config.run_dir if plan is None else config.run_dir / SAME_SECONDS
 
@@ -175,17 +186,19 @@ def _others(config: Config, found: Results, hashes: Mapping[str, str], plan: dic
         steps = plan["steps"].get(method, config.steps)
         return None if steps in (0, config.steps) else dataclasses.replace(own, steps=steps, schedule_steps=0)
 
-    return finished(folder, config_of, {(row["method"], row["seed"]) for row in found}, hashes)
+    return finished(folder, config_of, {(row["method"], row["seed"]) for row in found}, hashes, methods)
 
 
-def _on_disk(name: str, config: Config, hashes: Mapping[str, str]) -> Results:
-    """What earlier commands found for a set."""
-    steps, file = _others(config, [], hashes), config.run_dir / SAME_SECONDS / PLAN
+def _on_disk(name: str, config: Config, hashes: Mapping[str, str], methods: Collection[str]) -> Results:
+    """What earlier commands found for a set, of the methods of this command only what its own runs may stand beside."""
+    steps, file = _others(config, [], hashes, methods), config.run_dir / SAME_SECONDS / PLAN
     if not config.same_seconds or not file.exists():
         return _labelled(name, "steps", steps)
     plan = read_json(file)
     kept = [row for row in steps if plan["steps"].get(row["method"]) == config.steps]
-    return _labelled(name, "steps", steps) + _labelled(name, "seconds", kept + _others(config, [], hashes, plan))
+    return _labelled(name, "steps", steps) + _labelled(
+        name, "seconds", kept + _others(config, [], hashes, methods, plan)
+    )
 
 
 def _show(config: Config, results: Results, corpora: Corpora, elsewhere: dict[tuple[str, int], Path]) -> None:
@@ -211,7 +224,7 @@ def _same_seconds(config: Config, chosen: dict[str, Config], found: Results, cor
         if method in plan["steps"] and method not in kept and method not in short
     }
     results = _all_runs(config, again, corpora, alone)
-    results += _others(config, results, corpora.content_hashes, plan)
+    results += _others(config, results, corpora.content_hashes, list(chosen), plan)
     reused = [row for row in found if row["method"] in kept]
     if first and reused + results:
         elsewhere = {(r["method"], r["seed"]): config.run_dir / run_name(r["method"], r["seed"]) for r in reused}

@@ -87,7 +87,7 @@ class Selection:
         write_atomically(self._note(part), json.dumps(self._noted()) + "\n")
 
     def write_summary(self) -> None:
-        """Writes summary.json; the same for every process."""
+        """Writes summary.json; the same for every process, but for the paths where each has a copy of the corpus."""
         files = [
             {
                 "file": part.name if not part.files else list(part.files),

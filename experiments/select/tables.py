@@ -25,6 +25,7 @@ SETTINGS_NAME = "settings.json"
 READ_ROWS = 1 << 17
 _METADATA = b"bilevel"
 _ABANDONED = 3600.0  # seconds without a write after which the temporary file of a killed process is removed
+_TOUCHED = 600.0
 _SHOWN = 60
 
 
@@ -54,7 +55,7 @@ def _kept_fresh(path: Path) -> Iterator[None]:
     ended = threading.Event()
 
     def touch() -> None:
-        while not ended.wait(_ABANDONED / 6):
+        while not ended.wait(_TOUCHED):
             with contextlib.suppress(OSError):
                 os.utime(path)
 
@@ -107,6 +108,8 @@ def check_settings(folder: Path, settings: Mapping[str, Any], flag: str) -> bool
     now = flatten(settings)
     differing = [f"{name} was {_show(before, name)}, now {_show(now, name)}" for name in {**before, **now}
                  if before.get(name) != now.get(name)]  # fmt: skip
+    if any(before.get(name) not in (None, value) for name, value in now.items() if name.endswith("version")):
+        raise UserError(f"{folder} was made by another version of this command: give another {flag}.")
     if differing:
         raise UserError(
             f"{folder} was made with other settings ({'; '.join(differing[:3])}): "

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -36,3 +37,11 @@ def test_an_average_of_bfloat16_moves() -> None:
         found = trees.average(new, found, 0.999)
     assert found["n"] == 7
     np.testing.assert_allclose(found["x"], 3 - 2 * 0.999**1000, rtol=1e-4)
+
+
+def test_like_leaves_random_keys_alone() -> None:
+    """Outside jit too, where they have no `astype`: a model state may hold them."""
+    tree = {"rng": jax.random.key(0), "mean": jnp.ones(2)}
+    found = trees.like(tree, {"rng": jax.random.key(1), "mean": jnp.zeros(2, jnp.bfloat16)})
+    assert found["mean"].dtype == jnp.bfloat16
+    assert (jax.random.key_data(found["rng"]) == jax.random.key_data(tree["rng"])).all()

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bilevel.data import ArrayDataset, Loader, MixedLoader, RowView, evaluation_batches, rows_hash
+from bilevel.data import ArrayDataset, JoinedData, Loader, MixedLoader, RowView, evaluation_batches, rows_hash
 from bilevel.types import UserError
 
 
@@ -200,3 +200,6 @@ def test_the_hash_of_the_rows_of_a_view():
     assert len({rows_hash(x) for x in [data, *views, RowView(views[0], np.arange(2))]}) == 5
     assert rows_hash(views[0]) == rows_hash(RowView(Recording(9), np.arange(3)))
     assert {x.content_hash for x in views} == {data.content_hash}, "what is kept by id holds for all views"
+    joined = [JoinedData({"one": view, "two": data}) for view in views[:2]]
+    assert rows_hash(joined[0]) != rows_hash(joined[1])
+    assert rows_hash(JoinedData({"one": data})) == JoinedData({"one": data}).content_hash

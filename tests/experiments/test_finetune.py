@@ -35,6 +35,7 @@ def evaluated(folder: Path) -> list[int]:
     return [json.loads(line)["step"] for line in (folder / FOLDER / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_device")
 def test_a_phase_that_broke_off_continues(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given = {"method": "uniform", "finetune_steps": 40}
@@ -61,6 +62,7 @@ def test_a_phase_that_broke_off_continues(data: Path, monkeypatch: pytest.Monkey
     assert steps == [results(cut)["finetuned_steps"]]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_device")
 def test_it_ends_when_the_loss_has_not_fallen_for_long(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given = {"method": "uniform", "finetune_steps": 1000, "finetune_learning_rate": 20.0}

@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from language_toy import call, write_texts
@@ -23,6 +24,7 @@ def rows(data: Path) -> list[tuple[str, int]]:
     return [(row["method"], row["seed"]) for row in found]
 
 
+@pytest.mark.slow
 def test_runs_on_other_data_are_left_out(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sets = ["--specific-sets", str(data / "specific")]
     call(data, *sets, method="uniform")
@@ -49,6 +51,9 @@ def test_seeds_with_other_weights_are_left_out(data: Path, capsys: pytest.Captur
     assert sorted(rows(data)) == [("mixing", 1), ("uniform", 1), ("uniform", 2)], "the latest run of mixing counts"
     call(data, method="mixing", seed=3, weights__mixing_fraction=0.25)
     assert [row for row in rows(data) if row[0] == "mixing"] == [("mixing", 3), ("mixing", 0)]
+    told = capsys.readouterr().err
+    assert "mixing-seed1 is left out" in told
+    assert "mixing-seed0 is left out" not in told
 
 
 @pytest.mark.slow
@@ -77,10 +82,20 @@ def test_the_fraction_of_mixing_is_chosen_on_valid(data: Path, capsys: pytest.Ca
     assert "| mixing | 1 |" in capsys.readouterr().out
 
 
-def test_one_row_of_each_kind_at_least_is_tried() -> None:
-    assert [x["mixing_fraction"] for x in search._fractions(16)] == list(search.FRACTIONS)
-    assert [x["mixing_fraction"] for x in search._fractions(2)] == [0.5]
-    assert not search._searches(Config(), "uniform")
+def test_one_row_of_each_kind_at_least_is_tried(tmp_path: Path) -> None:
+    corpora: Any = None
+    for rows, fractions in ((16, search.FRACTIONS), (2, (0.5,))):
+        config = Config(batch_size=rows, run_dir=tmp_path)
+        tried = [trial.weights.mixing_fraction for trial in search.trial_configs(config, "mixing", corpora)]
+        assert tried == list(fractions)
+    assert search.trial_configs(Config(), "uniform", corpora) == []
+
+
+def test_runs_of_mixing_that_were_begun_keep_their_fraction(data: Path) -> None:
+    call(data, method="mixing")
+    call(data, method="mixing", weights__mixing_fraction=None, seed=1)
+    assert rows(data) == [("mixing", 1), ("mixing", 0)]
+    assert not (data / "run" / "search").exists()
 
 
 def test_equal_seconds_and_a_longer_schedule_are_refused(data: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -101,6 +101,7 @@ def test_a_continued_run_equals_an_uninterrupted_one(
         np.testing.assert_array_equal(x, y)
 
 
+@pytest.mark.slow
 def test_table_of_irreducible_losses(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Kept in the run directory; taken by another run on the same data; refused for other data or settings."""
     folder = source.parent / "run"
@@ -353,6 +354,7 @@ def test_mistakes_are_explained(source: Path, capsys: pytest.CaptureFixture[str]
         assert not (source.parent / str(i)).exists(), "before anything is trained"
 
 
+@pytest.mark.slow
 def test_other_data_in_the_same_file_are_refused(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A run that is done, or half done, is of the rows and labels that it read, whatever the file holds now."""
     call(source, method="uniform", run_dir=source.parent / "run")

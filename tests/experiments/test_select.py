@@ -446,10 +446,14 @@ def test_blank_files_of_lines_are_nothing(run: Path, folder: Path, tmp_path: Pat
 
 
 def test_what_is_being_written_does_not_look_abandoned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tables, "_ABANDONED", 0.3)
+    monkeypatch.setattr(tables, "_TOUCHED", 0.05)
     with tables.appearing(tmp_path / "00000-a.parquet") as temporary:
         temporary.write_bytes(b"x")
-        time.sleep(0.6)
+        os.utime(temporary, (0, 0))
+        for _ in range(200):
+            time.sleep(0.05)
+            if temporary.stat().st_mtime > 0:
+                break
         tables.make_folder(tmp_path, "--output")
         assert temporary.exists()
     assert (tmp_path / "00000-a.parquet").read_bytes() == b"x"

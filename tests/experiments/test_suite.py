@@ -37,6 +37,7 @@ def corpora_of(data: Path):
     return load_corpora(Config(length=16, data=files))
 
 
+@pytest.mark.slow
 def test_contrastive_selects_what_fine_tuning_helps(data: Path) -> None:
     more = {"weights__contrastive_fraction": 0.25, "finetune_learning_rate": 5e-3}
     call(data, method="contrastive", data__generic_labels=data / "labels.tsv", **(SCORING | more))
