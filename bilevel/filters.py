@@ -7,6 +7,7 @@ draws positions. The same temperature divides the logits wherever the weights en
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
@@ -146,6 +147,34 @@ def top_fraction(fraction: float, *, scope: Scope = "global", shards: int = 1) -
         return highest[jax.lax.top_k(jax.random.uniform(key, highest.shape), k)[1]]
 
     return _scoped(Filter(select, lambda logits: jnp.ones(()), scope, "top_fraction"), shards)
+
+
+def threshold(value: float, *, scope: Scope = "global", shards: int = 1) -> Filter:
+    """Draws without replacement and with equal chances among the rows with a logit above a value, however many they are.
+
+    For logits whose scale means something, such as those of a domain classifier: above 0 a row is more likely specific than
+    generic. If fewer than k rows are above it, these are all kept, and the highest of the others follow.
+
+    Args:
+      value: finite.
+      scope: see `Filter`.
+      shards: as for `gumbel_top_k`.
+
+    Raises:
+      UserError: if the value is not finite.
+
+    Reference: Grangier et al., section 5.1.
+    """
+    if not math.isfinite(value):
+        raise UserError(f"threshold({value}) must be a finite number: rows with a logit above it are drawn.")
+
+    def select(key: Array, logits: Array, k: int) -> Array:
+        drawn = jax.random.uniform(
+            key, logits.shape, logits.dtype
+        )  # at least 0, and those below the value less than that
+        return jax.lax.top_k(jnp.where(logits > value, drawn, logits - value - 1.0), k)[1]
+
+    return _scoped(Filter(select, lambda logits: jnp.ones(()), scope, "threshold"), shards)
 
 
 def uniform(*, scope: Scope = "global", shards: int = 1) -> Filter:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import uuid
 import zipfile
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -16,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
+from bilevel.files import appearing
 from bilevel.types import Array, UserError
 
 Settings = Mapping[str, Any]
@@ -44,19 +42,10 @@ class LossTable:
         """
         path = Path(path)
         about = json.dumps({"content_hash": self.content_hash, "settings": dict(self.settings)}, sort_keys=True)
-        temporary = path.with_name(f".{path.name}-{uuid.uuid4().hex}")  # whose mode, unlike mkstemp's, lets others read
-        try:
+        with appearing(path) as temporary:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with open(temporary, "wb") as file:
+            with temporary.open("wb") as file:
                 np.savez(file, losses=self.losses, about=np.asarray(about))
-            os.replace(temporary, path)
-        except OSError as error:
-            raise UserError(
-                f"Cannot write {path} ({error.strerror}): check the folder and the free space there."
-            ) from error
-        finally:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
 
     @classmethod
     def load(

@@ -66,13 +66,9 @@ def place_batch(mesh: Mesh, batch: Batch) -> Batch:
     Raises:
       UserError: if the devices of this process do not divide its rows.
     """
-    sharding, devices = row_sharding(mesh), mesh.local_mesh.size
-    for rows in dict.fromkeys(np.shape(x)[:1] for x in jax.tree.leaves(batch)):
-        if not rows or rows[0] % devices:
-            raise UserError(
-                f"A batch of {rows[0] if rows else 'no'} rows cannot be divided among {devices} devices: choose a multiple of "
-                f"{devices}."
-            )
+    sharding = row_sharding(mesh)
+    for x in jax.tree.leaves(batch):
+        check_divides(mesh.local_mesh, rows=len(x))
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), batch)
 
 

@@ -63,8 +63,8 @@ class Resident:
         if mesh is not None and mesh.size > 1:
             self._everywhere = sharding.replicated(mesh)
             self._spread = NamedSharding(mesh, PartitionSpec(None, sharding.DATA_AXIS))
-            for what, loader in (("generic", generic), ("specific", specific)):
-                sharding.check_divides(mesh, **{f"the {what} batch size": len(loader.indices(0))})
+            sizes = len(generic.indices(0)), len(specific.indices(0))
+            sharding.check_divides(mesh, generic_rows=sizes[0], specific_rows=sizes[1])
         self._loaders = (generic, specific)
         rows = [dataset.rows(np.arange(len(dataset))) for dataset in _datasets(*self._loaders)]
         self._ids = rows[0].get("id")

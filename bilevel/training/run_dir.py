@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import sys
-import uuid
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 
+from bilevel.files import appearing
 from bilevel.types import UserError
 
 CONFIG_NAME = "config.json"
@@ -93,20 +92,8 @@ def write_atomically(path: Path, text: str) -> None:
     Raises:
         UserError: the file cannot be written.
     """
-    # Not the process's number: two containers that share a disk may have the same one.
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        with open(temporary, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise UserError(
-            f"Cannot write {path} ({error.strerror}): check the permissions and the free space there."
-        ) from error
+    with appearing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def anything_saved(path: Path) -> bool:

@@ -5,8 +5,6 @@ Row numbers mean something for one data set only, so that its number of rows and
 
 from __future__ import annotations
 
-import os
-import uuid
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +14,7 @@ import jax
 import numpy as np
 from numpy.typing import NDArray
 
+from bilevel.files import appearing
 from bilevel.training.leaves import from_table, to_table
 from bilevel.types import UserError
 
@@ -111,20 +110,10 @@ def _shapes(template: Any) -> dict[str, Any]:
 
 
 def _save(path: Path, kind: str, arrays: Mapping[str, NDArray[Any]], content_hash: str, num_rows: int) -> None:
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            about = {_KIND: np.array(kind), _HASH: np.array(content_hash), _ROWS: np.array(num_rows)}
-            table: dict[str, Any] = {**about, **arrays}
-            np.savez(file, **table)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise UserError(
-            f"Cannot write {path} ({error.strerror}): check the folder and the free space there."
-        ) from error
+    about = {_KIND: np.array(kind), _HASH: np.array(content_hash), _ROWS: np.array(num_rows)}
+    table: dict[str, Any] = {**about, **arrays}
+    with appearing(path) as temporary, temporary.open("wb") as file:
+        np.savez(file, **table)
 
 
 def _load(path: Path, kind: str, content_hash: str | None, num_rows: int) -> dict[str, NDArray[Any]]:

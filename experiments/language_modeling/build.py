@@ -153,6 +153,8 @@ def build_filter(settings: dict[str, Any]) -> filters.Filter:
         return filters.uniform()
     if settings["filter"] == "top_fraction":
         return filters.top_fraction(settings["top_fraction"])
+    if settings["filter"] == "threshold":
+        return filters.threshold(settings["threshold"])
     factory = {"gumbel_top_k": filters.gumbel_top_k, "importance": filters.importance, "top_k": filters.top_k}
     return factory[settings["filter"]](
         temperature=settings["temperature"], min_effective_fraction=settings["min_effective_fraction"]

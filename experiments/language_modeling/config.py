@@ -116,10 +116,12 @@ class MethodConfig:
     """Temperature of the filter."""
     min_effective_fraction: float | None = None
     """Floor under the effective sample size, as a fraction of the big batch."""
-    filter: Literal["gumbel_top_k", "importance", "top_k", "top_fraction", "uniform"] | None = None
+    filter: Literal["gumbel_top_k", "importance", "top_k", "top_fraction", "threshold", "uniform"] | None = None
     """How rows are picked from the big batch."""
     top_fraction: float | None = None
     """Share of the big batch that the filter top_fraction draws from."""
+    threshold: float | None = None
+    """Logit above which the filter threshold draws; 0: what a domain classifier holds for specific rather than generic."""
     average_specific: float | None = None
     """DDS, Anograd: decay of the moving average of the specific gradient."""
     through_optimizer: bool | None = None
@@ -296,7 +298,7 @@ class Config:
         return chosen_methods(self.method, self.compare, METHODS, ALL)
 
 
-NOT_PROPORTIONAL = ("top_k", "top_fraction", "uniform")
+NOT_PROPORTIONAL = ("top_k", "top_fraction", "threshold", "uniform")
 """Filters that the estimator "score" does not go with."""
 
 

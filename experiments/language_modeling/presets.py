@@ -21,6 +21,7 @@ PAPER: dict[str, Any] = {
     "min_effective_fraction": 0.0,
     "filter": "gumbel_top_k",
     "top_fraction": 0.1,
+    "threshold": 0.0,
     "average_specific": 0.0,
     "through_optimizer": False,
     "tracker": "adam",

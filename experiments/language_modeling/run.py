@@ -46,7 +46,7 @@ NOT_OF_A_RUN = (
     "specific_sets", "same_seconds", "budget_seconds", "trials", "trial_steps", "finetune_steps", "finetune_learning_rate",
 )  # fmt: skip
 """Flags that do not change how one run trains."""
-NEWER_WEIGHTS: dict[str, Any] = {"weight_warmup": 0, "specific_candidates": 0}
+NEWER_WEIGHTS: dict[str, Any] = {"weight_warmup": 0, "specific_candidates": 0, "threshold": 0.0}
 """Flags that came later, with what was done before them: see `without_newer`."""
 CLASSIFIER = "classifier.json"
 """In the directory of a run that begins with a domain classifier: what that cost."""

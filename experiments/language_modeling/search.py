@@ -46,7 +46,8 @@ SPACES: dict[str, dict[str, Log | Among]] = {
     "uniform": _RATE,
     "mixing": _RATE | {"mixing_fraction": Among((0.0625, 0.125, 0.25, 0.5, 0.75, 0.875))},
     "contrastive": _RATE | {"contrastive_start": Among((0.25, 0.5)), "contrastive_fraction": Among((0.03, 0.1, 0.3))},
-    "classifier": _RATE | {"weight_learning_rate": Log(1e-3, 1e-1), "filter": Among(("top_k", "top_fraction"))},
+    "classifier": _RATE
+    | {"weight_learning_rate": Log(1e-3, 1e-1), "filter": Among(("top_k", "top_fraction", "threshold"))},
     "meta_weight_net": _AVERAGED,
     "learning_to_reweight": _RATE | {"specific_batch_size": Among((16, 64, 256))},
     "dds": _AVERAGED,

@@ -7,11 +7,11 @@ import json
 import os
 import threading
 import time
-import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from bilevel import files
 from bilevel.training.run_dir import flatten, write_atomically
 from bilevel.types import UserError
 
@@ -36,17 +36,8 @@ def appearing(target: Path) -> Iterator[Path]:
     Raises:
       UserError: if it cannot be written.
     """
-    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        with _kept_fresh(temporary):
-            yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
-    except OSError as error:
-        raise UserError(f"Cannot write {target} ({error}): check the permissions and the free space there.") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    with files.appearing(target) as temporary, _kept_fresh(temporary):
+        yield temporary
 
 
 @contextlib.contextmanager

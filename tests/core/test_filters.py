@@ -164,6 +164,20 @@ def test_errors(make: object, message: str) -> None:
         make()  # pyright: ignore[reportCallIssue]
 
 
+def test_threshold_draws_evenly_above_it_and_fills_up_with_the_highest() -> None:
+    logits = jnp.asarray([3.0, -1.0, 0.5, 0.2, -0.5, 0.0])
+    rule = filters.threshold(0.0)
+    keys = jax.random.split(jax.random.key(0), 3000)
+    drawn = np.asarray(jax.vmap(lambda key: rule.select(key, logits, 1))(keys))[:, 0]
+    counts = np.bincount(drawn, minlength=6)
+    assert counts[[1, 4, 5]].sum() == 0, "a logit of 0 is not above 0"
+    assert np.abs(counts[[0, 2, 3]] / 3000 - 1 / 3).max() < 4.5 * np.sqrt(2 / 9 / 3000)
+    assert set(rule.select(keys[0], logits, 5)[:3].tolist()) == {0, 2, 3}
+    assert rule.select(keys[0], logits, 5)[3:].tolist() == [5, 4]
+    with pytest.raises(UserError, match=r"threshold\(nan\) must be a finite number"):
+        filters.threshold(float("nan"))
+
+
 @pytest.mark.parametrize(("scale", "offset"), [(1e-3, 0.0), (1.0, 0.0), (1e12, 0.0), (1.0, 3e4)])
 def test_the_floor_holds_whatever_the_scale(scale: float, offset: float) -> None:
     logits = scale * jax.random.normal(jax.random.key(0), (1000,)) + offset

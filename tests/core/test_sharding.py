@@ -219,7 +219,7 @@ def test_the_rows_reported_are_those_trained_on(scope: Any) -> None:
 
 def test_rows_that_a_mesh_does_not_divide_are_refused() -> None:
     mesh = sharding.make_mesh(jax.devices()[:4])
-    with pytest.raises(UserError, match="A batch of 6 rows cannot be divided among 4 devices"):
+    with pytest.raises(UserError, match="rows=6 cannot be divided among 4 devices"):
         sharding.place_batch(mesh, {"x": np.zeros((6, 2))})
 
 

@@ -333,7 +333,7 @@ def test_what_the_preset_adds_gives_way_to_what_is_asked_for() -> None:
     "given",
     [
         {"alpha_batch": "uniform"}, {"estimator": "score"}, {"preset": "paper", "estimator": "score"},
-        {"update_every": 4}, {"probe_every": 4}, {"probe_every": 1}, {"filter": "top_fraction"},
+        {"update_every": 4}, {"probe_every": 4}, {"probe_every": 1}, {"filter": "top_fraction"}, {"filter": "threshold"},
     ],
 )  # fmt: skip
 def test_one_set_of_flags_serves_all_methods(data: Path, given: dict[str, Any]) -> None:

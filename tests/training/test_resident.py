@@ -133,7 +133,7 @@ def test_mixed_batches(spread: bool):
 
 def test_a_mesh_that_does_not_divide_the_rows_is_refused():
     mesh = sharding.make_mesh(jax.devices()[:4])
-    with pytest.raises(UserError, match="the specific batch size=6 cannot be divided among 4 devices"):
+    with pytest.raises(UserError, match="specific_rows=6 cannot be divided among 4 devices"):
         Resident(*loaders(), mesh)
 
 
