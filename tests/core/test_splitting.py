@@ -54,7 +54,7 @@ def test_both_halves_give_the_function() -> None:
     assert_close(halves.above(jnp.float32(1), halves.below(moved)), function(jnp.float32(1), moved))
 
 
-@pytest.mark.parametrize("wrap", [lambda f: f, jax.jit], ids=["plain", "jit"])
+@pytest.mark.parametrize("wrap", [pytest.param(lambda f: f, marks=pytest.mark.slow), jax.jit], ids=["plain", "jit"])
 def test_losses_and_gradients_are_those_without_a_cut(wrap: Any) -> None:
     """Also through a loss that is one `jit`, which cannot be cut."""
     uncut, params = rows()

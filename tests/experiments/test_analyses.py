@@ -418,6 +418,7 @@ def test_multi_task(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert row["finetuned_digits/test_loss"] < row["digits/test_loss"]
 
 
+@pytest.mark.slow
 def test_a_run_that_diverged_is_a_dash(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     given = {"compare": "soba,uniform", "finetune_steps": 0, "steps": 4, "weights__tracker": "sgd"}
     for _ in range(2):

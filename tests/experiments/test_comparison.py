@@ -67,6 +67,7 @@ def test_a_comparison_goes_on_without_a_run_that_diverged(
     assert not file.exists(), "it was of other settings"
 
 
+@pytest.mark.slow
 def test_trials_that_diverged_are_not_run_again(data: Path, diverging: list[str]) -> None:
     for _ in range(2):
         fails(data, compare="mixing,uniform", trials=1, trial_steps=4)
@@ -113,6 +114,7 @@ def test_commands_for_one_method_each_fill_one_table(data: Path, capsys: pytest.
     assert [row["method"] for row in other] == ["soba"], "the others have more steps"
 
 
+@pytest.mark.slow
 def test_the_first_set_has_a_table_when_the_second_is_stopped(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.copytree(data / "specific", data / "second")
     one_set = suite._one_set
@@ -128,6 +130,7 @@ def test_the_first_set_has_a_table_when_the_second_is_stopped(data: Path, monkey
     assert "specific, pre-train" in (data / "run" / "tables.md").read_text()
 
 
+@pytest.mark.slow
 def test_a_method_of_which_no_step_fits_has_a_row(data: Path) -> None:
     call(data, "--same-seconds", compare="uniform,mixing", budget_seconds=1e-9)
     text = (data / "run" / "tables.md").read_text()

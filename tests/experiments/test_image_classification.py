@@ -70,7 +70,15 @@ def test_comparison_writes_what_it_promises(source: Path, capsys: pytest.Capture
     assert f"{rows[1]['test_accuracy']:.3f}" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("method", [m for m in METHODS if m not in ("uniform", "dds", "rho_loss", *SAMPLED)])
+OF_THEIR_OWN = ("uniform", "dds", "rho_loss", *SAMPLED)
+"""Methods that other tests run."""
+LONG = ("mentornet", "spcl", "learning_to_reweight", "gradient_norm_is")
+
+
+@pytest.mark.parametrize(
+    "method",
+    [pytest.param(m, marks=[pytest.mark.slow] * (m in LONG)) for m in METHODS if m not in OF_THEIR_OWN],
+)
 def test_every_method_runs(source: Path, method: str) -> None:
     call(source, *(["--resident", "never"] if method == "train_loss" else []), method=method, steps=2)
     row = results(source.parent / "run")[0]
