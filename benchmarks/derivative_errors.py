@@ -25,9 +25,9 @@ import bilevel
 from benchmarks.step_cost import SHAPES, show
 from bilevel import trees
 from bilevel.data import Loader, open_source, pack
-from bilevel.linearization import Derivatives
+from bilevel.derivatives.linearization import Derivatives
+from bilevel.derivatives.rows import RowLosses
 from bilevel.nn.transformer import SIZES, Transformer, language_model_loss
-from bilevel.rows import RowLosses
 from bilevel.types import Batch, Params
 from experiments import cli
 from experiments.language_modeling.build import last_blocks

@@ -51,7 +51,7 @@ def compile_step(c: DryRunConfig, name: str) -> dict[str, Any]:
     import optax
 
     import bilevel
-    from bilevel import sharding
+    from bilevel.devices import sharding
     from bilevel.nn.transformer import Transformer, TransformerConfig, gathered_before, language_model_loss
     from bilevel.nn.weighting import NGramWeighting, logit_fn
 
@@ -83,7 +83,7 @@ def compile_step(c: DryRunConfig, name: str) -> dict[str, Any]:
     shapes = jax.eval_shape(init)
     where = sharding.split_state(mesh, shapes)
     state = jax.tree.map(lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at), shapes, where)
-    step = sharding.keep_sharding(train, where).learn
+    step = train.map(sharding.keep_sharding(where)).learn
     began = time.perf_counter()
     compiled = jax.jit(step, donate_argnums=0).lower(state, batch(c.big_batch_size), batch(c.batch_size)).compile()
     memory = compiled.memory_analysis()

@@ -19,11 +19,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bilevel import sharding
 from bilevel.data import Loader
+from bilevel.devices import sharding
 from bilevel.nn.transformer import language_model_loss
 from bilevel.state import TrainState
-from bilevel.step import TrainStep
+from bilevel.step.train_step import TrainStep
 from bilevel.training import Data, LoopConfig, Resident, train
 from bilevel.training.feed import Source, feed
 from bilevel.training.interval import Interval

@@ -19,8 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.step_cost import Program, show
-from bilevel import sharding
 from bilevel.data import ArrayDataset, LabelledData
+from bilevel.devices import sharding
 from experiments import cli
 from experiments.image_classification import build
 from experiments.image_classification.config import Config, DataConfig, MethodConfig, ModelConfig

@@ -25,11 +25,11 @@ import numpy as np
 import optax
 
 import bilevel
-from bilevel import filters, selection
 from bilevel.data import Loader, open_source, pack
 from bilevel.methods import Method
 from bilevel.nn.transformer import SIZES, Transformer, language_model_loss
 from bilevel.nn.weighting import ConvWeighting, NGramWeighting, logit_fn
+from bilevel.selection import filters, picking
 from bilevel.types import Batch, LogitFn
 from experiments import cli
 from experiments.language_modeling.build import last_blocks
@@ -187,8 +187,8 @@ class Bench:
         weights = self.weighting.init(jax.random.key(1), big["tokens"][:1], big["length"][:1])["params"]
 
         def run(weights: Any, big: Batch, key: Any) -> Any:
-            scores = selection.score(self.logits, weights, big, rule, None)
-            return selection.pick(key, scores, big, self.shape.rows, rule, None)
+            scores = picking.score(self.logits, weights, big, rule, None)
+            return picking.pick(key, scores, big, self.shape.rows, rule, None)
 
         key = jax.random.key(0)
         compiled = jax.jit(run).lower(weights, big, key).compile()

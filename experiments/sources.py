@@ -5,8 +5,8 @@ from __future__ import annotations
 import jax
 from jax.sharding import Mesh
 
-from bilevel import sharding
 from bilevel.data import Loader, MixedLoader, TaskLoader
+from bilevel.devices import sharding
 from bilevel.training import Data, Replay, Resident, Source
 from bilevel.training.resident import fits_on_device
 from experiments.cli import Residence

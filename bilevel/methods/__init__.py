@@ -13,7 +13,6 @@ from bilevel.methods.implicit import ImplicitState as ImplicitState
 from bilevel.methods.implicit import implicit_cg as implicit_cg
 from bilevel.methods.implicit import implicit_neumann as implicit_neumann
 from bilevel.methods.learning_to_reweight import learning_to_reweight as learning_to_reweight
-from bilevel.methods.mentornet import MentorFeatures as MentorFeatures
 from bilevel.methods.mentornet import MentorNetState as MentorNetState
 from bilevel.methods.mentornet import mentornet as mentornet
 from bilevel.methods.penalty import PenaltyState as PenaltyState

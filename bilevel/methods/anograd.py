@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from bilevel import trees
-from bilevel.linearization import FirstOrder
+from bilevel.derivatives.linearization import FirstOrder
 from bilevel.methods.base import Method, MethodUpdate, Problem, check_decay
 from bilevel.types import Array, Params
 

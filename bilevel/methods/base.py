@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
 
-from bilevel.linearization import FirstOrder, Quadratic, SecondOrder
+from bilevel.derivatives.linearization import FirstOrder, Quadratic, SecondOrder
 from bilevel.trees import Subset
 from bilevel.types import Array, Batch, LossAux, Params, UserError
 

@@ -2,33 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import NamedTuple, TypeAlias
+from collections.abc import Mapping
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from bilevel.methods.base import Method, MethodUpdate, Problem
+from bilevel.nn.mentor_net import MentorFeatures, MentorFn
 from bilevel.trees import widen
 from bilevel.types import Array, Params, UserError
-
-
-class MentorFeatures(NamedTuple):
-    """What a mentor sees of rows; all `[b]`."""
-
-    losses: Array
-    """ℓ_i(θ), float32."""
-    differences: Array
-    """ℓ_i(θ) minus the moving average of a percentile of the losses, float32."""
-    labels: Array
-    """int32."""
-    progress: Array
-    """Share of the training that is over, float32 in [0, 1]: the same for all rows."""
-
-
-MentorFn: TypeAlias = Callable[[Params, MentorFeatures], Array]
-"""(parameters, features) -> logits of "the label is right", float32 `[b]`; such as `bilevel.nn.mentor_net.MentorNetwork`."""
 
 
 class MentorNetState(NamedTuple):

@@ -2,14 +2,31 @@
 
 from __future__ import annotations
 
-from typing import TypeAlias
+from collections.abc import Callable
+from typing import NamedTuple, TypeAlias
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from bilevel.methods.mentornet import MentorFeatures, MentorFn
 from bilevel.types import Array, Params
+
+
+class MentorFeatures(NamedTuple):
+    """What a mentor sees of rows; all `[b]`."""
+
+    losses: Array
+    """ℓ_i(θ), float32."""
+    differences: Array
+    """ℓ_i(θ) minus the moving average of a percentile of the losses, float32."""
+    labels: Array
+    """int32."""
+    progress: Array
+    """Share of the training that is over, float32 in [0, 1]: the same for all rows."""
+
+
+MentorFn: TypeAlias = Callable[[Params, MentorFeatures], Array]
+"""(parameters, features) -> logits of "the label is right", float32 `[b]`; such as `bilevel.nn.mentor_net.MentorNetwork`."""
 
 
 class MentorNetwork(nn.Module):

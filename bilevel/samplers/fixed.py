@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from bilevel.diagnostics import weight_metrics
 from bilevel.samplers.base import Sampler, check_sizes
+from bilevel.selection.metrics import weight_metrics
 from bilevel.types import Array, Metrics, UserError
 
 

@@ -10,12 +10,12 @@ import jax.numpy as jnp
 import optax
 
 from bilevel import trees
-from bilevel.diagnostics import weight_metrics
 from bilevel.samplers import networks
 from bilevel.samplers.base import Sampler, check_sizes
 from bilevel.samplers.draws import draw_each
 from bilevel.samplers.networks import Carry, SamplerParams, Sizes
 from bilevel.samplers.reinforce import Window, policy_loss
+from bilevel.selection.metrics import weight_metrics
 from bilevel.types import Array, Metrics, UserError
 
 

@@ -11,8 +11,8 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from numpy.typing import NDArray
 
-from bilevel import sharding
 from bilevel.data import Dataset
+from bilevel.devices import sharding
 from bilevel.training.feed import Item
 from bilevel.training.programs import Program, Programs, Step, StepChoice
 from bilevel.types import Array, Batch, UserError

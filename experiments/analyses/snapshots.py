@@ -14,7 +14,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 from numpy.typing import NDArray
 
-from bilevel import sharding
+from bilevel.devices import sharding
 from bilevel.training import Data, Replay, Resident, Source
 from bilevel.types import Params, UserError
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import jax
 
-from bilevel import sharding
+from bilevel.devices import sharding
 from bilevel.state import TrainState
 from bilevel.training import LoopConfig, hold_run_dir, train
 from experiments import cli

@@ -12,10 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bilevel import sharding
-from bilevel.acceleration import acceleration_rates
 from bilevel.data import Dataset, Loader
+from bilevel.devices import sharding
 from bilevel.nn.transformer import Transformer, language_model_loss
+from bilevel.offline.acceleration import acceleration_rates
 from bilevel.state import TrainState
 from bilevel.training import Checkpoints, hold_run_dir
 from bilevel.training.loop import CHECKPOINTS_NAME

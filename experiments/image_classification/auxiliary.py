@@ -14,7 +14,7 @@ from bilevel.data import Dataset, Loader
 from bilevel.methods import uniform
 from bilevel.nn.classification import init_variables
 from bilevel.state import TrainState
-from bilevel.step import make_step
+from bilevel.step.train_step import make_step
 from bilevel.training import LoopConfig, prepare_run_dir, train
 from bilevel.types import LossFn, ModelState, Params
 from experiments.image_classification.build import classifier, losses_of, optimizer_of

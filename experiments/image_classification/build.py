@@ -14,13 +14,14 @@ import optax
 from jax.sharding import Mesh
 
 import bilevel
-from bilevel import filters, methods, scoring
-from bilevel.linearization import Derivatives
+from bilevel import methods
+from bilevel.derivatives.linearization import Derivatives
 from bilevel.nn.classification import classification_loss, init_variables
 from bilevel.nn.head import with_head
 from bilevel.nn.mentor_net import MentorNetwork, mentor
-from bilevel.scorers import Scorer
-from bilevel.step import TrainStep, make_step
+from bilevel.selection import filters, scoring
+from bilevel.selection.scorers import Scorer
+from bilevel.step.train_step import TrainStep, make_step
 from bilevel.types import Array, Batch, LogitFn, LossFn, Params
 from experiments.image_classification.config import DENSE, LEARNED, SCORING, SELECTING, Config
 from experiments.image_classification.data import ImageData

@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from bilevel import sharding
+from bilevel.devices import sharding
 from bilevel.nn.classification import init_variables
 from bilevel.types import UserError
 from experiments.cli import flag_of

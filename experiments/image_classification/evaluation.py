@@ -9,8 +9,8 @@ import jax
 import numpy as np
 
 from bilevel.data import Dataset, evaluation_batches
-from bilevel.sampled_step import SampledState
 from bilevel.state import TrainState
+from bilevel.step.sampled import SampledState
 from bilevel.types import Array, LossFn, ModelState, Params
 from experiments.image_classification.data import ImageData
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from bilevel.data import LabelledData, digest
-from bilevel.data import corruption as faults
+from bilevel.data.labelled import corruption as faults
 from bilevel.training.run_dir import write_atomically
 from bilevel.types import UserError
 from experiments.image_classification.auxiliary import fit, settings_of

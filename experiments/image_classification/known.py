@@ -10,10 +10,10 @@ import jax
 import numpy as np
 
 from bilevel.data import Dataset, RowView
-from bilevel.irreducible import cross_scored, half, score_rows
-from bilevel.loss_table import LossTable, highest
 from bilevel.nn.head import with_head
-from bilevel.scoring import entropies
+from bilevel.offline.irreducible import cross_scored, half, score_rows
+from bilevel.offline.loss_table import LossTable, highest
+from bilevel.selection.scoring import entropies
 from bilevel.types import UserError
 from experiments.image_classification.auxiliary import MAY_LACK, fit, settings_of
 from experiments.image_classification.config import Config

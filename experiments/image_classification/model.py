@@ -9,8 +9,8 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax
 
-from bilevel import scoring
 from bilevel.nn.classification import init_variables
+from bilevel.selection import scoring
 from bilevel.types import Array, ModelState, Params
 from experiments.image_classification.build import Losses, classifier, losses_of
 from experiments.image_classification.config import SCORING, Config

@@ -7,7 +7,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from bilevel.diagnostics import domain_shares
+from bilevel.selection.metrics import domain_shares
 from bilevel.types import Array, Batch
 from experiments.image_classification.data import SHOWN_CLASSES, ImageData
 

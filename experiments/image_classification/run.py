@@ -13,11 +13,11 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from bilevel import sharding
 from bilevel.data import Dataset, Loader
-from bilevel.sampled_step import SampledFn, SampledState
+from bilevel.devices import sharding
 from bilevel.state import TrainState
-from bilevel.step import TrainStep
+from bilevel.step.sampled import SampledFn, SampledState
+from bilevel.step.train_step import TrainStep
 from bilevel.training import Checkpoints, LoopConfig, Sampled, Source, TrainResult, prepare_run_dir, train
 from bilevel.training.metrics import even_intervals
 from bilevel.training.run_dir import write_atomically

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from bilevel import samplers
 from bilevel.data import rows_hash
 from bilevel.nn.head import with_head
-from bilevel.sampled_step import SampledFn, SampledState, SampledStep, make_sampled_step
+from bilevel.step.sampled import SampledFn, SampledState, SampledStep, make_sampled_step
 from bilevel.training import SequenceRecorder, load_sampler, load_sequence, save_sampler, save_sequence
 from bilevel.types import Array, Batch, Metrics, UserError
 from experiments.image_classification.build import Losses, optimizer_of

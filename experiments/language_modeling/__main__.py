@@ -8,7 +8,7 @@ Prints a table, and writes it with metrics, checkpoints and a report into --run-
 
 from __future__ import annotations
 
-from bilevel import sharding
+from bilevel.devices import sharding
 from experiments import cli
 from experiments.language_modeling import build
 from experiments.language_modeling.config import Config

@@ -14,7 +14,7 @@ import optax
 from jax.sharding import Mesh
 
 import bilevel
-from bilevel import filters, methods, sharding
+from bilevel import methods
 from bilevel.data import (
     JoinedData,
     Loader,
@@ -22,12 +22,14 @@ from bilevel.data import (
     RowView,
     TaskLoader,
 )
-from bilevel.linearization import Derivatives
+from bilevel.derivatives.linearization import Derivatives
+from bilevel.devices import sharding
 from bilevel.nn.transformer import SIZES, Transformer, TransformerConfig, gathered_before
 from bilevel.nn.weighting import ConvWeighting, NGramWeighting, logit_fn
-from bilevel.scorers import Scorer
+from bilevel.selection import filters
+from bilevel.selection.scorers import Scorer
 from bilevel.state import TrainState
-from bilevel.step import TrainStep, make_step
+from bilevel.step.train_step import TrainStep, make_step
 from bilevel.types import Array, LogitFn, LossFn, Params, UserError
 from experiments.language_modeling.config import DENSE, METHODS, PLAIN, TRACKING, Config, settings_of
 from experiments.language_modeling.corpora import Corpora
@@ -307,4 +309,4 @@ def placed(
         where = sharding.replicated(mesh) if mesh.size > 1 else None
         return jax.jit(create, out_shardings=where)(*arguments), step
     where = sharding.split_state(mesh, jax.eval_shape(create, *arguments))
-    return jax.jit(create, out_shardings=where)(*arguments), sharding.keep_sharding(step, where)
+    return jax.jit(create, out_shardings=where)(*arguments), step.map(sharding.keep_sharding(where))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import jax
 
-from bilevel import sharding
 from bilevel.data import Loader
+from bilevel.devices import sharding
 from bilevel.nn.transformer import language_model_loss
 from bilevel.types import UserError
 from experiments.language_modeling import build, contrastive, search

@@ -6,7 +6,7 @@ import numpy as np
 import optax
 
 from bilevel.data import Dataset, Loader
-from bilevel.domain_classifier import DomainClassifier, train_domain_classifier
+from bilevel.offline.domain_classifier import DomainClassifier, train_domain_classifier
 from bilevel.types import Batch, LogitFn, Params, UserError
 from experiments.language_modeling.corpora import Corpora
 

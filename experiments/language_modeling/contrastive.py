@@ -17,9 +17,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from bilevel.contrastive import LossTable, highest_fraction, load_gains, score_gains
 from bilevel.data import RowView, digest
 from bilevel.nn.transformer import Transformer, language_model_loss
+from bilevel.offline.contrastive import LossTable, highest_fraction, load_gains, score_gains
 from bilevel.training.run_dir import CONFIG_NAME, anything_saved
 from bilevel.types import Params, UserError
 from experiments.language_modeling.config import Config

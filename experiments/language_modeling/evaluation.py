@@ -9,8 +9,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from bilevel import sharding
 from bilevel.data import Dataset, JoinedData, evaluation_batches
+from bilevel.devices import sharding
 from bilevel.nn.transformer import Transformer, byte_losses
 from bilevel.state import TrainState
 from bilevel.types import Array, Params

@@ -15,12 +15,12 @@ import optax
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from bilevel import sharding
 from bilevel.data import Dataset, Loader
+from bilevel.devices import sharding
 from bilevel.methods import uniform
 from bilevel.nn.transformer import language_model_loss
 from bilevel.state import TrainState
-from bilevel.step import TrainStep, make_step
+from bilevel.step.train_step import TrainStep, make_step
 from bilevel.training import Checkpoints, LoopConfig, Source, prepare_run_dir, train
 from bilevel.training.run_dir import write_atomically
 from bilevel.types import Params

@@ -15,12 +15,12 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from bilevel import sharding
 from bilevel.data import RowView
-from bilevel.loss_table import LossTable
+from bilevel.devices import sharding
 from bilevel.nn.transformer import Transformer, language_model_loss
+from bilevel.offline.loss_table import LossTable
 from bilevel.state import TrainState
-from bilevel.step import TrainStep
+from bilevel.step.train_step import TrainStep
 from bilevel.training import Checkpoints, LoopConfig, Source, TrainResult, prepare_run_dir, train
 from bilevel.training.metrics import even_intervals
 from bilevel.training.run_dir import write_atomically

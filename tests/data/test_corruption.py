@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bilevel.data import ArrayDataset, corruption
+from bilevel.data import ArrayDataset
+from bilevel.data.labelled import corruption
 from bilevel.types import UserError
 
 ROWS, CLASSES = 20_000, 10

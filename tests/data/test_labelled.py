@@ -16,7 +16,8 @@ import optax
 import pytest
 
 import bilevel
-from bilevel.data import ArrayDataset, LabelledData, Loader, channel_statistics, corruption, open_labelled
+from bilevel.data import ArrayDataset, LabelledData, Loader, channel_statistics, open_labelled
+from bilevel.data.labelled import corruption
 from bilevel.nn.augment import preparation
 from bilevel.nn.classification import classification_loss, init_variables
 from bilevel.nn.small import MLP

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from bilevel.data import Document, PackedText, Source, open_source, pack
-from bilevel.data import packed as packed_module
+from bilevel.data.text import packed as packed_module
 from bilevel.types import UserError
 
 

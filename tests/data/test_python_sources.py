@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from bilevel.data import open_source
-from bilevel.data._source import pieces_of
+from bilevel.data.digests import pieces_of
 from bilevel.types import UserError
 
 

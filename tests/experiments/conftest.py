@@ -3,7 +3,7 @@
 import jax
 import pytest
 
-from bilevel import sharding
+from bilevel.devices import sharding
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from image_toy import STEPS, call, config_of, final_state, killed_and_whole, metrics_of, quarters, results, stop_after
 
-from bilevel.loss_table import LossTable
+from bilevel.offline.loss_table import LossTable
 from bilevel.types import UserError
 from experiments import cli
 from experiments.image_classification import known, pictures, suite

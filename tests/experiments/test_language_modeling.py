@@ -17,10 +17,10 @@ import numpy as np
 import pytest
 from language_toy import STEPS, call, flags, write_texts
 
-from bilevel import sharding
 from bilevel.data import PackedText
+from bilevel.devices import sharding
+from bilevel.devices.sharding import make_mesh
 from bilevel.nn.transformer import TransformerConfig
-from bilevel.sharding import make_mesh
 from bilevel.types import UserError
 from experiments import cli
 from experiments.language_modeling import checks, comparison

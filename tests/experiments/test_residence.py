@@ -8,8 +8,8 @@ import jax
 import numpy as np
 import pytest
 
-from bilevel import sharding
 from bilevel.data import ArrayDataset, Loader
+from bilevel.devices import sharding
 from bilevel.training import Data, Replay, Resident, Sampled
 from bilevel.training.resident import fits_on_device
 from bilevel.types import UserError

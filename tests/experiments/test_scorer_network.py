@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bilevel import sharding
-from bilevel.irreducible import LossTable
+from bilevel.devices import sharding
+from bilevel.offline.irreducible import LossTable
 from bilevel.training import Checkpoints
 from experiments.image_classification import build
 from experiments.image_classification.config import Config, DataConfig, MethodConfig, ModelConfig

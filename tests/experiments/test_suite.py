@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from language_toy import STEPS, call, write_texts
 
-from bilevel.loss_table import LossTable
+from bilevel.offline.loss_table import LossTable
 from bilevel.types import UserError
 from experiments.language_modeling import contrastive, run, search, suite, tables
 from experiments.language_modeling.config import ALL, METHODS, Config, DataConfig

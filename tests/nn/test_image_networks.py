@@ -11,7 +11,7 @@ import pytest
 from jax.sharding import PartitionSpec
 
 import bilevel
-from bilevel import sharding
+from bilevel.devices import sharding
 from bilevel.nn.classification import classification_loss, init_variables
 from bilevel.nn.resnet import ResNet, resnet18, resnet20, resnet50
 from bilevel.nn.small import MLP, SmallCNN

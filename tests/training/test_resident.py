@@ -15,8 +15,8 @@ import pytest
 from training_toy import BIG, SMALL, WIDTH, ToyState, toy_evaluate, toy_state, toy_step
 
 import bilevel
-from bilevel import sharding
 from bilevel.data import ArrayDataset, Loader, MixedLoader, RowView
+from bilevel.devices import sharding
 from bilevel.training import Data, LoopConfig, Resident, TrainingDiverged, TrainResult, train
 from bilevel.training.resident import many_steps
 from bilevel.types import UserError
@@ -126,7 +126,7 @@ def test_mixed_batches(spread: bool):
     mesh = sharding.make_mesh(jax.devices()[:2]) if spread else None
     held = Resident(mixed, loaders()[1], mesh)
     assert (held.item(0, 4, 4).ids == [mixed.batch(step)["id"] for step in range(4)]).all()
-    state = toy_state() if mesh is None else sharding.place_state(mesh, toy_state())
+    state = toy_state() if mesh is None else jax.device_put(toy_state(), sharding.replicated(mesh))
     streamed = run(None, Data(mixed, loaders()[1]))
     assert_close(run(None, held, state=state, steps_per_call=4), streamed)
 
@@ -218,7 +218,7 @@ def test_nan_names_the_step(steps_per_call: int):
 
 def test_rows_spread_over_devices():
     mesh = sharding.make_mesh()
-    state = sharding.place_state(mesh, with_average())
+    state = jax.device_put(with_average(), sharding.replicated(mesh))
     several = Resident(Loader(rows(1), 8, seed=5), Loader(rows(2), 8, seed=6), mesh)
     numbers = several.item(0, 2, 4).arguments[1]
     assert len(numbers[0].addressable_shards) == mesh.size

@@ -1,0 +1,1 @@
+"""Labelled images and rows of features: sources, parts, faults."""

@@ -1,0 +1,74 @@
+"""Disjoint sets of rows, cut one before the other from the end of an order."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bilevel.data.loading.permutation import permute
+from bilevel.types import UserError
+
+
+@dataclass(frozen=True)
+class Order:
+    """The order of rows before sets are cut from its end."""
+
+    split: Literal["last", "random"]
+    seed: int
+
+    def __post_init__(self) -> None:
+        if self.split not in ("last", "random"):
+            raise UserError(f"split={self.split!r} is not known; it must be 'last' or 'random'.")
+        if self.seed < 0:
+            raise UserError(f"The seed is {self.seed}; it must not be negative.")
+
+    def cut(
+        self, count: int, sizes: Mapping[str, float], name: str, *, rest: str
+    ) -> tuple[dict[str, NDArray[np.int64]], str]:
+        """Cut sets from the end of `count` rows; the others are the set `rest`, which may be empty.
+
+        Args:
+            count: number of rows.
+            sizes: for each set its rows, or their share if below 1; the first one is cut first.
+            name: of the rows, for messages.
+            rest: name of the set of the others; "" leaves them out.
+
+        Returns:
+            The row numbers of each set that is not empty, increasing; and a sentence that says where they come from.
+
+        Raises:
+            UserError: the sets are larger than `count`, or a size is no number of rows.
+        """
+        order = np.arange(count)
+        order = permute(order, count, self.seed) if self.split == "random" else order
+        found: dict[str, NDArray[np.int64]] = {}
+        said: list[str] = []
+        end = count
+        for what, wanted in sizes.items():
+            rows = _number(what, wanted, count, name)
+            if rows > end:
+                asked = ", ".join(f"{what}={wanted}" for what, wanted in sizes.items())
+                raise UserError(f"{name}: {count} rows are too few for {asked}; ask for fewer, or give more data.")
+            found[what] = np.sort(order[end - rows : end])
+            said.append(f"{'the last' if end == count else f'before {said[-1].split()[-1]}'} {rows} are {what}")
+            end -= rows
+        if rest and end:
+            found[rest] = np.sort(order[:end])
+            said.append(f"{'the other' if sizes else 'all'} {end} are {rest}")
+        how = f" (in a random order of seed {self.seed})" if self.split == "random" and sizes else ""
+        return found, f"of the {count} rows of {name}{how} {', '.join(said)}"
+
+
+def _number(what: str, wanted: float, count: int, name: str) -> int:
+    whole = float(wanted).is_integer()  # neither NaN nor ∞ is
+    rows = int(wanted) if whole else round(wanted * count) if wanted < 1 else 0
+    if rows < 1:
+        raise UserError(
+            f"{name}: {what}={wanted} is not a number of its {count} rows; give a whole number from 1, or a share "
+            "between 0 and 1 that comes to a row or more."
+        )
+    return rows

@@ -1,0 +1,232 @@
+"""Labelled rows in files: numpy archives, archives of JPEG images, tables, and folders of images."""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bilevel.data.digests import digest
+from bilevel.data.labelled.images import Image, cached_images, decoded
+from bilevel.data.labelled.parts import (
+    TEST,
+    TRAIN,
+    VALID,
+    Part,
+    Parts,
+    checked_part,
+    class_names,
+    numbered,
+    whole_labels,
+)
+from bilevel.data.labelled.tables import SUFFIXES, table_arrays
+from bilevel.data.text.files import file_fingerprint
+from bilevel.types import UserError
+
+_INPUTS = ("image", "images", "features", "x", "data")
+_LABELS = ("label", "labels", "y", "target")
+_ENDS = (".npz", "_jpeg.npz", *SUFFIXES)
+_IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
+_FORMS = (
+    "a .npz, .csv or .parquet file, a folder with train.npz and test.npz, a prefix such as DIR/cifar10 of files "
+    "cifar10_train.npz and cifar10_test.npz, or a folder with train/CLASS/*.png and test/CLASS/*.png"
+)
+
+
+class _Raw(NamedTuple):
+    """Arrays of the user, as they were found."""
+
+    inputs: NDArray[Any]
+    labels: NDArray[Any]
+    where: str
+    """For messages."""
+
+
+class _Reading(NamedTuple):
+    """How files are read."""
+
+    size: int | None
+    cache_dir: Path
+    label: str | None
+    """Name of the labels; None: one of `_LABELS`."""
+
+
+def file_parts(spec: str, size: int | None, cache_dir: Path, label: str | None = None) -> Parts:
+    """Open labelled files; see `open_labelled`.
+
+    Raises:
+        UserError: nothing is there, or it is of another kind; the message names it.
+    """
+    path, how = Path(spec).expanduser(), _Reading(size, cache_dir, label)
+    if path.is_file():
+        return _assembled(spec, _one_file(spec, path, how))
+    if _subfolder(path, TRAIN):
+        if label is not None:
+            raise UserError(f"{spec} is a folder of images, labelled by their folders; leave label={label!r} out.")
+        return _image_folder(spec, path, size, cache_dir)
+    prefix = _prefix(spec, path)
+    files = [_part_file(prefix, names) for names in (TRAIN, VALID, TEST)]
+    if files[0] is None:
+        raise UserError(f"There are no labelled data at {spec} (taken relative to {Path.cwd()}); give {_FORMS}.")
+    return _assembled(spec, [file and _file_part(file, how) for file in files])
+
+
+def _assembled(spec: str, found: list[Part | _Raw | None]) -> Parts:
+    """Checks train, valid and test; where labels are names, those of train number the classes."""
+    first = found[0]
+    names = class_names(first.labels) if isinstance(first, _Raw) else ()
+
+    def checked(part: Part | _Raw | None) -> Part | None:
+        if not isinstance(part, _Raw):
+            return part
+        return checked_part(part.inputs, numbered(part.labels, names, part.where), part.where)
+
+    train, valid, test = map(checked, found)
+    assert train is not None
+    return Parts(spec, train, valid, test, names)
+
+
+def _prefix(spec: str, path: Path) -> str:
+    """What the names of the files begin with: `path` itself, or the only such beginning in the folder `path`."""
+    if not path.is_dir():
+        return f"{path}_"
+    if _part_file(f"{path}{os.sep}", TRAIN) is not None:
+        return f"{path}{os.sep}"
+    ends = [f"_train{end}" for end in _ENDS]
+    sets = sorted({f.name.removesuffix(end) for f in path.iterdir() for end in ends if f.name.endswith(end)})
+    if len(sets) != 1:
+        found = f"holds several data sets ({', '.join(sets)})" if sets else "holds no labelled data"
+        advice = f"name one, such as {path / sets[0]}" if sets else f"give {_FORMS}"
+        raise UserError(f"The folder {spec} {found}; {advice}.")
+    return f"{path / sets[0]}_"
+
+
+def _part_file(prefix: str, names: tuple[str, ...]) -> Path | None:
+    files = [Path(f"{prefix}{name}{end}") for name in names for end in _ENDS]
+    return next((file for file in files if file.is_file()), None)
+
+
+def _load(path: Path) -> dict[str, NDArray[Any]]:
+    try:
+        stored = np.load(path, allow_pickle=False)
+        if not isinstance(stored, np.lib.npyio.NpzFile):
+            raise ValueError("it is not an archive of arrays")
+        with stored:
+            return {key: stored[key] for key in stored.files}
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path} cannot be read as a .npz file ({error}); write it again with numpy.savez.") from error
+
+
+def _names(path: Path) -> set[str]:
+    """The arrays of a file, by their names alone."""
+    try:
+        with zipfile.ZipFile(path) as file:
+            return {name.removesuffix(".npy") for name in file.namelist()}
+    except (OSError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path} cannot be read as a .npz file ({error}); write it again with numpy.savez.") from error
+
+
+def _one_file(spec: str, path: Path, how: _Reading) -> list[Part | _Raw | None]:
+    """A table, or an archive with x_train, y_train, x_test, y_test (and x_valid, y_valid), or the rows of all parts together."""
+    if not path.name.endswith(_ENDS):
+        raise UserError(f"{spec} is not a .npz, .csv or .parquet file; give {_FORMS}.")
+    if path.suffix != ".npz" or "x_train" not in _names(path):
+        return [_file_part(path, how), None, None]
+    arrays = _load(path)
+    found: list[Part | _Raw | None] = []
+    for names in (TRAIN, VALID, TEST):
+        name = next((name for name in names if f"x_{name}" in arrays), None)
+        if name is not None and f"y_{name}" not in arrays:
+            raise UserError(f"{path} holds x_{name} but no y_{name}; add the labels.")
+        found.append(None if name is None else _Raw(arrays[f"x_{name}"], arrays[f"y_{name}"], f"{path}, {name}"))
+    if how.label is not None:
+        raise UserError(f"{path} holds x_train, whose labels are y_train; leave label={how.label!r} out.")
+    _refuse_size(path, how.size)
+    return found
+
+
+def _file_part(path: Path, how: _Reading) -> Part | _Raw:
+    """The rows of one file with inputs and labels, or with JPEG images end to end."""
+    if path.suffix != ".npz":
+        _refuse_size(path, how.size)
+        return _Raw(*table_arrays(path, how.label, _LABELS), str(path))
+    known = _LABELS if how.label is None else (how.label,)
+    if {"jpeg", "offsets"} <= _names(path):
+        key = digest(["jpeg archive", file_fingerprint(path), how.size or 0, *([how.label] if how.label else [])])
+        return cached_images(str(path), key, lambda: _jpeg_images(path, how.size, known), how.cache_dir)
+    arrays = _load(path)
+    labels = next((name for name in known if name in arrays), None)
+    inputs = next((name for name in _INPUTS if name in arrays and name != labels), None)
+    if inputs is None or labels is None:
+        raise UserError(
+            f"{path} holds {', '.join(arrays) or 'nothing'}; name the inputs one of {', '.join(_INPUTS)} "
+            f"and the labels one of {', '.join(known)}."
+        )
+    _refuse_size(path, how.size)
+    return _Raw(arrays[inputs], arrays[labels], str(path))
+
+
+def _refuse_size(path: Path, size: int | None) -> None:
+    if size is not None:
+        raise UserError(f"{path} holds arrays, which are not resized; leave size={size} out.")
+
+
+def _jpeg_images(path: Path, size: int | None, known: tuple[str, ...]) -> Iterator[Image]:
+    arrays = _load(path)
+    blob, offsets = arrays["jpeg"], arrays["offsets"]
+    name = next((name for name in known if name in arrays), None)
+    if name is None:
+        raise UserError(f"{path} holds {', '.join(arrays)}; name the labels one of {', '.join(known)}.")
+    if arrays[name].dtype.kind == "U":
+        raise UserError(f"{path}: {name} holds text; beside JPEG files, number the classes from 0.")
+    labels = whole_labels(arrays[name], str(path))
+    if len(offsets) != len(labels) + 1 or offsets[-1] != len(blob) or (np.diff(offsets) < 0).any():
+        raise UserError(
+            f"{path}: `offsets` must rise from 0 to the {len(blob)} bytes of `jpeg`, one more than there are labels; "
+            "write the file again."
+        )
+    for i, label in enumerate(labels):
+        where = f"{path}, image {i}"
+        yield Image(where, decoded(blob[offsets[i] : offsets[i + 1]].tobytes(), where, size), int(label))
+
+
+def _subfolder(folder: Path, names: tuple[str, ...]) -> Path | None:
+    return next((folder / name for name in names if (folder / name).is_dir()), None)
+
+
+def _image_folder(spec: str, folder: Path, size: int | None, cache_dir: Path) -> Parts:
+    """`folder/{train,valid,test}/CLASS/*.png`; the classes are the folders of train, sorted by name."""
+    train_folder = _subfolder(folder, TRAIN)
+    assert train_folder is not None
+    classes = sorted(path.name for path in train_folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    found: list[Part | None] = []
+    for names in (TRAIN, VALID, TEST):
+        part = _subfolder(folder, names)
+        found.append(part and _image_part(spec, part, classes, size, cache_dir))
+    train, valid, test = found
+    assert train is not None
+    return Parts(spec, train, valid, test, tuple(classes))
+
+
+def _image_part(spec: str, part: Path, classes: list[str], size: int | None, cache_dir: Path) -> Part:
+    files: list[tuple[Path, int]] = []
+    facts: list[str] = []
+    for folder in sorted(path for path in part.iterdir() if path.is_dir() and not path.name.startswith(".")):
+        if folder.name not in classes:
+            raise UserError(f"{part} has a class {folder.name!r} that train has not; the classes there are {classes}.")
+        entries = [e for e in os.scandir(folder) if e.name.lower().endswith(_IMAGE_SUFFIXES) and e.is_file()]
+        for entry in sorted(entries, key=lambda entry: entry.name):
+            status = entry.stat()
+            files.append((Path(entry.path), classes.index(folder.name)))
+            facts.append(f"{folder.name}/{entry.name}:{status.st_size}:{status.st_mtime_ns}")
+
+    def read() -> Iterator[Image]:
+        return (Image(str(file), decoded(file, str(file), size), label) for file, label in files)
+
+    name = f"{spec} ({part.name})"
+    return cached_images(name, digest(["image folder", part.name, size or 0, *classes, *facts]), read, cache_dir)

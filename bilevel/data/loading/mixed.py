@@ -1,0 +1,64 @@
+"""Batches of which a fixed part comes from a second data set."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bilevel.data.loading.arrays import Dataset, NumpyBatch
+from bilevel.data.loading.joined import JoinedData
+from bilevel.data.loading.loader import Loader
+from bilevel.types import UserError
+
+
+class MixedLoader:
+    """Joins the batches of two loaders: those of `first`, then those of `second`.
+
+    `batch(step)` is a function of the step, as for `Loader`. Both data sets have the same arrays. Where there is an array `id`,
+    the rows of `second` have -1 there, as they are no rows of `first`. The batches of all processes, one after the other, are
+    that of one process.
+
+    Args:
+        first: gives the first rows of a batch.
+        second: gives the others.
+
+    Raises:
+        UserError: the arrays of their data differ, or their processes.
+    """
+
+    def __init__(self, first: Loader, second: Loader):
+        here, there = ((x.process_index, x.process_count) for x in (first, second))
+        if here != there:
+            raise UserError(
+                f"One loader of a mixed batch is for process {here[0]} of {here[1]}, the other for {there[0]} of {there[1]}: "
+                "give both the same."
+            )
+        self.first, self.second = first, second
+        self.batch_size = first.batch_size + second.batch_size
+        self.dataset: Dataset = _Mixed(first.dataset, second.dataset)
+        """The rows of `first`, then those of `second`."""
+        share = self.batch_size // first.process_count
+        self._own = slice(first.process_index * share, (first.process_index + 1) * share)
+
+    def indices(self, step: int) -> NDArray[np.int64]:
+        """The row numbers in `dataset` of the global batch `step` (from 0), int64 `[batch_size]`: those of `first` come first."""
+        return np.concatenate([self.first.indices(step), self.second.indices(step) + len(self.first.dataset)])
+
+    def batch(self, step: int) -> NumpyBatch:
+        """This process's slice of the batch `step` (from 0)."""
+        return self.dataset.rows(self.indices(step)[self._own])
+
+
+class _Mixed(JoinedData):
+    """Two data sets as one; only the rows of the first have an `id`, the one that they have there."""
+
+    def __init__(self, first: Dataset, second: Dataset):
+        super().__init__({first.name: first, f"{second.name} (mixed in)": second})
+
+    def rows(self, indices: NDArray[np.integer[Any]]) -> NumpyBatch:
+        batch = self.gathered(indices)
+        if "id" in batch:
+            batch["id"][np.asarray(indices) >= self.starts[1]] = -1
+        return batch

@@ -1,0 +1,78 @@
+"""Sources of text: files, TensorFlow Datasets, and text that comes with Python."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from bilevel.data.digests import Document, Options, Source
+from bilevel.data.text.files import files_source, options_of_files
+from bilevel.data.text.python import stdlib_source, topics_source
+from bilevel.data.tfds import parse_spec, tfds_source
+from bilevel.types import UserError
+
+__all__ = ["Document", "Options", "Source", "open_source", "options_of"]
+
+
+def open_source(
+    spec: str,
+    *,
+    field: str | None = None,
+    documents: Literal["line", "file"] = "line",
+    blank_files: bool = False,
+) -> Source:
+    """Open a source of text.
+
+    Args:
+        spec: one of
+            - a file, a folder, a glob, or several of these separated by commas. Files are plain text or, with
+              the suffix .jsonl or .json, JSON lines; either may be compressed with gzip. .npy and .npz files hold
+              strings, or rows of bytes (uint8 `[n, T]`, zeros after the end). A folder gives all .txt,
+              .jsonl and .json files (.gz or not) directly in it, sorted by name;
+            - `tfds:NAME[:SPLIT[:FIELD]]`, read through `tfds.data_source`; SPLIT is `train` by default. The
+              environment variable TFDS_DATA_DIR says where the data are;
+            - `python:stdlib`, the source code of the running Python's standard library, labelled by module;
+            - `python:topics`, the Python language reference, labelled by topic.
+        field: the field that holds the text, in JSON lines and TFDS records, or the array of a .npz file; `text` by default.
+        documents: in plain text, whether a document is a line or a file.
+        blank_files: take files without text as such, even where no file has text. (With documents="file", blank files among
+            others always are blank documents.)
+
+    Returns:
+        The source. Plain text and JSON lines keep their blank lines as `b""`; packing skips and counts them.
+
+    Raises:
+        UserError: something is missing or of the wrong kind; the message names it and says what to do.
+    """
+    if documents not in ("line", "file"):
+        raise UserError(f"documents={documents!r} is not known; it must be 'line' or 'file'.")
+    if not spec.strip():
+        raise UserError("The data specification is empty; give a file, a folder, tfds:NAME or python:stdlib.")
+    if spec.startswith("python:"):
+        if field is not None or documents != "line":
+            raise UserError(f"{spec} has no fields and its own documents; leave out field and documents.")
+        if spec == "python:stdlib":
+            return stdlib_source()
+        if spec == "python:topics":
+            return topics_source()
+        raise UserError(f"{spec!r} is not known; the sources of this kind are python:stdlib and python:topics.")
+    if spec.startswith("tfds:"):
+        if documents != "line":
+            raise UserError(f"{spec}: a TFDS record is a document; documents='file' is for plain text files only.")
+        return tfds_source(spec, field)
+    return files_source(spec, field, documents, blank_files)
+
+
+def options_of(spec: str) -> Options:
+    """Which options of `open_source` a source has a use for: a field where rows have fields, documents where text is plain.
+
+    Args:
+        spec: as for `open_source`.
+
+    Raises:
+        UserError: a file does not exist.
+    """
+    if spec.startswith("python:") or not spec.strip():
+        return Options(field=False, documents=False)
+    if spec.startswith("tfds:"):
+        return Options(field=parse_spec(spec)[2] is None, documents=False)
+    return options_of_files(spec)

@@ -1,0 +1,1 @@
+"""Losses of rows, their gradient, alignments and Hessian products: `Forward`, `Finite`."""

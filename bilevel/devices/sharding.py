@@ -1,0 +1,135 @@
+"""Meshes and shardings: the same step on one device, many devices and many processes.
+
+The step is an ordinary jitted function of global arrays; only where the arrays lie differs. Rows are spread over the mesh. The
+state is replicated, or spread too when it would not fit on one device:
+
+    mesh = make_mesh()
+    train = make_step(…, mesh=mesh)                       # rows that the filter picks are spread too
+    where = split_state(mesh, jax.eval_shape(init))
+    state = jax.jit(init, out_shardings=where)()          # no device ever holds all of it
+    train = train.map(keep_sharding(where))
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from bilevel.types import Batch, UserError
+
+DATA_AXIS = "data"
+
+
+def make_mesh(devices: Sequence[Any] | None = None) -> Mesh:
+    """A mesh of one axis, "data", over `devices` (all devices of all processes by default).
+
+    Its axis is of type Auto: explicit axes refuse `top_k` over a sharded batch.
+    """
+    devices = jax.devices() if devices is None else devices
+    return jax.make_mesh((len(devices),), (DATA_AXIS,), axis_types=(AxisType.Auto,), devices=devices)
+
+
+def row_sharding(mesh: Mesh) -> NamedSharding:
+    """Leading axis spread over the mesh."""
+    return NamedSharding(mesh, PartitionSpec(DATA_AXIS))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The same on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def check_divides(mesh: Mesh, **sizes: int) -> None:
+    """Refuses batch sizes that the mesh does not divide.
+
+    Raises:
+      UserError: naming the first such size.
+    """
+    for name, size in sizes.items():
+        if size % mesh.size:
+            raise UserError(
+                f"{name}={size} cannot be divided among {mesh.size} devices: choose a multiple of {mesh.size}."
+            )
+
+
+def place_batch(mesh: Mesh, batch: Batch) -> Batch:
+    """This process's rows -> global arrays with their rows spread over the mesh.
+
+    Raises:
+      UserError: if the devices of this process do not divide its rows.
+    """
+    sharding = row_sharding(mesh)
+    for x in jax.tree.leaves(batch):
+        check_divides(mesh.local_mesh, rows=len(x))
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), batch)
+
+
+def batch_placer(mesh: Mesh) -> Callable[[Batch], Batch]:
+    """Host batch -> device arrays, for `bilevel.training.Data`: as `place_batch`; on one device, simply there."""
+    return functools.partial(place_batch, mesh) if mesh.size > 1 else jax.device_put
+
+
+def split_state(mesh: Mesh, state: Any, *, min_size: int = 1 << 14) -> Any:
+    """Where the state lies when it is spread over the mesh: parameters, optimizer states and a method's v all alike.
+
+    Every array of at least `min_size` elements is split along its longest axis that the mesh divides (the first of several);
+    smaller ones, those that no axis fits and random keys stay whole on every device. XLA gathers a parameter where it is
+    used and scatters its gradient (as in ZeRO, stage 3).
+
+    Args:
+      mesh: from `make_mesh`.
+      state: a `TrainState`, or its shapes from `jax.eval_shape`.
+      min_size: elements of the smallest array that is worth splitting.
+
+    Returns:
+      A tree of `NamedSharding`.
+    """
+
+    def leaf(x: Any) -> NamedSharding:
+        fitting = [i for i, n in enumerate(x.shape) if n % mesh.size == 0]
+        if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) or np.prod(x.shape) < min_size or not fitting:
+            return replicated(mesh)
+        axis = max(fitting, key=lambda i: (x.shape[i], -i))
+        return NamedSharding(mesh, PartitionSpec(*[DATA_AXIS if i == axis else None for i in range(len(x.shape))]))
+
+    return jax.tree.map(leaf, state)
+
+
+def keep_sharding(where: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Return a wrapper for `TrainStep.map`: the new state lies where `where` (from `split_state`) says."""
+
+    def wrapper(function: Callable[..., Any]) -> Callable[..., Any]:
+        def kept(*arguments: Any) -> Any:
+            state, metrics = function(*arguments)
+            return jax.lax.with_sharding_constraint(state, where), metrics
+
+        return kept
+
+    return wrapper
+
+
+def whole(mesh: Mesh, tree: Any) -> Any:
+    """The same arrays, complete on every device. With several processes all of them must call it."""
+    if all(x.is_fully_replicated for x in jax.tree.leaves(tree)):
+        return tree
+    return jax.jit(lambda x: x, out_shardings=replicated(mesh))(tree)
+
+
+def start_processes(coordinator: str | None = None, count: int | None = None, index: int | None = None) -> None:
+    """Joins this process to a multi-process run; call it before anything else touches jax.
+
+    Without arguments the cluster environment (SLURM, Cloud TPU, …) is asked. On CPU the collectives go through gloo.
+
+    Args:
+      coordinator: "host:port" of process 0.
+      count: number of processes.
+      index: this process, from 0.
+    """
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    jax.distributed.initialize(coordinator, count, index)

@@ -1,0 +1,1 @@
+"""Learned or measured outside the step: irreducible losses, contrastive scores, domain classifier, acceleration rates."""

@@ -1,0 +1,118 @@
+"""Scoring a big batch and fetching the rows that a filter picks, on one device or along a mapped axis."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from bilevel import trees
+from bilevel.devices.collectives import axis_size
+from bilevel.selection.filters import Filter
+from bilevel.selection.scorers import Features
+from bilevel.types import Array, Batch, LogitFn, Params, UserError
+
+
+class Scores(NamedTuple):
+    """The weighting network's view of a big batch."""
+
+    local: Array
+    """Tempered logits of this device's rows, float32 `[B/n]`."""
+    pool: Array
+    """Tempered logits of the rows that this device chooses from: all `[B]` for scope "global", its own for "local"."""
+    temperature: Array
+
+
+class Rows(NamedTuple):
+    """Rows picked from the big batch; with a mapped axis, this device's share of them."""
+
+    batch: Batch
+    positions: Array
+    """int32: where the rows were in the big batch (of all devices for scope "global")."""
+    features: Features = ()
+    """What the scorer knows about the rows."""
+
+
+def score(weighting: LogitFn, weight_params: Params, big_batch: Batch, rule: Filter, axis_name: str | None) -> Scores:
+    """Logits of the big batch, divided by the filter's temperature; no gradient."""
+    logits = weighting(weight_params, big_batch)
+    rows = trees.num_rows(big_batch)
+    if logits.shape != (rows,):
+        raise UserError(
+            f"The weighting network returned logits of shape {logits.shape} for a batch of {rows} rows; "
+            f"it must return one logit a row, shape ({rows},)."
+        )
+    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+    gather = axis_name is not None and rule.scope == "global"
+    pool = jax.lax.all_gather(logits, axis_name, tiled=True) if gather else logits
+    temperature = rule.temperature(pool)
+    if axis_name is not None and not gather:
+        # One scale for all devices: the weights of the α-gradient are one softmax over the rows of all of them.
+        temperature = jax.lax.pmax(temperature, axis_name)
+    return Scores(logits / temperature, pool / temperature, temperature)
+
+
+def everything(big_batch: Batch, rule: Filter, axis_name: str | None, features: Features = ()) -> Rows:
+    """All rows of the big batch (of this device), in their order."""
+    count = trees.num_rows(big_batch)
+    positions = jnp.arange(count, dtype=jnp.int32)
+    if axis_name is not None and rule.scope == "global":
+        positions = positions + jax.lax.axis_index(axis_name) * count
+    return Rows(big_batch, positions, features)
+
+
+def pick(
+    key: Array,
+    scores: Scores,
+    big_batch: Batch,
+    count: int,
+    rule: Filter,
+    axis_name: str | None,
+    features: Features = (),
+) -> Rows:
+    """Lets the filter choose `count` rows over all devices; every device gets an equal share of them.
+
+    The rows take their `features` (of the big batch, on this device) with them.
+    """
+    devices = axis_size(axis_name)
+    local_rows = trees.num_rows(big_batch)
+    if count > local_rows * devices:
+        raise UserError(
+            f"The small batch asks for {count} rows but the big batch has only {local_rows * devices}: "
+            "raise the big batch size or lower the batch size."
+        )
+    if count % devices:
+        raise UserError(
+            f"{count} rows cannot be divided equally among {devices} devices: choose a multiple of {devices}."
+        )
+    everything = (big_batch, features)
+    if axis_name is None:
+        positions = rule.select(key, scores.pool, count)
+        batch, features = trees.take(everything, positions)
+        return Rows(batch, positions, features)
+    me = jax.lax.axis_index(axis_name)
+    if rule.scope == "local":
+        positions = rule.select(jax.random.fold_in(key, me), scores.pool, count // devices)
+        batch, features = trees.take(everything, positions)
+        return Rows(batch, positions, features)
+    positions = rule.select(key, scores.pool, count)
+    share = jax.lax.dynamic_slice_in_dim(positions, me * (count // devices), count // devices)
+    batch, features = _fetch(everything, positions, local_rows, me, axis_name)
+    return Rows(batch, share, features)
+
+
+def _fetch(big_batch: Batch, positions: Array, local_rows: int, me: Array, axis_name: str) -> Batch:
+    """This device's share of the rows at global `positions`: every owner adds its rows to a sum of zeros elsewhere."""
+    mine = positions // local_rows == me
+    inside = jnp.where(mine, positions % local_rows, 0)
+
+    def leaf(x: Array) -> Array:
+        rows = jnp.take(x, inside, axis=0)
+        shape = (-1,) + (1,) * (x.ndim - 1)
+        owned = jnp.where(mine.reshape(shape), rows, jnp.zeros_like(rows))
+        wide = owned.astype(jnp.int32) if owned.dtype == jnp.bool_ else owned
+        scattered = jax.lax.psum_scatter(wide, axis_name, scatter_dimension=0, tiled=True)
+        return scattered.astype(x.dtype)
+
+    return jax.tree.map(leaf, big_batch)

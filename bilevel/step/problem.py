@@ -1,0 +1,169 @@
+"""The inner problem at the current θ, made from the loss, the optimizer and the rows of one step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from bilevel import trees
+from bilevel.derivatives.linearization import Derivatives, FirstOrder, Quadratic, SecondOrder, row_norms
+from bilevel.derivatives.rows import RowLosses, Weights, resolve
+from bilevel.devices.collectives import axis_size, gather, mean_over, spread, sum_over
+from bilevel.methods.base import Problem
+from bilevel.selection.scorers import FeatureFn, Features, as_features, check_features
+from bilevel.state import TrainState
+from bilevel.step import estimators
+from bilevel.types import Array, Batch, LossAux, LossFn, ModelState, Params
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluations:
+    """How losses are evaluated and differentiated. The fields mean what they mean in `bilevel.make_step`."""
+
+    loss: LossFn
+    specific_loss: LossFn
+    optimizer: optax.GradientTransformation
+    derivatives: Derivatives
+    param_filter: Callable[[str], bool] | None
+    micro_batches: int
+    mesh: Mesh | None
+    gather: Callable[[str], bool] | None
+    axis_name: str | None
+
+    def whole(self, params: Params) -> Params:
+        """θ as the losses take it: gathered, but for what they gather themselves."""
+        return gather(params, self.mesh, self.gather)
+
+    def rows(self, state: TrainState, batch: Batch, rng: Array) -> RowLosses:
+        """The generic losses of a batch."""
+
+        def loss(params: Params, model_state: ModelState, batch: Batch, rng: Array) -> tuple[Array, LossAux]:
+            return self.loss(self.whole(params), model_state, batch, rng)
+
+        return RowLosses(loss, state.model_state, batch, rng, self.micro_batches)
+
+    def features(self, function: FeatureFn, state: TrainState, batch: Batch, rng: Array) -> Features:
+        """The scorer's features of a batch; no derivative passes through them, and the model state stays as it is."""
+        params = self.whole(state.params)
+        found = jax.lax.stop_gradient(function(params, state.model_state, batch, rng))
+        check_features(found, batch)
+        return found
+
+    def subset(self, params: Params) -> trees.Subset:
+        """The part of θ that probes live in."""
+        return trees.make_subset(self.param_filter, params)
+
+    def problem(
+        self, state: TrainState, losses: RowLosses, weights: Weights, specific: Batch, rng: Array, own_rng: Array
+    ) -> Problem:
+        """The problem of a method's α-step on rows with these losses and weights.
+
+        `rng` is for the specific loss, `own_rng` for what the method draws itself.
+        """
+        params, subset = spread(state.params, self.axis_name), self.subset(state.params)
+
+        def first_order() -> FirstOrder:
+            found = self.derivatives.first_order(losses, params, weights, subset, self._sum)
+            return found._replace(alignments=lambda probe: found.alignments(spread(probe, self.axis_name)))
+
+        def second_order(probe: Params) -> SecondOrder:
+            probe = spread(probe, self.axis_name)
+            return self.derivatives.second_order(losses, params, weights, probe, subset, self._sum)
+
+        def quadratic() -> Quadratic:
+            found = self.derivatives.quadratic(losses, params, weights, subset, self._sum)
+            return found._replace(
+                alignments=lambda probe: found.alignments(spread(probe, self.axis_name)),
+                hessian_product=lambda direction: found.hessian_product(spread(direction, self.axis_name)),
+            )
+
+        def rows_at(at: Params) -> tuple[Array, Params]:
+            known = resolve(weights, losses(params)[0]) if callable(weights) else weights
+            values, _, gradient = losses.pulled_back(spread(at, self.axis_name), known)
+            return values, self._sum(subset.restrict(gradient))
+
+        def specific_gradient(at: Params) -> tuple[Array, Params]:
+            return self._specific_gradient(state, subset, at, specific, rng)
+
+        def lookahead(gradient: Params) -> tuple[Params, Params, Callable[[Params], Params]]:
+            return self._lookahead(state, subset, gradient)
+
+        def total(values: Array) -> Array:
+            return estimators.total(values, self.axis_name)
+
+        def specific_losses(batch: Batch) -> Array:
+            params = self.whole(state.params)
+            rows = RowLosses(self.specific_loss, state.model_state, batch, rng, self.micro_batches)
+            return as_features(rows(params)[0])
+
+        def value_and_gradient(mean: Callable[[Params], Array], own: Params) -> tuple[Array, Params]:
+            return mean_over(jax.value_and_grad(mean)(spread(own, self.axis_name)), self.axis_name)
+
+        return Problem(
+            state.params, subset, first_order, lambda: row_norms(losses, params, subset), second_order, quadratic, rows_at,
+            specific_gradient, lookahead, total,
+            losses.batch, specific, specific_losses, value_and_gradient, own_rng,
+        )  # fmt: skip
+
+    def _specific_gradient(
+        self, state: TrainState, subset: trees.Subset, at: Params, batch: Batch, rng: Array
+    ) -> tuple[Array, Params]:
+        at = spread(at, self.axis_name)
+
+        def loss(part: Params, model_state: ModelState, batch: Batch, rng: Array) -> tuple[Array, LossAux]:
+            params = self.whole(subset.merge(part, at))
+            return self.specific_loss(params, model_state, batch, rng)
+
+        rows = RowLosses(loss, state.model_state, batch, rng, self.micro_batches)
+        count = trees.num_rows(batch)
+        weights = spread(jnp.full((count,), 1.0 / count), self.axis_name)
+        values, _, gradient = rows.pulled_back(subset.restrict(at), weights)
+        devices = axis_size(self.axis_name)
+        return jax.tree.map(lambda x: x / devices, self._sum((jnp.mean(values), gradient)))
+
+    def _lookahead(
+        self, state: TrainState, subset: trees.Subset, gradient: Params
+    ) -> tuple[Params, Params, Callable[[Params], Params]]:
+        def update(gradient: Params) -> Params:
+            return self.optimizer.update(gradient, state.opt_state, state.params)[0]
+
+        updates, pullback = jax.vjp(update, gradient)
+        _, pullback_nearby = jax.vjp(update, jax.tree.map(_off_zero, gradient))
+
+        def pull(part: Params) -> Params:
+            cotangent = jax.tree.map(lambda x, u: x.astype(u.dtype), subset.embed(part, gradient), updates)
+            (here,), (nearby,) = pullback(cotangent), pullback_nearby(cotangent)
+            return subset.restrict(jax.tree.map(_without_singularities, gradient, here, nearby))
+
+        return optax.apply_updates(state.params, updates), updates, pull
+
+    def _sum(self, tree: Params) -> Params:
+        return sum_over(tree, self.axis_name)
+
+
+def _least(gradient: Array) -> float:
+    """Less than any gradient that matters (4e-12 in float32), and large enough to be squared after strong clipping."""
+    return float(jnp.finfo(gradient.dtype).tiny) ** 0.3
+
+
+def _off_zero(gradient: Array) -> Array:
+    """The gradient with what is (nearly) 0 moved away from it."""
+    moved = jnp.where(gradient < 0, -_least(gradient), _least(gradient))
+    return jnp.where(jnp.abs(gradient) < _least(gradient), moved, gradient).astype(gradient.dtype)
+
+
+def _without_singularities(gradient: Array, here: Array, nearby: Array) -> Array:
+    """A probe, from the pullbacks at the gradient and a little beside its zeros, that is finite where the optimizer is singular.
+
+    Adam has no derivative where the gradient and its second moment are 0 (the √ at 0), as they are for parameters that no row
+    has touched so far, or so small that their squares are 0. No alignment depends on the probe there, so it is 0; clipping by
+    the norm of all gradients carries the NaN of such a parameter to all others, which the derivative beside the zeros has not
+    got.
+    """
+    flat = jnp.abs(gradient) < _least(gradient)
+    return jnp.where(jnp.isfinite(here), here, jnp.where(flat, 0, nearby)).astype(here.dtype)

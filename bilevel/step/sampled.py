@@ -1,0 +1,243 @@
+"""The step of a run whose rows a sampler picks from data on the device: draw, train, observe, and at times reward and learn.
+
+sampler = samplers.rl_sampler(num_rows=N, batch_size=k, num_outputs=classes)
+sampled = make_sampled_step(sampler, loss, optax.sgd(0.1, momentum=0.9))
+state = sampled.init(rng, params)
+step = jax.jit(sampled.step, donate_argnums=0)
+state, metrics = step(state, data, validation)   # or: state, metrics = jax.jit(sampled.window)(state, data, validation)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+
+from bilevel import trees
+from bilevel.derivatives.rows import RowLosses
+from bilevel.methods import uniform
+from bilevel.samplers.base import Sampler
+from bilevel.state import TrainState
+from bilevel.step.choosing import keys_of
+from bilevel.step.train_step import TrainStep, make_step
+from bilevel.types import Array, Batch, LossFn, Metrics, ModelState, Params, UserError
+
+
+@struct.dataclass
+class SampledState:
+    """All that changes while training with a sampler."""
+
+    train: TrainState
+    sampler: Any
+
+    @property
+    def step(self) -> Array:
+        """int32 scalar: the number of θ-updates done."""
+        return self.train.step
+
+    @property
+    def params(self) -> Params:
+        """θ."""
+        return self.train.params
+
+    @property
+    def model_state(self) -> ModelState:
+        """BatchNorm statistics and the like."""
+        return self.train.model_state
+
+
+SampledFn: TypeAlias = Callable[[SampledState, Batch, Batch], tuple[SampledState, Metrics]]
+"""`(state, data, validation) -> (state, metrics)`: all N rows to draw from, and all validation rows, on the device."""
+
+
+class SampledStep(NamedTuple):
+    """Pure functions that the user jits."""
+
+    init: Callable[..., SampledState]
+    """`init(rng, params, model_state=None, sampler_params=None)`; `sampler_params` (`state.sampler.params` of another run)
+    make a learned sampler begin from what that run learned."""
+    step: SampledFn
+    """One iteration; whether reward and update are due follows from `state.step`, by `lax.cond`."""
+    window: SampledFn
+    """`period` iterations in nested scans, without a `cond`; `state.step` must be a multiple of `period`. The metrics have a
+    leading axis `[period]`."""
+    at: Callable[[int], SampledFn]
+    """`at(step)`: one iteration without a `cond`, for host loops: the function that is due at this step."""
+    period: int
+    """The number of iterations after which they repeat: the sampler's `update_every`."""
+
+
+def make_sampled_step(
+    sampler: Sampler,
+    loss: LossFn,
+    optimizer: optax.GradientTransformation,
+    *,
+    outputs: str = "logits",
+    validation_loss: LossFn | None = None,
+    validation_micro_batches: int = 1,
+    micro_batches: int = 1,
+    ema_decay: float | None = None,
+) -> SampledStep:
+    """Builds the iteration of a sampled run around the plain θ-update of `make_step`.
+
+    The sampler observes the outputs of the θ-update's own evaluation (at θ before the update). The reward is evaluated after the
+    update, on all validation rows; the model state that this evaluation returns is thrown away.
+
+    Args:
+      sampler: from `bilevel.samplers`.
+      loss: per-example losses; for a sampler that observes the model their metrics must hold `outputs`.
+      optimizer: optax transformation of θ.
+      outputs: name of that per-example metric, `[b, …]`.
+      validation_loss: the loss of the reward; None takes `loss`, so that dropout, augmentation and BatchNorm are as in
+        training (the paper's appendix B).
+      validation_micro_batches: evaluate the validation rows in this many equal parts, one after the other (and with BatchNorm
+        statistics of their own: the paper has 5 parts of 128 rows).
+      micro_batches: see `make_step`.
+      ema_decay: see `make_step`.
+
+    Returns:
+      The functions. Metrics: generic_loss and generic_NAME as in `make_step`; `selected`, int32 `[b]`, the rows drawn;
+      validation_loss (NaN where no reward is due) and what the sampler reports (NaN where it has not).
+
+    Raises:
+      UserError: for a number of parts below 1, now; for data that do not fit the sampler, when traced.
+    """
+    if validation_micro_batches < 1:
+        raise UserError(f"validation_micro_batches={validation_micro_batches} must be at least 1.")
+    names = () if sampler.observe is None else (outputs,)
+    train = make_step(
+        loss, None, optimizer, None, uniform(), batch_size=sampler.batch_size,
+        micro_batches=micro_batches, ema_decay=ema_decay, row_metrics=names,
+    )  # fmt: skip
+    parts = _Parts(sampler, train, validation_loss or loss, outputs, validation_micro_batches)
+    kinds = {(reward, learn): parts.kind(reward, learn) for reward in (False, True) for learn in (False, True)}
+
+    def at(step: int) -> SampledFn:
+        return kinds[(step + 1) % sampler.reward_every == 0, (step + 1) % sampler.update_every == 0]
+
+    return SampledStep(parts.init, parts.kind(None, None), parts.window, at, sampler.update_every)
+
+
+@dataclass(frozen=True, eq=False)
+class _Parts:
+    """The parts of an iteration and the pure functions over them."""
+
+    sampler: Sampler
+    train: TrainStep
+    validation_loss: LossFn
+    outputs: str
+    validation_parts: int
+
+    def init(
+        self, rng: Array, params: Params, model_state: ModelState | None = None, sampler_params: Any = None
+    ) -> SampledState:
+        for_train, for_sampler = jax.random.split(rng)
+        train = self.train.init(for_train, params, model_state=model_state)
+        # Copies, as no array can be donated twice and a sampler may begin with one in two places.
+        return SampledState(train, jax.tree.map(jnp.copy, self.sampler.init(for_sampler, sampler_params)))
+
+    def kind(self, rewards: bool | None, learns: bool | None) -> SampledFn:
+        """An iteration at which it is known what is due; None: what is follows from the step."""
+        sampler = self.sampler
+
+        def step(state: SampledState, data: Batch, validation: Batch) -> tuple[SampledState, Metrics]:
+            state, metrics = self._iterate(state, data)
+            if sampler.reward is not None:
+                due = state.step % sampler.reward_every == 0 if rewards is None else rewards
+                state, found = _when(due, self._reward_fn(validation), state)
+                metrics |= found
+            if sampler.learn is not None:
+                due = state.step % sampler.update_every == 0 if learns is None else learns
+                state, found = _when(due, self._learn, state)
+                metrics |= found
+            return state, metrics
+
+        return step
+
+    def window(self, state: SampledState, data: Batch, validation: Batch) -> tuple[SampledState, Metrics]:
+        sampler = self.sampler
+        every = sampler.update_every if sampler.reward is None else sampler.reward_every
+        reward = self._reward_fn(validation)
+
+        def iteration(state: SampledState, _: None) -> tuple[SampledState, Metrics]:
+            return self._iterate(state, data)
+
+        def stretch(state: SampledState, _: None) -> tuple[SampledState, tuple[Metrics, Metrics]]:
+            state, metrics = jax.lax.scan(iteration, state, None, length=every)
+            state, rewarded = (state, {}) if sampler.reward is None else reward(state)
+            return state, (metrics, rewarded)
+
+        state, (metrics, rewarded) = jax.lax.scan(stretch, state, None, length=sampler.update_every // every)
+        state, learned = (state, {}) if sampler.learn is None else self._learn(state)
+        metrics = {name: x.reshape(-1, *x.shape[2:]) for name, x in metrics.items()}
+        for found in (rewarded, {name: x[None] for name, x in learned.items()}):
+            metrics |= {name: _last_of_stretches(x, sampler.update_every) for name, x in found.items()}
+        return state, metrics
+
+    def _iterate(self, state: SampledState, data: Batch) -> tuple[SampledState, Metrics]:
+        """Draw, θ-update, observe."""
+        self._check(data)
+        rows, sampler, drawn = self.sampler.draw(state.sampler)
+        batch = trees.take(data, rows)
+        train, found = self.train.plain(state.train, batch, batch)
+        if self.sampler.observe is not None:
+            sampler = self.sampler.observe(sampler, found[self.outputs])
+        means = {name: x for name, x in found.items() if name.startswith("generic_")}
+        return SampledState(train, sampler), {**means, **drawn, "selected": rows}
+
+    def _reward_fn(self, validation: Batch) -> Callable[[SampledState], tuple[SampledState, Metrics]]:
+        """What turns the state after the θ-update into that with a reward."""
+
+        def reward(state: SampledState) -> tuple[SampledState, Metrics]:
+            assert self.sampler.reward is not None
+            train, key = state.train, keys_of(state.train, None).specific
+            rows = RowLosses(self.validation_loss, train.model_state, validation, key, self.validation_parts)
+            loss = jnp.mean(trees.widen(rows(train.params)[0]))
+            sampler, metrics = self.sampler.reward(state.sampler, loss)
+            return SampledState(state.train, sampler), {"validation_loss": loss, **metrics}
+
+        return reward
+
+    def _learn(self, state: SampledState) -> tuple[SampledState, Metrics]:
+        assert self.sampler.learn is not None
+        sampler, metrics = self.sampler.learn(state.sampler)
+        return SampledState(state.train, sampler), metrics
+
+    def _check(self, data: Batch) -> None:
+        rows = trees.num_rows(data)
+        if rows != self.sampler.num_rows:
+            raise UserError(
+                f"The data have {rows} rows, but the sampler was made for num_rows={self.sampler.num_rows}: make them equal."
+            )
+
+
+_Part: TypeAlias = Callable[[SampledState], tuple[SampledState, Metrics]]
+
+
+def _when(due: bool | Array, part: _Part, state: SampledState) -> tuple[SampledState, Metrics]:
+    """What the part does where it is due; elsewhere the state, and NaN. Only the sampler's state goes through a `cond`."""
+
+    def other() -> tuple[Any, Metrics]:
+        _, shapes = jax.eval_shape(part, state)
+        return state.sampler, {name: jnp.full(x.shape, jnp.nan, x.dtype) for name, x in shapes.items()}
+
+    def done() -> tuple[Any, Metrics]:
+        moved, metrics = part(state)
+        return moved.sampler, metrics
+
+    if isinstance(due, bool):
+        sampler, metrics = done() if due else other()
+    else:
+        sampler, metrics = jax.lax.cond(due, done, other)
+    return SampledState(state.train, sampler), metrics
+
+
+def _last_of_stretches(values: Array, length: int) -> Array:
+    """`[n]` values, each that of the last of length/n iterations -> `[length]`, NaN at the others."""
+    every = length // values.shape[0]
+    return jnp.full(length, jnp.nan, values.dtype).at[every - 1 :: every].set(values)

@@ -1,0 +1,423 @@
+"""The train step, built from its parts: score, filter, differentiate, update θ and, on some steps, α.
+
+    train = make_step(loss, weighting, optimizer, weight_optimizer, soba(optax.sgd(0.01)), batch_size=16)
+    state = train.init(rng, params, weight_params)
+    step = jax.jit(train.step, donate_argnums=0)
+    state, metrics = step(state, big_batch, specific_batch)
+
+The step is a pure function that the user jits, shards or scans. All randomness comes from `state.rng` and `state.step`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from bilevel import trees
+from bilevel.derivatives.linearization import Derivatives, Finite
+from bilevel.devices.collectives import axis_size, mean_over, spread, sum_over
+from bilevel.methods.base import Method, MethodFn, MethodUpdate
+from bilevel.selection import filters, picking, scorers
+from bilevel.selection.metrics import weight_metrics
+from bilevel.selection.scorers import Scorer
+from bilevel.state import TrainState
+from bilevel.step import estimators
+from bilevel.step.choosing import Chooser, Inner, keys_of
+from bilevel.step.estimators import Estimator
+from bilevel.step.options import AlphaBatch, Mode, StepOptions, check_parts, check_together
+from bilevel.step.problem import Evaluations
+from bilevel.types import Array, Batch, LogitFn, LossAux, LossFn, Metrics, ModelState, Params, UserError
+
+StepFn: TypeAlias = Callable[[TrainState, Batch, Batch], tuple[TrainState, Metrics]]
+"""`step(state, big_batch, specific_batch) -> (state, metrics)`."""
+
+
+class TrainStep(NamedTuple):
+    """Pure functions: `init` and `step`, and for host loops the kinds of steps that `step` is one of."""
+
+    init: Callable[..., TrainState]
+    """`init(rng, params, weight_params={}, model_state=None) -> TrainState`; works under `jax.eval_shape` and `jax.jit`.
+    Raises a UserError without weight_params for a method that learns them."""
+    step: StepFn
+    """`step(state, big_batch, specific_batch) -> (state, metrics)`; does the α-work when `state.step` is due, by `lax.cond`."""
+    plain: StepFn
+    """A step without α-work (the same as `learn` for a method that works on every step). For host loops: two programs run
+    faster on CPU than the two branches of one."""
+    learn: StepFn
+    """A step with α-work (the same as `plain` for a method that learns nothing)."""
+    reuse: StepFn
+    """A step with α-work that takes the specific gradient from the state (`learn` itself where `probe_every` asks for none)."""
+    update_every: int
+    period: int
+    """The number of steps after which the kinds of steps repeat."""
+
+    def at(self, step: int) -> StepFn:
+        """`learn`, `reuse` or `plain`, whichever is due at this step: what `step` would do."""
+        if step % self.period == 0:
+            return self.learn
+        return self.plain if step % self.update_every else self.reuse
+
+    def map(self, wrapper: Callable[[StepFn], StepFn]) -> TrainStep:
+        """Wrap every kind of step: the same function is wrapped once, so that equal kinds stay equal.
+
+        Args:
+          wrapper: step function -> step function, as in `train.map(keep_sharding(where))`.
+        """
+        kinds = {f: wrapper(f) for f in dict.fromkeys((self.step, self.plain, self.learn, self.reuse))}
+        step, plain, learn, reuse = (kinds[f] for f in (self.step, self.plain, self.learn, self.reuse))
+        return self._replace(step=step, plain=plain, learn=learn, reuse=reuse)
+
+
+def make_step(
+    loss: LossFn,
+    weighting: LogitFn | Scorer | None,
+    optimizer: optax.GradientTransformation,
+    weight_optimizer: optax.GradientTransformation | None,
+    method: Method,
+    *,
+    batch_size: int,
+    filter: filters.Filter | None = None,
+    derivatives: Derivatives | None = None,
+    specific_loss: LossFn | None = None,
+    param_filter: Callable[[str], bool] | None = None,
+    mode: Mode = "sparse",
+    estimator: Estimator = "softmax",
+    alpha_batch: AlphaBatch = "filtered",
+    alpha_batch_size: int | None = None,
+    update_every: int | None = None,
+    probe_every: int | None = None,
+    normalize_alignments: bool = False,
+    ema_decay: float | None = None,
+    micro_batches: int = 1,
+    row_metrics: tuple[str, ...] = (),
+    mesh: jax.sharding.Mesh | None = None,
+    gather: Callable[[str], bool] | None = None,
+    axis_name: str | None = None,
+) -> TrainStep:
+    """Builds the train step of one method.
+
+    Sparse mode (Grangier et al., algorithm 1): the weighting network scores the B rows of the big batch without a gradient,
+    the filter keeps b of them, θ is updated with uniform weights on those. Dense mode (Wang et al., algorithm 1): the big
+    batch is the batch, and the softmax of its logits weighs the rows in the θ-update.
+
+    Args:
+      loss: per-example losses; see `bilevel.types.LossFn`.
+      weighting: logits of a batch: a plain function, see `bilevel.types.LogitFn`, or one that sees the main model, see
+        `bilevel.scorers.Scorer`. None for a method that does not use it (`uniform`, `learning_to_reweight`).
+      optimizer: optax transformation of θ.
+      weight_optimizer: optax transformation of α. None if α does not change.
+      method: what learns α, from `bilevel.methods`.
+      batch_size: b, rows in a θ-update, over all devices.
+      filter: how b of B rows are picked; `filters.gumbel_top_k()` by default. Unused in dense mode but for its temperature.
+      derivatives: `linearization.Finite()` (the default: cheapest) or `linearization.Forward()` (exact).
+      specific_loss: the loss on specific rows, if it differs from `loss`.
+      param_filter: path -> whether the probe covers that parameter; None covers all. Paths look like "block_1/mlp/kernel". Rules
+        of `jax.custom_vjp` in the loss must then take the arrays they use as arguments (see `bilevel.splitting`).
+      mode: "sparse" or "dense".
+      estimator: "softmax", "score" or "uniform"; see `bilevel.estimators`.
+      alpha_batch: where the rows of the α-gradient come from: the filter ("filtered", in which case they are the rows of the
+        θ-update unless `alpha_batch_size` says otherwise) or a uniform draw from the big batch.
+      alpha_batch_size: rows in the α-gradient; None takes b.
+      update_every: α changes on steps 0, k, 2k, …; the others cost no more than scoring. None takes 4, or 1 for a method that
+        chooses the weights of every θ-update (`learning_to_reweight`).
+      probe_every: the specific batch is evaluated, and the method's state changes, on these steps only; the α-steps between them
+        use the specific gradient that the state remembers, for one forward pass with `Finite()`. A multiple of `update_every`;
+        None: on every α-step. Needs a method with `reuse`: `soba`, `penalty`, or `dds` and `anograd` with `average_specific`.
+      normalize_alignments: scale the alignments of each α-step to root mean square 1.
+      ema_decay: keep an exponential moving average of (params, model_state) with this decay, in at least float32.
+      micro_batches: evaluate the b rows (and the specific batch) in this many equal parts, one after the other: the same update
+        to rounding with the activations of one part in memory. See `bilevel.rows.RowLosses`.
+      row_metrics: names of the per-example metrics of `loss` that the step returns for the rows of the θ-update, as its own
+        evaluation gave them.
+      mesh: the devices that rows are spread over under plain `jit`: those that the filter picks are spread over it too, and split
+        parameters (`bilevel.sharding.split_state`) are gathered where they are used. With None the compiler decides, and tends
+        to compute all rows on every device.
+      gather: path -> whether the step itself gathers that split parameter, whole and before the loss. The loss gathers the others
+        where it uses them, and never holds all of them at once (`bilevel.nn.transformer.Transformer(mesh=…)` does so, block by
+        block). None: the step gathers all.
+      axis_name: the mapped axis of `pmap` or `shard_map` that the rows are spread over. Leave None under plain `jit`, also
+        with sharded arrays. The state and the scalar metrics are the same on every device, but only of the state can
+        `shard_map` prove it: give it check_vma=False and out_specs P() for both. The metrics with rows (`selected`, …) are each
+        device's share, out_specs P(axis_name).
+
+    Returns:
+      A `TrainStep`: `init`, `step`, … The metrics are float32 scalars: generic_loss (mean of the rows of the θ-update; so are
+      generic_NAME, for each metric NAME that the loss gives as one number a row, but for one called "loss"),
+      specific_loss (NaN on steps without α-work), effective_sample_size, weight_entropy, largest_weight (over the big
+      batch), temperature, weight_gradient_norm (NaN where α does not change) and alignment_rms (NaN without α-work); and
+      `selected`, int32 `[b]`: the positions in the big batch (with `axis_name`: in that of all devices) of the rows of the
+      θ-update. Where these rows have different weights (in dense mode, and by a method that chooses them itself) there is also
+      `weights`, float32 `[b]`. Those named by `row_metrics` follow, `[b, …]`.
+
+    Raises:
+      UserError: for options that do not go together, now; for shapes that do not fit, when the step is traced.
+    """
+    check_parts(method, filter, derivatives)
+    if update_every is None:
+        update_every = 1 if method.chooses_weights else 4
+    options = StepOptions(
+        batch_size, mode, estimator, alpha_batch, alpha_batch_size, update_every, probe_every, normalize_alignments,
+        ema_decay, micro_batches, row_metrics, axis_name,
+    )  # fmt: skip
+    check_together(options, method, filter, has_weighting=weighting is not None, has_rate=weight_optimizer is not None)
+    evaluations = Evaluations(
+        loss,
+        specific_loss or loss,
+        optimizer,
+        derivatives or Finite(),
+        param_filter,
+        micro_batches,
+        mesh,
+        gather,
+        axis_name,
+    )
+    scorer = weighting if isinstance(weighting, Scorer) else scorers.of_logits(weighting or scorers.no_logits)
+    rule = filter or (filters.gumbel_top_k() if method.uses_weights else filters.uniform())
+    parts = _Parts(
+        evaluations,
+        Chooser(evaluations, scorer, rule, options, method.uses_weights),
+        optimizer,
+        weight_optimizer or optax.identity(),
+        method,
+        options,
+    )
+    if method.update is None:
+        return TrainStep(parts.init, parts.plain, parts.plain, parts.plain, parts.plain, 1, 1)
+    plain = parts.learn if method.chooses_weights else parts.plain
+    reuse = parts.reuse if options.period > options.update_every else parts.learn
+    return TrainStep(parts.init, parts.step, plain, parts.learn, reuse, options.update_every, options.period)
+
+
+class _Moved(NamedTuple):
+    """What one step changes, from the branch that computed it."""
+
+    losses: Array
+    rows: Metrics
+    """What the loss says about each row of the θ-update besides its loss: arrays `[b]`."""
+    model_state: ModelState
+    params: Params
+    opt_state: Any
+    weight_params: Params
+    weight_opt_state: Any
+    method_state: Any
+    metrics: Metrics
+    asked: Metrics
+    """The per-example metrics that were asked for, `[b, …]`."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Parts:
+    """The parts of a step and the pure functions over them."""
+
+    evaluations: Evaluations
+    chooser: Chooser
+    optimizer: optax.GradientTransformation
+    weight_optimizer: optax.GradientTransformation
+    method: Method
+    options: StepOptions
+
+    def init(
+        self, rng: Array, params: Params, weight_params: Params | None = None, model_state: ModelState | None = None
+    ) -> TrainState:
+        if self.method.update is not None and not self.method.chooses_weights and not jax.tree.leaves(weight_params):
+            raise UserError(
+                "init got no weight_params, but this method learns the weighting network: give the network's parameters, as in "
+                "train.init(rng, params, weight_params)."
+            )
+        subset = self.evaluations.subset(params)
+        given = (params, {} if weight_params is None else weight_params, rng)
+        # Copies, so that donating the state takes no array away from the caller.
+        params, alpha, rng = jax.tree.map(jnp.copy, given)
+        model_state = jax.tree.map(jnp.copy, {} if model_state is None else model_state)
+        ema = None if self.options.ema_decay is None else trees.wide((params, model_state))
+        states = (
+            self.optimizer.init(params),
+            self.weight_optimizer.init(alpha),
+            self.method.init(subset.restrict(params)),
+            ema,
+        )
+        # Copies again: optimizers may keep the very arrays that they were given, and no array can be donated twice.
+        opt_state, weight_opt_state, method_state, ema = (jax.tree.map(jnp.copy, part) for part in states)
+        return TrainState(
+            step=jnp.zeros((), jnp.int32),
+            params=params,
+            model_state=model_state,
+            opt_state=opt_state,
+            weight_params=alpha,
+            weight_opt_state=weight_opt_state,
+            method_state=method_state,
+            ema=ema,
+            rng=rng,
+        )
+
+    def step(self, state: TrainState, big_batch: Batch, specific_batch: Batch) -> tuple[TrainState, Metrics]:
+        options, arguments = self.options, (state, big_batch, specific_batch)
+
+        def between(*arguments: Any) -> tuple[TrainState, Metrics]:
+            if options.period == options.update_every:
+                return self.plain(*arguments)
+            return _on_due(state.step, options.update_every, self.reuse, self.plain, arguments)
+
+        return _on_due(state.step, options.period, self.learn, between, arguments)
+
+    def plain(self, state: TrainState, big_batch: Batch, specific_batch: Batch) -> tuple[TrainState, Metrics]:
+        chosen = self.chooser.choose(state, big_batch, keys_of(state, self.options.axis_name))
+        moved = self._plain(state, chosen.inner)
+        scores = self.chooser.scores(state, big_batch, chosen, moved.losses)
+        return self._finish(state, moved, scores, chosen.positions)
+
+    def learn(self, state: TrainState, big_batch: Batch, specific_batch: Batch) -> tuple[TrainState, Metrics]:
+        assert self.method.update is not None
+        return self._alpha_step(self.method.update, state, big_batch, specific_batch)
+
+    def reuse(self, state: TrainState, big_batch: Batch, specific_batch: Batch) -> tuple[TrainState, Metrics]:
+        assert self.method.reuse is not None
+        return self._alpha_step(self.method.reuse, state, big_batch, specific_batch)
+
+    def _alpha_step(
+        self, method: MethodFn, state: TrainState, big_batch: Batch, specific_batch: Batch
+    ) -> tuple[TrainState, Metrics]:
+        keys = keys_of(state, self.options.axis_name)
+        chosen = self.chooser.choose(state, big_batch, keys)
+        outer = chosen.inner
+        if not self.options.shares_rows:
+            outer = self.chooser.for_alpha(state, big_batch, chosen, keys.alpha)
+        losses = self.evaluations.rows(state, outer.batch, outer.rng)
+        problem = self.evaluations.problem(state, losses, outer.weights, specific_batch, keys.specific, keys.method)
+        update = method(problem, state.method_state)
+        scores = self.chooser.scores(state, big_batch, chosen, update.losses)
+        moved = self._learn(state, chosen.inner, outer, update, scores.temperature)
+        return self._finish(state, moved, scores, chosen.positions, update.weights)
+
+    def _finish(
+        self, state: TrainState, moved: _Moved, scores: picking.Scores, positions: Array, weights: Array | None = None
+    ) -> tuple[TrainState, Metrics]:
+        axis = self.options.axis_name
+        rows = {**moved.rows, "loss": moved.losses}
+        means = {f"generic_{name}": estimators.total(x, axis) / self.options.batch_size for name, x in rows.items()}
+        metrics = {**means, **moved.metrics, "temperature": scores.temperature}
+        if weights is None:
+            local = self.chooser.filter.scope == "local"
+            metrics |= weight_metrics(scores.pool, axis if local else None)
+        else:
+            metrics |= weight_metrics(jnp.log(weights), axis)
+        metrics = {name: value.astype(jnp.float32) for name, value in metrics.items()}
+        if weights is None and self.options.mode == "dense" and self.method.uses_weights:
+            weights = estimators.softmax(scores.local, axis)
+        positions = self._in_whole_batch(positions, scores)
+        vectors = {"selected": positions} if weights is None else {"selected": positions, "weights": weights}
+        taken = moved.asked.keys() & {**metrics, **vectors}.keys()
+        if taken:
+            raise UserError(
+                f"row_metrics asks for {min(taken)!r}, and the step has a metric of that name: rename it in the loss's LossAux."
+            )
+        return self._next(state, moved), {**metrics, **vectors, **moved.asked}
+
+    def _in_whole_batch(self, positions: Array, scores: picking.Scores) -> Array:
+        """Positions in the big batch of all devices."""
+        axis = self.options.axis_name
+        if axis is None or self.chooser.filter.scope == "global":
+            return positions
+        return positions + jax.lax.axis_index(axis) * scores.local.shape[0]
+
+    def _plain(self, state: TrainState, inner: Inner) -> _Moved:
+        """The θ-update alone: what every training step costs."""
+        rows = self.evaluations.rows(state, inner.batch, inner.rng)
+        values, aux, gradient = rows.pulled_back(spread(state.params, self.options.axis_name), inner.weights)
+        nothing = jnp.full((), jnp.nan)
+        metrics: Metrics = {"specific_loss": nothing, "weight_gradient_norm": nothing, "alignment_rms": nothing}
+        return self._move(state, values, aux, sum_over(gradient, self.options.axis_name), metrics)
+
+    def _learn(self, state: TrainState, inner: Inner, outer: Inner, update: MethodUpdate, temperature: Array) -> _Moved:
+        """The θ-update and the α-update, both from the same θ and α."""
+        axis, weights, opt_state = self.options.axis_name, state.weight_params, state.weight_opt_state
+        count = update.alignments.shape[0] * axis_size(axis)
+        metrics: Metrics = {
+            "specific_loss": update.specific_loss,
+            "weight_gradient_norm": jnp.full((), jnp.nan),
+            "alignment_rms": jnp.sqrt(estimators.total(trees.widen(update.alignments) ** 2, axis) / count),
+        }
+        if not self.method.chooses_weights:
+            gradient = self._weight_gradient(state, outer, update, temperature)
+            metrics["weight_gradient_norm"] = trees.norm(gradient)
+            updates, opt_state = self.weight_optimizer.update(gradient, opt_state, weights)
+            weights = optax.apply_updates(weights, updates)
+        if self.options.shares_rows:
+            moved = self._move(state, update.losses, update.aux, update.gradient, metrics)
+        else:
+            later = dataclasses.replace(state, params=trees.after(state.params, update.gradient))
+            moved = self._plain(later, inner)._replace(metrics=metrics)
+        return moved._replace(weight_params=weights, weight_opt_state=opt_state, method_state=update.state)
+
+    def _weight_gradient(self, state: TrainState, rows: Inner, update: MethodUpdate, temperature: Array) -> Params:
+        """Σ a_i ∇_α w_i by one pass back through the weighting network."""
+        options, axis = self.options, self.options.axis_name
+        features = rows.features(update.losses)
+        logits, pullback = jax.vjp(
+            lambda p: self.chooser.scorer.logits(p, rows.batch, features), spread(state.weight_params, axis)
+        )
+        cotangents = estimators.logit_cotangents(
+            trees.widen(update.alignments),
+            logits / temperature,
+            options.estimator,
+            num_rows=logits.shape[0] * axis_size(axis),
+            normalize=options.normalize_alignments,
+            axis_name=axis,
+        )
+        (gradient,) = pullback((cotangents / temperature).astype(logits.dtype))
+        return sum_over(gradient, axis)
+
+    def _move(self, state: TrainState, losses: Array, aux: LossAux, gradient: Params, metrics: Metrics) -> _Moved:
+        updates, opt_state = self.optimizer.update(gradient, state.opt_state, state.params)
+        return _Moved(
+            losses,
+            {name: trees.widen(x) for name, x in aux.metrics.items() if x.ndim == 1},
+            _like(mean_over(aux.model_state, self.options.axis_name), state.model_state),
+            optax.apply_updates(state.params, updates),
+            opt_state,
+            state.weight_params,
+            state.weight_opt_state,
+            state.method_state,
+            metrics,
+            self._row_metrics(aux),
+        )
+
+    def _row_metrics(self, aux: LossAux) -> Metrics:
+        for name in self.options.row_metrics:
+            if name not in aux.metrics:
+                raise UserError(
+                    f"The loss returns no per-example metric {name!r} (it returns: {', '.join(aux.metrics) or 'none'}): "
+                    "add it to the metrics of its LossAux."
+                )
+        return {name: aux.metrics[name] for name in self.options.row_metrics}
+
+    def _next(self, state: TrainState, moved: _Moved) -> TrainState:
+        ema = state.ema
+        if self.options.ema_decay is not None:
+            ema = trees.average((moved.params, moved.model_state), state.ema, self.options.ema_decay)
+        return TrainState(
+            step=state.step + 1,
+            params=moved.params,
+            model_state=moved.model_state,
+            opt_state=moved.opt_state,
+            weight_params=moved.weight_params,
+            weight_opt_state=moved.weight_opt_state,
+            method_state=moved.method_state,
+            ema=ema,
+            rng=state.rng,
+        )
+
+
+def _like(new: ModelState, old: ModelState) -> ModelState:
+    """The new model state in the types of the old: a state whose types change is compiled for twice, and no loop carries it."""
+    return trees.like(new, old) if jax.tree.structure(new) == jax.tree.structure(old) else new
+
+
+def _on_due(step: Array, every: int, due: Any, other: Any, arguments: tuple[Any, ...]) -> tuple[TrainState, Metrics]:
+    return due(*arguments) if every == 1 else jax.lax.cond(step % every == 0, due, other, *arguments)

@@ -1,0 +1,205 @@
+"""Weighting baselines for labelled data: SPCL and MentorNet, written out; alike on one device and on eight."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import labelled
+import numpy as np
+import optax
+import pytest
+from jax.sharding import PartitionSpec
+from labelled import CLASSES, Net, classifier
+
+import bilevel
+from bilevel.devices import sharding
+from bilevel.methods.mentornet import MentorFeatures, with_wrong_labels
+from bilevel.nn.mentor_net import MentorNetwork, mentor
+from bilevel.types import UserError
+
+pytestmark = pytest.mark.slow  # half a minute and more, nearly all of it compiling
+
+BIG, NET = 32, Net()
+MENTOR = mentor(MentorNetwork(CLASSES), jax.random.key(5))
+
+
+def build(method: Any, optimizer: Any = None, **options: Any) -> bilevel.TrainStep:
+    return bilevel.make_step(
+        options.pop("loss", classifier(NET)), None, optimizer or optax.sgd(0.1), None, method, mode="dense", batch_size=BIG,
+        **options,
+    )  # fmt: skip
+
+
+def mentornet(**options: Any) -> bilevel.methods.Method:
+    options = {"num_classes": CLASSES, "total_steps": 10, **options}
+    return bilevel.mentornet(*MENTOR, optax.adam(0.01), **options)
+
+
+def start(train: bilevel.TrainStep) -> bilevel.TrainState:
+    return train.init(jax.random.key(0), labelled.start(NET, 1)[0])
+
+
+def moved_by(params: Any, weights: Any, batch: Any) -> Any:
+    gradient = jax.grad(lambda p: jnp.asarray(weights) @ labelled.losses(NET, p, batch))(params)
+    return jax.tree.map(lambda p, g: p - 0.1 * g, params, gradient)
+
+
+def check(found: Any, wanted: Any, rtol: float = 1e-4) -> None:
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=rtol, atol=1e-6), found, wanted)
+
+
+@pytest.mark.parametrize("micro_batches", [1, 4])
+def test_spcl_written_out(micro_batches: int) -> None:
+    """v = max(0, 1 − ℓ/λ) with λ of the schedule, and θ moves by (1/B) Σ v_i ∇ℓ_i."""
+    pace = optax.exponential_decay(1.0, 1, 1.3)
+    train = build(bilevel.spcl(pace), micro_batches=micro_batches)
+    state, step = start(train), jax.jit(train.step)
+    shares = []
+    for i in range(3):
+        batch, before = labelled.rows(i, BIG), state.params
+        state, metrics = step(state, batch, {})
+        losses = np.asarray(labelled.losses(NET, before, batch))
+        weights = np.maximum(0, 1 - losses / 1.3**i) / BIG
+        np.testing.assert_allclose(metrics["weights"], weights, rtol=1e-4, atol=1e-6)
+        check(state.params, moved_by(before, weights, batch))
+        assert np.isnan(metrics["specific_loss"])
+        shares.append(np.mean(weights > 0))
+    assert 0 < shares[0] < shares[-1]
+    assert int(state.method_state.step) == 3
+    assert step._cache_size() == 1  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_spcl_costs_a_plain_step() -> None:
+    net = Net(hidden=256)
+
+    def operations(train: Any) -> float:
+        batch, state = labelled.rows(0, BIG), train.init(jax.random.key(0), labelled.start(net)[0])
+        cost: Any = jax.jit(train.step).lower(state, batch, batch).compile().cost_analysis()
+        return float(cost["flops"])
+
+    plain = bilevel.make_step(classifier(net), None, optax.sgd(0.1), None, bilevel.uniform(), batch_size=BIG)
+    assert operations(build(bilevel.spcl(2.0), loss=classifier(net))) <= 1.1 * operations(plain)
+
+
+def test_spcl_where_no_row_is_easy() -> None:
+    train = build(bilevel.spcl(1e-6))
+    after, metrics = jax.jit(train.step)(start(train), labelled.rows(0, BIG), {})
+    check(after.params, labelled.start(NET, 1)[0])
+    assert np.isnan(metrics["effective_sample_size"])
+    assert np.isfinite(metrics["generic_loss"])
+
+
+def test_mentornet_written_out() -> None:
+    """Burn-in, then v = sigmoid(mentor); the moving percentile; and one step of cross-entropy for the mentor."""
+    train = build(mentornet(burn_in=0.1, percentile=0.5, decay=0.8))
+    state, step, level = start(train), jax.jit(train.step), 0.0
+    for i in range(3):
+        batch, specific, before = labelled.rows(i, BIG), labelled.rows(50 + i, 16), state
+        state, metrics = step(state, batch, specific)
+        losses = np.asarray(labelled.losses(NET, before.params, batch))
+        median = np.median(losses)
+        level = median if i == 0 else 0.8 * level + 0.2 * median
+        np.testing.assert_allclose(state.method_state.percentile, level, rtol=1e-5)
+        seen = MentorFeatures(
+            jnp.asarray(losses), jnp.asarray(losses - level), batch["label"], jnp.full(BIG, i / 10, jnp.float32)
+        )
+        v = np.ones(BIG) if i == 0 else np.asarray(jax.nn.sigmoid(MENTOR[0](before.method_state.params, seen)))
+        np.testing.assert_allclose(metrics["weights"], v / BIG, rtol=1e-4)
+        check(state.params, moved_by(before.params, jnp.asarray(v / BIG, jnp.float32), batch))
+        assert np.isfinite(metrics["specific_loss"])
+        changed = jax.tree.map(lambda x, y: bool(np.any(x != y)), state.method_state.params, before.method_state.params)
+        assert any(jax.tree.leaves(changed))
+    assert step._cache_size() == 1  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_first_step_of_the_mentor() -> None:
+    """The logits are 0 at first, so its cross-entropy is log 2, whatever labels were drawn."""
+    train = build(mentornet())
+    state = train.init(jax.random.key(0), labelled.start(NET, 1)[0])
+    abstract = jax.eval_shape(train.init, jax.random.key(0), labelled.start(NET, 1)[0])
+    after, metrics = jax.jit(train.step, donate_argnums=0)(state, labelled.rows(0, BIG), labelled.rows(1, 16))
+    np.testing.assert_allclose(metrics["specific_loss"], np.log(2), rtol=1e-6)
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(lambda x: (x.shape, x.dtype), abstract)
+    assert np.isfinite(jax.tree.leaves(MENTOR[1])[0]).all()  # not donated away
+
+
+def test_mentornet_says_which_labels_it_misses() -> None:
+    train = build(mentornet())
+    unlabelled = {name: x for name, x in labelled.rows(1, 16).items() if name != "label"}
+    with pytest.raises(
+        UserError, match=r"mentornet reads labels as batch\['label'\], but a batch holds id, true, x: give mentornet"
+    ):
+        jax.jit(train.step)(start(train), labelled.rows(0, BIG), unlabelled)
+
+
+def test_wrong_labels() -> None:
+    labels = jnp.asarray(np.random.default_rng(0).integers(0, CLASSES, 20_000), jnp.uint8)
+    given, right = with_wrong_labels(jax.random.key(0), labels, CLASSES, 0.3)
+    assert given.dtype == labels.dtype
+    np.testing.assert_array_equal(given == labels, right == 1)
+    assert np.mean(right) == pytest.approx(0.7, abs=0.01)
+    wrong = np.bincount(np.asarray((given - labels) % CLASSES)[np.asarray(right) == 0], minlength=CLASSES)
+    assert np.all(wrong[1:] / wrong.sum() == pytest.approx(1 / 3, abs=0.02))
+    assert int(given.max()) == CLASSES - 1
+
+
+def test_mentor_learns_to_leave_out_wrong_labels() -> None:
+    steps, data = 300, labelled.rows(1, 2000, flipped=0.4)
+    clean = labelled.rows(2, 200)
+    train = build(mentornet(total_steps=steps), optax.adam(0.01))
+    rng = np.random.default_rng(0)
+    chosen = [np.stack([rng.permutation(n)[:BIG] for _ in range(steps)]) for n in (2000, 200)]
+    data, clean = (jax.tree.map(jnp.asarray, arrays) for arrays in (data, clean))
+
+    @jax.jit
+    def run(state: Any) -> Any:
+        def one(state: Any, indices: Any) -> Any:
+            batch = labelled.take(data, indices[0])
+            state, metrics = train.step(state, batch, labelled.take(clean, indices[1]))
+            wrong = batch["label"] != batch["true"]
+            mean = lambda mask: jnp.sum(metrics["weights"] * mask) / jnp.sum(mask) * BIG  # noqa: E731
+            return state, (mean(wrong), mean(~wrong))
+
+        return jax.lax.scan(one, state, tuple(chosen))
+
+    _, (wrong, right) = run(start(train))
+    assert np.all(np.asarray(wrong[:60]) == pytest.approx(1.0))  # burn-in
+    assert np.mean(wrong[-60:]) < 0.2
+    assert np.mean(right[-60:]) > 0.8
+
+
+@pytest.mark.parametrize("check_vma", [False, True])
+@pytest.mark.parametrize("name", ["spcl", "mentornet"])
+def test_eight_devices(name: str, check_vma: bool) -> None:
+    def make(**options: Any) -> bilevel.TrainStep:
+        # The percentile of a device's few rows is not that of all, and labels are drawn by device.
+        return build(bilevel.spcl(2.0) if name == "spcl" else mentornet(burn_in=0.0), **options)
+
+    batch, specific = labelled.rows(0, BIG), labelled.rows(9, 16)
+    wanted = jax.jit(make().step)(start(make()), batch, specific)[0]
+    train, rows, same = make(axis_name="data"), PartitionSpec("data"), PartitionSpec()
+    step = jax.shard_map(
+        lambda *a: train.step(*a)[0], mesh=sharding.make_mesh(), in_specs=(same, rows, rows), out_specs=same,
+        check_vma=check_vma,
+    )  # fmt: skip
+    found = jax.jit(step)(start(train), batch, specific)
+    check(found.params, wanted.params)
+    if name == "mentornet":
+        assert np.isfinite(found.method_state.percentile)
+
+
+def test_mistakes_are_explained() -> None:
+    for options, message in (
+        ({"num_classes": 1}, "num_classes=1"),
+        ({"total_steps": 0}, "total_steps=0"),
+        ({"burn_in": 1.5}, "burn_in=1.5"),
+        ({"percentile": -1.0}, "percentile=-1.0"),
+        ({"decay": 1.0}, "decay=1.0"),
+        ({"wrong_share": 0.0}, "wrong_share=0.0"),
+    ):
+        with pytest.raises(UserError, match=message):
+            mentornet(**options)
+    with pytest.raises(UserError, match="pace=0"):
+        bilevel.spcl(0)
+    with pytest.raises(UserError, match='mode="sparse" does not fit'):
+        bilevel.make_step(classifier(NET), None, optax.sgd(0.1), None, bilevel.spcl(1.0), batch_size=4)

@@ -1,0 +1,89 @@
+"""What the state may hold besides floating-point arrays of its own: counters, random keys, arrays that optimizers keep."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import toy
+from jax.sharding import PartitionSpec
+
+import bilevel
+from bilevel.devices import sharding
+from bilevel.types import Array, LossAux
+
+METHODS: dict[str, Any] = {"dds": bilevel.dds, "soba": lambda: bilevel.soba(optax.contrib.prodigy())}
+
+
+def counting_loss(p: Any, model_state: Any, batch: Any, rng: Any) -> tuple[Array, LossAux]:
+    """A loss whose model state has a mean, a counter and a random key, as an NNX module with dropout does."""
+    key, _ = jax.random.split(model_state["key"])
+    moved = {"mean": jnp.mean(batch["y"]), "count": model_state["count"] + 1, "key": key}
+    return toy.loss(p, {}, batch, rng)[0], LossAux(moved, {})
+
+
+def build(**options: Any) -> tuple[bilevel.TrainStep, bilevel.TrainState]:
+    train = bilevel.make_step(
+        counting_loss,
+        toy.weighting,
+        optax.sgd(0.1),
+        optax.sgd(0.1),
+        bilevel.dds(),
+        batch_size=4,
+        update_every=2,
+        **options,
+    )
+    model_state = {"mean": jnp.zeros(()), "count": jnp.zeros((), jnp.uint32), "key": jax.random.key(7)}
+    return train, train.init(jax.random.key(0), toy.params(1), toy.weight_params(2), model_state)
+
+
+def types(state: Any) -> Any:
+    return jax.tree.map(lambda x: (x.shape, x.dtype), state)
+
+
+def last_key(steps: int) -> Any:
+    key = jax.random.key(7)
+    for _ in range(steps):
+        key = jax.random.split(key)[0]
+    return jax.random.key_data(key)
+
+
+@pytest.mark.parametrize("micro_batches", [1, 2])
+def test_average_takes_the_newest_counters_and_keys(micro_batches: int) -> None:
+    train, state = build(ema_decay=0.9, micro_batches=micro_batches)
+    wanted = types(state)
+    step = jax.jit(train.step, donate_argnums=0)
+    for i in range(3):
+        state, _ = step(state, toy.arrays(i, 12), toy.arrays(10 + i, 4))
+    assert types(state) == wanted
+    for found in (state.model_state, state.ema[1]):
+        assert int(found["count"]) == 3
+        np.testing.assert_array_equal(jax.random.key_data(found["key"]), last_key(3))
+    assert 0 < abs(float(state.ema[1]["mean"])) < abs(float(state.model_state["mean"])) + 1
+
+
+@pytest.mark.parametrize("check_vma", [False, True])
+def test_mapped_axis_keeps_the_types_of_the_model_state(check_vma: bool) -> None:
+    train, state = build(axis_name="data", ema_decay=0.9)
+    rows, same = PartitionSpec("data"), PartitionSpec()
+    specs: dict[str, Any] = {"in_specs": (same, rows, rows), "out_specs": same, "check_vma": check_vma}
+    mesh = sharding.make_mesh(jax.devices()[:2])
+    step = jax.jit(jax.shard_map(lambda *a: train.step(*a)[0], mesh=mesh, **specs))
+    wanted = types(state)
+    for i in range(2):
+        state = step(state, toy.arrays(i, 12), toy.arrays(10 + i, 4))
+    assert types(state) == wanted
+    assert int(state.model_state["count"]) == 2
+    np.testing.assert_array_equal(jax.random.key_data(state.model_state["key"]), last_key(2))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_optimizers_that_keep_the_first_parameters(method: str) -> None:
+    train = bilevel.make_step(
+        toy.loss, toy.weighting, optax.contrib.prodigy(), optax.contrib.prodigy(), METHODS[method](), batch_size=4
+    )
+    state = train.init(jax.random.key(0), toy.params(1), toy.weight_params(2))
+    state, _ = jax.jit(train.step, donate_argnums=0)(state, toy.arrays(0, 12), toy.arrays(1, 4))
+    assert int(state.step) == 1
