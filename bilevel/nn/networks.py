@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -13,7 +14,6 @@ from bilevel.nn.small import MLP, SmallCNN
 from bilevel.nn.vgg import VGG16
 from bilevel.nn.wide_resnet import WideResNet
 from bilevel.types import UserError
-from experiments.image_classification.config import ModelConfig
 
 NAMES = ("mlp", "mlp-small", "cnn", "cnn-small", "resnet18", "resnet20", "resnet50", "vgg16", "vgg16-plain")
 _LARGE = 64
@@ -21,26 +21,27 @@ _LARGE = 64
 
 
 def network_of(
-    name: str, outputs: int, shape: tuple[int, ...], model: ModelConfig, *, dropout: bool = True
+    name: str, outputs: int, shape: tuple[int, ...], *, width: int = 256, dtype: Any = jnp.float32, dropout: bool = True
 ) -> nn.Module:
-    """A network for inputs of a shape.
+    """Build a network by its name, for inputs of a shape.
 
     Args:
       name: one of `NAMES`, or wrnDEPTH-WIDTH.
       outputs: number of classes, or of scores.
       shape: of one input, `(H, W, C)` or `(d,)`.
-      model: its width and dtype count.
+      width: units of each hidden layer of mlp; mlp-small has an eighth of them.
+      dtype: type of the computation.
       dropout: False builds it without (a scorer draws nothing).
 
     Raises:
       UserError: for an unknown name, or inputs that the network cannot take.
     """
-    dtype = jnp.dtype(model.dtype)
+    dtype = jnp.dtype(dtype)
     if len(shape) == 1 and not name.startswith("mlp"):
         raise UserError(f"The network {name} needs images, but the data are rows of {shape[0]} features: take mlp.")
     large = max(shape) >= _LARGE
     if name in ("mlp", "mlp-small"):
-        width = model.width if name == "mlp" else math.ceil(model.width / 8)
+        width = width if name == "mlp" else math.ceil(width / 8)
         return MLP(outputs, hidden=(width,) * 3, dtype=dtype)
     if name in ("cnn", "cnn-small"):
         part = 1 if name == "cnn" else 8

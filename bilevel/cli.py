@@ -1,0 +1,231 @@
+"""The command line: `bilevel compare TASK`, `diagnose TASK`, `analyse NAME TASK`, `select`."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import importlib
+import importlib.util
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from bilevel.types import UserError
+
+TASKS = {
+    "language_modeling": "bilevel.tasks.language_modeling:TASK",
+    "image_classification": "bilevel.tasks.classification:TASK",
+    "tabular": "bilevel.tasks.classification:TABULAR",
+}
+ANALYSES = ("curriculum", "filters", "acceleration", "transfer", "multi_task")
+USAGE = f"""usage: bilevel COMMAND …
+
+  bilevel compare TASK [--compare uniform,soba] [--data.… --model.… --METHOD.…]
+  bilevel diagnose TASK [--checkpoint RUN]
+  bilevel analyse {{{",".join(ANALYSES)}}} TASK
+  bilevel select --weights RUN --corpus FILES --output FOLDER
+
+TASK is one of {", ".join(TASKS)}, or a file my_task.py with an object TASK (see docs/own_task.md).
+`bilevel COMMAND TASK --help` lists the flags.
+"""
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class Command(NamedTuple):
+    """A command line that was understood."""
+
+    run: Callable[[], None]
+    settings: Any
+    """What it will run with."""
+    run_dir: Path | None = None
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run a command; a user's mistake ends in one sentence and exit code 2.
+
+    A run that a signal stopped ends with exit code 3 and the sentence that says how to go on.
+
+    Args:
+      arguments: those of the command line, if None.
+    """
+    from bilevel.study.files import STOPPED, Stopped
+
+    command = None
+    try:
+        command = parse(sys.argv[1:] if arguments is None else arguments)
+        _environment()
+        command.run()
+    except Stopped:
+        folder = getattr(command, "run_dir", None) or "the run directory"
+        with contextlib.suppress(OSError):  # Ctrl-C may have ended what reads this output
+            print(f"Stopped and saved; the same command continues in {folder}.", file=sys.stderr, flush=True)
+        sys.exit(STOPPED)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
+            raise
+        print(f"error: A file cannot be written ({error}): make room, and run the same command again.", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("\nInterrupted; what was saved before is kept.", file=sys.stderr)
+        sys.exit(130)
+
+
+def parse(arguments: Sequence[str]) -> Command:
+    """Understand a command line, without running it.
+
+    Raises:
+      UserError: for a command or a task that there is not, or flags that do not go together.
+      SystemExit: for --help, and for flags that do not exist.
+    """
+    name, *rest = arguments or ["--help"]
+    if name in ("-h", "--help"):
+        print(USAGE)
+        sys.exit(0)
+    parsers = {"compare": _compare, "diagnose": _diagnose, "analyse": _analyse, "select": _select}
+    if name not in parsers:
+        raise UserError(f"bilevel {name} does not exist: choose from {', '.join(parsers)}.")
+    return parsers[name](rest)
+
+
+def load_task(name: str) -> Any:
+    """Return a task by its name, or from a user's file.
+
+    Raises:
+      UserError: there is none.
+    """
+    from bilevel.study.task import check_task
+
+    if name in TASKS:
+        module, _, attribute = TASKS[name].partition(":")
+        return getattr(importlib.import_module(module), attribute)
+    path = Path(name)
+    if path.suffix != ".py":
+        raise UserError(f"There is no task {name}: choose from {', '.join(TASKS)}, or give a file my_task.py.")
+    if not path.is_file():
+        raise UserError(f"The file {path} does not exist: check the path of the task.")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    if not hasattr(module, "TASK"):
+        raise UserError(f"{path} defines no TASK: end it with TASK = MyTask().")
+    return check_task(module.TASK, str(path))
+
+
+def task_config(task: Any, arguments: Sequence[str], prog: str, changes: dict[str, Any] | None = None) -> Any:
+    """Parse the flags of a task and of the methods that --compare names.
+
+    Args:
+      task: what `load_task` returns.
+      arguments: after the task's name.
+      prog: for --help.
+      changes: other defaults of the study.
+
+    Returns:
+      A `bilevel.study.config.Config`.
+    """
+    import tyro
+
+    from bilevel.study import registry, resolve
+
+    file, rest = _taken(arguments, "--config")
+    preset = _value(rest, "--preset") or "default"
+    before = resolve.default_config(task, preset, Path(file) if file else None)
+    before = before.with_study(**(changes or {}))
+    named = _value(rest, "--compare") or before.study.compare
+    methods = registry.with_first(registry.chosen(named, classes=1))
+    kind = resolve.flags_type(task, methods)
+    text = f"{task.__doc__ or task.title}\n\nFlags of methods are those of the methods that --compare names ({named})."
+    flags = tyro.cli(kind, args=list(rest), default=resolve.flags_of(kind, before), description=text, prog=prog)
+    return resolve.config_of(flags, before)
+
+
+def _compare(arguments: Sequence[str]) -> Command:
+    from bilevel.study.suite import compare
+
+    task, rest = _task(arguments, "compare")
+    config = task_config(task, rest, f"bilevel compare {arguments[0]}")
+
+    def run() -> None:
+        _join(config.study.hosts)
+        compare(config, task)
+
+    return Command(run, config, config.study.run_dir)
+
+
+def _diagnose(arguments: Sequence[str]) -> Command:
+    from bilevel.tools import diagnose
+
+    task, rest = _task(arguments, "diagnose")
+    return Command(*diagnose.command(task, rest, f"bilevel diagnose {arguments[0]}"))
+
+
+def _analyse(arguments: Sequence[str]) -> Command:
+    from bilevel.tools import analyses
+
+    if not arguments or arguments[0] not in ANALYSES:
+        raise UserError(f"bilevel analyse needs the name of an analysis: {', '.join(ANALYSES)}.")
+    task, rest = _task(arguments[1:], f"analyse {arguments[0]}")
+    return Command(*analyses.command(arguments[0], task, rest, f"bilevel analyse {arguments[0]} {arguments[1]}"))
+
+
+def _select(arguments: Sequence[str]) -> Command:
+    from bilevel.tools import select
+
+    return Command(*select.command(arguments, "bilevel select"))
+
+
+def _task(arguments: Sequence[str], command: str) -> tuple[Any, Sequence[str]]:
+    if not arguments or arguments[0].startswith("-"):
+        raise UserError(f"bilevel {command} needs a task: one of {', '.join(TASKS)}, or a file my_task.py.")
+    try:
+        import tyro  # noqa: F401 (needed by all commands)
+    except ImportError as error:
+        raise UserError("The command line needs tyro: pip install 'bilevel[experiments]'.") from error
+    return load_task(arguments[0]), arguments[1:]
+
+
+def _taken(arguments: Sequence[str], flag: str) -> tuple[str | None, list[str]]:
+    """The value of a flag, and the other arguments."""
+    rest, value = [], None
+    given = iter(arguments)
+    for argument in given:
+        if argument == flag:
+            value = next(given, None)
+            if value is None:
+                raise UserError(f"{flag} needs a value.")
+        elif argument.startswith(f"{flag}="):
+            value = argument.partition("=")[2]
+        else:
+            rest.append(argument)
+    return value, rest
+
+
+def _value(arguments: Sequence[str], flag: str) -> str | None:
+    return _taken(arguments, flag)[0] if flag in arguments or any(a.startswith(f"{flag}=") for a in arguments) else None
+
+
+def _join(hosts: Any) -> None:
+    """Join this process to the others of a run on several hosts."""
+    from bilevel.devices import sharding
+
+    if hosts.coordinator == "auto":
+        sharding.start_processes()
+    elif hosts.coordinator is not None:
+        sharding.start_processes(hosts.coordinator, hosts.processes, hosts.process)
+
+
+def _environment() -> None:
+    from bilevel.study.environment import keep_memory, keep_programs
+
+    keep_memory()
+    keep_programs()
+
+
+if __name__ == "__main__":
+    main()

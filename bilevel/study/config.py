@@ -1,0 +1,289 @@
+"""The settings that all comparisons share, resolved once at the entry.
+
+A field says by its metadata whether it decides the outcome of a run: two runs whose deciding fields are equal give equal results.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeAlias, TypeVar
+
+from bilevel.types import UserError
+
+T = TypeVar("T")
+Residence: TypeAlias = Literal["auto", "always", "never"]
+
+
+def free(default: T) -> T:
+    """A field that does not decide the outcome of a run: it may differ when the run continues."""
+    return field(default=default, metadata={"decides": False})
+
+
+def of_comparison(default: T) -> T:
+    """A field that concerns the comparison of runs, and no run."""
+    return field(default=default, metadata={"decides": False, "of_run": False})
+
+
+def flag_of(name: str) -> str:
+    """The flag of a field."""
+    return "--" + name.replace("_", "-")
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """The optimizer of θ."""
+
+    name: Literal["adam", "adamw", "sgd"] = "adam"
+    """Update rule."""
+    learning_rate: float = 2e-3
+    """Peak learning rate."""
+    b2: float = 0.999
+    """adam, adamw: decay of the second moment."""
+    momentum: float = 0.9
+    """sgd: its momentum."""
+    nesterov: bool = True
+    """sgd: Nesterov momentum."""
+    weight_decay: float = 0.0
+    """Decoupled (adamw), or added to the gradient (sgd); adam has none."""
+    schedule: Literal["constant", "cosine", "step"] = "constant"
+    """After warm-up: constant, cosine decay to 0, or multiplied by --optimizer.decay at each milestone."""
+    milestones: tuple[int, ...] = ()
+    """step: θ-updates, counted from the first, after which the learning rate changes."""
+    decay: float = 0.1
+    """step: factor of each change."""
+    warmup: int = 0
+    """Steps of warm-up, at most half of all."""
+    average: float = 0.0
+    """Evaluate a moving average of the parameters and BatchNorm statistics with this decay (DDS: 0.999); 0: the last ones."""
+
+    def check(self) -> None:
+        """Refuse numbers out of range.
+
+        Raises:
+          UserError: naming the first flag.
+        """
+        if not 0 < self.learning_rate < math.inf:
+            raise UserError(f"--optimizer.learning-rate {self.learning_rate} must be a positive number.")
+        if not 0 <= self.average < 1:
+            raise UserError(f"--optimizer.average {self.average} must lie in [0, 1): it is a decay, and 0 averages nothing.")
+        if self.warmup < 0:
+            raise UserError(f"--optimizer.warmup {self.warmup} must be at least 0.")
+        given = " ".join(map(str, self.milestones))
+        if (self.schedule == "step") != bool(self.milestones):
+            found = f"--optimizer.milestones {given} with" if given else "No --optimizer.milestones with"
+            raise UserError(
+                f"{found} --optimizer.schedule {self.schedule}: give both, as in --optimizer.schedule step "
+                "--optimizer.milestones 50000 75000, or neither."
+            )
+        if any(b <= a for a, b in zip((0, *self.milestones), self.milestones, strict=False)):
+            raise UserError(
+                f"--optimizer.milestones {given} must be numbers of steps from 1 on, each larger than the one before."
+            )
+        if self.decay <= 0:
+            raise UserError(f"--optimizer.decay {self.decay} must be positive: it multiplies the learning rate.")
+
+
+@dataclass(frozen=True)
+class FinetuneConfig:
+    """A last phase on the specific rows alone; its best parameters on valid are kept."""
+
+    steps: int = of_comparison(0)
+    """Most steps; 0: none."""
+    learning_rate: float = of_comparison(5e-4)
+    """Learning rate (Adam)."""
+
+
+@dataclass(frozen=True)
+class HostsConfig:
+    """A run on several hosts: start the same command once a host."""
+
+    coordinator: str | None = of_comparison(None)
+    """HOST:PORT of process 0; "auto": ask the cluster's environment."""
+    processes: int | None = of_comparison(None)
+    """Number of processes."""
+    process: int | None = of_comparison(None)
+    """Number of this process, from 0."""
+
+
+@dataclass(frozen=True)
+class Study:
+    """What is compared, for how long, and where it is written."""
+
+    compare: str = of_comparison("uniform,soba")
+    """Methods to train under the same budget, comma-separated; all: every method that needs no other run."""
+    preset: str = of_comparison("default")
+    """default: tuned on valid; paper: the settings of the papers. A flag of a method has the last word."""
+    steps: int = 3000
+    """θ-updates."""
+    seed: int = 0
+    """First seed; decides the initial parameters, the order of the data and all random draws."""
+    seeds: int = of_comparison(1)
+    """Number of seeds: seed, seed + 1, …"""
+    batch_size: int = 16
+    """b: rows in a θ-update."""
+    big_batch_size: int = 512
+    """B: rows that are scored for it."""
+    specific_sets: tuple[str, ...] = of_comparison(())
+    """Several specific sets, each as --data.specific takes one: everything is done for each, in a folder named after it."""
+    same_seconds: bool = of_comparison(False)
+    """Train every method again, with as many steps as fit in uniform's seconds (or in --budget-seconds)."""
+    budget_seconds: float = of_comparison(0.0)
+    """With --same-seconds: training seconds of each run; 0: those of uniform, on average over seeds."""
+    trials: int = of_comparison(0)
+    """Settings that are tried for each method before the comparison, the preset first; the best on valid is used. 0: none."""
+    trial_steps: int = of_comparison(0)
+    """θ-updates of a trial; 0: a quarter of --steps."""
+    schedule_steps: int = 0
+    """Length of the learning-rate schedule, if training is to stop before its end; 0: --steps."""
+    targets: tuple[float, ...] = of_comparison(())
+    """Values of the deciding measure on test; reported are the steps until each is reached."""
+    run_dir: Path = of_comparison(Path("runs/study"))
+    """Where everything is written; the same command continues there."""
+    eval_only: bool = of_comparison(False)
+    """Evaluate the checkpoints in the run directory, without training."""
+    log_every: int = free(50)
+    """Steps between two rows of metrics."""
+    evaluate_every: int = free(250)
+    """Steps between two evaluations."""
+    checkpoint_every: int = free(1000)
+    """Steps between two checkpoints."""
+    evaluate_rows: int = free(2048)
+    """Most rows of each set in an evaluation while training; 0: all. The final ones use all."""
+    resident: Residence = of_comparison("auto")
+    """Keep all data on the device, and make several steps in one program call; auto: if they fit (in an eighth of its memory,
+    on CPU in 1 GiB) and there is one process."""
+    steps_per_call: int = of_comparison(8)
+    """With data on the device: most steps in one call."""
+    progress: bool = free(True)
+    """Show a progress bar."""
+    tensorboard: bool = free(False)
+    """Also write TensorBoard events."""
+    micro_batches: int = 1
+    """Evaluate batches in this many equal parts, one after the other, to save memory."""
+    shard_state: bool = free(False)
+    """Spread parameters and optimizer states over all devices, for models that do not fit on one."""
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
+    hosts: HostsConfig = field(default_factory=HostsConfig)
+
+    @property
+    def residence(self) -> Residence:
+        """Where the data lie: as --resident says, but batches travel where a state is split."""
+        return "never" if self.shard_state else self.resident
+
+    @property
+    def seed_numbers(self) -> range:
+        """All seeds."""
+        return range(self.seed, self.seed + self.seeds)
+
+    def check(self) -> None:
+        """Refuse numbers out of range and flags that do not go together, before anything is read.
+
+        Raises:
+          UserError: naming the first flag.
+        """
+        least = dict.fromkeys(("steps", "seeds", "batch_size", "big_batch_size", "log_every", "steps_per_call", "micro_batches"), 1)
+        least |= dict.fromkeys(("seed", "trials", "trial_steps", "schedule_steps", "evaluate_every", "checkpoint_every",
+                                "evaluate_rows", "budget_seconds"), 0)  # fmt: skip
+        for name, smallest in least.items():
+            if not getattr(self, name) >= smallest:
+                raise UserError(f"{flag_of(name)} {getattr(self, name)} must be at least {smallest}.")
+        self.optimizer.check()
+        if self.finetune.steps < 0 or not 0 < self.finetune.learning_rate < math.inf:
+            raise UserError(
+                f"--finetune.steps {self.finetune.steps} must be at least 0, and --finetune.learning-rate "
+                f"{self.finetune.learning_rate} positive."
+            )
+        self._check_together()
+        self._check_hosts()
+
+    def _check_together(self) -> None:
+        if 0 < self.schedule_steps < self.steps:
+            raise UserError(
+                f"--schedule-steps {self.schedule_steps} ends the learning rate before --steps {self.steps}: give at least "
+                "as many, or 0."
+            )
+        for name, other in (("budget_seconds", "same_seconds"), ("trial_steps", "trials")):
+            if getattr(self, name) and not getattr(self, other):
+                raise UserError(
+                    f"{flag_of(name)} {getattr(self, name)} counts only with {flag_of(other)}: add it, or omit {flag_of(name)}."
+                )
+        if self.same_seconds and self.schedule_steps > self.steps:
+            raise UserError(
+                f"--same-seconds ends the learning rate with each run, and --schedule-steps {self.schedule_steps} after "
+                f"--steps {self.steps}: omit one of the two."
+            )
+
+    def _check_hosts(self) -> None:
+        h = self.hosts
+        alone = next((name for name in ("processes", "process") if getattr(h, name) is not None), None)
+        if alone is not None and h.coordinator is None:
+            raise UserError(f"--hosts.{alone} needs --hosts.coordinator HOST:PORT, the address of process 0, or auto.")
+        if h.coordinator not in (None, "auto") and None in (h.processes, h.process):
+            raise UserError(f"--hosts.coordinator {h.coordinator} needs --hosts.processes and --hosts.process (from 0) too.")
+        if self.resident == "always" and (self.shard_state or h.coordinator):
+            other = "--shard-state" if self.shard_state else "--hosts.coordinator"
+            raise UserError(f"--resident always keeps everything on each device of one process: omit it or {other}.")
+
+
+@dataclass(frozen=True)
+class Config:
+    """All typed settings of a command: the study, the task's own, and those of every method."""
+
+    study: Study
+    task: Any
+    """The task's dataclass, with `data` and `model`."""
+    methods: Mapping[str, Any]
+    """Name of a method -> its settings."""
+    prepared: Path
+    """Where what several runs use is kept."""
+
+    def with_study(self, **changes: Any) -> Config:
+        """The same with other settings of the study."""
+        return dataclasses.replace(self, study=dataclasses.replace(self.study, **changes))
+
+    def with_method(self, method: str, settings: Any) -> Config:
+        """The same with other settings of a method."""
+        return dataclasses.replace(self, methods={**self.methods, method: settings})
+
+
+def plain(value: Any) -> Any:
+    """A configuration as YAML and JSON have it: dataclasses as mappings, paths as text, tuples as lists."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(name): plain(v) for name, v in value.items()}
+    if isinstance(value, (tuple, list)):
+        return [plain(v) for v in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def of_run(config: Any) -> dict[str, Any]:
+    """The settings of a dataclass that concern one run, as `plain` values."""
+    return _chosen(config, lambda f: f.metadata.get("of_run", True))
+
+
+def may_change(config: Any, prefix: str = "") -> list[str]:
+    """Dotted names of the settings that may differ when a run continues."""
+    found: list[str] = []
+    for f in dataclasses.fields(config):
+        value = getattr(config, f.name)
+        if not f.metadata.get("decides", True):
+            found.append(prefix + f.name)
+        elif dataclasses.is_dataclass(value):
+            found += may_change(value, f"{prefix}{f.name}.")
+    return found
+
+
+def _chosen(config: Any, wanted: Callable[[dataclasses.Field[Any]], bool]) -> dict[str, Any]:
+    found = {}
+    for f in dataclasses.fields(config):
+        value = getattr(config, f.name)
+        if not wanted(f):
+            continue
+        found[f.name] = _chosen(value, wanted) if dataclasses.is_dataclass(value) else plain(value)
+    return {name: value for name, value in found.items() if value != {}}

@@ -1,0 +1,1 @@
+"""Settings and plans of the methods, by kind; the registry names them."""

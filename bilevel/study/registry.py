@@ -1,0 +1,75 @@
+"""The methods of all tasks. A new method is a specification in `bilevel.study.methods` and its name here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from bilevel.study.methods import learning, plain, sampling, selecting, weighing
+from bilevel.study.spec import Spec
+from bilevel.types import UserError
+
+_KNOWN: dict[str, Spec] = {
+    **plain.SPECS, **learning.SPECS, **weighing.SPECS, **selecting.SPECS, **sampling.SPECS,
+}  # fmt: skip
+_ORDER = (
+    "uniform", "mixing", "contrastive", "classifier", "meta_weight_net", "learning_to_reweight", "dds", "retrained_dds",
+    "anograd", "soba", "warm_soba", "penalty", "implicit_cg", "implicit_neumann", "spcl", "mentornet", "rho_loss",
+    "train_loss", "gradient_norm", "gradient_norm_is", "irreducible_loss", "svp", "rl_sampler", "frozen", "replayed",
+)  # fmt: skip
+METHODS: Mapping[str, Spec] = {name: _KNOWN[name] for name in (*_ORDER, *sorted(_KNOWN.keys() - {*_ORDER}))}
+"""In the order of the tables."""
+
+
+def chosen(compare: str, classes: int) -> list[str]:
+    """Return the methods that --compare names, each once.
+
+    Args:
+      compare: names, comma-separated; "all" stands for every method that needs no other run and fits the data.
+      classes: of the data's labels; 0: rows have none.
+
+    Raises:
+      UserError: if one is unknown or does not fit, or none is named.
+    """
+    everything = [name for name, spec in METHODS.items() if spec.in_all and (classes or not spec.needs_labels)]
+    given = [name.strip() for name in compare.split(",") if name.strip()]
+    names = [name for one in given for name in (everything if one == "all" else [one])]
+    for name in names:
+        if name not in METHODS:
+            raise UserError(
+                f'--compare names the method "{name}", which does not exist: choose from all, {", ".join(METHODS)}.'
+            )
+        if METHODS[name].needs_labels and not classes:
+            raise UserError(f"--compare names {name}, which needs rows with a label, and these have none: omit it.")
+    if not names:
+        raise UserError(f"--compare is empty: name at least one of {', '.join(METHODS)}.")
+    return list(dict.fromkeys(names))
+
+
+def with_first(names: Sequence[str]) -> list[str]:
+    """Return the methods with those that they continue from, before them."""
+    found = [first for name in names for first in (*METHODS[name].first, name)]
+    return list(dict.fromkeys(found))
+
+
+def defaults(preset: str, presets: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> dict[str, Any]:
+    """Return the settings of all methods under a preset.
+
+    Args:
+      preset: "default", "paper", or another name of the task's presets.
+      presets: of the task: preset -> method -> what it sets; "default" holds always.
+
+    Raises:
+      UserError: for a preset that there is not.
+    """
+    known = {"default", "paper", *presets}
+    if preset not in known:
+        raise UserError(f"--preset {preset} does not exist: choose from {', '.join(sorted(known))}.")
+    found = {}
+    for name, spec in METHODS.items():
+        values = dict(presets.get("default", {}).get(name, {}))
+        if preset == "paper":
+            values |= spec.paper
+        values |= presets.get(preset, {}).get(name, {})
+        found[name] = spec.settings(**values)
+    return found

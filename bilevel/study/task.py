@@ -1,0 +1,202 @@
+"""What a task supplies: data, a model with its losses, a weighting network, and how a model is measured.
+
+A task is an object with the attributes and functions of `Task`. The study layer does the rest: methods, runs, comparisons, search,
+fine-tuning, tables and the report, for every task alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar
+
+import numpy as np
+from jax.sharding import Mesh
+from numpy.typing import NDArray
+
+from bilevel.data import Dataset
+from bilevel.selection.scorers import Scorer
+from bilevel.types import Array, LogitFn, LossFn, ModelState, Params, UserError
+
+ParamFilter: TypeAlias = Callable[[str], bool]
+"""Path of a parameter ("block_1/mlp/kernel") -> whether it is meant."""
+SPECIFIC, GENERIC = "specific", "generic"
+"""Names of evaluated sets: the one that decides, and the generic rows that are not trained on."""
+
+
+class Known(NamedTuple):
+    """What is known about each generic row, for analysis alone: no learner sees it."""
+
+    values: NDArray[np.integer[Any]]
+    """Integer `[N]`, by the `id` of a row."""
+    names: tuple[str, ...]
+    """Of the values 0, 1, …; ("right", "wrong") for a fault."""
+    fault: bool = False
+    """Whether value 1 marks a fault that good weights avoid."""
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The data of a task, as disjoint sets of rows."""
+
+    train: Dataset
+    """Generic rows: θ learns from them."""
+    specific: Dataset
+    """Specific rows: α learns from them. `JoinedData` of several sets gives each specific batch from one of them."""
+    valid: Mapping[str, Dataset]
+    """Choices are made on the first; the others are reported."""
+    test: Mapping[str, Dataset]
+    """Reported only."""
+    held_out: Dataset | None = None
+    """What irreducible losses are learned from; None: there is none."""
+    known: Mapping[str, Known] = field(default_factory=dict)
+    """By name: the domain of a row, whether its label is wrong, …"""
+    classes: int = 0
+    """Number of labels of a batch's `label`; 0 where rows have none."""
+    specific_weights: Sequence[float] | None = None
+    """How often a specific batch comes from each set of `JoinedData`, in proportion; None: all alike."""
+    about: str = ""
+    """Where the rows come from, in a sentence for the report."""
+
+    @property
+    def hashes(self) -> dict[str, str]:
+        """The content hash of each set: a path may hold other data tomorrow."""
+        found = {"train": self.train, "specific": self.specific}
+        found |= {f"valid_{name}": rows for name, rows in self.valid.items()}
+        found |= {f"test_{name}": rows for name, rows in self.test.items()}
+        if self.held_out is not None:
+            found["held_out"] = self.held_out
+        return {name: rows.content_hash for name, rows in found.items()}
+
+    @property
+    def deciding(self) -> Dataset:
+        """The valid set that choices are made on."""
+        return next(iter(self.valid.values()))
+
+
+class ModelOptions(NamedTuple):
+    """Which model is asked for."""
+
+    network: str | None = None
+    """Another network than that of the flags; None: that one."""
+    mesh: Mesh | None = None
+    """The devices that the state is split over, for a model that gathers its own parameters."""
+    forward: bool = False
+    """Whether forward-mode derivatives are taken: no fused kernels."""
+    dtype: str | None = None
+    """Another type of the computation; None: that of the flags."""
+
+
+class Model(NamedTuple):
+    """The main model, as losses. All take `(params, model_state, batch, rng)`; see `bilevel.types.LossFn`."""
+
+    init: Callable[[Array], tuple[Params, ModelState]]
+    """Random key -> θ and the model state."""
+    loss: LossFn
+    """Of generic rows in training: dropout, augmentation, BatchNorm by the batch."""
+    specific_loss: LossFn
+    """Of specific rows in training: as `loss`, without augmentation."""
+    evaluation: LossFn
+    """In evaluation mode: a row's loss depends on nothing but the row. Its metrics `[b]` are measured too."""
+    scoring: Callable[[str], LossFn] | None = None
+    """"batch" or "running", the statistics that BatchNorm normalises scored rows by -> the loss that scores rows, without
+    augmentation; None: `evaluation`."""
+    part: Callable[[int], ParamFilter] | None = None
+    """Number of blocks -> the parameters of the last ones, for cheap probes; None: the network has no such blocks."""
+    gather: ParamFilter | None = None
+    """See `make_step`."""
+    describe: str = ""
+    """In a few words, for the report."""
+
+
+class Weighting(NamedTuple):
+    """A weighting network."""
+
+    init: Callable[[Array], Params]
+    """Random key -> α."""
+    logits: LogitFn | Scorer | None
+    """None for a method that has none."""
+
+
+class Measure(NamedTuple):
+    """One number by which a model is judged."""
+
+    name: str
+    """As `Task.evaluate` returns it: loss, accuracy."""
+    title: str
+    digits: int = 3
+    unit: str = ""
+    lower_is_better: bool = True
+
+
+class Text(NamedTuple):
+    """A row as text, for the report."""
+
+    score: float
+    label: str
+    text: str
+
+
+Evaluate: TypeAlias = Callable[[Params, ModelState, Dataset, int | None], Mapping[str, float]]
+"""(θ, model state, rows, most rows) -> the task's measures."""
+C = TypeVar("C")
+
+
+class Task(Protocol):
+    """A task. `config` is any dataclass with the fields `data` and `model`, dataclasses themselves: they become flags."""
+
+    name: str
+    """In run directories and on the command line."""
+    title: str
+    """Of the report."""
+    config: type[Any]
+    measures: Sequence[Measure]
+    """The first one decides."""
+    presets: Mapping[str, Mapping[str, Mapping[str, Any]]]
+    """Preset -> method (or "study") -> what it sets; "default" holds always."""
+
+    def open(self, config: Any, folder: Path) -> Splits:
+        """Open the data.
+
+        Args:
+          config: `data` and `model`.
+          folder: the run directory, for what opening learns (which classes a model confuses).
+
+        Raises:
+          UserError: for data that are missing, broken or too small.
+        """
+        ...
+
+    def model(self, config: Any, splits: Splits, options: ModelOptions) -> Model:
+        """Build the main model.
+
+        Raises:
+          UserError: for an unknown network, or data that it cannot take.
+        """
+        ...
+
+    def weighting(self, config: Any, splits: Splits) -> Weighting:
+        """Build the weighting network over rows."""
+        ...
+
+    def evaluate(self, config: Any, splits: Splits, model: Model) -> Evaluate:
+        """Return the function that measures a model on a set of rows."""
+        ...
+
+    def show(self, config: Any, splits: Splits, ids: NDArray[np.integer[Any]]) -> Sequence[Text | Any]:
+        """Return generic rows as texts or pictures for the report, `ids` being their numbers."""
+        ...
+
+
+def check_task(task: Any, where: str) -> Task:
+    """Check that an object is a task.
+
+    Raises:
+      UserError: naming what it lacks.
+    """
+    wanted = ("name", "title", "config", "measures", "presets", "open", "model", "weighting", "evaluate", "show")
+    missing = [name for name in wanted if not hasattr(task, name)]
+    if missing:
+        raise UserError(f"The task in {where} lacks {', '.join(missing)}: implement bilevel.study.Task.")
+    return task

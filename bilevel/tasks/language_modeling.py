@@ -1,0 +1,242 @@
+"""Language modelling: a byte-level transformer, generic text and a small specific set (Grangier et al., ATD, section 5.2)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from numpy.typing import NDArray
+
+from bilevel.data import PackedText, RowView, open_source, open_specific, options_of, pack, rows_in_both
+from bilevel.nn.transformer import SIZES, Transformer, TransformerConfig, byte_losses, gathered_before, language_model_loss
+from bilevel.nn.weighting import ConvWeighting, NGramWeighting, logit_fn
+from bilevel.study import Evaluate, Known, Measure, Model, ModelOptions, ParamFilter, Splits, Text, Weighting
+from bilevel.study.evaluation import evaluator
+from bilevel.types import Array, Batch, ModelState, Params, UserError
+
+HELD_OUT_EVERY = 50
+"""Of generic data that come without a valid part, the documents with a number divisible by this are held out."""
+WORTH_A_WARNING = 0.001
+"""Share of valid or test rows that may be in the generic data before the user is told."""
+_EVALUATED_AT_ONCE = 256
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where the text comes from."""
+
+    generic: str = "python:stdlib"
+    """Generic data: files, globs or folders (comma-separated; plain text or JSON lines, gzipped or not),
+    tfds:NAME[:SPLIT[:FIELD]], or python:stdlib, the source files of Python's standard library."""
+    specific: str = "python:topics"
+    """Specific data: a folder with train, valid and test files, or anything that --data.generic takes (then split 80/10/10
+    by a hash of the text), or python:topics, Python's language reference."""
+    generic_labels: Path | None = None
+    """Tab-separated file whose first column names the domain of each generic document, for analysis only."""
+    field: str | None = None
+    """Name of the text field of JSON lines (default: text); for those of the two data sets that have fields."""
+    documents: Literal["line", "file"] = "line"
+    """Whether a line or a whole file of plain text is one document; for those of the two data sets that are plain text."""
+    length: int = 64
+    """T: bytes in a row."""
+    cache_dir: Path = field(default=Path("~/.cache/bilevel"), metadata={"decides": False})
+    """Where packed data are kept."""
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The main model and the weighting network."""
+
+    network: Literal["xs", "small", "medium", "large"] = "xs"
+    """Decoder: xs 2 layers/64, small 4/128 and large 12/256 (both the paper's), medium 6/256."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type of the main model's computation; parameters and losses stay float32."""
+    remat: bool = False
+    """Recompute blocks in the backward pass to save memory (on CPU only together with --model.scan-layers)."""
+    scan_layers: bool = False
+    """Compile one block for all layers: faster to compile when there are many."""
+    weighting: Literal["conv", "ngram"] = "ngram"
+    """Weighting network: convolutions over bytes, or a bag of hashed n-grams."""
+    weighting_layers: int = 1
+    """Layers of the convolutional weighting network (the paper: 2)."""
+    weighting_width: int = 32
+    """Width of the weighting network (the paper: 128)."""
+
+
+@dataclass(frozen=True)
+class LanguageConfig:
+    """The settings of the task."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+
+
+class LanguageModeling:
+    """Language modelling with learned data weights.
+
+    Trains a byte-level transformer on the generic text that a weighting network prefers, and learns that network so that the
+    loss on the specific text falls. By default: Python's standard library, and its language reference.
+    """
+
+    name = "language_modeling"
+    title = "Language modelling with learned data weights"
+    config = LanguageConfig
+    measures: Sequence[Measure] = (Measure("loss", "loss", 3, "nats per byte"),)
+    presets: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
+        "default": {
+            "study": {
+                "run_dir": Path("runs/language_modeling"),
+                "optimizer": {"name": "adam", "b2": 0.98, "learning_rate": 2e-3, "schedule": "cosine", "warmup": 100},
+            }
+        }
+    }
+
+    def open(self, config: LanguageConfig, folder: Path) -> Splits:
+        """Open, pack and split the text.
+
+        Raises:
+          UserError: for data that are missing, broken or too small.
+        """
+        data, cache = config.data, Path(config.data.cache_dir).expanduser()
+        if data.length < 1:
+            raise UserError(f"--data.length {data.length} must be at least 1.")
+        for_generic, for_specific = _source_options(data)
+        source = open_source(data.generic, **for_generic)
+        generic = pack(source, length=data.length, cache_dir=cache, labels=data.generic_labels)
+        parts = open_specific(data.specific, **for_specific)
+        specific = {name: pack(part, length=data.length, cache_dir=cache) for name, part in parts.items()}
+        held_out = np.asarray(generic.document) % HELD_OUT_EVERY == 0
+        if not held_out.any() or held_out.all():
+            count = generic.manifest["document_count"]
+            raise UserError(
+                f"{generic.name} has {count} documents, too few to hold some out: give more generic data, of which every "
+                f"{HELD_OUT_EVERY}th document is held out, or cut it into more documents."
+            )
+        _warn_of_overlap(generic, specific)
+        known = {}
+        if generic.labels is not None:
+            known["domain"] = Known(np.asarray(generic.labels), tuple(generic.label_names))
+        return Splits(
+            train=RowView(generic, np.flatnonzero(~held_out)),
+            specific=specific["train"],
+            valid={"specific": specific["valid"], "generic": RowView(generic, np.flatnonzero(held_out))},
+            test={"specific": specific["test"]},
+            held_out=specific["train"],  # irreducible is what a model of the specific text cannot predict
+            known=known,
+            about=f"Generic: {data.generic}. Specific: {data.specific}. Losses in nats per byte.",
+        )
+
+    def model(self, config: LanguageConfig, splits: Splits, options: ModelOptions) -> Model:
+        """Build the transformer.
+
+        Raises:
+          UserError: for an unknown size.
+        """
+        m, size = config.model, options.network or config.model.network
+        if size not in SIZES:
+            raise UserError(f'There is no language model "{size}": choose from {", ".join(SIZES)}.')
+        shape = dataclasses.replace(
+            SIZES[size], dtype=jnp.dtype(options.dtype or m.dtype), remat=m.remat, scan_layers=m.scan_layers
+        )
+        if options.forward:
+            shape = dataclasses.replace(shape, attention="xla")  # fused kernels have no forward mode
+        gathers = options.mesh is not None and m.scan_layers
+        model = Transformer(shape, options.mesh if gathers else None)
+        loss, tokens = language_model_loss(model), jnp.zeros((1, config.data.length), jnp.uint8)
+
+        def init(key: Array) -> tuple[Params, ModelState]:
+            return Transformer(shape).init(key, tokens)["params"], {}
+
+        return Model(
+            init,
+            loss,
+            loss,
+            loss,
+            part=None if m.scan_layers else lambda count: last_blocks(count, shape),
+            gather=gathered_before if gathers else None,
+            describe=f"transformer {size}",
+        )
+
+    def weighting(self, config: LanguageConfig, splits: Splits) -> Weighting:
+        """Build the weighting network over bytes.
+
+        Raises:
+          UserError: for a size below 1.
+        """
+        m, length = config.model, config.data.length
+        for name in ("weighting_layers", "weighting_width"):
+            if getattr(m, name) < 1:
+                raise UserError(f"--model.{name.replace('_', '-')} {getattr(m, name)} must be at least 1.")
+        if m.weighting == "conv":
+            module: Any = ConvWeighting(layers=m.weighting_layers, width=m.weighting_width)
+        else:
+            module = NGramWeighting(width=m.weighting_width, hidden=m.weighting_width)
+        tokens, count = jnp.zeros((1, length), jnp.uint8), jnp.full((1,), length, jnp.int32)
+        return Weighting(lambda key: module.init(key, tokens, count)["params"], logit_fn(module))
+
+    def evaluate(self, config: LanguageConfig, splits: Splits, model: Model) -> Evaluate:
+        """Return the nats per byte of a data set: total nats over total bytes."""
+
+        def sums(params: Params, model_state: ModelState, batch: Batch) -> dict[str, tuple[Array, Array]]:
+            losses, _ = model.evaluation(params, model_state, batch, jax.random.key(0))
+            count = batch["length"] * batch["mask"]
+            return {"loss": ((losses * count).sum(), count.sum())}
+
+        return evaluator(sums, _EVALUATED_AT_ONCE)
+
+    def show(self, config: LanguageConfig, splits: Splits, ids: NDArray[np.integer[Any]]) -> Sequence[Text]:
+        """Return generic rows as texts, with their domain where it is known."""
+        train = splits.train
+        assert isinstance(train, RowView) and isinstance(train.dataset, PackedText)
+        domain = splits.known.get("domain")
+        labels = [domain.names[domain.values[i]] if domain is not None else "" for i in ids]
+        return [Text(0.0, label, train.dataset.text(int(i))) for i, label in zip(ids, labels, strict=True)]
+
+
+def last_blocks(count: int, model: TransformerConfig) -> ParamFilter:
+    """Return what accepts the parameters of the last `count` of the transformer's blocks, and of the norm behind them.
+
+    Raises:
+      UserError: if the model has no such blocks.
+    """
+    if not 0 < count <= model.layers:
+        raise UserError(f"probe-blocks {count}: the model has {model.layers} blocks; give 0 to {model.layers}.")
+    first = model.layers - count
+    chosen = ("final_norm/", *(f"block_{i}/" for i in range(first, model.layers)))
+    return lambda path: path.startswith(chosen)
+
+
+def _warn_of_overlap(generic: PackedText, specific: Mapping[str, PackedText]) -> None:
+    """Say what share of the rows that decide and report stands in the generic data, word for word."""
+    from bilevel.study.files import say
+
+    for name in ("valid", "test") if jax.process_index() == 0 else ():
+        shared = rows_in_both(generic, specific[name])
+        if shared.mean() >= WORTH_A_WARNING:
+            say(
+                f"warning: {shared.sum():,} of {len(shared):,} rows of {specific[name].name} are also in {generic.name}: "
+                f"remove those documents from one of the two, or the {name} loss is too good."
+            )
+
+
+def _source_options(data: DataConfig) -> list[dict[str, Any]]:
+    """--data.field and --data.documents for the generic and for the specific data: where only one of them has fields, or is
+    plain text, the flag concerns that one."""
+    uses = [options_of(spec) for spec in (data.generic, data.specific)]
+    field, documents = (any(use[i] for use in uses) for i in range(2))
+    return [
+        {
+            "field": data.field if use.field or not field else None,
+            "documents": data.documents if use.documents or not documents else "line",
+        }
+        for use in uses
+    ]
+
+
+TASK = LanguageModeling()
