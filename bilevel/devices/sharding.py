@@ -114,6 +114,35 @@ def keep_sharding(where: Any) -> Callable[[Callable[..., Any]], Callable[..., An
     return wrapper
 
 
+def spread_rows(batch: Any, mesh: Mesh | None) -> Any:
+    """Spread the rows of a batch over all devices of the mesh; under plain `jit`."""
+    return (
+        batch
+        if mesh is None
+        else jax.lax.with_sharding_constraint(batch, NamedSharding(mesh, PartitionSpec(mesh.axis_names)))
+    )
+
+
+def gather(tree: Any, mesh: Mesh | None, chosen: Callable[[str], bool] | None = None) -> Any:
+    """Make the arrays whole on every device of the mesh; under plain `jit`.
+
+    Args:
+      tree: arrays.
+      mesh: the devices; None changes nothing.
+      chosen: path ("block_1/mlp/kernel") -> whether that array is gathered; None: all of them.
+    """
+    if mesh is None:
+        return tree
+    everywhere = replicated(mesh)
+
+    def leaf(path: Any, x: jax.Array) -> jax.Array:
+        if chosen is not None and not chosen(jax.tree_util.keystr(path, simple=True, separator="/")):
+            return x
+        return jax.lax.with_sharding_constraint(x, everywhere)
+
+    return jax.tree_util.tree_map_with_path(leaf, tree)
+
+
 def whole(mesh: Mesh, tree: Any) -> Any:
     """The same arrays, complete on every device. With several processes all of them must call it."""
     if all(x.is_fully_replicated for x in jax.tree.leaves(tree)):

@@ -8,15 +8,13 @@ import jax.numpy as jnp
 from bilevel.types import Array, Metrics
 
 
-def weight_metrics(logits: Array, axis_name: str | None = None) -> Metrics:
+def weight_metrics(logits: Array) -> Metrics:
     """Spread of the weights w = softmax(logits) over a big batch of `[B]` logits.
 
     Returns:
       `effective_sample_size` = 1/Σw², between 1 and B; `weight_entropy` = −Σ w log w in nats, between 0 and log B;
       `largest_weight` = max w, between 1/B and 1. All float32 scalars.
     """
-    if axis_name is not None:
-        logits = jax.lax.all_gather(logits, axis_name, tiled=True)
     log_weights = jax.nn.log_softmax(logits)
     weights = jnp.exp(log_weights)
     return {

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
+from bilevel.devices.axis import ALONE, Axis
 from bilevel.methods.base import Method
 from bilevel.selection.filters import Filter
 from bilevel.step.estimators import Estimator
@@ -29,7 +30,7 @@ class StepOptions:
     ema_decay: float | None = None
     micro_batches: int = 1
     row_metrics: tuple[str, ...] = ()
-    axis_name: str | None = None
+    axis: Axis = ALONE
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "update_every", "micro_batches"):

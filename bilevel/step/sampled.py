@@ -20,6 +20,7 @@ from flax import struct
 
 from bilevel import trees
 from bilevel.derivatives.rows import RowLosses
+from bilevel.devices.axis import ALONE
 from bilevel.methods import uniform
 from bilevel.samplers.base import Sampler
 from bilevel.state import TrainState
@@ -195,7 +196,7 @@ class _Parts:
 
         def reward(state: SampledState) -> tuple[SampledState, Metrics]:
             assert self.sampler.reward is not None
-            train, key = state.train, keys_of(state.train, None).specific
+            train, key = state.train, keys_of(state.train, ALONE).specific
             rows = RowLosses(self.validation_loss, train.model_state, validation, key, self.validation_parts)
             loss = jnp.mean(trees.widen(rows(train.params)[0]))
             sampler, metrics = self.sampler.reward(state.sampler, loss)

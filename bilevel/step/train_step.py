@@ -21,14 +21,14 @@ import optax
 
 from bilevel import trees
 from bilevel.derivatives.linearization import Derivatives, Finite
-from bilevel.devices.collectives import axis_size, mean_over, spread, sum_over
+from bilevel.devices.axis import Axis
 from bilevel.methods.base import Method, MethodFn, MethodUpdate
-from bilevel.selection import filters, picking, scorers
+from bilevel.selection import filters, scorers
 from bilevel.selection.metrics import weight_metrics
 from bilevel.selection.scorers import Scorer
 from bilevel.state import TrainState
 from bilevel.step import estimators
-from bilevel.step.choosing import Chooser, Inner, keys_of
+from bilevel.step.choosing import Chooser, Chosen, Inner, keys_of
 from bilevel.step.estimators import Estimator
 from bilevel.step.options import AlphaBatch, Mode, StepOptions, check_parts, check_together
 from bilevel.step.problem import Evaluations
@@ -163,7 +163,7 @@ def make_step(
         update_every = 1 if method.chooses_weights else 4
     options = StepOptions(
         batch_size, mode, estimator, alpha_batch, alpha_batch_size, update_every, probe_every, normalize_alignments,
-        ema_decay, micro_batches, row_metrics, axis_name,
+        ema_decay, micro_batches, row_metrics, Axis(axis_name),
     )  # fmt: skip
     check_together(options, method, filter, has_weighting=weighting is not None, has_rate=weight_optimizer is not None)
     evaluations = Evaluations(
@@ -175,7 +175,7 @@ def make_step(
         micro_batches,
         mesh,
         gather,
-        axis_name,
+        options.axis,
     )
     scorer = weighting if isinstance(weighting, Scorer) else scorers.of_logits(weighting or scorers.no_logits)
     rule = filter or (filters.gumbel_top_k() if method.uses_weights else filters.uniform())
@@ -267,10 +267,8 @@ class _Parts:
         return _on_due(state.step, options.period, self.learn, between, arguments)
 
     def plain(self, state: TrainState, big_batch: Batch, specific_batch: Batch) -> tuple[TrainState, Metrics]:
-        chosen = self.chooser.choose(state, big_batch, keys_of(state, self.options.axis_name))
-        moved = self._plain(state, chosen.inner)
-        scores = self.chooser.scores(state, big_batch, chosen, moved.losses)
-        return self._finish(state, moved, scores, chosen.positions)
+        chosen = self.chooser.choose(state, big_batch, keys_of(state, self.options.axis))
+        return self._finish(state, chosen, self._plain(state, chosen.inner))
 
     def learn(self, state: TrainState, big_batch: Batch, specific_batch: Batch) -> tuple[TrainState, Metrics]:
         assert self.method.update is not None
@@ -283,34 +281,31 @@ class _Parts:
     def _alpha_step(
         self, method: MethodFn, state: TrainState, big_batch: Batch, specific_batch: Batch
     ) -> tuple[TrainState, Metrics]:
-        keys = keys_of(state, self.options.axis_name)
+        keys = keys_of(state, self.options.axis)
         chosen = self.chooser.choose(state, big_batch, keys)
-        outer = chosen.inner
-        if not self.options.shares_rows:
-            outer = self.chooser.for_alpha(state, big_batch, chosen, keys.alpha)
+        outer = chosen.outer()
         losses = self.evaluations.rows(state, outer.batch, outer.rng)
         problem = self.evaluations.problem(state, losses, outer.weights, specific_batch, keys.specific, keys.method)
         update = method(problem, state.method_state)
-        scores = self.chooser.scores(state, big_batch, chosen, update.losses)
-        moved = self._learn(state, chosen.inner, outer, update, scores.temperature)
-        return self._finish(state, moved, scores, chosen.positions, update.weights)
+        moved = self._learn(state, chosen, outer, update)
+        return self._finish(state, chosen, moved, update.weights)
 
     def _finish(
-        self, state: TrainState, moved: _Moved, scores: picking.Scores, positions: Array, weights: Array | None = None
+        self, state: TrainState, chosen: Chosen, moved: _Moved, weights: Array | None = None
     ) -> tuple[TrainState, Metrics]:
-        axis = self.options.axis_name
+        axis, scores = self.options.axis, chosen.scores(moved.losses)
         rows = {**moved.rows, "loss": moved.losses}
         means = {f"generic_{name}": estimators.total(x, axis) / self.options.batch_size for name, x in rows.items()}
         metrics = {**means, **moved.metrics, "temperature": scores.temperature}
         if weights is None:
-            local = self.chooser.filter.scope == "local"
-            metrics |= weight_metrics(scores.pool, axis if local else None)
+            metrics |= weight_metrics(axis.gather(scores.pool) if self._local else scores.pool)
         else:
-            metrics |= weight_metrics(jnp.log(weights), axis)
+            metrics |= weight_metrics(axis.gather(jnp.log(weights)))
         metrics = {name: value.astype(jnp.float32) for name, value in metrics.items()}
         if weights is None and self.options.mode == "dense" and self.method.uses_weights:
             weights = estimators.softmax(scores.local, axis)
-        positions = self._in_whole_batch(positions, scores)
+        # Positions in the big batch of all devices.
+        positions = chosen.positions + axis.index * scores.local.shape[0] if self._local else chosen.positions
         vectors = {"selected": positions} if weights is None else {"selected": positions, "weights": weights}
         taken = moved.asked.keys() & {**metrics, **vectors}.keys()
         if taken:
@@ -319,32 +314,30 @@ class _Parts:
             )
         return self._next(state, moved), {**metrics, **vectors, **moved.asked}
 
-    def _in_whole_batch(self, positions: Array, scores: picking.Scores) -> Array:
-        """Positions in the big batch of all devices."""
-        axis = self.options.axis_name
-        if axis is None or self.chooser.filter.scope == "global":
-            return positions
-        return positions + jax.lax.axis_index(axis) * scores.local.shape[0]
+    @property
+    def _local(self) -> bool:
+        """Whether each device chooses among its own rows."""
+        return self.chooser.filter.scope == "local"
 
     def _plain(self, state: TrainState, inner: Inner) -> _Moved:
         """The θ-update alone: what every training step costs."""
         rows = self.evaluations.rows(state, inner.batch, inner.rng)
-        values, aux, gradient = rows.pulled_back(spread(state.params, self.options.axis_name), inner.weights)
+        values, aux, gradient = rows.pulled_back(self.options.axis.spread(state.params), inner.weights)
         nothing = jnp.full((), jnp.nan)
         metrics: Metrics = {"specific_loss": nothing, "weight_gradient_norm": nothing, "alignment_rms": nothing}
-        return self._move(state, values, aux, sum_over(gradient, self.options.axis_name), metrics)
+        return self._move(state, values, aux, self.options.axis.sum(gradient), metrics)
 
-    def _learn(self, state: TrainState, inner: Inner, outer: Inner, update: MethodUpdate, temperature: Array) -> _Moved:
+    def _learn(self, state: TrainState, chosen: Chosen, outer: Inner, update: MethodUpdate) -> _Moved:
         """The θ-update and the α-update, both from the same θ and α."""
-        axis, weights, opt_state = self.options.axis_name, state.weight_params, state.weight_opt_state
-        count = update.alignments.shape[0] * axis_size(axis)
+        axis, weights, opt_state = self.options.axis, state.weight_params, state.weight_opt_state
+        count = update.alignments.shape[0] * axis.size
         metrics: Metrics = {
             "specific_loss": update.specific_loss,
             "weight_gradient_norm": jnp.full((), jnp.nan),
             "alignment_rms": jnp.sqrt(estimators.total(trees.widen(update.alignments) ** 2, axis) / count),
         }
         if not self.method.chooses_weights:
-            gradient = self._weight_gradient(state, outer, update, temperature)
+            gradient = self._weight_gradient(state, outer, update, chosen.scores(update.losses).temperature)
             metrics["weight_gradient_norm"] = trees.norm(gradient)
             updates, opt_state = self.weight_optimizer.update(gradient, opt_state, weights)
             weights = optax.apply_updates(weights, updates)
@@ -352,33 +345,33 @@ class _Parts:
             moved = self._move(state, update.losses, update.aux, update.gradient, metrics)
         else:
             later = dataclasses.replace(state, params=trees.after(state.params, update.gradient))
-            moved = self._plain(later, inner)._replace(metrics=metrics)
+            moved = self._plain(later, chosen.inner)._replace(metrics=metrics)
         return moved._replace(weight_params=weights, weight_opt_state=opt_state, method_state=update.state)
 
     def _weight_gradient(self, state: TrainState, rows: Inner, update: MethodUpdate, temperature: Array) -> Params:
         """Σ a_i ∇_α w_i by one pass back through the weighting network."""
-        options, axis = self.options, self.options.axis_name
+        options, axis = self.options, self.options.axis
         features = rows.features(update.losses)
         logits, pullback = jax.vjp(
-            lambda p: self.chooser.scorer.logits(p, rows.batch, features), spread(state.weight_params, axis)
+            lambda p: self.chooser.scorer.logits(p, rows.batch, features), axis.spread(state.weight_params)
         )
         cotangents = estimators.logit_cotangents(
             trees.widen(update.alignments),
             logits / temperature,
             options.estimator,
-            num_rows=logits.shape[0] * axis_size(axis),
+            num_rows=logits.shape[0] * axis.size,
             normalize=options.normalize_alignments,
-            axis_name=axis,
+            axis=axis,
         )
         (gradient,) = pullback((cotangents / temperature).astype(logits.dtype))
-        return sum_over(gradient, axis)
+        return axis.sum(gradient)
 
     def _move(self, state: TrainState, losses: Array, aux: LossAux, gradient: Params, metrics: Metrics) -> _Moved:
         updates, opt_state = self.optimizer.update(gradient, state.opt_state, state.params)
         return _Moved(
             losses,
             {name: trees.widen(x) for name, x in aux.metrics.items() if x.ndim == 1},
-            _like(mean_over(aux.model_state, self.options.axis_name), state.model_state),
+            _like(self.options.axis.mean(aux.model_state), state.model_state),
             optax.apply_updates(state.params, updates),
             opt_state,
             state.weight_params,
