@@ -152,7 +152,8 @@ def make_step(
       specific_loss (NaN on steps without α-work), effective_sample_size, weight_entropy, largest_weight (over the big
       batch), temperature, weight_gradient_norm (NaN where α does not change) and alignment_rms (NaN without α-work); and
       `selected`, int32 `[b]`: the positions in the big batch (with `axis_name`: in that of all devices) of the rows of the
-      θ-update. Where these rows have different weights (in dense mode, and by a method that chooses them itself) there is also
+      θ-update. If the big batch is a dict with `id`, int32 `[B]`, there is also `ids`, int32 `[b]`: the ids of these rows. Where
+      they have different weights (in dense mode, and by a method that chooses them itself) there is also
       `weights`, float32 `[b]`. Those named by `row_metrics` follow, `[b, …]`.
 
     Raises:
@@ -307,6 +308,8 @@ class _Parts:
         # Positions in the big batch of all devices.
         positions = chosen.positions + axis.index * scores.local.shape[0] if self._local else chosen.positions
         vectors = {"selected": positions} if weights is None else {"selected": positions, "weights": weights}
+        if isinstance(batch := chosen.inner.batch, dict) and "id" in batch:
+            vectors["ids"] = batch["id"]
         taken = moved.asked.keys() & {**metrics, **vectors}.keys()
         if taken:
             raise UserError(

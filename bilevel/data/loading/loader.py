@@ -79,10 +79,6 @@ class Loader:
             return self.dataset.rows(self._rows_of(_checked(step)))
         return self.dataset.rows(self._rows_at(_checked(step) * self.batch_size + self._skip, self._share))
 
-    def epoch(self, step: int) -> float:
-        """How many times the data have been seen before `step`."""
-        return step * self.batch_size / len(self.dataset)
-
     def _rows_of(self, step: int) -> NDArray[np.int64]:
         """The rows of a whole batch. Small ones are drawn for several steps at once, which costs little more than one."""
         group, place = divmod(step, self._steps_at_once)
