@@ -26,7 +26,6 @@ class Loader:
         dataset: where the rows come from.
         batch_size: rows of the global batch, over all processes.
         seed: not negative; selects the order.
-        shuffle: False keeps the rows in their stored order, epoch after epoch.
         process_index: which contiguous slice of each global batch this process reads.
         process_count: the number of slices. The global order does not depend on it.
 
@@ -40,7 +39,6 @@ class Loader:
         batch_size: int,
         *,
         seed: int,
-        shuffle: bool = True,
         process_index: int = 0,
         process_count: int = 1,
     ):
@@ -62,7 +60,6 @@ class Loader:
         self.dataset = dataset
         self.batch_size = batch_size
         self.seed = seed
-        self.shuffle = shuffle
         self.process_index, self.process_count = process_index, process_count
         self._share = batch_size // process_count
         self._skip = process_index * self._share
@@ -92,8 +89,6 @@ class Loader:
         """The rows `first` to `first + count - 1` of the endless sequence of epochs."""
         size = len(self.dataset)
         epochs, positions = np.divmod(np.arange(first, first + count), size)
-        if not self.shuffle:
-            return positions
         bounds = [*np.flatnonzero(np.diff(epochs, prepend=-1)), count]
         return np.concatenate(
             [permute(positions[start:stop], size, self.seed, int(epochs[start])) for start, stop in pairwise(bounds)]
