@@ -1,4 +1,7 @@
-"""The devices that share a batch along a mapped axis of `pmap` or `shard_map`; without one nothing changes."""
+"""The devices that share a batch along a mapped axis.
+
+It is the axis of `pmap` or `shard_map`; without one nothing changes.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,9 @@ from bilevel.types import Array
 
 @dataclass(frozen=True)
 class Axis:
-    """The devices along a mapped axis, as seen from inside the mapped function; without a name one device alone.
+    """The devices along a mapped axis; without a name, one device alone.
+
+    For use inside of the mapped function.
 
     Alone, sums, means and gathered arrays are what the device has. So it is under plain `jit`, with sharded arrays too: there
     the compiler sees all rows, and does what is necessary.
@@ -40,7 +45,10 @@ class Axis:
         return tree if self.name is None else jax.lax.psum(tree, self.name)
 
     def mean(self, tree: Any) -> Any:
-        """Average each array over the devices; counters and random keys are those of the first device."""
+        """Average each array over the devices.
+
+        Counters and random keys have no mean: they are the first device's.
+        """
         return tree if self.name is None else jax.tree.map(self._mean, tree)
 
     def max(self, x: Array) -> Array:
@@ -56,7 +64,10 @@ class Axis:
         return x if self.name is None else jax.lax.psum_scatter(x, self.name, scatter_dimension=0, tiled=True)
 
     def spread(self, tree: Any) -> Any:
-        """Mark equal values as differing by device, so that differentiation leaves the summing to us."""
+        """Mark equal values as differing by device.
+
+        Differentiation then leaves the summing to us.
+        """
         if self.name is None:
             return tree
         return jax.tree.map(lambda x: jax.lax.pcast(x, self.name, to="varying"), tree)

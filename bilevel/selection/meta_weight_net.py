@@ -1,4 +1,7 @@
-"""Meta-Weight-Net: a weighting network that sees nothing but the main model's loss; to be learned by DDS."""
+"""Meta-Weight-Net: a weighting network that sees only the main model's loss.
+
+DDS learns it.
+"""
 
 from __future__ import annotations
 

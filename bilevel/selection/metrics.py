@@ -1,4 +1,4 @@
-"""Numbers that make the behaviour of the weights visible: collapse, and which domains are preferred."""
+"""Metrics of the weights: collapse, and which domains are preferred."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from bilevel.types import Array, Metrics
 
 
 def weight_metrics(logits: Array) -> Metrics:
-    """Spread of the weights w = softmax(logits) over a big batch of `[B]` logits.
+    """Measure the spread of w = softmax(logits) over a big batch of `[B]` logits.
 
     Returns:
       `effective_sample_size` = 1/Σw², between 1 and B; `weight_entropy` = −Σ w log w in nats, between 0 and log B;
@@ -25,7 +25,7 @@ def weight_metrics(logits: Array) -> Metrics:
 
 
 def domain_shares(labels: Array, num_domains: int, weights: Array | None = None) -> Array:
-    """Share of each known domain among rows.
+    """Compute the share of each known domain among rows.
 
     Args:
       labels: int32 `[b]` domain numbers in 0..num_domains−1; others are left out.

@@ -1,4 +1,4 @@
-"""Scoring a big batch and fetching the rows that a filter picks, on one device or along a mapped axis."""
+"""Scoring a big batch, and fetching the rows that a filter picks."""
 
 from __future__ import annotations
 
@@ -35,7 +35,10 @@ class Rows(NamedTuple):
 
 
 def score(weighting: LogitFn, weight_params: Params, big_batch: Batch, rule: Filter, axis: Axis) -> Scores:
-    """Logits of the big batch, divided by the filter's temperature; no gradient."""
+    """Score the big batch: logits divided by the filter's temperature.
+
+    No derivative is taken.
+    """
     logits = weighting(weight_params, big_batch)
     rows = trees.num_rows(big_batch)
     if logits.shape != (rows,):
@@ -53,7 +56,7 @@ def score(weighting: LogitFn, weight_params: Params, big_batch: Batch, rule: Fil
 
 
 def everything(big_batch: Batch, rule: Filter, axis: Axis, features: Features = ()) -> Rows:
-    """All rows of the big batch (of this device), in their order."""
+    """Take all rows of the big batch (of this device), in their order."""
     count = trees.num_rows(big_batch)
     positions = jnp.arange(count, dtype=jnp.int32)
     if rule.scope == "global":
@@ -70,7 +73,7 @@ def pick(
     axis: Axis,
     features: Features = (),
 ) -> Rows:
-    """Lets the filter choose `count` rows over all devices; every device gets an equal share of them.
+    """Let the filter choose `count` rows over all devices, an equal share on each.
 
     The rows take their `features` (of the big batch, on this device) with them.
     """

@@ -34,7 +34,10 @@ class Keys(NamedTuple):
 
 
 def keys_of(state: TrainState, axis: Axis) -> Keys:
-    """Derive the keys of the step that the state is at; those of evaluations differ by device."""
+    """Derive the keys of the step that the state is at.
+
+    Those of evaluations differ by device.
+    """
     key = jax.random.fold_in(state.rng, state.step)
     filter, alpha, loss, specific = jax.random.split(key, 4)
     features, method = (jax.random.fold_in(key, i) for i in (4, 5))

@@ -1,4 +1,4 @@
-"""From alignments to the cotangents of the logits: Σ_i a_i ∇_α w_i = Σ_i c_i ∇_α s_i.
+"""From alignments to cotangents of the logits: Σ a_i ∇_α w_i = Σ c_i ∇_α s_i.
 
 Three estimators of the α-gradient. With `softmax` the weights are renormalised over the rows at hand. With `score` the rows
 themselves were drawn in proportion to the weights, so that the score-function estimator applies, with the mean of the
@@ -39,7 +39,7 @@ def logit_cotangents(
     normalize: bool = False,
     axis: Axis = ALONE,
 ) -> Array:
-    """Cotangents c_i of the logits, float32 `[b]`.
+    """Compute the cotangents c_i of the logits, float32 `[b]`.
 
     softmax: c_i = w_i (a_i − Σ_j w_j a_j), w the softmax of the logits over the rows.
     score:   c_i = (a_i − ā_{−i})/b, ā_{−i} the mean of the other rows: unbiased for ∇_α E_{i∼w}[a_i] when the rows were

@@ -1,4 +1,4 @@
-"""The inner problem at the current θ, made from the loss, the optimizer and the rows of one step."""
+"""The inner problem at the current θ, made from the parts of a step."""
 
 from __future__ import annotations
 
@@ -24,7 +24,10 @@ from bilevel.types import Array, Batch, LossAux, LossFn, ModelState, Params
 
 @dataclass(frozen=True, eq=False)
 class Evaluations:
-    """How losses are evaluated and differentiated. The fields mean what they mean in `bilevel.make_step`."""
+    """How losses are evaluated and differentiated.
+
+    The fields mean what they mean in `bilevel.make_step`.
+    """
 
     loss: LossFn
     specific_loss: LossFn
@@ -37,11 +40,11 @@ class Evaluations:
     axis: Axis
 
     def whole(self, params: Params) -> Params:
-        """θ as the losses take it: gathered, but for what they gather themselves."""
+        """Gather θ as the losses take it: all but what they gather themselves."""
         return gather(params, self.mesh, self.gather)
 
     def rows(self, state: TrainState, batch: Batch, rng: Array) -> RowLosses:
-        """The generic losses of a batch."""
+        """Return the generic losses of a batch, as a function of θ."""
 
         def loss(params: Params, model_state: ModelState, batch: Batch, rng: Array) -> tuple[Array, LossAux]:
             return self.loss(self.whole(params), model_state, batch, rng)
@@ -49,20 +52,23 @@ class Evaluations:
         return RowLosses(loss, state.model_state, batch, rng, self.micro_batches)
 
     def features(self, function: FeatureFn, state: TrainState, batch: Batch, rng: Array) -> Features:
-        """The scorer's features of a batch; no derivative passes through them, and the model state stays as it is."""
+        """Evaluate the scorer's features of a batch.
+
+        No derivative passes through them, and the model state stays as it is.
+        """
         params = self.whole(state.params)
         found = jax.lax.stop_gradient(function(params, state.model_state, batch, rng))
         check_features(found, batch)
         return found
 
     def subset(self, params: Params) -> trees.Subset:
-        """The part of θ that probes live in."""
+        """Return the part of θ that probes live in."""
         return trees.make_subset(self.param_filter, params)
 
     def problem(
         self, state: TrainState, losses: RowLosses, weights: Weights, specific: Batch, rng: Array, own_rng: Array
     ) -> Problem:
-        """The problem of a method's α-step on rows with these losses and weights.
+        """Pose the problem of an α-step on rows with these losses and weights.
 
         `rng` is for the specific loss, `own_rng` for what the method draws itself.
         """

@@ -1,4 +1,6 @@
-"""The step of a run whose rows a sampler picks from data on the device: draw, train, observe, and at times reward and learn.
+"""The step of a sampled run: draw, train, observe, at times reward and learn.
+
+The sampler picks rows from data on the device.
 
 sampler = samplers.rl_sampler(num_rows=N, batch_size=k, num_outputs=classes)
 sampled = make_sampled_step(sampler, loss, optax.sgd(0.1, momentum=0.9))
@@ -57,7 +59,10 @@ SampledFn: TypeAlias = Callable[[SampledState, Batch, Batch], tuple[SampledState
 
 
 class SampledStep(NamedTuple):
-    """Pure functions that the user jits: `init` and `step`, and for host loops the kinds of steps that `step` is one of."""
+    """Pure functions that the user jits: `init` and `step`.
+
+    For host loops there are the kinds of steps that `step` is one of.
+    """
 
     init: Callable[..., SampledState]
     """`init(rng, params, model_state=None, sampler_params=None)`; `sampler_params` (`state.sampler.params` of another run)
@@ -71,7 +76,7 @@ class SampledStep(NamedTuple):
     """The number of iterations after which they repeat: the sampler's `update_every`."""
 
     def at(self, step: int) -> SampledFn:
-        """Return the function that is due at this step, which makes one iteration without a `cond`."""
+        """Return the function that is due at this step: an iteration without a `cond`."""
         reward, update = (step + 1) % self.reward_every == 0, (step + 1) % self.period == 0
         return self.kinds[2 * reward + update]
 
@@ -96,7 +101,7 @@ def make_sampled_step(
     micro_batches: int = 1,
     ema_decay: float | None = None,
 ) -> SampledStep:
-    """Builds the iteration of a sampled run around the plain θ-update of `make_step`.
+    """Build the iteration of a sampled run around the θ-update of `make_step`.
 
     The sampler observes the outputs of the θ-update's own evaluation (at θ before the update). The reward is evaluated after the
     update, on all validation rows; the model state that this evaluation returns is thrown away.
@@ -152,7 +157,10 @@ class _Parts:
         return SampledState(train, jax.tree.map(jnp.copy, self.sampler.init(for_sampler, sampler_params)))
 
     def kind(self, rewards: bool | None, learns: bool | None) -> SampledFn:
-        """An iteration at which it is known what is due; None: what is follows from the step."""
+        """Make an iteration of which it is known what is due.
+
+        None: it follows from the step.
+        """
         sampler = self.sampler
 
         def step(state: SampledState, data: Batch, validation: Batch) -> tuple[SampledState, Metrics]:

@@ -1,4 +1,4 @@
-"""The train step, built from its parts: score, filter, differentiate, update θ and, on some steps, α.
+"""The train step: score, filter, differentiate, update θ and, at times, α.
 
     train = make_step(loss, weighting, optimizer, weight_optimizer, soba(optax.sgd(0.01)), batch_size=16)
     state = train.init(rng, params, weight_params)
@@ -39,7 +39,10 @@ StepFn: TypeAlias = Callable[[TrainState, Batch, Batch], tuple[TrainState, Metri
 
 
 class TrainStep(NamedTuple):
-    """Pure functions: `init` and `step`, and for host loops the kinds of steps that `step` is one of."""
+    """Pure functions that the user jits: `init` and `step`.
+
+    For host loops there are the kinds of steps that `step` is one of.
+    """
 
     init: Callable[..., TrainState]
     """`init(rng, params, weight_params={}, model_state=None) -> TrainState`; works under `jax.eval_shape` and `jax.jit`.
@@ -58,13 +61,15 @@ class TrainStep(NamedTuple):
     """The number of steps after which the kinds of steps repeat."""
 
     def at(self, step: int) -> StepFn:
-        """`learn`, `reuse` or `plain`, whichever is due at this step: what `step` would do."""
+        """Return `learn`, `reuse` or `plain`, whichever is due at this step."""
         if step % self.period == 0:
             return self.learn
         return self.plain if step % self.update_every else self.reuse
 
     def map(self, wrapper: Callable[[StepFn], StepFn]) -> TrainStep:
-        """Wrap every kind of step: the same function is wrapped once, so that equal kinds stay equal.
+        """Wrap every kind of step.
+
+        The same function is wrapped once, so that equal kinds stay equal.
 
         Args:
           wrapper: step function -> step function, as in `train.map(keep_sharding(where))`.
@@ -100,7 +105,7 @@ def make_step(
     gather: Callable[[str], bool] | None = None,
     axis_name: str | None = None,
 ) -> TrainStep:
-    """Builds the train step of one method.
+    """Build the train step of one method.
 
     Sparse mode (Grangier et al., algorithm 1): the weighting network scores the B rows of the big batch without a gradient,
     the filter keeps b of them, θ is updated with uniform weights on those. Dense mode (Wang et al., algorithm 1): the big
@@ -109,18 +114,18 @@ def make_step(
     Args:
       loss: per-example losses; see `bilevel.types.LossFn`.
       weighting: logits of a batch: a plain function, see `bilevel.types.LogitFn`, or one that sees the main model, see
-        `bilevel.scorers.Scorer`. None for a method that does not use it (`uniform`, `learning_to_reweight`).
+        `bilevel.selection.scorers.Scorer`. None for a method that does not use it (`uniform`, `learning_to_reweight`).
       optimizer: optax transformation of θ.
       weight_optimizer: optax transformation of α. None if α does not change.
       method: what learns α, from `bilevel.methods`.
       batch_size: b, rows in a θ-update, over all devices.
       filter: how b of B rows are picked; `filters.gumbel_top_k()` by default. Unused in dense mode but for its temperature.
-      derivatives: `linearization.Finite()` (the default: cheapest) or `linearization.Forward()` (exact).
+      derivatives: `bilevel.Finite()` (the default: cheapest) or `bilevel.Forward()` (exact).
       specific_loss: the loss on specific rows, if it differs from `loss`.
       param_filter: path -> whether the probe covers that parameter; None covers all. Paths look like "block_1/mlp/kernel". Rules
-        of `jax.custom_vjp` in the loss must then take the arrays they use as arguments (see `bilevel.splitting`).
+        of `jax.custom_vjp` in the loss must then take the arrays they use as arguments (see `bilevel.derivatives.splitting`).
       mode: "sparse" or "dense".
-      estimator: "softmax", "score" or "uniform"; see `bilevel.estimators`.
+      estimator: "softmax", "score" or "uniform"; see `bilevel.step.estimators`.
       alpha_batch: where the rows of the α-gradient come from: the filter ("filtered", in which case they are the rows of the
         θ-update unless `alpha_batch_size` says otherwise) or a uniform draw from the big batch.
       alpha_batch_size: rows in the α-gradient; None takes b.
@@ -132,12 +137,12 @@ def make_step(
       normalize_alignments: scale the alignments of each α-step to root mean square 1.
       ema_decay: keep an exponential moving average of (params, model_state) with this decay, in at least float32.
       micro_batches: evaluate the b rows (and the specific batch) in this many equal parts, one after the other: the same update
-        to rounding with the activations of one part in memory. See `bilevel.rows.RowLosses`.
+        to rounding with the activations of one part in memory. See `bilevel.derivatives.rows.RowLosses`.
       row_metrics: names of the per-example metrics of `loss` that the step returns for the rows of the θ-update, as its own
         evaluation gave them.
       mesh: the devices that rows are spread over under plain `jit`: those that the filter picks are spread over it too, and split
-        parameters (`bilevel.sharding.split_state`) are gathered where they are used. With None the compiler decides, and tends
-        to compute all rows on every device.
+        parameters (`bilevel.devices.sharding.split_state`) are gathered where they are used. With None the
+        compiler decides, and tends to compute all rows on every device.
       gather: path -> whether the step itself gathers that split parameter, whole and before the loss. The loss gathers the others
         where it uses them, and never holds all of them at once (`bilevel.nn.transformer.Transformer(mesh=…)` does so, block by
         block). None: the step gathers all.

@@ -1,4 +1,4 @@
-"""What the coming calls need, loaded and placed on the devices by a thread while the current one runs."""
+"""Loads what the coming calls need, in a thread, while the current one runs."""
 
 from __future__ import annotations
 
@@ -82,7 +82,9 @@ class Data:
 def feed(
     data: Source, calls: Iterable[tuple[int, int]], steps_per_call: int = 1
 ) -> AbstractContextManager[Iterator[tuple[int, Item]]]:
-    """Open an iterator over `(first step, item)` for calls `(first step, count)`; the thread ends with the context.
+    """Open an iterator over `(first step, item)` for calls `(first step, count)`.
+
+    The thread ends with the context.
 
     What the loaders and placements raise is raised by the iterator.
     """

@@ -1,4 +1,4 @@
-"""The metrics of the steps since the last row: kept on the devices, fetched at once, averaged."""
+"""The metrics of the steps since the last row: fetched at once, averaged."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The loop that every run shares: steps, metrics, evaluation, checkpoints, stopping and continuing."""
+"""The loop that every run shares: steps, metrics, evaluation, checkpoints."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ Until = Callable[[int], bool]
 
 
 class TrainingDiverged(UserError):
-    """The loss or the parameters are no longer finite, or what the state keeps beside them holds NaN."""
+    """The loss, the parameters or what is kept beside them are no longer finite."""
 
     def __init__(self, message: str, step: int | None = None):
         super().__init__(message)
@@ -79,7 +79,7 @@ def train(
     on_state: OnState | None = None,
     until: Until | None = None,
 ) -> TrainResult:
-    """Train until `config.num_steps`, continuing from the newest checkpoint of `run_dir`.
+    """Train until `config.num_steps`, from the newest checkpoint of `run_dir`.
 
     The batches of a step are a function of its number alone, so a run that was killed and continued ends with
     the same parameters, bit for bit, as one that was not. A row of metrics is the mean since the row before;

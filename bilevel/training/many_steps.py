@@ -27,7 +27,9 @@ class _Phase(NamedTuple):
 
 
 def many_steps(step: Step | StepChoice, most: int, arguments: Arguments) -> Program:
-    """Make a function of up to `most` steps: `(state, given, first, count) -> (state, metrics)`.
+    """Make a function of up to `most` steps.
+
+    `(state, given, first, count) -> (state, metrics)`.
 
     Each kind of step has a loop of its own, which runs as often as the step is due, inside one loop over all: a choice by
     `lax.cond` would copy the state in each step on CPU. As no number of repetitions is known to the compiler, the steps of

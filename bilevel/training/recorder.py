@@ -14,7 +14,9 @@ _TYPE = np.dtype("<i4")
 
 
 class SequenceRecorder:
-    """The `on_selected` of `train` that keeps the row numbers of all steps, for `save_sequence`.
+    """Keeps the row numbers of all steps, for `save_sequence`.
+
+    It is an `on_selected` of `train`.
 
     Each step has its place in the file, so that a run that was killed and goes on from a checkpoint writes the steps after it
     again where they were.

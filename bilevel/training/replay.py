@@ -1,4 +1,7 @@
-"""Training with weighting parameters that are given for each step, such as a trajectory that another run went through."""
+"""Training with weighting parameters that are given for each step.
+
+Such as a trajectory that another run went through.
+"""
 
 from __future__ import annotations
 

@@ -21,7 +21,10 @@ _WITHOUT_LIMIT = 1 << 30
 
 
 class NumberLoader(Protocol):
-    """Gives the rows of a step by their numbers; `bilevel.data.Loader`, `MixedLoader` and `TaskLoader` are such."""
+    """Gives the rows of a step by their numbers.
+
+    `bilevel.data.Loader`, `MixedLoader` and `TaskLoader` are such.
+    """
 
     @property
     def dataset(self) -> Dataset:
@@ -34,7 +37,9 @@ class NumberLoader(Protocol):
 
 
 class Resident:
-    """Two data sets on the device, instead of `Data`; `LoopConfig.steps_per_call` steps run in one call.
+    """Two data sets on the device, instead of `Data`.
+
+    `LoopConfig.steps_per_call` steps run in one call.
 
     The batches are those of `Data` with the same loaders. Which steps share a call does not change any result: all calls
     run one program, whose loops run as often as asked.
@@ -53,7 +58,7 @@ class Resident:
         if jax.process_count() > 1:
             raise UserError(
                 f"Resident data are for one process, and this run has {jax.process_count()}: "
-                "leave --resident away, or start one process."
+                "omit --resident, or start one process."
             )
         self._everywhere = self._spread = None
         if mesh is not None and mesh.size > 1:
@@ -69,7 +74,9 @@ class Resident:
         self._programs: dict[Any, Program] = {}
 
     def programs(self, step: Step | StepChoice, steps_per_call: int) -> Programs:
-        """Make one program for up to `steps_per_call` steps, compiled once for all runs with this object.
+        """Make one program for up to `steps_per_call` steps.
+
+        It is compiled once for all runs with this object.
 
         Raises:
             UserError: `step` chooses functions but does not say after how many steps they repeat (`period`).
@@ -91,7 +98,7 @@ class Resident:
 
 
 def fits_on_device(*loaders: NumberLoader) -> bool:
-    """Whether `Resident` data would leave a device nearly all of its memory.
+    """Whether the data fit in 1/8 of device memory (1 GiB on CPU).
 
     At most an eighth of it, or 1 GiB where devices share that of the machine and do not say how much it is (CPU).
 

@@ -1,4 +1,4 @@
-"""Data on the device for a run whose sampler picks the rows: nothing travels while training."""
+"""Data on the device for a sampled run: nothing travels while training."""
 
 from __future__ import annotations
 

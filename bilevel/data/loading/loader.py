@@ -16,7 +16,9 @@ _AT_ONCE = 4096  # rows drawn at once, as each draw has a fixed cost
 
 
 class Loader:
-    """Draws whole batches; `batch(step)` depends on the constructor's arguments and `step` only.
+    """Draws whole batches.
+
+    `batch(step)` depends on the constructor's arguments and `step` only.
 
     Every epoch is a new permutation of all rows. Batches run over the ends of epochs, so no row is dropped:
     rows `step * batch_size` to `(step + 1) * batch_size - 1` of the endless sequence of epochs make up batch
@@ -67,11 +69,14 @@ class Loader:
         self._drawn: tuple[int, NDArray[np.int64]] | None = None  # the last group of steps, and its rows
 
     def indices(self, step: int) -> NDArray[np.int64]:
-        """The row numbers of the global batch `step` (from 0), int64 `[batch_size]`."""
+        """Return the row numbers of global batch `step` (from 0), int64 `[batch_size]`."""
         return self._rows_of(_checked(step))
 
     def batch(self, step: int) -> NumpyBatch:
-        """This process's slice of the batch `step` (from 0), `batch_size / process_count` rows."""
+        """Load this process's slice of the batch `step` (from 0).
+
+        `batch_size / process_count` rows.
+        """
         if self._share == self.batch_size:
             return self.dataset.rows(self._rows_of(_checked(step)))
         return self.dataset.rows(self._rows_at(_checked(step) * self.batch_size + self._skip, self._share))
@@ -108,7 +113,7 @@ def check_batch_size(batch_size: int) -> None:
 
 
 def evaluation_batches(dataset: Dataset, batch_size: int, limit: int | None = None) -> Iterator[NumpyBatch]:
-    """All rows once, in stored order, in batches of one constant shape.
+    """Yield all rows once, in stored order, in batches of one constant shape.
 
     Args:
         dataset: where the rows come from; it may have fewer rows than a batch.

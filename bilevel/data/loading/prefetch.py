@@ -16,7 +16,9 @@ _PATIENCE = 0.1  # seconds between two looks at whether to stop
 
 
 class Prefetcher(Generic[T]):
-    """An iterator over `(step, batch)` that one daemon thread reads ahead; made by `read_ahead`.
+    """An iterator over `(step, batch)` that a daemon thread reads ahead.
+
+    Made by `read_ahead`.
 
     It is also a context manager. Closing it, or dropping the last reference to it, ends the thread.
     """
