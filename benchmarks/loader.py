@@ -195,7 +195,7 @@ def _waiting(data: Source, step: Jitted, state: TrainState, steps: int) -> tuple
             idle += wait if step_array.is_ready() else 0.0
             program, _ = programs.at(number)
             state, metrics = program(state, *item.arguments)
-            interval.add(number + 1, metrics, item.ids)
+            interval.add(number + 1, metrics)
             interval.bound(STEPS_AHEAD)
     jax.block_until_ready(state)
     seconds = time.perf_counter() - began

@@ -24,7 +24,7 @@ from bilevel.selection import filters as filters
 from bilevel.selection import metrics as metrics
 from bilevel.selection import scorers as scorers
 from bilevel.selection import scoring as scoring
-from bilevel.selection.meta_weight_net import MetaWeightNet as MetaWeightNet
+from bilevel.selection.meta_weight_net import LossWeighting as LossWeighting
 from bilevel.selection.meta_weight_net import meta_weight_net as meta_weight_net
 from bilevel.selection.scorers import Scorer as Scorer
 from bilevel.state import TrainState as TrainState

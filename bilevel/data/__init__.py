@@ -14,7 +14,6 @@ from bilevel.data.loading.loader import evaluation_batches as evaluation_batches
 from bilevel.data.loading.mixed import MixedLoader as MixedLoader
 from bilevel.data.loading.permutation import permute as permute
 from bilevel.data.loading.prefetch import Prefetcher as Prefetcher
-from bilevel.data.loading.prefetch import prefetch as prefetch
 from bilevel.data.loading.prefetch import read_ahead as read_ahead
 from bilevel.data.loading.tasks import TaskLoader as TaskLoader
 from bilevel.data.loading.views import RowView as RowView

@@ -1,1 +1,1 @@
-"""Losses of rows, their gradient, alignments and Hessian products: `Forward`, `Finite`."""
+"""Losses of rows, gradient, alignments, Hessian products: `Forward`, `Finite`."""

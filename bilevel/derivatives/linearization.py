@@ -1,4 +1,4 @@
-"""Losses, gradient, alignments and Hessian products of a set of rows: the two ways of differentiating.
+"""The two ways of differentiating the losses of rows.
 
 Let ℓ_i(θ) be the losses of b rows, w_i their weights, L = Σ w_i ℓ_i. For a direction p the methods need
 
@@ -65,7 +65,10 @@ class SecondOrder(NamedTuple):
 
 
 class Quadratic(NamedTuple):
-    """The losses of b rows to second order in any direction: for directions that depend on one another."""
+    """The losses of b rows to second order in any direction.
+
+    For directions that depend on one another.
+    """
 
     losses: Array
     aux: LossAux
@@ -83,7 +86,7 @@ class Derivatives(Protocol):
     def first_order(
         self, losses: RowLosses, params: Params, weights: Weights, subset: trees.Subset, reduce: Reduce
     ) -> FirstOrder:
-        """Losses and gradient at θ, and the alignments with any probe."""
+        """Evaluate losses and gradient at θ, and the alignments with any probe."""
         ...
 
     def second_order(
@@ -95,13 +98,13 @@ class Derivatives(Protocol):
         subset: trees.Subset,
         reduce: Reduce,
     ) -> SecondOrder:
-        """Losses, gradient, alignments and Hessian product for one known probe."""
+        """Evaluate losses, gradient, alignments and Hessian product for one probe."""
         ...
 
     def quadratic(
         self, losses: RowLosses, params: Params, weights: Weights, subset: trees.Subset, reduce: Reduce
     ) -> Quadratic:
-        """Losses and gradient at θ, and the alignments and Hessian products of any direction."""
+        """Evaluate losses and gradient, and what any direction gives to second order."""
         ...
 
 
@@ -167,7 +170,10 @@ class Forward:
     def quadratic(
         self, losses: RowLosses, params: Params, weights: Weights, subset: trees.Subset, reduce: Reduce
     ) -> Quadratic:
-        """See the module's text. In parts nothing is kept: a Hessian product costs 9F, alignments 3F."""
+        """See the module's text.
+
+        In parts nothing is kept: a Hessian product costs 9F, alignments 3F.
+        """
         if losses.parts > 1:
             first = self._first_order_in_parts(losses, params, weights, subset, reduce)
             known = resolve(weights, first.losses)
@@ -190,7 +196,9 @@ class Forward:
 
 @dataclass(frozen=True)
 class Finite:
-    """Forward differences: one more evaluation at θ + εp, ε = scale·(1 + ‖θ‖)/‖p‖ (DDS, equation 7; this ε is ours).
+    """Forward differences: one more evaluation at θ + εp.
+
+    Here ε = scale·(1 + ‖θ‖)/‖p‖ (DDS, equation 7; this ε is ours).
 
     Attributes:
       scale: ε₀. The error grows in proportion to it with the curvature along p, and with its inverse from rounding. With
@@ -206,7 +214,10 @@ class Finite:
             raise UserError(f"Finite(scale={self.scale}) must lie between 0 and 1: 1e-3 suits float32.")
 
     def step_size(self, part: Params, probe: Params) -> Array:
-        """ε; finite also for p = 0, where every difference is 0 or, by rounding, next to nothing."""
+        """Compute ε.
+
+        It is finite for p = 0 too, where every difference is 0 or, by rounding, next to nothing.
+        """
         return self.scale * (1.0 + trees.norm(part)) / jnp.maximum(trees.norm(probe), 1e-20)
 
     def first_order(
@@ -264,7 +275,10 @@ class Finite:
 
 
 def row_norms(losses: RowLosses, params: Params, subset: trees.Subset) -> Array:
-    """‖∇ℓ_i‖ over the chosen part of θ, float32 `[b]`: one backward pass a row, one after the other."""
+    """Compute ‖∇ℓ_i‖ over the chosen part of θ, float32 `[b]`.
+
+    One backward pass a row, one after the other.
+    """
 
     def evaluate(part: Params) -> Array:
         return losses(subset.merge(part, params))[0]

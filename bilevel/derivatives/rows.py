@@ -1,4 +1,4 @@
-"""The losses of fixed rows as a function of θ, evaluated at once or in parts that need less memory."""
+"""The losses of fixed rows as a function of θ, at once or in parts."""
 
 from __future__ import annotations
 
@@ -18,12 +18,15 @@ Weights: TypeAlias = Array | Callable[[Array], Array]
 
 
 def resolve(weights: Weights, losses: Array) -> Array:
-    """The weights as an array, given the losses of their rows."""
+    """Compute the weights, given the losses of their rows."""
     return weights(jax.lax.stop_gradient(losses)) if callable(weights) else weights
 
 
 class Differentiated(NamedTuple):
-    """Losses of rows and their weighted gradient at θ, and what can be had from the same forward pass."""
+    """Losses of rows and their weighted gradient at θ.
+
+    With them, what can be had from the same forward pass.
+    """
 
     losses: Array
     """float32 `[b]`."""
@@ -40,7 +43,9 @@ class Differentiated(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class RowLosses:
-    """θ -> (losses `[b]`, aux) of fixed rows, with the model state and the random key fixed too.
+    """θ -> (losses `[b]`, aux) of fixed rows.
+
+    The model state and the random key are fixed too.
 
     With `parts` > 1 the rows are evaluated in that many equal parts, one after the other: the activations of one part are
     alive at a time, and gradients add up (micro-batches). Row i is in part i modulo `parts`: rows that lie next to each other on
@@ -67,7 +72,7 @@ class RowLosses:
         return _gathered(losses), _joined(aux)
 
     def differentiated(self, params: Params, weights: Weights, subset: trees.Subset | None = None) -> Differentiated:
-        """Losses, weighted gradient, the gradient for any other weights, and both at other values of the chosen part of θ.
+        """Evaluate losses and weighted gradient, for other weights and values of θ too.
 
         Weights that are a function of the losses cost nothing with one part; with more, the losses are evaluated once more.
         """
@@ -120,7 +125,7 @@ class RowLosses:
         return losses, aux, lambda weights: pullback(weights)[0], lambda part: halves.above(part, known)
 
     def pulled_back(self, params: Params, weights: Weights) -> tuple[Array, LossAux, Params]:
-        """Losses `[b]`, aux, and Σ w_i ∇ℓ_i of this device's rows."""
+        """Evaluate losses `[b]`, aux, and Σ w_i ∇ℓ_i of this device's rows."""
         return self.differentiated(params, weights)[:3]
 
     def _in_parts(self, params: Params, weights: Array) -> tuple[Array, LossAux, Params]:

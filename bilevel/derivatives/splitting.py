@@ -1,4 +1,4 @@
-"""A function of two arguments cut in two: what does not depend on the first one, and the rest.
+"""A function f(x, y) split into a part that needs only y, and the rest.
 
 Probes live in a part of θ, such as the last block of a network. What lies below it gives the same at every value of the part, so
 it is evaluated once; losses at a moved part, or their derivatives there, start from what it gave. XLA for GPUs merges the
@@ -28,7 +28,7 @@ class Split(NamedTuple):
 
 
 def split(function: Callable[[Any, Any], Any], x: Any, y: Any) -> Split:
-    """Cuts a function of two trees of arrays at these shapes and types.
+    """Split f(x, y) into a part that needs only y, computed once, and the rest.
 
     The cut goes between the operations that JAX traces, not through them: a function that is one `jax.jit`, or one `scan`
     over all layers, with x among its inputs lies above as a whole, and nothing is saved. So do operations with effects,

@@ -1,4 +1,4 @@
-"""Meshes and shardings: the same step on one device, many devices and many processes.
+"""Meshes and shardings: one step for one device, many, and many processes.
 
 The step is an ordinary jitted function of global arrays; only where the arrays lie differs. Rows are spread over the mesh. The
 state is replicated, or spread too when it would not fit on one device:
@@ -27,7 +27,7 @@ DATA_AXIS = "data"
 
 
 def make_mesh(devices: Sequence[Any] | None = None) -> Mesh:
-    """A mesh of one axis, "data", over `devices` (all devices of all processes by default).
+    """Make a mesh of one axis, "data", over `devices` (None: all of all processes).
 
     Its axis is of type Auto: explicit axes refuse `top_k` over a sharded batch.
     """
@@ -36,17 +36,17 @@ def make_mesh(devices: Sequence[Any] | None = None) -> Mesh:
 
 
 def row_sharding(mesh: Mesh) -> NamedSharding:
-    """Leading axis spread over the mesh."""
+    """Return the sharding that spreads the leading axis over the mesh."""
     return NamedSharding(mesh, PartitionSpec(DATA_AXIS))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """The same on every device."""
+    """Return the sharding with the whole array on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def check_divides(mesh: Mesh, **sizes: int) -> None:
-    """Refuses batch sizes that the mesh does not divide.
+    """Reject batch sizes that the mesh does not divide.
 
     Raises:
       UserError: naming the first such size.
@@ -59,7 +59,7 @@ def check_divides(mesh: Mesh, **sizes: int) -> None:
 
 
 def place_batch(mesh: Mesh, batch: Batch) -> Batch:
-    """This process's rows -> global arrays with their rows spread over the mesh.
+    """Make global arrays, spread over the mesh, of this process's rows.
 
     Raises:
       UserError: if the devices of this process do not divide its rows.
@@ -71,12 +71,14 @@ def place_batch(mesh: Mesh, batch: Batch) -> Batch:
 
 
 def batch_placer(mesh: Mesh) -> Callable[[Batch], Batch]:
-    """Host batch -> device arrays, for `bilevel.training.Data`: as `place_batch`; on one device, simply there."""
+    """Return what places host batches on the mesh, for `bilevel.training.Data`."""
     return functools.partial(place_batch, mesh) if mesh.size > 1 else jax.device_put
 
 
 def split_state(mesh: Mesh, state: Any, *, min_size: int = 1 << 14) -> Any:
-    """Where the state lies when it is spread over the mesh: parameters, optimizer states and a method's v all alike.
+    """Decide where the arrays of a state lie when it is spread over the mesh.
+
+    Parameters, optimizer states and a method's v are treated alike.
 
     Every array of at least `min_size` elements is split along its longest axis that the mesh divides (the first of several);
     smaller ones, those that no axis fits and random keys stay whole on every device. XLA gathers a parameter where it is
@@ -102,7 +104,10 @@ def split_state(mesh: Mesh, state: Any, *, min_size: int = 1 << 14) -> Any:
 
 
 def keep_sharding(where: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Return a wrapper for `TrainStep.map`: the new state lies where `where` (from `split_state`) says."""
+    """Return a wrapper for `TrainStep.map` that keeps the state where it lies.
+
+    `where` is from `split_state`.
+    """
 
     def wrapper(function: Callable[..., Any]) -> Callable[..., Any]:
         def kept(*arguments: Any) -> Any:
@@ -114,15 +119,47 @@ def keep_sharding(where: Any) -> Callable[[Callable[..., Any]], Callable[..., An
     return wrapper
 
 
+def spread_rows(batch: Any, mesh: Mesh | None) -> Any:
+    """Spread the rows of a batch over all devices of the mesh; under plain `jit`."""
+    return (
+        batch
+        if mesh is None
+        else jax.lax.with_sharding_constraint(batch, NamedSharding(mesh, PartitionSpec(mesh.axis_names)))
+    )
+
+
+def gather(tree: Any, mesh: Mesh | None, chosen: Callable[[str], bool] | None = None) -> Any:
+    """Make the arrays whole on every device of the mesh; under plain `jit`.
+
+    Args:
+      tree: arrays.
+      mesh: the devices; None changes nothing.
+      chosen: path ("block_1/mlp/kernel") -> whether that array is gathered; None: all of them.
+    """
+    if mesh is None:
+        return tree
+    everywhere = replicated(mesh)
+
+    def leaf(path: Any, x: jax.Array) -> jax.Array:
+        if chosen is not None and not chosen(jax.tree_util.keystr(path, simple=True, separator="/")):
+            return x
+        return jax.lax.with_sharding_constraint(x, everywhere)
+
+    return jax.tree_util.tree_map_with_path(leaf, tree)
+
+
 def whole(mesh: Mesh, tree: Any) -> Any:
-    """The same arrays, complete on every device. With several processes all of them must call it."""
+    """Copy the arrays whole to every device.
+
+    With several processes all of them must call it.
+    """
     if all(x.is_fully_replicated for x in jax.tree.leaves(tree)):
         return tree
     return jax.jit(lambda x: x, out_shardings=replicated(mesh))(tree)
 
 
 def start_processes(coordinator: str | None = None, count: int | None = None, index: int | None = None) -> None:
-    """Joins this process to a multi-process run; call it before anything else touches jax.
+    """Join this process to a multi-process run, before anything else touches jax.
 
     Without arguments the cluster environment (SLURM, Cloud TPU, …) is asked. On CPU the collectives go through gloo.
 

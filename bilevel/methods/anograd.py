@@ -1,4 +1,4 @@
-"""Anograd: the cosine between the weighted generic gradient and the specific gradient."""
+"""Anograd: the cosine between the generic and the specific gradient."""
 
 from __future__ import annotations
 
@@ -21,7 +21,9 @@ class AnogradState(NamedTuple):
 
 
 def anograd(*, average_specific: float = 0.0, through_optimizer: bool = False) -> Method:
-    """Aligned normalised gradient: turns the weighted generic gradient towards the specific one.
+    """Turn the weighted generic gradient towards the specific one.
+
+    This is the aligned normalised gradient.
 
     With g = Σ w_i ∇ℓ_i, ĝ = g/‖g‖, ŝ = ∇L_spec(θ)/‖∇L_spec(θ)‖ and c = ⟨ĝ, ŝ⟩, the probe is the gradient of −c in g,
 
@@ -31,7 +33,7 @@ def anograd(*, average_specific: float = 0.0, through_optimizer: bool = False) -
 
     Args:
       average_specific: decay of a moving average of ∇L_spec over α-steps; see `dds`. 0 is the paper's.
-      through_optimizer: compare the specific gradient with the move U(g) that θ's optimizer makes of g, in place of g:
+      through_optimizer: compare the specific gradient with the move U(g) that θ's optimizer makes of g, instead of g:
         p = (∂U/∂g)ᵀ ∇_U cos(U, ∇L_spec). The same as the paper's for SGD, where U = −ρg; for Adam it measures rows in the
         geometry in which θ moves.
 
@@ -68,7 +70,7 @@ def anograd(*, average_specific: float = 0.0, through_optimizer: bool = False) -
 
 
 def cosine_probe(generic: Params, specific: Params) -> Params:
-    """The gradient of −cos(g, s) in g; 0 where either vector is 0."""
+    """Compute the gradient of −cos(g, s) in g; 0 where either vector is 0."""
     tiny = jnp.finfo(jnp.float32).tiny
     generic_norm = jnp.maximum(trees.norm(generic), tiny)
     specific_norm = jnp.maximum(trees.norm(specific), tiny)

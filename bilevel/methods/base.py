@@ -15,7 +15,10 @@ from bilevel.types import Array, Batch, LossAux, Params, UserError
 
 
 class Problem(NamedTuple):
-    """The inner problem at the current θ, as a method sees it. Rows are those of the α-batch."""
+    """The inner problem at the current θ, as a method sees it.
+
+    Rows are those of the α-batch.
+    """
 
     params: Params
     """θ, the full tree."""
@@ -71,7 +74,10 @@ MethodFn: TypeAlias = Callable[[Problem, Any], MethodUpdate]
 
 
 class Method(NamedTuple):
-    """A method: a pair of pure functions. Hyper-parameters live in the closure, arrays in the state."""
+    """A method: a pair of pure functions.
+
+    Hyper-parameters live in the closure, arrays in the state.
+    """
 
     init: Callable[[Params], Any]
     """The chosen part of θ -> the method's state. Fixes every shape and dtype."""
@@ -87,6 +93,6 @@ class Method(NamedTuple):
 
 
 def check_decay(decay: float) -> None:
-    """Refuses a decay of the averaged specific gradient outside [0, 1)."""
+    """Reject a decay of the averaged specific gradient outside [0, 1)."""
     if not 0.0 <= decay < 1.0:
         raise UserError(f"average_specific={decay} must lie in [0, 1); 0 switches the averaging off.")

@@ -21,7 +21,9 @@ class DDSState(NamedTuple):
 
 
 def dds(*, average_specific: float = 0.0, cosine: bool = False) -> Method:
-    """Differentiable data selection: moves α down the specific loss after one update of θ.
+    """Move α down the specific loss after one update of θ.
+
+    This is differentiable data selection.
 
     With θ⁺ = θ + U(g), g = Σ w_i ∇ℓ_i and U the optimizer's update at its current state, the probe is
 
@@ -31,14 +33,14 @@ def dds(*, average_specific: float = 0.0, cosine: bool = False) -> Method:
     need no formulas of their own. Where U has no derivative (Adam, in parameters whose gradient has always been 0) p is 0.
 
     Args:
-      average_specific: decay d of a moving average of ∇L_spec(θ⁺) over α-steps, m ← d·m + (1−d)·∇L_spec, used in place of
+      average_specific: decay d of a moving average of ∇L_spec(θ⁺) over α-steps, m ← d·m + (1−d)·∇L_spec, used instead of
         the gradient of the one specific batch: less noise for small batches, no extra evaluation. 0 is the paper's. The
         average is also what α-steps without a specific batch of their own use (`probe_every` of `make_step`).
-      cosine: a_i = cos(∇ℓ_i, p) in place of ⟨∇ℓ_i, p⟩, so that rows with large gradients gain nothing from their size. The norms
+      cosine: a_i = cos(∇ℓ_i, p) instead of ⟨∇ℓ_i, p⟩, so that rows with large gradients gain nothing from their size. The norms
         of the rows' gradients cost b backward passes: for small networks and batches.
 
     Reference: Wang et al., "Optimizing Data Usage via Differentiable Rewards", ICML 2020, section 2.2 and equation 6;
-      for `cosine` section 3.2 and appendix A.1 (there of the specific gradient itself, in place of its pullback); Grangier et
+      for `cosine` section 3.2 and appendix A.1 (there of the specific gradient itself, instead of its pullback); Grangier et
       al., section 4.3.1, equation 3.
     """
     check_decay(average_specific)

@@ -1,4 +1,4 @@
-"""The two methods that learn nothing: uniform sampling, and a weighting network that stays as it is."""
+"""The two methods that learn nothing: uniform, and a frozen weighting network."""
 
 from __future__ import annotations
 
@@ -6,12 +6,15 @@ from bilevel.methods.base import Method
 
 
 def uniform() -> Method:
-    """Trains on rows drawn uniformly from the generic data: the baseline. Nothing is scored."""
+    """Train on rows drawn uniformly from the generic data: the baseline.
+
+    Nothing is scored.
+    """
     return Method(init=lambda _: (), update=None, uses_weights=False)
 
 
 def frozen() -> Method:
-    """Selects with the weighting network that the state holds, and never changes it.
+    """Select with the weighting network that the state holds, and never change it.
 
     Weights learned with a small model serve a large one in this way.
 

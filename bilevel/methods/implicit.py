@@ -1,4 +1,4 @@
-"""Implicit differentiation: the linear system of the inner problem solved anew on every α-step."""
+"""Implicit differentiation: a linear system solved anew on every α-step."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def implicit_cg(
     max_norm: float | None = None,
     average_specific: float = 0.0,
 ) -> Method:
-    """Implicit differentiation by conjugate gradient.
+    """Differentiate implicitly, by conjugate gradient.
 
         p = −(H + λI)⁻¹ ∇L_spec(θ),      H = ∇² Σ w_i ℓ_i(θ) on the α-rows,
 
@@ -53,7 +53,7 @@ def implicit_cg(
     Args:
       iterations: k ≥ 1.
       damping: λ ≥ 0.
-      warm_start: begin at the previous probe in place of 0: one Hessian product more. It pays if θ and the rows change little
+      warm_start: begin at the previous probe instead of 0: one Hessian product more. It pays if θ and the rows change little
         between α-steps.
       max_norm: bound on ‖p‖, kept by scaling p; None leaves p free.
       average_specific: decay of a moving average of ∇L_spec over α-steps; see `dds`.
@@ -82,7 +82,7 @@ def implicit_neumann(
     max_norm: float | None = None,
     average_specific: float = 0.0,
 ) -> Method:
-    """Implicit differentiation by a truncated Neumann series.
+    """Differentiate implicitly, by a truncated Neumann series.
 
         p = −η Σ_{j=0..k} (I − η(H + λI))ʲ ∇L_spec(θ)  →  −(H + λI)⁻¹ ∇L_spec(θ),
 
@@ -94,7 +94,7 @@ def implicit_neumann(
       iterations: k ≥ 1.
       step_size: η > 0.
       damping: λ ≥ 0.
-      warm_start: begin at the previous probe in place of −η∇L_spec, at no further cost.
+      warm_start: begin at the previous probe instead of −η∇L_spec, at no further cost.
       max_norm: bound on ‖p‖, kept by scaling p; None leaves p free.
       average_specific: decay of a moving average of ∇L_spec over α-steps; see `dds`.
 
@@ -115,7 +115,9 @@ def implicit_neumann(
 
 
 def conjugate_gradient(product: Product, right: Params, guess: Params | None, iterations: int) -> Params:
-    """Approximates A⁻¹b in k iterations; stops early at negative curvature, as `implicit_cg` says.
+    """Approximate A⁻¹b in k iterations of conjugate gradient.
+
+    It stops early at negative curvature, as `implicit_cg` says.
 
     Args:
       product: d -> A d, A symmetric.
@@ -155,7 +157,10 @@ def conjugate_gradient(product: Product, right: Params, guess: Params | None, it
 
 
 def neumann_series(product: Product, right: Params, guess: Params | None, iterations: int, step_size: float) -> Params:
-    """x ← x + η(b − A x), k times from x = ηb (or `guess`): the first k + 1 terms of η Σ (I − ηA)ʲ b."""
+    """Approximate A⁻¹b by the first k + 1 terms of η Σ (I − ηA)ʲ b.
+
+    x ← x + η(b − A x), k times from x = ηb (or `guess`).
+    """
     start = jax.tree.map(lambda b: (step_size * b).astype(b.dtype), right) if guess is None else guess
 
     def iterate(_: int, x: Params) -> Params:

@@ -1,4 +1,4 @@
-"""Learning to reweight: weights of its own for every batch, and no weighting network."""
+"""Learning to reweight: free weights for every batch, no weighting network."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from bilevel.methods.base import Method, MethodUpdate, Problem
 
 
 def learning_to_reweight() -> Method:
-    """Weighs each batch by one step of the weights, as free parameters, from uniform.
+    """Weigh each batch by one step of the weights, as free parameters, from uniform.
 
     At uniform weights, with θ⁺ = θ + U(g) and g = (1/B) Σ ∇ℓ_i, the probe is that of DDS,
 

@@ -1,4 +1,4 @@
-"""MentorNet: rows are weighed by a network that learns, on clean data, to tell right labels from wrong ones."""
+"""MentorNet: a network learns on clean data to tell right labels from wrong."""
 
 from __future__ import annotations
 
@@ -39,7 +39,9 @@ def mentornet(
     wrong_share: float = 0.5,
     label: str = "label",
 ) -> Method:
-    """Weighs rows by the chance that their label is right, as a network judges it from how the model sees them:
+    """Weigh rows by the chance that their label is right, as a network judges it.
+
+    The network knows how the model sees them:
 
         v_i = sigmoid(mentor(ℓ_i, ℓ_i − ℓ̄, y_i, t/T)),      θ moves by its optimizer's update of (1/B) Σ v_i ∇ℓ_i,
 
@@ -71,7 +73,7 @@ def mentornet(
 
     Reference: Jiang, Zhou, Leung, Li, Fei-Fei, "MentorNet: learning data-driven curriculum for very deep neural networks on
       corrupted labels", ICML 2018 (MentorNet DD, algorithm 1); a baseline in Wang et al. (DDS), section 4. Departures: the
-      mentor is trained on every step in place of at two moments; its clean data carry wrong labels that we draw, where the
+      mentor is trained on every step instead of at two moments; its clean data carry wrong labels that we draw, where the
       paper has a set that was labelled twice; no examples are dropped at random during burn-in.
     """
     _check(num_classes, total_steps, burn_in, percentile, decay, wrong_share)
@@ -86,7 +88,7 @@ def mentornet(
         return MentorFeatures(losses, losses - level, labels.astype(jnp.int32), progress)
 
     def learned(problem: Problem, state: MentorNetState, level: Array) -> tuple[Array, Params, optax.OptState]:
-        """One step of the mentor's own training, on the specific batch with some wrong labels."""
+        """Train the mentor for a step, on the specific batch with some wrong labels."""
         rows = problem.specific_batch
         labels, right = with_wrong_labels(problem.rng, rows[label], num_classes, wrong_share)
         losses = problem.specific_losses({**rows, label: labels})
@@ -128,7 +130,7 @@ def mentornet(
 
 
 def with_wrong_labels(key: Array, labels: Array, num_classes: int, share: float) -> tuple[Array, Array]:
-    """Replaces labels, each with probability `share`, by one of the other classes with equal chances.
+    """Replace labels, each with probability `share`, by one of the other classes.
 
     Returns:
       The labels, in their type, `[b]`, and whether they are those given, float32 `[b]`.

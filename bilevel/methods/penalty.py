@@ -1,4 +1,4 @@
-"""First-order bilevel optimisation by a penalty: a reference model that is kept in step with the main one."""
+"""First-order bilevel optimisation by a penalty, with a reference model."""
 
 from __future__ import annotations
 
@@ -23,7 +23,9 @@ class PenaltyState(NamedTuple):
 
 
 def penalty(optimizer: optax.GradientTransformation, *, strength: float = 1.0) -> Method:
-    """Prefers rows that cost a reference model less than the main model: their alignment is a_i = ℓ_i(φ) − ℓ_i(θ).
+    """Prefer rows that cost a reference model less than the main model.
+
+    Their alignment is a_i = ℓ_i(φ) − ℓ_i(θ).
 
     The reference φ = θ + d trains on generic rows like θ, and on specific rows as well:
 
@@ -31,7 +33,7 @@ def penalty(optimizer: optax.GradientTransformation, *, strength: float = 1.0) -
 
     so that φ goes towards the minimum of L_gen + s L_spec while θ goes to that of L_gen. Σ w_i(α) a_i is then the gap between
     the two in the inner loss, whose α-gradient tends to s times the hypergradient as s → 0: `soba` is that limit, with
-    d = s v and the differences ∇L_gen(θ + d) − ∇L_gen(θ) and ℓ_i(θ + d) − ℓ_i(θ) in place of derivatives. With s that is not
+    d = s v and the differences ∇L_gen(θ + d) − ∇L_gen(θ) and ℓ_i(θ + d) − ℓ_i(θ) instead of derivatives. With s that is not
     small the differences see the curvature between the two models. Costs what `soba` costs with `Finite()`.
 
     Args:

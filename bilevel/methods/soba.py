@@ -29,7 +29,9 @@ def soba(
     max_norm: float | None = None,
     dtype: jnp.dtype | None = None,
 ) -> Method:
-    """Stochastic bilevel algorithm: the probe is v, which follows −H⁻¹∇L_spec along with θ and α.
+    """Move α along v, which follows −H⁻¹∇L_spec as θ and α move.
+
+    This is the stochastic bilevel algorithm.
 
         dv = ∇²L_gen(θ) v + λ v + ∇L_spec(θ),      v ← v − η dv,      p = v (before this move).
 

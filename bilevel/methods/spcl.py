@@ -19,7 +19,7 @@ class SPCLState(NamedTuple):
 
 
 def spcl(pace: float | optax.Schedule) -> Method:
-    """Weighs rows by how small their loss is, with the linear self-paced function
+    """Weigh rows by how small their loss is, with the linear self-paced function
 
         v_i = max(0, 1 − ℓ_i(θ)/λ),      θ moves by its optimizer's update of (1/B) Σ v_i ∇ℓ_i:
 

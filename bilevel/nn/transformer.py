@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from bilevel.devices.collectives import gather
+from bilevel.devices.sharding import gather
 from bilevel.types import Array, Batch, LossAux, LossFn, ModelState, Params, UserError
 
 VOCABULARY = 256

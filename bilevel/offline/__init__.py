@@ -1,1 +1,1 @@
-"""Learned or measured outside the step: irreducible losses, contrastive scores, domain classifier, acceleration rates."""
+"""Scores and networks that are learned or measured outside the step."""

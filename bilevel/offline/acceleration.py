@@ -1,4 +1,4 @@
-"""Specific and generic acceleration rates: can gradient alignments tell specific from generic rows?
+"""Acceleration rates: can gradient alignments tell specific from generic rows?
 
 Of a model θ that was trained on generic data, Grangier et al. compare single rows x with unit gradients of batches:
 
@@ -29,7 +29,7 @@ from bilevel.types import Array, Batch, LossFn, ModelState, Params, UserError
 
 
 class AccelerationRates(NamedTuple):
-    """The two rates with their standard errors; floating-point scalars between 0 and 1."""
+    """The two rates and their standard errors, floating-point scalars in 0..1."""
 
     sar: Array
     """Share of specific rows and pairs of batches for which the specific batch aligns better."""
@@ -53,7 +53,7 @@ def acceleration_rates(
     derivatives: Derivatives | None = None,
     micro_batches: int = 1,
 ) -> AccelerationRates:
-    """SAR and GAR with standard errors: the means over all m rows and P pairs of batches.
+    """Compute SAR and GAR with standard errors, over m rows and P pairs of batches.
 
     The arguments are those of `alignment_differences`, m at least 2 for either kind of rows and P at least 2.
 
@@ -88,7 +88,9 @@ def alignment_differences(
     derivatives: Derivatives | None = None,
     micro_batches: int = 1,
 ) -> tuple[Array, Array]:
-    """a_norm(x, B_specific) − a_norm(x, B_generic) of all rows x, for each pair of batches.
+    """Compute a_norm(x, B_specific) − a_norm(x, B_generic) of all rows x.
+
+    For each pair of batches.
 
     Compiled once for each loss and each set of shapes. With `Forward()` the 2m rows are linearised once for a tangent of 2F a
     pair, or, in parts, cost 3F a pair with no linearisation kept; the gradients of the 2b rows of batches cost 3F a pair.
@@ -103,7 +105,7 @@ def alignment_differences(
       generic_batches: the P batches B_generic that they are paired with; their b may be another.
       rng: a typed key (`jax.random.key`) for losses with dropout.
       specific_loss: the loss on specific rows, if it differs from `loss`.
-      derivatives: `linearization.Forward()` (the default: exact) or `linearization.Finite()`, for kernels without forward mode.
+      derivatives: `bilevel.Forward()` (the default: exact) or `bilevel.Finite()`, for kernels without forward mode.
       micro_batches: evaluate rows and batches in this many equal parts, one after the other: less memory, and faster on CPU
         where parts of some 32 rows fit its caches.
 
@@ -169,7 +171,9 @@ def _differences(
 
 
 def crossed_standard_error(outcomes: Array) -> Array:
-    """Standard error of the mean of outcomes of P pairs of batches with m rows each, rows and pairs drawn independently.
+    """Compute the standard error of a mean over P pairs of batches and m rows.
+
+    Rows and pairs are drawn independently.
 
     Analytic: every outcome shares its row with P − 1 others and its pair with m − 1 others, so that their mean varies by
 

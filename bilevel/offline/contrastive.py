@@ -1,4 +1,4 @@
-"""Contrastive data selection: the generic rows whose loss falls most when a trained model is fine-tuned on specific rows.
+"""Contrastive data selection: rows whose loss falls most with fine-tuning.
 
     scores = score_gains(loss, (before, {}), (after, {}), generic, specific, batch_size=256, settings={"steps": 1000})
     scores.save("gains.npz")
@@ -40,10 +40,10 @@ def score_gains(
     num_examples: int | None = None,
     on_batch: OnBatch | None = None,
 ) -> LossTable:
-    """Scores each generic row by ℓ_i(before) − ℓ_i(after), its loss before minus its loss after fine-tuning.
+    """Score each generic row by its loss before minus its loss after fine-tuning.
 
     Args:
-      loss: per-example losses, in evaluation mode; see `bilevel.irreducible.score_rows`.
+      loss: per-example losses, in evaluation mode; see `bilevel.offline.irreducible.score_rows`.
       before: parameters and model state of the model trained on generic rows.
       after: likewise, fine-tuned on the specific rows.
       generic: rows with `id`, int32 `[b]`; a `RowView` scores a part of the whole.
@@ -51,7 +51,7 @@ def score_gains(
       batch_size: rows evaluated at once.
       settings: kept with the scores; the specific rows' hash is added as `specific_hash`.
       num_examples: N; None takes the rows of the data set, or those of the whole for a `RowView`.
-      on_batch: see `bilevel.irreducible.score_rows`.
+      on_batch: see `bilevel.offline.irreducible.score_rows`.
 
     Returns:
       float32 `[N]` by id, NaN for rows that are not in `generic`, with the hashes of both data sets.
@@ -75,7 +75,7 @@ def score_gains(
 
 
 def load_gains(path: str | Path, generic: Dataset, specific: Dataset) -> LossTable:
-    """Reads a table of gains, if it is of these generic and these specific rows.
+    """Read a table of gains, if it is of these generic and these specific rows.
 
     Raises:
       UserError: the file is missing or no table, belongs to other generic rows, or was made for other specific rows or for none.

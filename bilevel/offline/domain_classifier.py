@@ -1,4 +1,6 @@
-"""The domain classifier: a weighting network trained to tell specific rows from generic ones, before the main model is trained.
+"""The domain classifier: a weighting network that tells specific from generic.
+
+It is trained before the main model.
 
     found = train_domain_classifier(
         weighting, weight_params, Loader(generic, 256, seed=0), Loader(specific, 256, seed=1), (generic_valid, specific_valid),
@@ -45,7 +47,9 @@ class DomainClassifier(NamedTuple):
 
 
 def binary_cross_entropy(weighting: LogitFn, weight_params: Params, generic: Batch, specific: Batch) -> Array:
-    """½ mean_i softplus(s_i) + ½ mean_j softplus(−s_j), over generic rows i and specific rows j: float32 `[]`, in nats.
+    """Compute ½ mean_i softplus(s_i) + ½ mean_j softplus(−s_j), in nats.
+
+    Over generic rows i and specific rows j; float32 `[]`.
 
     Args:
       weighting: its logits s are those of "specific".
@@ -70,7 +74,7 @@ def train_domain_classifier(
     steps: int,
     evaluations: int = 100,
 ) -> DomainClassifier:
-    """Minimises the binary cross-entropy, and keeps the parameters that are best on held-out rows.
+    """Minimise the cross-entropy, and keep what is best on held-out rows.
 
     Args:
       weighting: the network; its logits are those of "specific".

@@ -1,4 +1,4 @@
-"""Irreducible losses: the loss of every example under a model trained on held-out data, as a table by example id.
+"""Irreducible losses: a model trained on held-out data scores every example.
 
     table = score_rows(loss, params, model_state, dataset, batch_size=512, settings={"model": "lenet", "seed": 0})
     table.save("il.npz")
@@ -47,7 +47,9 @@ def score_rows(
     read: ReadFn = _losses,
     on_batch: OnBatch | None = None,
 ) -> LossTable:
-    """The losses of all rows of a data set under one model, in equal batches, the last one padded.
+    """Compute the losses of all rows of a data set under one model.
+
+    In equal batches, the last one padded.
 
     Args:
       loss: per-example losses. In evaluation mode: a row's number must not depend on the rows beside it, or on chance.
@@ -101,7 +103,9 @@ def score_rows(
 
 
 def half_of(ids: NDArray[np.integer[Any]], seed: int = 0) -> NDArray[np.int8]:
-    """Which half, 0 or 1, an example belongs to: a pure function of its id and the seed, `[n]` -> int8 `[n]`.
+    """Assign each example to half 0 or 1, `[n]` -> int8 `[n]`.
+
+    A pure function of its id and the seed.
 
     One bit of the splitmix64 hash of (id, seed): halves of N examples differ in size by about √N.
     """
@@ -113,7 +117,9 @@ def half_of(ids: NDArray[np.integer[Any]], seed: int = 0) -> NDArray[np.int8]:
 
 
 def half(dataset: Dataset, which: int, seed: int = 0) -> RowView:
-    """One half of a data set, to train a model on: the rows with `half_of(id) == which`, which are 0 or 1.
+    """Take one half of a data set, to train a model on.
+
+    These are the rows with `half_of(id) == which`.
 
     Raises:
       UserError: for another number, or a half without rows.
@@ -139,7 +145,9 @@ def cross_scored(
     seed: int = 0,
     read: ReadFn = _losses,
 ) -> LossTable:
-    """Irreducible losses without held-out data: each half of the rows is scored by the model trained on the other half.
+    """Score each half of the rows by the model trained on the other half.
+
+    These are irreducible losses without held-out data.
 
     Args:
       loss: see `score_rows`, like `batch_size`, `settings` and `read`.

@@ -1,4 +1,4 @@
-"""Samplers: which rows a θ-update is made on, chosen by their numbers before anything is loaded."""
+"""Samplers: the rows of a θ-update, chosen before anything is loaded."""
 
 from bilevel.samplers.base import Sampler as Sampler
 from bilevel.samplers.fixed import ReplayedState as ReplayedState

@@ -1,4 +1,4 @@
-"""What a sampler is: it picks the rows of a θ-update by their numbers, before anything is loaded.
+"""Samplers pick the rows of a θ-update by number, before anything is loaded.
 
 One iteration of a sampler that learns: `draw` the numbers, train on the rows, `observe` what the model gave for them; every
 `reward_every` iterations `reward` with the validation loss, every `update_every` `learn` (after the reward, if both are
@@ -14,7 +14,10 @@ from bilevel.types import Array, Metrics, UserError
 
 
 class Sampler(NamedTuple):
-    """A sampler: pure functions over a state. Hyper-parameters live in the closure, arrays in the state."""
+    """A sampler: pure functions over a state.
+
+    Hyper-parameters live in the closure, arrays in the state.
+    """
 
     init: Callable[..., Any]
     """`init(rng, params=None) -> state`; `params` are what another run learned (None: begin anew). Fixes all shapes."""
@@ -35,6 +38,6 @@ class Sampler(NamedTuple):
 
 
 def check_sizes(num_rows: int, batch_size: int) -> None:
-    """Refuses a sampler without rows, or one whose draws are empty."""
+    """Reject a sampler without rows, or one whose draws are empty."""
     if num_rows < 1 or batch_size < 1:
         raise UserError(f"num_rows={num_rows} and batch_size={batch_size} must both be at least 1.")

@@ -12,7 +12,9 @@ from bilevel.types import Array
 
 
 def draw_each(key: Array, weights: Array) -> Array:
-    """One row from each of k distributions over N rows, by inversion in two stages: first a block of rows, then a row of it.
+    """Draw one row from each of k distributions over N rows.
+
+    By inversion in two stages: first a block of rows, then a row of it.
 
     That takes 2k random numbers, where `jax.random.categorical` takes k·N, most of the time of a draw on a CPU. Blocks of √N
     rows keep the sums short, so that a row's chance is its weight to about √N roundings.

@@ -1,4 +1,4 @@
-"""The samplers that learn nothing: uniform epochs, and a sequence of row numbers that is played again."""
+"""The samplers that learn nothing: uniform epochs, and a replayed sequence."""
 
 from __future__ import annotations
 
@@ -26,7 +26,9 @@ class UniformState(NamedTuple):
 
 
 def uniform(num_rows: int, batch_size: int) -> Sampler:
-    """Draws without replacement, epoch after epoch, each a new permutation; batches run over the ends of epochs.
+    """Draw without replacement, each epoch in a new order.
+
+    Batches run over the ends of epochs.
 
     The baseline of RLSampler's paper.
 
@@ -70,7 +72,9 @@ class ReplayedState(NamedTuple):
 
 
 def replayed(sequence: Any, num_rows: int, *, num_steps: int | None = None) -> Sampler:
-    """Draws what another run drew, step by step; after the last row of the sequence the first follows again.
+    """Draw what another run drew, step by step.
+
+    After the last row of the sequence the first follows again.
 
     Args:
       sequence: integers `[steps, b]`: the row numbers of each step, as the metric `selected` of a sampled run.
@@ -110,4 +114,4 @@ def replayed(sequence: Any, num_rows: int, *, num_steps: int | None = None) -> S
 
 def _refuse(params: Any, name: str) -> None:
     if params is not None:
-        raise UserError(f"The sampler {name} has no parameters: leave params away.")
+        raise UserError(f"The sampler {name} has no parameters: omit params.")

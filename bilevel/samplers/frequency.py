@@ -1,4 +1,4 @@
-"""How often a sampler drew which rows and classes (RLSampler, section 6.2 and figure 3)."""
+"""How often a sampler drew which rows and classes (RLSampler, section 6.2)."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Frequencies(NamedTuple):
 
 
 def row_counts(sequence: Any, num_rows: int) -> Array:
-    """How often each row was drawn.
+    """Count how often each row was drawn.
 
     Args:
       sequence: integers of any shape, such as `[steps, b]`; those outside 0…N−1 are left out.
@@ -40,7 +40,7 @@ def row_counts(sequence: Any, num_rows: int) -> Array:
 
 
 def class_counts(counts: Array, labels: Any, num_classes: int) -> Array:
-    """How often each class was drawn.
+    """Count how often each class was drawn.
 
     Args:
       counts: int32 `[N]`, from `row_counts`.
@@ -54,7 +54,7 @@ def class_counts(counts: Array, labels: Any, num_classes: int) -> Array:
 
 
 def frequencies(counts: Array) -> Frequencies:
-    """The numbers of figure 3 for counts of rows or classes, int32 `[n]`."""
+    """Compute the numbers of figure 3 for counts of rows or classes, int32 `[n]`."""
     values = counts.astype(jnp.float32)
     low, median, high = jnp.percentile(values, jnp.asarray([10.0, 50.0, 90.0]))
     least, most = jnp.min(values), jnp.max(values)  # percentiles would round them

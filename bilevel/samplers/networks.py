@@ -82,7 +82,10 @@ class Sizes:
 
 
 def init_params(rng: Array, sizes: Sizes, scales: tuple[float, float], dtype: Any) -> SamplerParams:
-    """Fresh networks; `scales` are the standard deviations of the linear weights of the logger and of the policy."""
+    """Draw fresh parameters of both networks.
+
+    `scales` are the standard deviations of the linear weights of the logger and of the policy.
+    """
     keys = jax.random.split(rng)
     return SamplerParams(
         init_network(
@@ -95,7 +98,7 @@ def init_params(rng: Array, sizes: Sizes, scales: tuple[float, float], dtype: An
 
 
 def check_params(found: Any, wanted: Any) -> None:
-    """Refuses parameters of another sampler; `wanted` is a tree of shapes.
+    """Reject parameters of another sampler; `wanted` is a tree of shapes.
 
     Raises:
       UserError: naming the first array that differs.
@@ -114,7 +117,9 @@ def check_params(found: Any, wanted: Any) -> None:
 def init_network(
     key: Array, size_in: int, hidden: int, size_out: int, *, linear_scale: float, encodes: bool, dtype: Any
 ) -> Network:
-    """A fresh network: biases 0, W Xavier, U orthogonal, linear weights normal with a standard deviation.
+    """Draw fresh parameters of a network.
+
+    Biases are 0, W Xavier, U orthogonal, linear weights normal with a standard deviation.
 
     Args:
       key: a typed key.
@@ -145,31 +150,36 @@ def init_network(
 
 
 def zero_carry(network: Network) -> Carry:
-    """The states after a reset."""
+    """Return the states after a reset."""
     hidden, dtype = network.first.hidden.shape[0], network.first.bias.dtype
     zeros = CellState(jnp.zeros(hidden, dtype), jnp.zeros(hidden, dtype))
     return zeros, zeros
 
 
 def apply_linear(layer: Linear, x: Array) -> Array:
-    """`[…, n]` -> `[…, m]`."""
+    """Apply a linear layer, `[…, n]` -> `[…, m]`."""
     return x @ layer.kernel + layer.bias
 
 
 def advance(network: Network, x: Array, carry: Carry) -> Carry:
-    """One step of both cells; the output is `carry[1].h`, `[h]`, before the decoder."""
+    """Advance both cells by a step.
+
+    The output is `carry[1].h`, `[h]`, before the decoder.
+    """
     first = _cell_step(network.first, x, carry[0])
     return first, _cell_step(network.second, first.h, carry[1])
 
 
 def log_history(logger: Network, observed: Array, carry: Carry) -> tuple[Array, Carry]:
-    """Equation (3): the mean logits `[d]` of the last batch -> (summary s `[S]`, states)."""
+    """Log the mean logits `[d]` of a batch: (summary s `[S]`, states), equation (3)."""
     carry = advance(logger, observed, carry)
     return apply_linear(logger.decoder, carry[1].h), carry
 
 
 def propose(policy: Network, summary: Array, carry: Carry, count: int) -> tuple[Array, Carry]:
-    """Equation (4), called `count` times with one summary: logits `[count, N]`, and the states.
+    """Propose `count` draws from one summary, equation (4): logits `[count, N]`.
+
+    With them, the states.
 
     What is drawn does not enter the network, so that all logits of a batch are known before the first draw, and the
     decoder, by far the most work, is one product of matrices.

@@ -1,4 +1,6 @@
-"""REINFORCE over a window of iterations, from little that was stored: what the networks computed is computed again.
+"""REINFORCE over a window of iterations.
+
+Little is stored: what the networks computed is computed again.
 
 Kept of an iteration are its k draws, the d mean logits that were observed and its share of an advantage. All the rest (k·N
 logits, k states) follows from these and the parameters, which do not change inside a window. Each iteration is
@@ -31,7 +33,9 @@ class Window(NamedTuple):
 
 
 def log_probabilities(params: SamplerParams, window: Window, *, remat: bool = True) -> Array:
-    """log p(b_{t,i}) of all draws of a window, `[T1, k]`, differentiable in the parameters.
+    """Compute log p(b_{t,i}) of all draws of a window, `[T1, k]`.
+
+    It can be differentiated in the parameters.
 
     Args:
       params: φ, those that the window was drawn with.
@@ -56,7 +60,9 @@ def log_probabilities(params: SamplerParams, window: Window, *, remat: bool = Tr
 
 
 def policy_loss(params: SamplerParams, window: Window, *, remat: bool = True) -> Array:
-    """L_policy = Σ_m A_m Σ_l (1/k) Σ_i −log p(b_{t,i}), t = (m−1)·T2 + l, whose gradient is minus the policy gradient.
+    """Compute the loss whose gradient is minus the policy gradient.
+
+    L_policy = Σ_m A_m Σ_l (1/k) Σ_i −log p(b_{t,i}), t = (m−1)·T2 + l.
 
     Returns:
       A scalar.

@@ -1,4 +1,4 @@
-"""RLSampler: a recurrent policy over all training rows, learned by REINFORCE from the validation loss."""
+"""RLSampler: a recurrent policy over all rows, learned by REINFORCE."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from bilevel.types import Array, Metrics, UserError
 
 
 class RLSamplerState(NamedTuple):
-    """All that the sampler keeps; saved and restored, it goes on as if nothing had happened."""
+    """All that the sampler keeps, and goes on from when restored."""
 
     step: Array
     """int32 scalar: iterations done."""
@@ -61,7 +61,9 @@ def rl_sampler(
     learns: bool = True,
     dtype: Any = jnp.float32,
 ) -> Sampler:
-    """Draws each row of each batch from a policy that sees a summary of the model's recent outputs, and learns it.
+    """Draw rows from a learned policy that sees the model's recent outputs.
+
+    It sees a summary of them.
 
     After each θ-update t, on the batch's logits l_t (`[k, d]`, no derivative passes through them):
 
@@ -227,7 +229,7 @@ class _Parts:
         return state, {"policy_loss": loss, "sampler_gradient_norm": trees.norm(gradient)}
 
     def reset(self, state: RLSamplerState) -> tuple[RLSamplerState, Metrics]:
-        """Begins a window: zero states, and a summary that stays as it is."""
+        """Begin a window: zero states, and a summary that stays as it is."""
         zeros = jax.tree.map(jnp.zeros_like, (state.logger, state.policy))
         window = state.window._replace(summary=state.summary)
         return state._replace(logger=zeros[0], policy=zeros[1], window=window), {}

@@ -1,4 +1,4 @@
-"""How a model is evaluated for scores alone: by which statistics it normalises, and in which precision."""
+"""How a model is evaluated for scores alone: its statistics and precision."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Statistics: TypeAlias = Literal["batch", "running"]
 
 
 def scoring_loss(make: Callable[[bool], LossFn], *, statistics: Statistics = "batch", dtype: Any = None) -> LossFn:
-    """The loss that scores rows, made like the one that θ is trained on.
+    """Make the loss that scores rows like the one that θ is trained on.
 
         scorer = scoring.rho_loss(scoring_loss(lambda train: classification_loss(net, train=train)))
 

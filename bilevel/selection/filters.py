@@ -1,4 +1,4 @@
-"""Filters: from the logits of a big batch to the positions of the rows that survive, B → b.
+"""Filters: from the logits of a big batch to the rows that survive, B → b.
 
 Choosing has two parts, each a pure function. A *temperature* sets the scale of the logits, which is free under a softmax
 (the effective sample size of an untempered weighting network swings between one row and all of them). *select* then
@@ -46,7 +46,9 @@ def gumbel_top_k(
     scope: Scope = "global",
     shards: int = 1,
 ) -> Filter:
-    """Draws without replacement, in proportion to the softmax of the logits: top-k of logits plus Gumbel noise.
+    """Draw without replacement, in proportion to the softmax of the logits.
+
+    These are the top k of logits plus Gumbel noise.
 
     The first k' of k positions are themselves such a draw of k' rows.
 
@@ -83,7 +85,7 @@ def importance(
     scope: Scope = "global",
     shards: int = 1,
 ) -> Filter:
-    """Draws with replacement from w = softmax(logits), with repeats.
+    """Draw with replacement from w = softmax(logits), with repeats.
 
     Args:
       temperature: as for `gumbel_top_k`, like `min_effective_fraction`, `max_spread`, `scope` and `shards`.
@@ -118,7 +120,9 @@ def top_k(
     scope: Scope = "global",
     shards: int = 1,
 ) -> Filter:
-    """Keeps the rows with the largest logits; no randomness. Arguments as `gumbel_top_k`.
+    """Keep the rows with the largest logits, without randomness.
+
+    Arguments as `gumbel_top_k`.
 
     The temperature does not change what is kept, only the weights in the α-gradient. Grangier et al., section 4.3, filter (b).
     """
@@ -127,7 +131,9 @@ def top_k(
 
 
 def top_fraction(fraction: float, *, scope: Scope = "global", shards: int = 1) -> Filter:
-    """Draws without replacement and with equal chances among the rows with the largest logits: a fixed share of them.
+    """Draw with equal chances among a fixed share of rows with the largest logits.
+
+    Without replacement.
 
     Args:
       fraction: the share of the B rows that are drawn from, in (0, 1]; at least k of them are.
@@ -150,7 +156,9 @@ def top_fraction(fraction: float, *, scope: Scope = "global", shards: int = 1) -
 
 
 def threshold(value: float, *, scope: Scope = "global", shards: int = 1) -> Filter:
-    """Draws without replacement and with equal chances among the rows with a logit above a value, however many they are.
+    """Draw with equal chances among the rows with a logit above a value.
+
+    Without replacement.
 
     For logits whose scale means something, such as those of a domain classifier: above 0 a row is more likely specific than
     generic. If fewer than k rows are above it, these are all kept, and the highest of the others follow.
@@ -178,7 +186,7 @@ def threshold(value: float, *, scope: Scope = "global", shards: int = 1) -> Filt
 
 
 def uniform(*, scope: Scope = "global", shards: int = 1) -> Filter:
-    """Draws without replacement and without regard to the logits: the control."""
+    """Draw without replacement and without regard to the logits: the control."""
 
     def select(key: Array, logits: Array, k: int) -> Array:
         return jax.lax.top_k(jax.random.uniform(key, logits.shape), k)[1]
@@ -187,13 +195,18 @@ def uniform(*, scope: Scope = "global", shards: int = 1) -> Filter:
 
 
 def effective_sample_size(logits: Array) -> Array:
-    """(Σw)²/Σw² of the softmax of `[B]` logits: between 1 (one row has all the weight) and B (uniform)."""
+    """Compute (Σw)²/Σw² of the softmax of `[B]` logits.
+
+    It lies between 1 (one row has all the weight) and B (uniform).
+    """
     logits = logits - jnp.max(logits)  # a large common offset would cost digits
     return jnp.exp(2.0 * jax.nn.logsumexp(logits) - jax.nn.logsumexp(2.0 * logits))
 
 
 def temperature_for(logits: Array, smallest: float, min_effective_size: float | Array) -> Array:
-    """The smallest τ ≥ `smallest` at which the effective sample size of logits/τ reaches `min_effective_size`.
+    """Find the smallest τ at which logits/τ have an effective sample size.
+
+    That size is `min_effective_size`, and τ ≥ `smallest`.
 
     The effective sample size grows with τ, so bisection on log τ finds it: 24 halvings of a range of e²⁰ (more, if the logits
     spread over more than `smallest`) leave 1e-6.

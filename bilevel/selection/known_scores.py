@@ -1,4 +1,4 @@
-"""Scores that are known beforehand, one number an example, looked up by the example's id."""
+"""Scores that are known beforehand: one number an example, looked up by its id."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ from bilevel.types import Array, LossFn, Params
 
 
 def rho_loss(loss: LossFn, *, id: str = "id", micro_batches: int = 1) -> Scorer:
-    """The reducible held-out loss, ℓ_i(θ) − IL_i: high for rows that are not yet learned, but can be, from the held-out data.
+    """Score rows by the reducible held-out loss, ℓ_i(θ) − IL_i.
+
+    It is high for rows that are not yet learned, but can be, as the held-out data show.
 
     The scorer's parameters are {"table": IL}, float32 `[N]`: the losses of a model trained on held-out data, computed once
-    (`bilevel.irreducible`) and good for every model that is trained on these rows.
+    (`bilevel.offline.irreducible`) and good for every model that is trained on these rows.
 
     Args:
       loss: see `scoring.train_loss`; the same kind of loss as in the table.
@@ -29,7 +31,9 @@ def rho_loss(loss: LossFn, *, id: str = "id", micro_batches: int = 1) -> Scorer:
 
 
 def irreducible_loss(*, id: str = "id") -> Scorer:
-    """The negative irreducible loss, −IL_i: the easiest rows, noisy ones last. Parameters and `id` as `rho_loss`.
+    """Score rows by the negative irreducible loss, −IL_i.
+
+    The easiest rows come first, noisy ones last. Parameters and `id` as `rho_loss`.
 
     Reference: RHO-LOSS, section 5 and figure 1.
     """
@@ -37,12 +41,17 @@ def irreducible_loss(*, id: str = "id") -> Scorer:
 
 
 def by_id(*, id: str = "id") -> Scorer:
-    """A number known beforehand for every example; large is selected. Parameters {"table": float32 `[N]`}; `id` as `rho_loss`."""
+    """Score rows by a number known beforehand; large is selected.
+
+    Parameters {"table": float32 `[N]`}; `id` as `rho_loss`.
+    """
     return Scorer(_nothing, lambda weights, batch, _: look_up(weights["table"], batch[id]))
 
 
 def look_up(table: Array, ids: Array) -> Array:
-    """The scores of examples; −∞, the score that is selected last, for those without one.
+    """Look up the scores of examples.
+
+    An example without one gets −∞, the score that is selected last.
 
     Args:
       table: float32 `[N]`, NaN where an example has no score.

@@ -1,4 +1,4 @@
-"""Numbers that make the behaviour of the weights visible: collapse, and which domains are preferred."""
+"""Metrics of the weights: collapse, and which domains are preferred."""
 
 from __future__ import annotations
 
@@ -8,15 +8,13 @@ import jax.numpy as jnp
 from bilevel.types import Array, Metrics
 
 
-def weight_metrics(logits: Array, axis_name: str | None = None) -> Metrics:
-    """Spread of the weights w = softmax(logits) over a big batch of `[B]` logits.
+def weight_metrics(logits: Array) -> Metrics:
+    """Measure the spread of w = softmax(logits) over a big batch of `[B]` logits.
 
     Returns:
       `effective_sample_size` = 1/Σw², between 1 and B; `weight_entropy` = −Σ w log w in nats, between 0 and log B;
       `largest_weight` = max w, between 1/B and 1. All float32 scalars.
     """
-    if axis_name is not None:
-        logits = jax.lax.all_gather(logits, axis_name, tiled=True)
     log_weights = jax.nn.log_softmax(logits)
     weights = jnp.exp(log_weights)
     return {
@@ -27,7 +25,7 @@ def weight_metrics(logits: Array, axis_name: str | None = None) -> Metrics:
 
 
 def domain_shares(labels: Array, num_domains: int, weights: Array | None = None) -> Array:
-    """Share of each known domain among rows.
+    """Compute the share of each known domain among rows.
 
     Args:
       labels: int32 `[b]` domain numbers in 0..num_domains−1; others are left out.
@@ -41,39 +39,3 @@ def domain_shares(labels: Array, num_domains: int, weights: Array | None = None)
     known = (labels >= 0) & (labels < num_domains)
     sums = jnp.zeros(num_domains, jnp.float32).at[jnp.where(known, labels, 0)].add(jnp.where(known, mass, 0.0))
     return sums / jnp.maximum(jnp.sum(sums), jnp.finfo(jnp.float32).tiny)
-
-
-def selected_share(marked: Array, selected: Array) -> Array:
-    """Share of the selected rows that are marked: float32 scalar.
-
-    Args:
-      marked: `[B]`, whether (or how much, in 0..1) a row of the big batch is of some kind.
-      selected: int32 `[b]`, positions in the big batch: `metrics["selected"]`.
-    """
-    return jnp.mean(marked[selected].astype(jnp.float32))
-
-
-def corrupted_share(labels: Array, true_labels: Array, selected: Array) -> Array:
-    """Share of the selected rows whose label is not the true one; labels `[B]`. See `selected_share`.
-
-    Reference: RHO-LOSS, figure 1, right.
-    """
-    return selected_share(labels != true_labels, selected)
-
-
-def irrelevant_share(labels: Array, relevant: Array, selected: Array) -> Array:
-    """Share of the selected rows of a class that does not count; labels `[B]`, `relevant` the classes that do, `[n]`.
-
-    Reference: RHO-LOSS, figure 4, right.
-    """
-    return selected_share(~jnp.isin(labels, relevant), selected)
-
-
-def learned_share(correct: Array, selected: Array) -> Array:
-    """Share of the selected rows that the model already classifies right; `correct` `[B]`, before the step.
-
-    Where the loss gives `correct` as a metric, the step reports the same of its own evaluation: `generic_correct`.
-
-    Reference: RHO-LOSS, section 3 and figure 1, left: redundant points.
-    """
-    return selected_share(correct, selected)

@@ -1,4 +1,4 @@
-"""Scores from one forward pass of the model on the big batch: its loss, its gradient in the last layer, its uncertainty."""
+"""Scores from a forward pass of the model: loss, gradient norm, uncertainty."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from bilevel.types import Array, Batch, LossFn, Metrics, UserError
 
 
 def train_loss(loss: LossFn, *, micro_batches: int = 1) -> Scorer:
-    """The loss of the row: ℓ_i(θ).
+    """Score rows by their loss, ℓ_i(θ).
 
     Args:
       loss: that of `make_step`, or another over the same parameters (`scoring_loss`).
@@ -26,7 +26,9 @@ def train_loss(loss: LossFn, *, micro_batches: int = 1) -> Scorer:
 def gradient_norm(
     loss: LossFn, *, label: str = "label", hidden: bool = True, bias: bool = True, micro_batches: int = 1
 ) -> Scorer:
-    """The norm of the gradient of the row's cross-entropy in the last layer, in closed form: no backward pass.
+    """Score rows by the norm of their gradient in the last layer.
+
+    That of their cross-entropy, in closed form: no backward pass.
 
     Args:
       loss: a softmax cross-entropy over labels, with `logits` (and `hidden`) in its metrics, which `bilevel.nn.head.with_head`
@@ -52,7 +54,9 @@ def gradient_norm(
 def log_gradient_norm(
     loss: LossFn, *, label: str = "label", hidden: bool = True, bias: bool = True, micro_batches: int = 1
 ) -> Scorer:
-    """The logarithm of `gradient_norm`, for `filters.importance(unbiased=True)`: draws in proportion to the norm.
+    """Score rows by the logarithm of `gradient_norm`.
+
+    With `filters.importance(unbiased=True)` draws are in proportion to the norm.
 
     The θ-update then has the weights 1/(B p_i b) and is unbiased for the mean gradient of the big batch. Katharopoulos and
     Fleuret begin so only once the variance falls enough to pay; here it is done from the first step, as in RHO-LOSS.
@@ -65,7 +69,9 @@ def log_gradient_norm(
 
 
 def entropy(loss: LossFn, *, micro_batches: int = 1) -> Scorer:
-    """The entropy of the model's prediction: large where it is unsure, whatever the label.
+    """Score rows by the entropy of the model's prediction.
+
+    It is large where the model is unsure, whatever the label.
 
     Args:
       loss: one with `logits` in its metrics: `bilevel.nn.head.with_head` adds them.
@@ -75,14 +81,15 @@ def entropy(loss: LossFn, *, micro_batches: int = 1) -> Scorer:
       UserError: when traced, if the loss gives no `logits`.
 
     Reference: Coleman et al., "Selection via proxy", ICLR 2020, section 3: there by a small model that is trained first
-      (`frozen_proxy`), and before training starts (`bilevel.irreducible.score_rows` with `entropies`, then `by_id` or `highest`).
+      (`frozen_proxy`), and before training starts (`bilevel.offline.irreducible.score_rows` with `entropies`,
+      then `by_id` or `highest`).
     """
     read = lambda losses, metrics, batch: entropies(_metric(metrics, "logits"))  # noqa: E731
     return Scorer(model_features(loss, read, micro_batches=micro_batches), lambda weights, batch, found: found)
 
 
 def last_layer_gradient_norms(logits: Array, labels: Array, hidden: Array | None = None, *, bias: bool = True) -> Array:
-    """Euclidean norms of the gradients of cross-entropies in the last layer z = Wh + c.
+    """Compute norms of gradients of cross-entropies in the last layer z = Wh + c.
 
     With p = softmax(z), ∂ℓ/∂z = p − e_y, so ∂ℓ/∂W = (p − e_y) hᵀ and ∂ℓ/∂c = p − e_y: the norm over both is
 
@@ -108,7 +115,10 @@ def last_layer_gradient_norms(logits: Array, labels: Array, hidden: Array | None
 
 
 def entropies(logits: Array) -> Array:
-    """−Σ_c p_c log p_c of p = softmax(logits), in nats: `[b, C]` -> `[b]`, in at least float32."""
+    """Compute −Σ_c p_c log p_c of p = softmax(logits), in nats.
+
+    `[b, C]` -> `[b]`, in at least float32.
+    """
     log_p = jax.nn.log_softmax(trees.widen(logits))
     return -jnp.sum(jnp.where(jnp.isfinite(log_p), jnp.exp(log_p) * log_p, 0.0), axis=-1)
 

@@ -1,4 +1,4 @@
-"""Scoring a big batch and fetching the rows that a filter picks, on one device or along a mapped axis."""
+"""Scoring a big batch, and fetching the rows that a filter picks."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from bilevel import trees
-from bilevel.devices.collectives import axis_size
+from bilevel.devices.axis import Axis
 from bilevel.selection.filters import Filter
 from bilevel.selection.scorers import Features
 from bilevel.types import Array, Batch, LogitFn, Params, UserError
@@ -34,8 +34,11 @@ class Rows(NamedTuple):
     """What the scorer knows about the rows."""
 
 
-def score(weighting: LogitFn, weight_params: Params, big_batch: Batch, rule: Filter, axis_name: str | None) -> Scores:
-    """Logits of the big batch, divided by the filter's temperature; no gradient."""
+def score(weighting: LogitFn, weight_params: Params, big_batch: Batch, rule: Filter, axis: Axis) -> Scores:
+    """Score the big batch: logits divided by the filter's temperature.
+
+    No derivative is taken.
+    """
     logits = weighting(weight_params, big_batch)
     rows = trees.num_rows(big_batch)
     if logits.shape != (rows,):
@@ -44,21 +47,20 @@ def score(weighting: LogitFn, weight_params: Params, big_batch: Batch, rule: Fil
             f"it must return one logit a row, shape ({rows},)."
         )
     logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
-    gather = axis_name is not None and rule.scope == "global"
-    pool = jax.lax.all_gather(logits, axis_name, tiled=True) if gather else logits
+    pool = axis.gather(logits) if rule.scope == "global" else logits
     temperature = rule.temperature(pool)
-    if axis_name is not None and not gather:
+    if rule.scope == "local":
         # One scale for all devices: the weights of the α-gradient are one softmax over the rows of all of them.
-        temperature = jax.lax.pmax(temperature, axis_name)
+        temperature = axis.max(temperature)
     return Scores(logits / temperature, pool / temperature, temperature)
 
 
-def everything(big_batch: Batch, rule: Filter, axis_name: str | None, features: Features = ()) -> Rows:
-    """All rows of the big batch (of this device), in their order."""
+def everything(big_batch: Batch, rule: Filter, axis: Axis, features: Features = ()) -> Rows:
+    """Take all rows of the big batch (of this device), in their order."""
     count = trees.num_rows(big_batch)
     positions = jnp.arange(count, dtype=jnp.int32)
-    if axis_name is not None and rule.scope == "global":
-        positions = positions + jax.lax.axis_index(axis_name) * count
+    if rule.scope == "global":
+        positions = positions + axis.index * count
     return Rows(big_batch, positions, features)
 
 
@@ -68,14 +70,14 @@ def pick(
     big_batch: Batch,
     count: int,
     rule: Filter,
-    axis_name: str | None,
+    axis: Axis,
     features: Features = (),
 ) -> Rows:
-    """Lets the filter choose `count` rows over all devices; every device gets an equal share of them.
+    """Let the filter choose `count` rows over all devices, an equal share on each.
 
     The rows take their `features` (of the big batch, on this device) with them.
     """
-    devices = axis_size(axis_name)
+    devices = axis.size
     local_rows = trees.num_rows(big_batch)
     if count > local_rows * devices:
         raise UserError(
@@ -87,24 +89,20 @@ def pick(
             f"{count} rows cannot be divided equally among {devices} devices: choose a multiple of {devices}."
         )
     everything = (big_batch, features)
-    if axis_name is None:
-        positions = rule.select(key, scores.pool, count)
-        batch, features = trees.take(everything, positions)
-        return Rows(batch, positions, features)
-    me = jax.lax.axis_index(axis_name)
-    if rule.scope == "local":
-        positions = rule.select(jax.random.fold_in(key, me), scores.pool, count // devices)
+    share = count // devices
+    if rule.scope == "local" or devices == 1:
+        own_key = axis.fold(key) if rule.scope == "local" else key
+        positions = rule.select(own_key, scores.pool, share)
         batch, features = trees.take(everything, positions)
         return Rows(batch, positions, features)
     positions = rule.select(key, scores.pool, count)
-    share = jax.lax.dynamic_slice_in_dim(positions, me * (count // devices), count // devices)
-    batch, features = _fetch(everything, positions, local_rows, me, axis_name)
-    return Rows(batch, share, features)
+    batch, features = _fetch(everything, positions, local_rows, axis)
+    return Rows(batch, jax.lax.dynamic_slice_in_dim(positions, axis.index * share, share), features)
 
 
-def _fetch(big_batch: Batch, positions: Array, local_rows: int, me: Array, axis_name: str) -> Batch:
-    """This device's share of the rows at global `positions`: every owner adds its rows to a sum of zeros elsewhere."""
-    mine = positions // local_rows == me
+def _fetch(big_batch: Batch, positions: Array, local_rows: int, axis: Axis) -> Batch:
+    """Collect this device's share of the rows at global `positions`: every owner adds its rows to zeros elsewhere."""
+    mine = positions // local_rows == axis.index
     inside = jnp.where(mine, positions % local_rows, 0)
 
     def leaf(x: Array) -> Array:
@@ -112,7 +110,6 @@ def _fetch(big_batch: Batch, positions: Array, local_rows: int, me: Array, axis_
         shape = (-1,) + (1,) * (x.ndim - 1)
         owned = jnp.where(mine.reshape(shape), rows, jnp.zeros_like(rows))
         wide = owned.astype(jnp.int32) if owned.dtype == jnp.bool_ else owned
-        scattered = jax.lax.psum_scatter(wide, axis_name, scatter_dimension=0, tiled=True)
-        return scattered.astype(x.dtype)
+        return axis.scatter(wide).astype(x.dtype)
 
     return jax.tree.map(leaf, big_batch)

@@ -1,4 +1,7 @@
-"""Scoring by a small model in place of the one that is trained: selection then costs next to nothing."""
+"""Scoring by a small model instead of the one that is trained.
+
+Selection then costs next to nothing.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,9 @@ from bilevel.types import Array, Batch, LossAux, LossFn, ModelState, Params
 
 
 def frozen_proxy(scorer: Scorer) -> Scorer:
-    """The scorer with a small model, trained beforehand, in place of θ. Its parameters are those of `frozen_proxy_params`.
+    """Let a scorer see a small model, trained beforehand, instead of θ.
+
+    Its parameters are those of `frozen_proxy_params`.
 
     The proxy is evaluated with one and the same random key on every step.
 
@@ -27,12 +32,17 @@ def frozen_proxy(scorer: Scorer) -> Scorer:
 
 
 def frozen_proxy_params(params: Params, model_state: ModelState, scorer: Params = None) -> Params:
-    """The parameters of `frozen_proxy`: the small model's, its model state, and those of the scorer, such as {"table": IL}."""
+    """Join the parameters of `frozen_proxy`.
+
+    They are the small model's, its model state, and those of the scorer, such as {"table": IL}.
+    """
     return {"proxy": {"params": params, "model_state": model_state}, "scorer": {} if scorer is None else scorer}
 
 
 def trained_proxy(scorer: Scorer) -> Scorer:
-    """The scorer with the small model of `with_proxy` in place of θ; its parameters are the scorer's own.
+    """Let a scorer see the small model of `with_proxy` instead of θ.
+
+    Its parameters are the scorer's own.
 
     loss = scoring.with_proxy(target_loss, proxy_loss)      # evaluate with scoring.of_target(target_loss)
     scorer = scoring.trained_proxy(scoring.rho_loss(proxy_loss))
@@ -47,7 +57,9 @@ def trained_proxy(scorer: Scorer) -> Scorer:
 
 
 def with_proxy(target_loss: LossFn, proxy_loss: LossFn) -> LossFn:
-    """Trains a small model along with the target, on the same rows: ℓ_target + ℓ_proxy, which share no parameters.
+    """Train a small model along with the target: ℓ_target + ℓ_proxy.
+
+    On the same rows; they share no parameters.
 
     Its parameters and model state are {"target": …, "proxy": …}; `optax.partition` gives the two optimizers of their own. The
     value of the loss, and its metrics, are those of the target alone.
@@ -66,7 +78,7 @@ def with_proxy(target_loss: LossFn, proxy_loss: LossFn) -> LossFn:
 
 
 def of_target(target_loss: LossFn) -> LossFn:
-    """The loss of the target alone over the parameters of `with_proxy`, to evaluate by."""
+    """Make the loss of the target alone over the parameters of `with_proxy`."""
 
     def loss(params: Params, model_state: ModelState, batch: Batch, rng: Array) -> tuple[Array, LossAux]:
         losses, aux = target_loss(params["target"], model_state["target"], batch, rng)

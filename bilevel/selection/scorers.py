@@ -40,19 +40,19 @@ class Scorer(NamedTuple):
 
 
 def of_logits(weighting: LogitFn) -> Scorer:
-    """A plain weighting network as a scorer: without features."""
+    """Make a scorer without features of a plain weighting network."""
     return Scorer(
         lambda params, model_state, batch, rng: (), lambda weights, batch, features: weighting(weights, batch)
     )
 
 
 def no_logits(weight_params: Params, batch: Batch) -> Array:
-    """Stands for a weighting network where there is none: all logits are 0."""
+    """Give every row the logit 0, where there is no weighting network."""
     return jnp.zeros(trees.num_rows(batch))
 
 
 def of_losses(loss: LossFn, logits: Callable[[Params, Batch, Array], Array], *, micro_batches: int = 1) -> Scorer:
-    """Logits from the main model's losses, s_i = logits(ℓ_i): `logits(weight_params, batch, losses)`, losses float32 `[B]`.
+    """Score rows by a function of the main model's losses, s_i = logits(ℓ_i).
 
     In sparse mode a step evaluates B losses more than with a plain network: B forward passes of the main model, on every
     step. In dense mode see `Scorer.loss`.
@@ -66,14 +66,19 @@ def of_losses(loss: LossFn, logits: Callable[[Params, Batch, Array], Array], *, 
 
 
 def loss_features(loss: LossFn, *, micro_batches: int = 1) -> FeatureFn:
-    """The per-row losses of the main model as features: float32 `[B]`. Arguments as `model_features`."""
+    """Make features of the main model's losses, float32 `[B]`.
+
+    Arguments as `model_features`.
+    """
     return model_features(loss, lambda losses, metrics, batch: losses, micro_batches=micro_batches)
 
 
 def model_features(
     loss: LossFn, read: Callable[[Array, Metrics, Batch], Array], *, micro_batches: int = 1
 ) -> FeatureFn:
-    """What one evaluation of the main model says about each row: float32 `[B]`, stop-gradiented.
+    """Make features of one evaluation of the main model, float32 `[B]`.
+
+    They are stop-gradiented.
 
     The new model state that the loss returns is thrown away.
 
@@ -96,12 +101,12 @@ def model_features(
 
 
 def as_features(losses: Array) -> Array:
-    """Losses without derivative, in at least float32."""
+    """Return the losses without derivative, in at least float32."""
     return jax.lax.stop_gradient(trees.widen(losses))
 
 
 def check_features(features: Features, batch: Batch) -> None:
-    """Refuses features whose leading axis is not that of the batch.
+    """Reject features whose leading axis is not that of the batch.
 
     Raises:
       UserError: naming the first such array.

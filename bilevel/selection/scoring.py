@@ -1,4 +1,4 @@
-"""Scores for online batch selection: which rows of a big batch are worth a step, by the model's own view of them.
+"""Scores for online batch selection, by the model's own view of the rows.
 
 A scorer takes the place of the weighting function in `make_step`, with a filter that acts on its scores and the method
 `frozen()`, which leaves the scorer's parameters as they are:
@@ -17,7 +17,7 @@ A scorer takes the place of the weighting function in `make_step`, with a filter
 | `entropy` | entropy of the model's prediction | `top_k()` | – |
 | `by_id` | any number known beforehand | `top_k()` | {"table": float32 `[N]`} |
 
-`frozen_proxy` and `trained_proxy` make any of them look at a small model in place of the one that is trained;
+`frozen_proxy` and `trained_proxy` make any of them look at a small model instead of the one that is trained;
 `scoring_loss` sets how BatchNorm normalises the scored rows, and in which precision.
 
 Reference: Mindermann et al., "Prioritized training on points that are learnable, worth learning, and not yet learnt", ICML 2022,

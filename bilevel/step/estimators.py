@@ -1,4 +1,4 @@
-"""From alignments to the cotangents of the logits: Σ_i a_i ∇_α w_i = Σ_i c_i ∇_α s_i.
+"""From alignments to cotangents of the logits: Σ a_i ∇_α w_i = Σ c_i ∇_α s_i.
 
 Three estimators of the α-gradient. With `softmax` the weights are renormalised over the rows at hand. With `score` the rows
 themselves were drawn in proportion to the weights, so that the score-function estimator applies, with the mean of the
@@ -12,24 +12,22 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
+from bilevel.devices.axis import ALONE, Axis
 from bilevel.types import Array
 
 Estimator = Literal["softmax", "score", "uniform"]
 
 
-def total(x: Array, axis_name: str | None) -> Array:
-    """Sum over rows and, with a mapped axis, over devices."""
-    local = jnp.sum(x)
-    return local if axis_name is None else jax.lax.psum(local, axis_name)
+def total(x: Array, axis: Axis) -> Array:
+    """Sum over the rows of all devices."""
+    return axis.sum(jnp.sum(x))
 
 
-def softmax(logits: Array, axis_name: str | None = None) -> Array:
-    """Softmax over the rows of all devices, `[b]` -> `[b]`."""
-    peak = jax.lax.stop_gradient(jnp.max(logits))
-    if axis_name is not None:
-        peak = jax.lax.pmax(peak, axis_name)
+def softmax(logits: Array, axis: Axis = ALONE) -> Array:
+    """Compute the softmax over the rows of all devices, `[b]` -> `[b]`."""
+    peak = axis.max(jax.lax.stop_gradient(jnp.max(logits)))
     unnormalised = jnp.exp(logits - peak)
-    return unnormalised / total(unnormalised, axis_name)
+    return unnormalised / total(unnormalised, axis)
 
 
 def logit_cotangents(
@@ -39,9 +37,9 @@ def logit_cotangents(
     *,
     num_rows: int,
     normalize: bool = False,
-    axis_name: str | None = None,
+    axis: Axis = ALONE,
 ) -> Array:
-    """Cotangents c_i of the logits, float32 `[b]`.
+    """Compute the cotangents c_i of the logits, float32 `[b]`.
 
     softmax: c_i = w_i (a_i − Σ_j w_j a_j), w the softmax of the logits over the rows.
     score:   c_i = (a_i − ā_{−i})/b, ā_{−i} the mean of the other rows: unbiased for ∇_α E_{i∼w}[a_i] when the rows were
@@ -56,12 +54,12 @@ def logit_cotangents(
       num_rows: b over all devices.
       normalize: divide the alignments by the root mean square of their deviations from the mean first (a running reward scale of
         1, whatever the norm of the probe); all-equal alignments give 0.
-      axis_name: the mapped axis that the rows are spread over.
+      axis: the devices that the rows are spread over.
     """
-    mean = total(alignments, axis_name) / num_rows
+    mean = total(alignments, axis) / num_rows
     centred = alignments - mean
     if normalize:
-        deviation = jnp.sqrt(total(centred**2, axis_name) / num_rows)
+        deviation = jnp.sqrt(total(centred**2, axis) / num_rows)
         # Below the rounding of the alignments themselves there is nothing but noise to blow up.
         noise = jnp.finfo(alignments.dtype).eps * jnp.abs(mean)
         scale = jnp.where(deviation > noise, 1.0 / jnp.maximum(deviation, 1e-30), 0.0)
@@ -69,7 +67,7 @@ def logit_cotangents(
     if estimator == "score":
         # a_i − ā_{−i} = (a_i − ā)·b/(b − 1)
         return centred / max(num_rows - 1, 1)
-    weights = softmax(logits, axis_name)
+    weights = softmax(logits, axis)
     if estimator == "uniform":
         return (centred + mean) / num_rows - weights * mean
-    return weights * (centred - total(weights * centred, axis_name))
+    return weights * (centred - total(weights * centred, axis))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
+from bilevel.devices.axis import ALONE, Axis
 from bilevel.methods.base import Method
 from bilevel.selection.filters import Filter
 from bilevel.step.estimators import Estimator
@@ -29,7 +30,7 @@ class StepOptions:
     ema_decay: float | None = None
     micro_batches: int = 1
     row_metrics: tuple[str, ...] = ()
-    axis_name: str | None = None
+    axis: Axis = ALONE
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "update_every", "micro_batches"):
@@ -69,7 +70,7 @@ class StepOptions:
             raise UserError(f"ema_decay={self.ema_decay} must lie in (0, 1), or be None for no average.")
 
     def check_chooses_weights(self) -> None:
-        """Refuses what does not fit a method that chooses the weights of every θ-update itself.
+        """Reject options that do not fit a method that chooses all weights itself.
 
         Raises:
           UserError: in sparse mode, or with work on some steps only.
@@ -92,13 +93,15 @@ class StepOptions:
 
     @property
     def shares_rows(self) -> bool:
-        """Whether one linearisation of the losses serves both the θ-update and the α-gradient."""
+        """Whether one linearisation serves both the θ-update and the α-gradient."""
         own_size = self.alpha_batch_size not in (None, self.batch_size)
         return self.mode == "dense" or (self.alpha_batch == "filtered" and not own_size)
 
 
 def check_parts(method: Any, filter: Any, derivatives: Any) -> None:
-    """Refuses what stands where a part is built by a call: the function that builds it, or its name.
+    """Reject a factory (or its name) given instead of its result.
+
+    Such as `soba` for `soba(…)`.
 
     Raises:
       UserError: for such an argument.
@@ -116,7 +119,7 @@ def check_parts(method: Any, filter: Any, derivatives: Any) -> None:
 def check_together(
     options: StepOptions, method: Method, filter: Filter | None, *, has_weighting: bool, has_rate: bool
 ) -> None:
-    """Refuses parts of a step that do not fit each other.
+    """Reject parts of a step that do not fit each other.
 
     Args:
       options: how the parts are combined.
@@ -155,5 +158,5 @@ def check_together(
     if method.update is not None and options.period > options.update_every and method.reuse is None:
         raise UserError(
             f"probe_every={options.probe_every} needs a method that can do without a specific batch on some α-steps: soba, "
-            "penalty, or dds and anograd with an average_specific. Choose one of them, or leave probe_every away."
+            "penalty, or dds and anograd with an average_specific. Choose one of them, or omit probe_every."
         )

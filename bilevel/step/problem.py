@@ -1,4 +1,4 @@
-"""The inner problem at the current θ, made from the loss, the optimizer and the rows of one step."""
+"""The inner problem at the current θ, made from the parts of a step."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from jax.sharding import Mesh
 from bilevel import trees
 from bilevel.derivatives.linearization import Derivatives, FirstOrder, Quadratic, SecondOrder, row_norms
 from bilevel.derivatives.rows import RowLosses, Weights, resolve
-from bilevel.devices.collectives import axis_size, gather, mean_over, spread, sum_over
+from bilevel.devices.axis import Axis
+from bilevel.devices.sharding import gather
 from bilevel.methods.base import Problem
 from bilevel.selection.scorers import FeatureFn, Features, as_features, check_features
 from bilevel.state import TrainState
@@ -23,7 +24,10 @@ from bilevel.types import Array, Batch, LossAux, LossFn, ModelState, Params
 
 @dataclass(frozen=True, eq=False)
 class Evaluations:
-    """How losses are evaluated and differentiated. The fields mean what they mean in `bilevel.make_step`."""
+    """How losses are evaluated and differentiated.
+
+    The fields mean what they mean in `bilevel.make_step`.
+    """
 
     loss: LossFn
     specific_loss: LossFn
@@ -33,14 +37,14 @@ class Evaluations:
     micro_batches: int
     mesh: Mesh | None
     gather: Callable[[str], bool] | None
-    axis_name: str | None
+    axis: Axis
 
     def whole(self, params: Params) -> Params:
-        """θ as the losses take it: gathered, but for what they gather themselves."""
+        """Gather θ as the losses take it: all but what they gather themselves."""
         return gather(params, self.mesh, self.gather)
 
     def rows(self, state: TrainState, batch: Batch, rng: Array) -> RowLosses:
-        """The generic losses of a batch."""
+        """Return the generic losses of a batch, as a function of θ."""
 
         def loss(params: Params, model_state: ModelState, batch: Batch, rng: Array) -> tuple[Array, LossAux]:
             return self.loss(self.whole(params), model_state, batch, rng)
@@ -48,44 +52,47 @@ class Evaluations:
         return RowLosses(loss, state.model_state, batch, rng, self.micro_batches)
 
     def features(self, function: FeatureFn, state: TrainState, batch: Batch, rng: Array) -> Features:
-        """The scorer's features of a batch; no derivative passes through them, and the model state stays as it is."""
+        """Evaluate the scorer's features of a batch.
+
+        No derivative passes through them, and the model state stays as it is.
+        """
         params = self.whole(state.params)
         found = jax.lax.stop_gradient(function(params, state.model_state, batch, rng))
         check_features(found, batch)
         return found
 
     def subset(self, params: Params) -> trees.Subset:
-        """The part of θ that probes live in."""
+        """Return the part of θ that probes live in."""
         return trees.make_subset(self.param_filter, params)
 
     def problem(
         self, state: TrainState, losses: RowLosses, weights: Weights, specific: Batch, rng: Array, own_rng: Array
     ) -> Problem:
-        """The problem of a method's α-step on rows with these losses and weights.
+        """Pose the problem of an α-step on rows with these losses and weights.
 
         `rng` is for the specific loss, `own_rng` for what the method draws itself.
         """
-        params, subset = spread(state.params, self.axis_name), self.subset(state.params)
+        axis, subset = self.axis, self.subset(state.params)
+        params = axis.spread(state.params)
 
         def first_order() -> FirstOrder:
-            found = self.derivatives.first_order(losses, params, weights, subset, self._sum)
-            return found._replace(alignments=lambda probe: found.alignments(spread(probe, self.axis_name)))
+            found = self.derivatives.first_order(losses, params, weights, subset, axis.sum)
+            return found._replace(alignments=lambda probe: found.alignments(axis.spread(probe)))
 
         def second_order(probe: Params) -> SecondOrder:
-            probe = spread(probe, self.axis_name)
-            return self.derivatives.second_order(losses, params, weights, probe, subset, self._sum)
+            return self.derivatives.second_order(losses, params, weights, axis.spread(probe), subset, axis.sum)
 
         def quadratic() -> Quadratic:
-            found = self.derivatives.quadratic(losses, params, weights, subset, self._sum)
+            found = self.derivatives.quadratic(losses, params, weights, subset, axis.sum)
             return found._replace(
-                alignments=lambda probe: found.alignments(spread(probe, self.axis_name)),
-                hessian_product=lambda direction: found.hessian_product(spread(direction, self.axis_name)),
+                alignments=lambda probe: found.alignments(axis.spread(probe)),
+                hessian_product=lambda direction: found.hessian_product(axis.spread(direction)),
             )
 
         def rows_at(at: Params) -> tuple[Array, Params]:
             known = resolve(weights, losses(params)[0]) if callable(weights) else weights
-            values, _, gradient = losses.pulled_back(spread(at, self.axis_name), known)
-            return values, self._sum(subset.restrict(gradient))
+            values, _, gradient = losses.pulled_back(axis.spread(at), known)
+            return values, axis.sum(subset.restrict(gradient))
 
         def specific_gradient(at: Params) -> tuple[Array, Params]:
             return self._specific_gradient(state, subset, at, specific, rng)
@@ -94,7 +101,7 @@ class Evaluations:
             return self._lookahead(state, subset, gradient)
 
         def total(values: Array) -> Array:
-            return estimators.total(values, self.axis_name)
+            return estimators.total(values, axis)
 
         def specific_losses(batch: Batch) -> Array:
             params = self.whole(state.params)
@@ -102,7 +109,7 @@ class Evaluations:
             return as_features(rows(params)[0])
 
         def value_and_gradient(mean: Callable[[Params], Array], own: Params) -> tuple[Array, Params]:
-            return mean_over(jax.value_and_grad(mean)(spread(own, self.axis_name)), self.axis_name)
+            return axis.mean(jax.value_and_grad(mean)(axis.spread(own)))
 
         return Problem(
             state.params, subset, first_order, lambda: row_norms(losses, params, subset), second_order, quadratic, rows_at,
@@ -113,7 +120,7 @@ class Evaluations:
     def _specific_gradient(
         self, state: TrainState, subset: trees.Subset, at: Params, batch: Batch, rng: Array
     ) -> tuple[Array, Params]:
-        at = spread(at, self.axis_name)
+        at = self.axis.spread(at)
 
         def loss(part: Params, model_state: ModelState, batch: Batch, rng: Array) -> tuple[Array, LossAux]:
             params = self.whole(subset.merge(part, at))
@@ -121,10 +128,9 @@ class Evaluations:
 
         rows = RowLosses(loss, state.model_state, batch, rng, self.micro_batches)
         count = trees.num_rows(batch)
-        weights = spread(jnp.full((count,), 1.0 / count), self.axis_name)
+        weights = self.axis.spread(jnp.full((count,), 1.0 / count))
         values, _, gradient = rows.pulled_back(subset.restrict(at), weights)
-        devices = axis_size(self.axis_name)
-        return jax.tree.map(lambda x: x / devices, self._sum((jnp.mean(values), gradient)))
+        return jax.tree.map(lambda x: x / self.axis.size, self.axis.sum((jnp.mean(values), gradient)))
 
     def _lookahead(
         self, state: TrainState, subset: trees.Subset, gradient: Params
@@ -141,9 +147,6 @@ class Evaluations:
             return subset.restrict(jax.tree.map(_without_singularities, gradient, here, nearby))
 
         return optax.apply_updates(state.params, updates), updates, pull
-
-    def _sum(self, tree: Params) -> Params:
-        return sum_over(tree, self.axis_name)
 
 
 def _least(gradient: Array) -> float:

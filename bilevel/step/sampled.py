@@ -1,10 +1,12 @@
-"""The step of a run whose rows a sampler picks from data on the device: draw, train, observe, and at times reward and learn.
+"""The step of a sampled run: draw, train, observe, at times reward and learn.
+
+The sampler picks rows from data on the device.
 
 sampler = samplers.rl_sampler(num_rows=N, batch_size=k, num_outputs=classes)
 sampled = make_sampled_step(sampler, loss, optax.sgd(0.1, momentum=0.9))
 state = sampled.init(rng, params)
 step = jax.jit(sampled.step, donate_argnums=0)
-state, metrics = step(state, data, validation)   # or: state, metrics = jax.jit(sampled.window)(state, data, validation)
+state, metrics = step(state, data, validation)
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from flax import struct
 
 from bilevel import trees
 from bilevel.derivatives.rows import RowLosses
+from bilevel.devices.axis import ALONE
 from bilevel.methods import uniform
 from bilevel.samplers.base import Sampler
 from bilevel.state import TrainState
@@ -56,20 +59,35 @@ SampledFn: TypeAlias = Callable[[SampledState, Batch, Batch], tuple[SampledState
 
 
 class SampledStep(NamedTuple):
-    """Pure functions that the user jits."""
+    """Pure functions that the user jits: `init` and `step`.
+
+    For host loops there are the kinds of steps that `step` is one of.
+    """
 
     init: Callable[..., SampledState]
     """`init(rng, params, model_state=None, sampler_params=None)`; `sampler_params` (`state.sampler.params` of another run)
     make a learned sampler begin from what that run learned."""
     step: SampledFn
     """One iteration; whether reward and update are due follows from `state.step`, by `lax.cond`."""
-    window: SampledFn
-    """`period` iterations in nested scans, without a `cond`; `state.step` must be a multiple of `period`. The metrics have a
-    leading axis `[period]`."""
-    at: Callable[[int], SampledFn]
-    """`at(step)`: one iteration without a `cond`, for host loops: the function that is due at this step."""
+    kinds: tuple[SampledFn, SampledFn, SampledFn, SampledFn]
+    """Iterations without a `cond`: plain, with an update of the sampler, with a reward, and with both."""
+    reward_every: int
     period: int
     """The number of iterations after which they repeat: the sampler's `update_every`."""
+
+    def at(self, step: int) -> SampledFn:
+        """Return the function that is due at this step: an iteration without a `cond`."""
+        reward, update = (step + 1) % self.reward_every == 0, (step + 1) % self.period == 0
+        return self.kinds[2 * reward + update]
+
+    def map(self, wrapper: Callable[[SampledFn], SampledFn]) -> SampledStep:
+        """Wrap every kind of step, as `TrainStep.map` does: one observer serves both.
+
+        Args:
+          wrapper: step function -> step function.
+        """
+        plain, update, reward, both = map(wrapper, self.kinds)
+        return self._replace(step=wrapper(self.step), kinds=(plain, update, reward, both))
 
 
 def make_sampled_step(
@@ -83,7 +101,7 @@ def make_sampled_step(
     micro_batches: int = 1,
     ema_decay: float | None = None,
 ) -> SampledStep:
-    """Builds the iteration of a sampled run around the plain θ-update of `make_step`.
+    """Build the iteration of a sampled run around the θ-update of `make_step`.
 
     The sampler observes the outputs of the θ-update's own evaluation (at θ before the update). The reward is evaluated after the
     update, on all validation rows; the model state that this evaluation returns is thrown away.
@@ -101,7 +119,8 @@ def make_sampled_step(
       ema_decay: see `make_step`.
 
     Returns:
-      The functions. Metrics: generic_loss and generic_NAME as in `make_step`; `selected`, int32 `[b]`, the rows drawn;
+      The functions. Metrics: generic_loss and generic_NAME as in `make_step`; `selected`, int32 `[b]`, the numbers of the rows
+      drawn; `ids`, int32 `[b]`, what the data have for these rows as `id` (their numbers in data without it);
       validation_loss (NaN where no reward is due) and what the sampler reports (NaN where it has not).
 
     Raises:
@@ -115,12 +134,8 @@ def make_sampled_step(
         micro_batches=micro_batches, ema_decay=ema_decay, row_metrics=names,
     )  # fmt: skip
     parts = _Parts(sampler, train, validation_loss or loss, outputs, validation_micro_batches)
-    kinds = {(reward, learn): parts.kind(reward, learn) for reward in (False, True) for learn in (False, True)}
-
-    def at(step: int) -> SampledFn:
-        return kinds[(step + 1) % sampler.reward_every == 0, (step + 1) % sampler.update_every == 0]
-
-    return SampledStep(parts.init, parts.kind(None, None), parts.window, at, sampler.update_every)
+    kinds = (parts.kind(False, False), parts.kind(False, True), parts.kind(True, False), parts.kind(True, True))
+    return SampledStep(parts.init, parts.kind(None, None), kinds, sampler.reward_every, sampler.update_every)
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,7 +157,10 @@ class _Parts:
         return SampledState(train, jax.tree.map(jnp.copy, self.sampler.init(for_sampler, sampler_params)))
 
     def kind(self, rewards: bool | None, learns: bool | None) -> SampledFn:
-        """An iteration at which it is known what is due; None: what is follows from the step."""
+        """Make an iteration of which it is known what is due.
+
+        None: it follows from the step.
+        """
         sampler = self.sampler
 
         def step(state: SampledState, data: Batch, validation: Batch) -> tuple[SampledState, Metrics]:
@@ -159,26 +177,6 @@ class _Parts:
 
         return step
 
-    def window(self, state: SampledState, data: Batch, validation: Batch) -> tuple[SampledState, Metrics]:
-        sampler = self.sampler
-        every = sampler.update_every if sampler.reward is None else sampler.reward_every
-        reward = self._reward_fn(validation)
-
-        def iteration(state: SampledState, _: None) -> tuple[SampledState, Metrics]:
-            return self._iterate(state, data)
-
-        def stretch(state: SampledState, _: None) -> tuple[SampledState, tuple[Metrics, Metrics]]:
-            state, metrics = jax.lax.scan(iteration, state, None, length=every)
-            state, rewarded = (state, {}) if sampler.reward is None else reward(state)
-            return state, (metrics, rewarded)
-
-        state, (metrics, rewarded) = jax.lax.scan(stretch, state, None, length=sampler.update_every // every)
-        state, learned = (state, {}) if sampler.learn is None else self._learn(state)
-        metrics = {name: x.reshape(-1, *x.shape[2:]) for name, x in metrics.items()}
-        for found in (rewarded, {name: x[None] for name, x in learned.items()}):
-            metrics |= {name: _last_of_stretches(x, sampler.update_every) for name, x in found.items()}
-        return state, metrics
-
     def _iterate(self, state: SampledState, data: Batch) -> tuple[SampledState, Metrics]:
         """Draw, θ-update, observe."""
         self._check(data)
@@ -188,14 +186,14 @@ class _Parts:
         if self.sampler.observe is not None:
             sampler = self.sampler.observe(sampler, found[self.outputs])
         means = {name: x for name, x in found.items() if name.startswith("generic_")}
-        return SampledState(train, sampler), {**means, **drawn, "selected": rows}
+        return SampledState(train, sampler), {**means, **drawn, "selected": rows, "ids": found.get("ids", rows)}
 
     def _reward_fn(self, validation: Batch) -> Callable[[SampledState], tuple[SampledState, Metrics]]:
         """What turns the state after the θ-update into that with a reward."""
 
         def reward(state: SampledState) -> tuple[SampledState, Metrics]:
             assert self.sampler.reward is not None
-            train, key = state.train, keys_of(state.train, None).specific
+            train, key = state.train, keys_of(state.train, ALONE).specific
             rows = RowLosses(self.validation_loss, train.model_state, validation, key, self.validation_parts)
             loss = jnp.mean(trees.widen(rows(train.params)[0]))
             sampler, metrics = self.sampler.reward(state.sampler, loss)
@@ -235,9 +233,3 @@ def _when(due: bool | Array, part: _Part, state: SampledState) -> tuple[SampledS
     else:
         sampler, metrics = jax.lax.cond(due, done, other)
     return SampledState(state.train, sampler), metrics
-
-
-def _last_of_stretches(values: Array, length: int) -> Array:
-    """`[n]` values, each that of the last of length/n iterations -> `[length]`, NaN at the others."""
-    every = length // values.shape[0]
-    return jnp.full(length, jnp.nan, values.dtype).at[every - 1 :: every].set(values)

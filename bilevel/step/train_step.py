@@ -1,4 +1,4 @@
-"""The train step, built from its parts: score, filter, differentiate, update θ and, on some steps, α.
+"""The train step: score, filter, differentiate, update θ and, at times, α.
 
     train = make_step(loss, weighting, optimizer, weight_optimizer, soba(optax.sgd(0.01)), batch_size=16)
     state = train.init(rng, params, weight_params)
@@ -21,14 +21,14 @@ import optax
 
 from bilevel import trees
 from bilevel.derivatives.linearization import Derivatives, Finite
-from bilevel.devices.collectives import axis_size, mean_over, spread, sum_over
+from bilevel.devices.axis import Axis
 from bilevel.methods.base import Method, MethodFn, MethodUpdate
-from bilevel.selection import filters, picking, scorers
+from bilevel.selection import filters, scorers
 from bilevel.selection.metrics import weight_metrics
 from bilevel.selection.scorers import Scorer
 from bilevel.state import TrainState
 from bilevel.step import estimators
-from bilevel.step.choosing import Chooser, Inner, keys_of
+from bilevel.step.choosing import Chooser, Chosen, Inner, keys_of
 from bilevel.step.estimators import Estimator
 from bilevel.step.options import AlphaBatch, Mode, StepOptions, check_parts, check_together
 from bilevel.step.problem import Evaluations
@@ -39,7 +39,10 @@ StepFn: TypeAlias = Callable[[TrainState, Batch, Batch], tuple[TrainState, Metri
 
 
 class TrainStep(NamedTuple):
-    """Pure functions: `init` and `step`, and for host loops the kinds of steps that `step` is one of."""
+    """Pure functions that the user jits: `init` and `step`.
+
+    For host loops there are the kinds of steps that `step` is one of.
+    """
 
     init: Callable[..., TrainState]
     """`init(rng, params, weight_params={}, model_state=None) -> TrainState`; works under `jax.eval_shape` and `jax.jit`.
@@ -58,13 +61,15 @@ class TrainStep(NamedTuple):
     """The number of steps after which the kinds of steps repeat."""
 
     def at(self, step: int) -> StepFn:
-        """`learn`, `reuse` or `plain`, whichever is due at this step: what `step` would do."""
+        """Return `learn`, `reuse` or `plain`, whichever is due at this step."""
         if step % self.period == 0:
             return self.learn
         return self.plain if step % self.update_every else self.reuse
 
     def map(self, wrapper: Callable[[StepFn], StepFn]) -> TrainStep:
-        """Wrap every kind of step: the same function is wrapped once, so that equal kinds stay equal.
+        """Wrap every kind of step.
+
+        The same function is wrapped once, so that equal kinds stay equal.
 
         Args:
           wrapper: step function -> step function, as in `train.map(keep_sharding(where))`.
@@ -100,7 +105,7 @@ def make_step(
     gather: Callable[[str], bool] | None = None,
     axis_name: str | None = None,
 ) -> TrainStep:
-    """Builds the train step of one method.
+    """Build the train step of one method.
 
     Sparse mode (Grangier et al., algorithm 1): the weighting network scores the B rows of the big batch without a gradient,
     the filter keeps b of them, θ is updated with uniform weights on those. Dense mode (Wang et al., algorithm 1): the big
@@ -109,18 +114,18 @@ def make_step(
     Args:
       loss: per-example losses; see `bilevel.types.LossFn`.
       weighting: logits of a batch: a plain function, see `bilevel.types.LogitFn`, or one that sees the main model, see
-        `bilevel.scorers.Scorer`. None for a method that does not use it (`uniform`, `learning_to_reweight`).
+        `bilevel.selection.scorers.Scorer`. None for a method that does not use it (`uniform`, `learning_to_reweight`).
       optimizer: optax transformation of θ.
       weight_optimizer: optax transformation of α. None if α does not change.
       method: what learns α, from `bilevel.methods`.
       batch_size: b, rows in a θ-update, over all devices.
       filter: how b of B rows are picked; `filters.gumbel_top_k()` by default. Unused in dense mode but for its temperature.
-      derivatives: `linearization.Finite()` (the default: cheapest) or `linearization.Forward()` (exact).
+      derivatives: `bilevel.Finite()` (the default: cheapest) or `bilevel.Forward()` (exact).
       specific_loss: the loss on specific rows, if it differs from `loss`.
       param_filter: path -> whether the probe covers that parameter; None covers all. Paths look like "block_1/mlp/kernel". Rules
-        of `jax.custom_vjp` in the loss must then take the arrays they use as arguments (see `bilevel.splitting`).
+        of `jax.custom_vjp` in the loss must then take the arrays they use as arguments (see `bilevel.derivatives.splitting`).
       mode: "sparse" or "dense".
-      estimator: "softmax", "score" or "uniform"; see `bilevel.estimators`.
+      estimator: "softmax", "score" or "uniform"; see `bilevel.step.estimators`.
       alpha_batch: where the rows of the α-gradient come from: the filter ("filtered", in which case they are the rows of the
         θ-update unless `alpha_batch_size` says otherwise) or a uniform draw from the big batch.
       alpha_batch_size: rows in the α-gradient; None takes b.
@@ -132,12 +137,12 @@ def make_step(
       normalize_alignments: scale the alignments of each α-step to root mean square 1.
       ema_decay: keep an exponential moving average of (params, model_state) with this decay, in at least float32.
       micro_batches: evaluate the b rows (and the specific batch) in this many equal parts, one after the other: the same update
-        to rounding with the activations of one part in memory. See `bilevel.rows.RowLosses`.
+        to rounding with the activations of one part in memory. See `bilevel.derivatives.rows.RowLosses`.
       row_metrics: names of the per-example metrics of `loss` that the step returns for the rows of the θ-update, as its own
         evaluation gave them.
       mesh: the devices that rows are spread over under plain `jit`: those that the filter picks are spread over it too, and split
-        parameters (`bilevel.sharding.split_state`) are gathered where they are used. With None the compiler decides, and tends
-        to compute all rows on every device.
+        parameters (`bilevel.devices.sharding.split_state`) are gathered where they are used. With None the
+        compiler decides, and tends to compute all rows on every device.
       gather: path -> whether the step itself gathers that split parameter, whole and before the loss. The loss gathers the others
         where it uses them, and never holds all of them at once (`bilevel.nn.transformer.Transformer(mesh=…)` does so, block by
         block). None: the step gathers all.
@@ -152,7 +157,8 @@ def make_step(
       specific_loss (NaN on steps without α-work), effective_sample_size, weight_entropy, largest_weight (over the big
       batch), temperature, weight_gradient_norm (NaN where α does not change) and alignment_rms (NaN without α-work); and
       `selected`, int32 `[b]`: the positions in the big batch (with `axis_name`: in that of all devices) of the rows of the
-      θ-update. Where these rows have different weights (in dense mode, and by a method that chooses them itself) there is also
+      θ-update. If the big batch is a dict with `id`, int32 `[B]`, there is also `ids`, int32 `[b]`: the ids of these rows. Where
+      they have different weights (in dense mode, and by a method that chooses them itself) there is also
       `weights`, float32 `[b]`. Those named by `row_metrics` follow, `[b, …]`.
 
     Raises:
@@ -163,7 +169,7 @@ def make_step(
         update_every = 1 if method.chooses_weights else 4
     options = StepOptions(
         batch_size, mode, estimator, alpha_batch, alpha_batch_size, update_every, probe_every, normalize_alignments,
-        ema_decay, micro_batches, row_metrics, axis_name,
+        ema_decay, micro_batches, row_metrics, Axis(axis_name),
     )  # fmt: skip
     check_together(options, method, filter, has_weighting=weighting is not None, has_rate=weight_optimizer is not None)
     evaluations = Evaluations(
@@ -175,7 +181,7 @@ def make_step(
         micro_batches,
         mesh,
         gather,
-        axis_name,
+        options.axis,
     )
     scorer = weighting if isinstance(weighting, Scorer) else scorers.of_logits(weighting or scorers.no_logits)
     rule = filter or (filters.gumbel_top_k() if method.uses_weights else filters.uniform())
@@ -267,10 +273,8 @@ class _Parts:
         return _on_due(state.step, options.period, self.learn, between, arguments)
 
     def plain(self, state: TrainState, big_batch: Batch, specific_batch: Batch) -> tuple[TrainState, Metrics]:
-        chosen = self.chooser.choose(state, big_batch, keys_of(state, self.options.axis_name))
-        moved = self._plain(state, chosen.inner)
-        scores = self.chooser.scores(state, big_batch, chosen, moved.losses)
-        return self._finish(state, moved, scores, chosen.positions)
+        chosen = self.chooser.choose(state, big_batch, keys_of(state, self.options.axis))
+        return self._finish(state, chosen, self._plain(state, chosen.inner))
 
     def learn(self, state: TrainState, big_batch: Batch, specific_batch: Batch) -> tuple[TrainState, Metrics]:
         assert self.method.update is not None
@@ -283,35 +287,34 @@ class _Parts:
     def _alpha_step(
         self, method: MethodFn, state: TrainState, big_batch: Batch, specific_batch: Batch
     ) -> tuple[TrainState, Metrics]:
-        keys = keys_of(state, self.options.axis_name)
+        keys = keys_of(state, self.options.axis)
         chosen = self.chooser.choose(state, big_batch, keys)
-        outer = chosen.inner
-        if not self.options.shares_rows:
-            outer = self.chooser.for_alpha(state, big_batch, chosen, keys.alpha)
+        outer = chosen.outer()
         losses = self.evaluations.rows(state, outer.batch, outer.rng)
         problem = self.evaluations.problem(state, losses, outer.weights, specific_batch, keys.specific, keys.method)
         update = method(problem, state.method_state)
-        scores = self.chooser.scores(state, big_batch, chosen, update.losses)
-        moved = self._learn(state, chosen.inner, outer, update, scores.temperature)
-        return self._finish(state, moved, scores, chosen.positions, update.weights)
+        moved = self._learn(state, chosen, outer, update)
+        return self._finish(state, chosen, moved, update.weights)
 
     def _finish(
-        self, state: TrainState, moved: _Moved, scores: picking.Scores, positions: Array, weights: Array | None = None
+        self, state: TrainState, chosen: Chosen, moved: _Moved, weights: Array | None = None
     ) -> tuple[TrainState, Metrics]:
-        axis = self.options.axis_name
+        axis, scores = self.options.axis, chosen.scores(moved.losses)
         rows = {**moved.rows, "loss": moved.losses}
         means = {f"generic_{name}": estimators.total(x, axis) / self.options.batch_size for name, x in rows.items()}
         metrics = {**means, **moved.metrics, "temperature": scores.temperature}
         if weights is None:
-            local = self.chooser.filter.scope == "local"
-            metrics |= weight_metrics(scores.pool, axis if local else None)
+            metrics |= weight_metrics(axis.gather(scores.pool) if self._local else scores.pool)
         else:
-            metrics |= weight_metrics(jnp.log(weights), axis)
+            metrics |= weight_metrics(axis.gather(jnp.log(weights)))
         metrics = {name: value.astype(jnp.float32) for name, value in metrics.items()}
         if weights is None and self.options.mode == "dense" and self.method.uses_weights:
             weights = estimators.softmax(scores.local, axis)
-        positions = self._in_whole_batch(positions, scores)
+        # Positions in the big batch of all devices.
+        positions = chosen.positions + axis.index * scores.local.shape[0] if self._local else chosen.positions
         vectors = {"selected": positions} if weights is None else {"selected": positions, "weights": weights}
+        if isinstance(batch := chosen.inner.batch, dict) and "id" in batch:
+            vectors["ids"] = batch["id"]
         taken = moved.asked.keys() & {**metrics, **vectors}.keys()
         if taken:
             raise UserError(
@@ -319,32 +322,30 @@ class _Parts:
             )
         return self._next(state, moved), {**metrics, **vectors, **moved.asked}
 
-    def _in_whole_batch(self, positions: Array, scores: picking.Scores) -> Array:
-        """Positions in the big batch of all devices."""
-        axis = self.options.axis_name
-        if axis is None or self.chooser.filter.scope == "global":
-            return positions
-        return positions + jax.lax.axis_index(axis) * scores.local.shape[0]
+    @property
+    def _local(self) -> bool:
+        """Whether each device chooses among its own rows."""
+        return self.chooser.filter.scope == "local"
 
     def _plain(self, state: TrainState, inner: Inner) -> _Moved:
         """The θ-update alone: what every training step costs."""
         rows = self.evaluations.rows(state, inner.batch, inner.rng)
-        values, aux, gradient = rows.pulled_back(spread(state.params, self.options.axis_name), inner.weights)
+        values, aux, gradient = rows.pulled_back(self.options.axis.spread(state.params), inner.weights)
         nothing = jnp.full((), jnp.nan)
         metrics: Metrics = {"specific_loss": nothing, "weight_gradient_norm": nothing, "alignment_rms": nothing}
-        return self._move(state, values, aux, sum_over(gradient, self.options.axis_name), metrics)
+        return self._move(state, values, aux, self.options.axis.sum(gradient), metrics)
 
-    def _learn(self, state: TrainState, inner: Inner, outer: Inner, update: MethodUpdate, temperature: Array) -> _Moved:
+    def _learn(self, state: TrainState, chosen: Chosen, outer: Inner, update: MethodUpdate) -> _Moved:
         """The θ-update and the α-update, both from the same θ and α."""
-        axis, weights, opt_state = self.options.axis_name, state.weight_params, state.weight_opt_state
-        count = update.alignments.shape[0] * axis_size(axis)
+        axis, weights, opt_state = self.options.axis, state.weight_params, state.weight_opt_state
+        count = update.alignments.shape[0] * axis.size
         metrics: Metrics = {
             "specific_loss": update.specific_loss,
             "weight_gradient_norm": jnp.full((), jnp.nan),
             "alignment_rms": jnp.sqrt(estimators.total(trees.widen(update.alignments) ** 2, axis) / count),
         }
         if not self.method.chooses_weights:
-            gradient = self._weight_gradient(state, outer, update, temperature)
+            gradient = self._weight_gradient(state, outer, update, chosen.scores(update.losses).temperature)
             metrics["weight_gradient_norm"] = trees.norm(gradient)
             updates, opt_state = self.weight_optimizer.update(gradient, opt_state, weights)
             weights = optax.apply_updates(weights, updates)
@@ -352,33 +353,33 @@ class _Parts:
             moved = self._move(state, update.losses, update.aux, update.gradient, metrics)
         else:
             later = dataclasses.replace(state, params=trees.after(state.params, update.gradient))
-            moved = self._plain(later, inner)._replace(metrics=metrics)
+            moved = self._plain(later, chosen.inner)._replace(metrics=metrics)
         return moved._replace(weight_params=weights, weight_opt_state=opt_state, method_state=update.state)
 
     def _weight_gradient(self, state: TrainState, rows: Inner, update: MethodUpdate, temperature: Array) -> Params:
         """Σ a_i ∇_α w_i by one pass back through the weighting network."""
-        options, axis = self.options, self.options.axis_name
+        options, axis = self.options, self.options.axis
         features = rows.features(update.losses)
         logits, pullback = jax.vjp(
-            lambda p: self.chooser.scorer.logits(p, rows.batch, features), spread(state.weight_params, axis)
+            lambda p: self.chooser.scorer.logits(p, rows.batch, features), axis.spread(state.weight_params)
         )
         cotangents = estimators.logit_cotangents(
             trees.widen(update.alignments),
             logits / temperature,
             options.estimator,
-            num_rows=logits.shape[0] * axis_size(axis),
+            num_rows=logits.shape[0] * axis.size,
             normalize=options.normalize_alignments,
-            axis_name=axis,
+            axis=axis,
         )
         (gradient,) = pullback((cotangents / temperature).astype(logits.dtype))
-        return sum_over(gradient, axis)
+        return axis.sum(gradient)
 
     def _move(self, state: TrainState, losses: Array, aux: LossAux, gradient: Params, metrics: Metrics) -> _Moved:
         updates, opt_state = self.optimizer.update(gradient, state.opt_state, state.params)
         return _Moved(
             losses,
             {name: trees.widen(x) for name, x in aux.metrics.items() if x.ndim == 1},
-            _like(mean_over(aux.model_state, self.options.axis_name), state.model_state),
+            _like(self.options.axis.mean(aux.model_state), state.model_state),
             optax.apply_updates(state.params, updates),
             opt_state,
             state.weight_params,

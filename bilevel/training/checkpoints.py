@@ -28,7 +28,9 @@ _ABANDONED_READS_SECONDS = 0.2
 
 
 class Checkpoints:
-    """The checkpoints in one directory; a context manager that waits for pending saves when it closes.
+    """The checkpoints in one directory; a context manager.
+
+    It waits for pending saves when it closes.
 
     The state is stored as a flat table `path of the leaf -> array`, so that any pytree can be saved (typed
     random keys, None, empty nodes and Python numbers included) and a difference can be named by its path.

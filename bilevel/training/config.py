@@ -46,11 +46,17 @@ class LoopConfig:
                 raise UserError(f"{name} is {getattr(self, name)}: give {least} or more.")
 
     def due(self, done: int, every: int) -> bool:
-        """Return whether what happens `every` so many steps (0: never) happens after `done` steps, or all are done."""
+        """Return whether what happens `every` so many steps is due after `done` steps.
+
+        0: never. It is due when all steps are done, too.
+        """
         return done == self.num_steps or (every > 0 and done % every == 0)
 
     def calls(self, start: int) -> Iterator[tuple[int, int]]:
-        """Iterate over `(first step, count)` of the calls from `start` on; none goes beyond a step with something due."""
+        """Iterate over `(first step, count)` of the calls from `start` on.
+
+        None goes beyond a step with something due.
+        """
         given = (self.log_every, self.evaluate_every, self.checkpoint_every, self.state_every)
         rhythms = [every for every in given if every]
         while start < self.num_steps:

@@ -1,4 +1,4 @@
-"""What the coming calls need, loaded and placed on the devices by a thread while the current one runs."""
+"""Loads what the coming calls need, in a thread, while the current one runs."""
 
 from __future__ import annotations
 
@@ -27,9 +27,6 @@ class Item(NamedTuple):
 
     arguments: tuple[Any, ...]
     """What the program takes after the state."""
-    ids: Any
-    """int32 `[B]`: the row ids of the whole big batch (of all processes), or None when it has no `id`; `[n, B]` for a
-    call of n steps."""
     steps: int | None = None
     """The steps of the call, whose metrics then have a leading axis; None: one step, without that axis."""
     idle: tuple[Any, ...] | None = None
@@ -62,7 +59,7 @@ class Data:
     """The same for specific batches."""
 
     def programs(self, step: Step | StepChoice, steps_per_call: int) -> Programs:
-        """The step functions themselves.
+        """Return the step functions themselves.
 
         Raises:
             UserError: more than one step is asked for.
@@ -75,20 +72,19 @@ class Data:
         return Programs(step)
 
     def item(self, first: int, count: int, steps_per_call: int) -> Item:
-        """The batches of one step."""
-        host = self.generic.batch(first)
-        generic = self.place_generic(host)
+        """Load and place the batches of one step."""
+        generic = self.place_generic(self.generic.batch(first))
         shared = self.specific is self.generic and self.place_specific is self.place_generic
         specific = generic if shared else self.place_specific(self.specific.batch(first))
-        # A process has only its own rows on the host; the placed array has those of all processes.
-        rows = host if jax.process_count() == 1 else generic
-        return Item((generic, specific), rows.get("id") if isinstance(rows, dict) else None)
+        return Item((generic, specific))
 
 
 def feed(
     data: Source, calls: Iterable[tuple[int, int]], steps_per_call: int = 1
 ) -> AbstractContextManager[Iterator[tuple[int, Item]]]:
-    """Open an iterator over `(first step, item)` for calls `(first step, count)`; the thread ends with the context.
+    """Open an iterator over `(first step, item)` for calls `(first step, count)`.
+
+    The thread ends with the context.
 
     What the loaders and placements raise is raised by the iterator.
     """

@@ -1,4 +1,4 @@
-"""The metrics of the steps since the last row: kept on the devices, fetched at once, averaged."""
+"""The metrics of the steps since the last row: fetched at once, averaged."""
 
 from __future__ import annotations
 
@@ -10,42 +10,39 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-SELECTED = "selected"
+IDS = "ids"
 
 
 class Interval:
     """Collects what the calls return without waiting for it.
 
     Args:
-        with_selected: also keep which rows were trained on.
+        with_ids: also keep which rows were trained on.
     """
 
-    def __init__(self, with_selected: bool):
-        self._with_selected = with_selected
+    def __init__(self, with_ids: bool):
+        self._with_ids = with_ids
         self._metrics: list[dict[str, Any]] = []
         self._counts: list[int] = []
-        self._selected: list[tuple[Any, Any]] = []
+        self._ids: list[tuple[int | None, Any]] = []
         self._begin = 0
 
-    def add(self, step: int, metrics: Mapping[str, Any], ids: Any, count: int | None = None) -> None:
+    def add(self, step: int, metrics: Mapping[str, Any], count: int | None = None) -> None:
         """Add the metrics of one call.
 
         Args:
             step: number of its (first) step, counted from 1.
-            metrics: device arrays: scalars, and `selected`, int32 `[b]` (positions in the big batch).
-            ids: int32 `[B]`, the row ids of the big batch, or None.
-            count: the number of steps if metrics and `ids` have a leading axis for them. That of the metrics may be
-                longer: what is beyond `count` does not count.
+            metrics: device arrays: scalars, and `ids`, int32 `[b]`: the rows trained on. Others are left out.
+            count: the number of steps if the metrics have a leading axis for them. It may be longer: what is beyond `count`
+                does not count.
         """
         if not self._metrics:
             self._begin = step
         rank = 0 if count is None else 1
-        self._metrics.append(
-            {name: value for name, value in metrics.items() if value.ndim == rank and name != SELECTED}
-        )
+        self._metrics.append({name: value for name, value in metrics.items() if value.ndim == rank})
         self._counts.append(count or 1)
-        if self._with_selected and SELECTED in metrics and ids is not None:
-            self._selected.append((ids, metrics[SELECTED]))
+        if self._with_ids and IDS in metrics:
+            self._ids.append((count, metrics[IDS]))
 
     def bound(self, ahead: int) -> None:
         """Wait until at most `ahead` of the calls have not been computed."""
@@ -57,12 +54,13 @@ class Interval:
         metrics = jax.device_get(self._metrics)
         names = dict.fromkeys(name for call in metrics for name in call)
         columns = {name: self._column([call.get(name, np.nan) for call in metrics]) for name in names}
-        ids = [_chosen(*pair) for pair in _on_host(self._selected)]
-        self._metrics, self._counts, self._selected = [], [], []
+        counts, rows = [count for count, _ in self._ids], _on_host([ids for _, ids in self._ids])
+        ids = [found[:count].reshape(-1) for count, found in zip(counts, rows, strict=True)]
+        self._metrics, self._counts, self._ids = [], [], []
         return Fetched(self._begin, columns, np.concatenate(ids) if ids else None)
 
     def _column(self, values: list[Any]) -> np.ndarray:
-        """The values of one metric, one for each step."""
+        """List the values of one metric, one for each step."""
         calls = zip(values, self._counts, strict=True)
         steps = chain.from_iterable(value[:n] if np.ndim(value) else repeat(value, n) for value, n in calls)
         return np.asarray(list(steps), dtype=np.float64)
@@ -74,13 +72,13 @@ class Fetched:
     Args:
         begin: number of the first step, counted from 1.
         columns: `{name: float64 [steps]}`.
-        selected_ids: int32 `[steps * b]`, the rows trained on, or None.
+        ids: int32 `[steps * b]`, the rows trained on, or None.
     """
 
-    def __init__(self, begin: int, columns: dict[str, np.ndarray], selected_ids: np.ndarray | None):
+    def __init__(self, begin: int, columns: dict[str, np.ndarray], ids: np.ndarray | None):
         self.begin = begin
         self.columns = columns
-        self.selected_ids = selected_ids
+        self.ids = ids
 
     def means(self) -> dict[str, float]:
         """Return the mean of each metric over the steps where it is not NaN."""
@@ -95,11 +93,6 @@ class Fetched:
 def _nan_mean(column: np.ndarray) -> float:
     known = column[~np.isnan(column)]
     return float(known.mean()) if known.size else float("nan")
-
-
-def _chosen(ids: np.ndarray, positions: np.ndarray) -> np.ndarray:
-    """The ids at the positions: of one step, or of the steps of one call."""
-    return np.take_along_axis(ids, positions[: len(ids)] if ids.ndim == 2 else positions, axis=-1).reshape(-1)
 
 
 def _on_host(tree: Any) -> Any:

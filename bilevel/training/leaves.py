@@ -15,7 +15,9 @@ Table = dict[str, Any]
 
 
 def to_table(state: Any) -> Table:
-    """Return `{path of the leaf: array}`; typed keys become their integers, numbers become 0-d numpy arrays.
+    """Return `{path of the leaf: array}`.
+
+    Typed keys become their integers, numbers become 0-d numpy arrays.
 
     Empty arrays are left out (there is nothing to store).
     """
@@ -28,7 +30,10 @@ def to_table(state: Any) -> Table:
 
 
 def restore_template(template: Any) -> Table:
-    """Return what tells Orbax how to restore each leaf: as numpy, or with the sharding of the template."""
+    """Return what tells Orbax how to restore each leaf.
+
+    As numpy, or with the sharding of the template.
+    """
     table = {}
     for path, leaf in _leaves(template):
         shape, dtype = _stored_type(leaf)
@@ -43,7 +48,10 @@ def restore_template(template: Any) -> Table:
 
 
 def from_table(table: Mapping[str, Any], template: Any) -> Any:
-    """Return the state: the arrays of `table` in the tree of `template`, each of the template leaf's kind."""
+    """Return the arrays of `table` in the tree of `template`.
+
+    Each is of the template leaf's kind.
+    """
     restored = [_restored(table.get(path), leaf) for path, leaf in _leaves(template)]
     return jax.tree.unflatten(jax.tree.structure(template), restored)
 

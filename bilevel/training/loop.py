@@ -1,4 +1,4 @@
-"""The loop that every run shares: steps, metrics, evaluation, checkpoints, stopping and continuing."""
+"""The loop that every run shares: steps, metrics, evaluation, checkpoints."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ Until = Callable[[int], bool]
 
 
 class TrainingDiverged(UserError):
-    """The loss or the parameters are no longer finite, or what the state keeps beside them holds NaN."""
+    """The loss, the parameters or what is kept beside them are no longer finite."""
 
     def __init__(self, message: str, step: int | None = None):
         super().__init__(message)
@@ -79,7 +79,7 @@ def train(
     on_state: OnState | None = None,
     until: Until | None = None,
 ) -> TrainResult:
-    """Train until `config.num_steps`, continuing from the newest checkpoint of `run_dir`.
+    """Train until `config.num_steps`, from the newest checkpoint of `run_dir`.
 
     The batches of a step are a function of its number alone, so a run that was killed and continued ends with
     the same parameters, bit for bit, as one that was not. A row of metrics is the mean since the row before;
@@ -89,8 +89,7 @@ def train(
         step: `(state, big_batch, specific_batch) -> (state, metrics)`; jitted here with the state donated,
             unless it is jitted already. An object with `at(step) -> function` (`bilevel.TrainStep`) chooses
             the function for each step. `metrics` are scalars (`generic_loss` must be finite; NaN elsewhere
-            means "not computed") and `selected`, int32 `[b]`, the positions in the big batch of the rows that
-            were trained on.
+            means "not computed") and `ids`, int32 `[b]`, the ids of the rows that were trained on.
         state: the initial state, with a `step` field. It is donated: do not use it afterwards. On continuing
             it is only the template that gives the tree, the types and the shardings.
         data: `Data`, the loaders and how batches get to the devices; or `Resident`, data that are there.
@@ -98,7 +97,8 @@ def train(
         run_dir: where metrics and checkpoints go; None keeps nothing on disk.
         evaluate: `(state) -> {name: value}`, added to the row; called in every process.
         on_selected: `(ids, step) -> {name: value}`, added to the row; `ids`, int32 `[n]`, are the data rows
-            trained on since the row before. Called in process 0 only. The big batches need an `id`.
+            trained on since the row before. Called in process 0 only. The step must give `ids`, as those of the
+            library do for batches with an `id`.
         on_state: `(state, steps done)`, called in every process with the initial state and every `state_every` steps, before
             the checkpoint of the same step: so a run that continues calls it again, with equal states, for all steps after
             its checkpoint. The state's arrays are donated afterwards; copy what is to be kept.
@@ -211,7 +211,7 @@ class _Run:
     def _call(self, number: int, state: Any, item: Item) -> Any:
         program, new = self._programs.at(number)
         state, metrics = self._first_call(program, state, item) if new else program(state, *item.arguments)
-        self._interval.add(number + 1, metrics, item.ids, item.steps)
+        self._interval.add(number + 1, metrics, item.steps)
         self._interval.bound(self._calls_ahead)
         self._progress.advance(item.steps or 1)
         return state
@@ -263,8 +263,8 @@ class _Run:
         values = fetched.means()
         if evaluates and self._evaluate is not None:
             values.update(self._evaluate(state))
-        if self._on_selected is not None and fetched.selected_ids is not None and jax.process_index() == 0:
-            values.update(self._on_selected(fetched.selected_ids, done))
+        if self._on_selected is not None and fetched.ids is not None and jax.process_index() == 0:
+            values.update(self._on_selected(fetched.ids, done))
         self._record(done, seconds, values)
         ended = evaluates and self._until is not None and self._until(done)
         if (saves or ended) and self._checkpoints is not None:

@@ -18,7 +18,9 @@ Row = dict[str, Any]
 
 
 class MetricsWriter:
-    """Appends rows to a JSON-lines file, and mirrors them to TensorBoard on request. A context manager.
+    """Appends rows to a JSON-lines file, and to TensorBoard on request.
+
+    A context manager.
 
     Each row reaches the operating system before `write` returns, so that it outlives the process.
 
@@ -86,7 +88,9 @@ class MetricsWriter:
 
 
 def read_metrics(path: str | Path) -> list[Row]:
-    """Read the rows of a metrics file; null becomes NaN, and a torn last line is left out.
+    """Read the rows of a metrics file.
+
+    Null becomes NaN, and a torn last line is left out.
 
     Raises:
         UserError: the file cannot be read, or a line before the last is not a row.
@@ -108,7 +112,9 @@ def read_metrics(path: str | Path) -> list[Row]:
 
 
 def even_intervals(rows: Sequence[Row], names: Collection[str]) -> list[Row]:
-    """Metrics that are means since the row before, over intervals of about equal length.
+    """Average metrics over intervals of about equal length.
+
+    They are means since the row before.
 
     A run that was stopped between two rows has a row for each part. A part shorter than half of the usual interval says little;
     it is joined with what follows, by the mean over the steps of both, and left out where nothing follows.

@@ -18,7 +18,10 @@ class StepChoice(Protocol):
     """Chooses the step function by the number of the step; `bilevel.TrainStep` is one."""
 
     def at(self, step: int, /) -> Step:
-        """Return the function for `step` (counted from 0): always the same object for the same function."""
+        """Return the function for `step` (counted from 0).
+
+        Always the same object for the same function.
+        """
         ...
 
 
@@ -30,7 +33,10 @@ class Programs:
         self._jitted: dict[Program, Program] = {}
 
     def at(self, step: int) -> tuple[Program, bool]:
-        """Return the program for a step, and whether it is called for the first time (and compiles)."""
+        """Return the program for a step, and whether its first call is to come.
+
+        That call compiles.
+        """
         function: Any = self._step
         if hasattr(function, "at"):
             function = function.at(step)
@@ -40,5 +46,8 @@ class Programs:
         return self._jitted[function], new
 
     def renew(self) -> None:
-        """Take all programs for new: they compile again, as the state lies elsewhere than before."""
+        """Take all programs for new.
+
+        They compile again, as the state lies elsewhere than before.
+        """
         self._jitted.clear()

@@ -13,7 +13,9 @@ _SECONDS_BETWEEN_LINES = 10.0
 
 
 class Progress:
-    """A tqdm bar on a terminal, else a line on stderr every ten seconds. A context manager.
+    """A tqdm bar on a terminal, else a line on stderr every ten seconds.
+
+    A context manager.
 
     Args:
         start: steps done before.

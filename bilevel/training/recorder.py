@@ -14,7 +14,9 @@ _TYPE = np.dtype("<i4")
 
 
 class SequenceRecorder:
-    """The `on_selected` of `train` that keeps the row numbers of all steps, for `save_sequence`.
+    """Keeps the row numbers of all steps, for `save_sequence`.
+
+    It is an `on_selected` of `train`.
 
     Each step has its place in the file, so that a run that was killed and goes on from a checkpoint writes the steps after it
     again where they were.
@@ -22,11 +24,14 @@ class SequenceRecorder:
     Args:
         path: the file; created with the first rows.
         batch_size: b, rows in a step.
+        ids: int `[N]`, the ids of the rows drawn from, where they are not their numbers (those of a `RowView`).
     """
 
-    def __init__(self, path: str | Path, batch_size: int):
+    def __init__(self, path: str | Path, batch_size: int, ids: NDArray[np.integer] | None = None):
         self._path = Path(path)
         self._batch_size = batch_size
+        self._order = None if ids is None else np.argsort(ids, kind="stable")
+        self._sorted = None if ids is None else ids[self._order]
 
     def __call__(self, ids: NDArray[np.integer], step: int) -> Mapping[str, float]:
         """Write the rows of some steps.
@@ -41,6 +46,8 @@ class SequenceRecorder:
         Raises:
             UserError: the steps before them are not in the file, or it cannot be written.
         """
+        if self._order is not None:
+            ids = self._order[np.searchsorted(self._sorted, ids)]
         begin = (step * self._batch_size - ids.size) * _TYPE.itemsize
         try:
             self._path.touch()

@@ -1,4 +1,7 @@
-"""Training with weighting parameters that are given for each step, such as a trajectory that another run went through."""
+"""Training with weighting parameters that are given for each step.
+
+Such as a trajectory that another run went through.
+"""
 
 from __future__ import annotations
 
@@ -6,15 +9,16 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from bilevel.step.train_step import TrainStep
 from bilevel.training.feed import Data, Item
-from bilevel.training.programs import Program, Programs, Step, StepChoice
-from bilevel.types import Batch, Params
+from bilevel.training.programs import Programs, Step, StepChoice
+from bilevel.types import Batch, Params, UserError
 
 
 class Replay:
     """`Data`, and the weighting parameters α of each step, which travel like a batch.
 
-    They take the place of those in the state before the step, whatever it held; so a checkpoint holds no more than usual.
+    They replace those in the state before the step, whatever it held; so a checkpoint holds no more than usual.
     The method should be one that leaves them as they are (`bilevel.frozen`).
 
     Args:
@@ -31,35 +35,27 @@ class Replay:
         self._weight_params = weight_params
 
     def programs(self, step: Step | StepChoice, steps_per_call: int) -> Programs:
-        """The step functions, which take α after the batches.
+        """Return the step functions, which take α after the batches.
 
         Raises:
-            UserError: more than one step is asked for.
+            UserError: more than one step is asked for, or `step` chooses functions but is no `TrainStep`.
         """
         self._data.programs(step, steps_per_call)
-        return Programs(_Replayed(step))
+        if isinstance(step, TrainStep):
+            return Programs(step.map(_with_weights))
+        if not callable(step):
+            raise UserError(
+                f"Replay takes a TrainStep or a step function, not a {type(step).__name__}: give one of these."
+            )
+        return Programs(_with_weights(step))
 
     def item(self, first: int, count: int, steps_per_call: int) -> Item:
-        """The batches of one step, and its α."""
+        """Load the batches of one step, and its α."""
         item = self._data.item(first, count, steps_per_call)
         return item._replace(arguments=(*item.arguments, self._weight_params(first)))
 
 
-class _Replayed:
-    """Chooses as `step` does, among functions that take α."""
-
-    def __init__(self, step: Any):
-        self._step = step
-        self._made: dict[Step, Program] = {}
-
-    def at(self, step: int, /) -> Program:
-        function = self._step.at(step) if hasattr(self._step, "at") else self._step
-        if function not in self._made:
-            self._made[function] = _with_weights(function)
-        return self._made[function]
-
-
-def _with_weights(function: Step) -> Program:
+def _with_weights(function: Step) -> Any:
     def step(state: Any, big_batch: Batch, specific_batch: Batch, weights: Params) -> tuple[Any, Mapping[str, Any]]:
         return function(dataclasses.replace(state, weight_params=weights), big_batch, specific_batch)
 

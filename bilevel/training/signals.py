@@ -17,7 +17,9 @@ _NOTE = b"\nstopping after the current step (interrupt again to stop at once)\n"
 
 
 class StopSignals:
-    """While open, SIGTERM and SIGINT only set `requested`; a second SIGINT raises KeyboardInterrupt.
+    """While open, SIGTERM and SIGINT only set `requested`.
+
+    A second SIGINT raises KeyboardInterrupt.
 
     A context manager; the previous handlers come back at the end. Does nothing outside the main thread, where
     Python does not allow handlers.
@@ -44,7 +46,10 @@ class StopSignals:
         self._previous.clear()
 
     def agreed(self) -> bool:
-        """Return whether any process was asked to stop. Every process must call this at the same step."""
+        """Return whether any process was asked to stop.
+
+        Every process must call this at the same step.
+        """
         if jax.process_count() == 1:
             return self.requested
         return bool(np.any(multihost_utils.process_allgather(np.asarray(self.requested))))

@@ -76,7 +76,7 @@ def weighting_of(config: Config, method: str, loss: LossFn) -> Weighting:
         return Weighting(lambda key: {}, None)
     if method == "meta_weight_net":
         net = bilevel.meta_weight_net(loss)
-        return Weighting(net.init, net.weighting)
+        return Weighting(net.init, net.scorer)
     module = build_weighting(config)
     tokens, length = jnp.zeros((1, config.length), jnp.uint8), jnp.full((1,), config.length, jnp.int32)
     return Weighting(lambda key: module.init(key, tokens, length)["params"], logit_fn(module))

@@ -6,11 +6,12 @@ import gc
 import threading
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import pytest
 
-from bilevel.data import ArrayDataset, Loader, prefetch
+from bilevel.data import ArrayDataset, Loader, Prefetcher, read_ahead
 from bilevel.types import UserError
 
 
@@ -24,6 +25,10 @@ class Failing(Loader):
             raise OSError("the disk is gone")
         self.read += 1
         return super().batch(step)
+
+
+def prefetch(loader: Loader, start: int, stop: int, depth: int = 2) -> Prefetcher[dict[str, Any]]:
+    return read_ahead(((step, loader.batch(step)) for step in range(start, stop)), depth)
 
 
 @pytest.fixture

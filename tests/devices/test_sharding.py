@@ -211,11 +211,11 @@ def test_the_rows_reported_are_those_trained_on(scope: Any) -> None:
     batch = {"x": jax.random.normal(jax.random.key(1), (16, 3)), "id": jnp.arange(16)}
     state = train.init(jax.random.key(0), jnp.ones(3), jnp.ones(3))
     mapped = jax.shard_map(
-        lambda *a: {name: train.step(*a)[1][name] for name in ("selected", "id")},
+        lambda *a: {name: train.step(*a)[1][name] for name in ("selected", "id", "ids")},
         mesh=mesh, in_specs=(same, rows, rows), out_specs=rows, check_vma=False,
     )  # fmt: skip
     found = jax.jit(mapped)(state, batch, batch)
-    assert found["selected"].tolist() == found["id"].tolist()
+    assert found["selected"].tolist() == found["id"].tolist() == found["ids"].tolist()
 
 
 def test_rows_that_a_mesh_does_not_divide_are_refused() -> None:

@@ -21,14 +21,14 @@ MWN = bilevel.meta_weight_net(toy.loss, hidden=8)
 METHODS: dict[str, Any] = {
     "implicit cg": lambda: bilevel.implicit_cg(damping=300.0, warm_start=True),
     "implicit neumann": lambda: bilevel.implicit_neumann(step_size=0.003, damping=1.0, average_specific=0.5),
-    "meta-weight-net": lambda: MWN.method,
-    "meta-weight-net, dense": lambda: MWN.method,
+    "meta-weight-net": lambda: bilevel.dds(),
+    "meta-weight-net, dense": lambda: bilevel.dds(),
     "learning to reweight": bilevel.learning_to_reweight,
 }
 
 
 def build(name: str, **options: Any) -> bilevel.TrainStep:
-    weighting: Any = MWN.weighting if name.startswith("meta") else toy.weighting
+    weighting: Any = MWN.scorer if name.startswith("meta") else toy.weighting
     if name == "learning to reweight":
         weighting = None
     if name.endswith(("dense", "reweight")):

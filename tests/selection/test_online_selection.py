@@ -17,7 +17,6 @@ import bilevel
 from bilevel.devices import sharding
 from bilevel.nn.head import with_head
 from bilevel.selection import filters, scoring
-from bilevel.selection.metrics import corrupted_share, irrelevant_share, learned_share
 from bilevel.types import Array, UserError
 
 pytestmark = pytest.mark.slow  # half a minute and more, nearly all of it compiling
@@ -120,7 +119,6 @@ def test_rows_that_are_selected(name: str, model: str) -> None:
     assert set(found.tolist()) == highest(wanted)
     correct = probabilities(NET, target, batch).argmax(1) == batch["label"]
     np.testing.assert_allclose(metrics["generic_correct"], correct[found].mean(), rtol=1e-6)
-    np.testing.assert_allclose(learned_share(jnp.asarray(correct), metrics["selected"]), correct[found].mean())
     jax.tree.map(np.testing.assert_array_equal, after.weight_params, weights)
 
 
@@ -306,7 +304,7 @@ def trained(data: Any, scorer: Any, weights: Any, steps: int, big: int = 160, b:
         def one(state: Any, indices: Any) -> Any:
             batch = labelled.take(data, indices)
             state, metrics = train.step(state, batch, {})
-            return state, corrupted_share(batch["label"], batch["true"], metrics["selected"])
+            return state, jnp.mean((batch["label"] != batch["true"])[metrics["selected"]])
 
         return jax.lax.scan(one, state, batches)
 
@@ -326,13 +324,6 @@ def test_wrong_labels_are_selected_by_loss_and_not_by_rho_loss() -> None:
     _, by_rho = trained(data, scoring.rho_loss, {"table": losses}, 600)
     assert by_loss > 0.5
     assert by_rho < 0.1
-
-
-def test_shares_of_the_selected() -> None:
-    selected, labels = jnp.asarray([0, 2, 3, 3]), jnp.asarray([1, 1, 2, 0])
-    assert corrupted_share(labels, jnp.asarray([1, 0, 0, 0]), selected) == 0.25
-    assert irrelevant_share(labels, jnp.asarray([0, 1]), selected) == 0.25
-    assert learned_share(jnp.asarray([True, False, False, True]), selected) == 0.75
 
 
 def test_no_second_compilation() -> None:

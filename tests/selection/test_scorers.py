@@ -64,8 +64,8 @@ def test_meta_weight_net_hypergradient(mode: str, micro_batches: int) -> None:
             options = {"batch_size": SMALL}
         if mode == "uniform":
             options |= {"alpha_batch": "uniform", "alpha_batch_size": BIG}
-        options |= {"method": net.method, "derivatives": derivatives, "micro_batches": micro_batches}
-        gradient, state, small, specific, after = one_step(net.weighting, dtype, **options)
+        options |= {"method": bilevel.dds(), "derivatives": derivatives, "micro_batches": micro_batches}
+        gradient, state, small, specific, after = one_step(net.scorer, dtype, **options)
         rows = toy.arrays(3, BIG, dtype) if mode == "uniform" else small
         seen = toy.losses(state.params, rows)
 
@@ -196,7 +196,7 @@ def test_no_second_compilation() -> None:
         return toy.loss(*args)
 
     net = bilevel.meta_weight_net(loss, hidden=HIDDEN)
-    train = bilevel.make_step(loss, net.weighting, optax.adam(0.1), optax.adam(0.1), net.method, batch_size=SMALL)
+    train = bilevel.make_step(loss, net.scorer, optax.adam(0.1), optax.adam(0.1), bilevel.dds(), batch_size=SMALL)
     state = train.init(jax.random.key(0), toy.params(1), net.init(jax.random.key(1)))
     step, traced = jax.jit(train.step, donate_argnums=0), []
     for i in range(5):

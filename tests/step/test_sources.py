@@ -80,7 +80,7 @@ def test_meta_weight_net_learns_that_large_losses_are_noise(mode: str) -> None:
     dense = mode == "dense"
     net = bilevel.meta_weight_net(loss, hidden=16)
     train = bilevel.make_step(
-        loss, net.weighting, optax.sgd(0.02), optax.adam(0.01), net.method, mode="dense" if dense else "sparse",
+        loss, net.scorer, optax.sgd(0.02), optax.adam(0.01), bilevel.dds(), mode="dense" if dense else "sparse",
         batch_size=BIG if dense else SMALL, update_every=1,
     )  # fmt: skip
     state = train.init(jax.random.key(0), jnp.zeros(FEATURES), net.init(jax.random.key(1)))
@@ -91,8 +91,8 @@ def test_meta_weight_net_learns_that_large_losses_are_noise(mode: str) -> None:
         big = rows(rng, BIG, rng.integers(0, 3, BIG))
         state, _ = step(state, big, rows(rng, SMALL, np.full(SMALL, GOOD)))
     big = rows(rng, 3000, np.arange(3000) % 3)
-    seen = net.weighting.features(state.params, {}, big, jax.random.key(0))
-    weights = jax.nn.softmax(net.weighting.logits(state.weight_params, big, seen))
+    seen = net.scorer.features(state.params, {}, big, jax.random.key(0))
+    weights = jax.nn.softmax(net.scorer.logits(state.weight_params, big, seen))
     shares = np.asarray(bilevel.metrics.domain_shares(big["source"], 3, weights))
     assert shares[GOOD] > shares[HALF] > shares[NOISE], shares
     assert shares[GOOD] > 0.45, shares

@@ -46,7 +46,7 @@ def toy_step(state: ToyState, big: dict[str, Any], specific: dict[str, Any]) -> 
     metrics = {
         "generic_loss": value,
         "specific_loss": jnp.where(state.step % 2 == 0, loss(state.params, specific), jnp.nan),
-        "selected": selected,
+        "ids": rows["id"],
     }
     return ToyState(state.step + 1, params, momentum, None, state.rng), metrics
 

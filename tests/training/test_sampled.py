@@ -11,9 +11,9 @@ import pytest
 
 import bilevel
 from bilevel import samplers
-from bilevel.data import ArrayDataset
-from bilevel.training import Checkpoints, LoopConfig, Sampled, TrainingDiverged, train
-from bilevel.types import LossAux, UserError
+from bilevel.data import ArrayDataset, RowView
+from bilevel.training import Checkpoints, LoopConfig, Sampled, SequenceRecorder, TrainingDiverged, train
+from bilevel.types import LossAux
 
 ROWS, BATCH = 9, 2
 X = np.random.default_rng(0).normal(size=(ROWS + 4, 3)).astype(np.float32)
@@ -68,10 +68,38 @@ def test_the_call_that_compiles_makes_no_step() -> None:
     assert metrics["generic_loss"].shape == (3,)
 
 
-def test_a_choice_of_steps_is_refused() -> None:
-    run: Any = bilevel.make_sampled_step(samplers.uniform(ROWS, BATCH), loss, optax.sgd(0.1))
-    with pytest.raises(UserError, match=r"need a step function, not a SampledStep: give its `.step`"):
-        Sampled(ArrayDataset(DATA), ArrayDataset(VALIDATION)).programs(run, 1)
+def test_each_kind_of_step_in_a_loop_of_its_own(tmp_path: Path) -> None:
+    """The rows are those of a view, whose ids are their numbers in the whole; the recorder keeps those in the view."""
+    chosen = samplers.replayed(np.arange(10).reshape(5, 2) % ROWS, ROWS)
+    run = bilevel.make_sampled_step(chosen, loss, optax.sgd(0.1))
+    places = np.arange(ROWS)[::-1] + 2
+    view = RowView(ArrayDataset({"x": X, "y": X.sum(1)}), places)
+    recorder, seen, calls = SequenceRecorder(tmp_path / "rows", BATCH, places), [], []
+
+    def observer(function: Any) -> Any:
+        def observed(*arguments: Any) -> Any:
+            calls.append(function)
+            state, metrics = function(*arguments)
+            return state, {**metrics, "largest": jnp.max(metrics["ids"]).astype(jnp.float32)}
+
+        return observed
+
+    def on_selected(ids: np.ndarray, step: int) -> Any:
+        seen.extend(ids.tolist())
+        return recorder(ids, step)
+
+    watched = run.map(observer)
+    ends = []
+    for step, keep in ((watched, on_selected), (run.step, None)):
+        state, config = run.init(jax.random.key(0), jnp.zeros(3)), LoopConfig(5, 5, progress=False, steps_per_call=2)
+        source = Sampled(view, ArrayDataset(VALIDATION))
+        ends.append(train(step, state, data=source, config=config, on_selected=keep))
+    assert set(calls) <= set(run.kinds)
+    rows = np.arange(10) % ROWS
+    assert seen == places[rows].tolist()
+    np.testing.assert_array_equal(recorder.sequence(), rows.reshape(5, 2))
+    assert ends[0].history[-1]["largest"] == places[rows].reshape(5, 2).max(1).mean()
+    np.testing.assert_allclose(ends[0].state.params, ends[1].state.params, rtol=1e-5)
 
 
 def test_a_policy_of_nan_is_divergence(tmp_path: Path) -> None:

@@ -1,1 +1,1 @@
-"""Data sets in memory or on disk, and loaders whose order is a function of (seed, step)."""
+"""Data sets, and loaders whose order is a function of (seed, step)."""

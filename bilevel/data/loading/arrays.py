@@ -29,7 +29,7 @@ class Dataset(Protocol):
 
     @property
     def content_hash(self) -> str:
-        """A hexadecimal digest of the rows; independent of where they are stored."""
+        """Hexadecimal digest of the rows; independent of where they are stored."""
         ...
 
     def __len__(self) -> int: ...
@@ -115,7 +115,10 @@ class ArrayDataset:
         return self._size
 
     def rows(self, indices: NDArray[np.integer[Any]]) -> NumpyBatch:
-        """Gather rows: each array at `indices`, integer `[b]`, and the row numbers as `id`, int32 `[b]`."""
+        """Gather rows: each array at `indices`, integer `[b]`.
+
+        The row numbers are there as `id`, int32 `[b]`.
+        """
         batch = {key: take_rows(array, indices) for key, array in self._arrays.items()}
         return {**batch, "id": np.asarray(indices, np.int32)}
 
@@ -138,13 +141,16 @@ class ArrayDataset:
 
 
 def take_rows(array: NDArray[Any], indices: NDArray[np.integer[Any]]) -> NDArray[Any]:
-    """`array[indices]`, by `take`, which is several times faster but would copy the whole of a strided array first."""
+    """Take `array[indices]`.
+
+    `take` is several times faster, but would copy the whole of a strided array first.
+    """
     whole = array.flags.c_contiguous and array.flags.aligned
     return array.take(indices, axis=0) if whole else array[indices]
 
 
 def check_rows(count: int, name: str) -> int:
-    """The number of rows, if it is positive and fits the int32 row numbers of a batch."""
+    """Return the number of rows, if it is positive and fits int32 row numbers."""
     if count == 0:
         raise UserError(f"{name} holds no rows; give data that are not empty.")
     if count > np.iinfo(np.int32).max:

@@ -14,7 +14,9 @@ from bilevel.types import UserError
 
 
 class JoinedData:
-    """The rows of several data sets, one after the other, as a data set. The `id` of a row is its number in the whole.
+    """The rows of several data sets, one after the other, as a data set.
+
+    The `id` of a row is its number in the whole.
 
     Args:
         parts: the data sets by name, all with the same arrays (names, types and shapes of a row).
@@ -44,11 +46,14 @@ class JoinedData:
         return self._size
 
     def rows(self, indices: NDArray[np.integer[Any]]) -> NumpyBatch:
-        """Gather rows at `indices`, integer `[b]`: the arrays of the parts, and `id`, int32 `[b]`."""
+        """Gather rows at `indices`, integer `[b]`.
+
+        The arrays of the parts, and `id`, int32 `[b]`.
+        """
         return {**self.gathered(indices), "id": np.asarray(indices, np.int32)}
 
     def gathered(self, indices: NDArray[np.integer[Any]]) -> NumpyBatch:
-        """As `rows`, with the `id` that a row has in its part."""
+        """Gather rows with the `id` that they have in their part."""
         which = np.searchsorted(self.starts, indices, side="right") - 1
         batch: NumpyBatch = {}
         for number, part in enumerate(self.parts.values()):

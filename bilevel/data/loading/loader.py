@@ -16,7 +16,9 @@ _AT_ONCE = 4096  # rows drawn at once, as each draw has a fixed cost
 
 
 class Loader:
-    """Draws whole batches; `batch(step)` depends on the constructor's arguments and `step` only.
+    """Draws whole batches.
+
+    `batch(step)` depends on the constructor's arguments and `step` only.
 
     Every epoch is a new permutation of all rows. Batches run over the ends of epochs, so no row is dropped:
     rows `step * batch_size` to `(step + 1) * batch_size - 1` of the endless sequence of epochs make up batch
@@ -26,7 +28,6 @@ class Loader:
         dataset: where the rows come from.
         batch_size: rows of the global batch, over all processes.
         seed: not negative; selects the order.
-        shuffle: False keeps the rows in their stored order, epoch after epoch.
         process_index: which contiguous slice of each global batch this process reads.
         process_count: the number of slices. The global order does not depend on it.
 
@@ -40,7 +41,6 @@ class Loader:
         batch_size: int,
         *,
         seed: int,
-        shuffle: bool = True,
         process_index: int = 0,
         process_count: int = 1,
     ):
@@ -62,7 +62,6 @@ class Loader:
         self.dataset = dataset
         self.batch_size = batch_size
         self.seed = seed
-        self.shuffle = shuffle
         self.process_index, self.process_count = process_index, process_count
         self._share = batch_size // process_count
         self._skip = process_index * self._share
@@ -70,18 +69,17 @@ class Loader:
         self._drawn: tuple[int, NDArray[np.int64]] | None = None  # the last group of steps, and its rows
 
     def indices(self, step: int) -> NDArray[np.int64]:
-        """The row numbers of the global batch `step` (from 0), int64 `[batch_size]`."""
+        """Return the row numbers of global batch `step` (from 0), int64 `[batch_size]`."""
         return self._rows_of(_checked(step))
 
     def batch(self, step: int) -> NumpyBatch:
-        """This process's slice of the batch `step` (from 0), `batch_size / process_count` rows."""
+        """Load this process's slice of the batch `step` (from 0).
+
+        `batch_size / process_count` rows.
+        """
         if self._share == self.batch_size:
             return self.dataset.rows(self._rows_of(_checked(step)))
         return self.dataset.rows(self._rows_at(_checked(step) * self.batch_size + self._skip, self._share))
-
-    def epoch(self, step: int) -> float:
-        """How many times the data have been seen before `step`."""
-        return step * self.batch_size / len(self.dataset)
 
     def _rows_of(self, step: int) -> NDArray[np.int64]:
         """The rows of a whole batch. Small ones are drawn for several steps at once, which costs little more than one."""
@@ -96,8 +94,6 @@ class Loader:
         """The rows `first` to `first + count - 1` of the endless sequence of epochs."""
         size = len(self.dataset)
         epochs, positions = np.divmod(np.arange(first, first + count), size)
-        if not self.shuffle:
-            return positions
         bounds = [*np.flatnonzero(np.diff(epochs, prepend=-1)), count]
         return np.concatenate(
             [permute(positions[start:stop], size, self.seed, int(epochs[start])) for start, stop in pairwise(bounds)]
@@ -117,7 +113,7 @@ def check_batch_size(batch_size: int) -> None:
 
 
 def evaluation_batches(dataset: Dataset, batch_size: int, limit: int | None = None) -> Iterator[NumpyBatch]:
-    """All rows once, in stored order, in batches of one constant shape.
+    """Yield all rows once, in stored order, in batches of one constant shape.
 
     Args:
         dataset: where the rows come from; it may have fewer rows than a batch.

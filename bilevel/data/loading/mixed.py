@@ -43,11 +43,14 @@ class MixedLoader:
         self._own = slice(first.process_index * share, (first.process_index + 1) * share)
 
     def indices(self, step: int) -> NDArray[np.int64]:
-        """The row numbers in `dataset` of the global batch `step` (from 0), int64 `[batch_size]`: those of `first` come first."""
+        """Return the row numbers of global batch `step` (from 0) in `dataset`.
+
+        int64 `[batch_size]`; those of `first` come first.
+        """
         return np.concatenate([self.first.indices(step), self.second.indices(step) + len(self.first.dataset)])
 
     def batch(self, step: int) -> NumpyBatch:
-        """This process's slice of the batch `step` (from 0)."""
+        """Load this process's slice of the batch `step` (from 0)."""
         return self.dataset.rows(self.indices(step)[self._own])
 
 

@@ -8,8 +8,6 @@ import weakref
 from collections.abc import Iterable
 from typing import Any, Generic, Self, TypeVar
 
-from bilevel.data.loading.arrays import NumpyBatch
-from bilevel.data.loading.loader import Loader
 from bilevel.types import UserError
 
 T = TypeVar("T")
@@ -18,7 +16,9 @@ _PATIENCE = 0.1  # seconds between two looks at whether to stop
 
 
 class Prefetcher(Generic[T]):
-    """An iterator over `(step, batch)` that one daemon thread reads ahead; made by `prefetch` or `read_ahead`.
+    """An iterator over `(step, batch)` that a daemon thread reads ahead.
+
+    Made by `read_ahead`.
 
     It is also a context manager. Closing it, or dropping the last reference to it, ends the thread.
     """
@@ -61,27 +61,15 @@ class Prefetcher(Generic[T]):
         self.close()
 
 
-def prefetch(loader: Loader, start_step: int, stop_step: int, depth: int = 2) -> Prefetcher[NumpyBatch]:
-    """Read the batches `start_step` to `stop_step - 1` ahead in a daemon thread.
+def read_ahead(pairs: Iterable[tuple[int, T]], depth: int = 2) -> Prefetcher[T]:
+    """Draw pairs `(step, anything)` ahead in a daemon thread.
 
     Args:
-        loader: where the batches come from.
-        start_step: the first step.
-        stop_step: one past the last step.
-        depth: how many batches to keep ready.
+        pairs: what is read ahead.
+        depth: how many pairs to keep ready.
 
     Returns:
-        An iterator over `(step, batch)`. What the thread raises is raised at the place of the batch that
-        failed.
-
-    Raises:
-        UserError: `depth` is not positive.
-    """
-    return read_ahead(((step, loader.batch(step)) for step in range(start_step, stop_step)), depth)
-
-
-def read_ahead(pairs: Iterable[tuple[int, T]], depth: int = 2) -> Prefetcher[T]:
-    """Iterate over `(step, anything)` ahead in a daemon thread; as `prefetch`.
+        An iterator over the pairs. What the thread raises is raised at the place of the pair that failed.
 
     Raises:
         UserError: `depth` is not positive.

@@ -15,7 +15,9 @@ from bilevel.types import UserError
 
 
 class TaskLoader:
-    """Draws each batch from one data set, which is chosen at random: a pure function of (seed, step), as for `Loader`.
+    """Draws each batch from one of several data sets, chosen at random.
+
+    A pure function of (seed, step), as for `Loader`.
 
     Args:
         dataset: the data sets, one for each of T tasks.
@@ -52,18 +54,24 @@ class TaskLoader:
         self._ends = np.cumsum(_chances(weights, list(dataset.parts)))
 
     def task(self, step: int) -> int:
-        """The number of the data set that the batch `step` (from 0) comes from."""
+        """Return the number of the data set that batch `step` (from 0) comes from."""
         key = np.random.SeedSequence((self.seed, step))
         draw = np.random.Generator(np.random.Philox(key)).random()
         return int(np.searchsorted(self._ends, draw * self._ends[-1], side="right"))
 
     def indices(self, step: int) -> NDArray[np.int64]:
-        """The row numbers in the joined data of the global batch `step` (from 0), int64 `[batch_size]`."""
+        """Return the row numbers of global batch `step` (from 0) in the joined data.
+
+        int64 `[batch_size]`.
+        """
         task = self.task(step)
         return self._loaders[task].indices(step) + self.dataset.starts[task]
 
     def batch(self, step: int) -> NumpyBatch:
-        """This process's slice of the batch `step` (from 0), with the row numbers in the joined data as `id`."""
+        """Load this process's slice of the batch `step` (from 0).
+
+        Its `id` are row numbers in the joined data.
+        """
         task = self.task(step)
         batch = self._loaders[task].batch(step)
         return {**batch, "id": batch["id"] + np.int32(self.dataset.starts[task])}

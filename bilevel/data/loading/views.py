@@ -14,7 +14,9 @@ from bilevel.types import UserError
 
 
 class RowView:
-    """Some rows of a data set, as a data set. Its batches keep the `id` that the rows have in the whole.
+    """Some rows of a data set, as a data set.
+
+    Its batches keep the `id` that the rows have in the whole.
 
     Args:
         dataset: the whole.
@@ -47,7 +49,10 @@ class RowView:
 
     @property
     def content_hash(self) -> str:
-        """Hash of the whole, as what is kept by `id` holds for all its views; see `rows_hash`."""
+        """Hash of the whole.
+
+        What is kept by `id` holds for all its views; see `rows_hash`.
+        """
         return self.dataset.content_hash
 
     def __len__(self) -> int:
@@ -60,7 +65,9 @@ class RowView:
 
 
 def rows_hash(dataset: Dataset) -> str:
-    """A hexadecimal digest of the rows of a data set, or of a view, in their order: for what is kept by their positions.
+    """Digest the rows of a data set, or of a view, in their order.
+
+    Hexadecimal; for what is kept by their positions.
 
     It is the `content_hash`, but for views and what is joined of them.
     """
