@@ -114,7 +114,7 @@ def test_table_of_irreducible_losses(source: Path, capsys: pytest.CaptureFixture
     """Kept in the run directory; taken by another run on the same data; refused for other data or settings."""
     folder = source.parent / "run"
     call(source, method="rho_loss", steps=2)
-    table = folder / "irreducible" / "table.npz"
+    table = folder / "irreducible" / "table.safetensors"
     data = load_data(config_of(source))
     kept = LossTable.load(table, content_hash=data.train.content_hash, settings=None)
     assert kept.losses.shape == (len(data.train),)

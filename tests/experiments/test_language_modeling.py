@@ -295,8 +295,10 @@ BAD_INPUT = {
     "damaged weights": ({"method": "frozen", "weights__frozen_from": "BROKEN"}, ["weights.npz is damaged"]),
     "one row alone": ({"method": "soba", "batch_size": 1}, ["batch_size=1 leaves one row to learn the weights from"]),
     "no scores": (
-        {"method": "contrastive", "weights__contrastive_scores": "nowhere.npz"},
-        ["There are no scores at nowhere.npz: give --weights.contrastive-scores the contrastive_scores.npz"],
+        {"method": "contrastive", "weights__contrastive_scores": "nowhere.safetensors"},
+        [
+            "There are no scores at nowhere.safetensors: give --weights.contrastive-scores the contrastive_scores.safetensors"
+        ],
     ),
     "budget of unknown seconds": (
         {"compare": "soba", "same_seconds": None},

@@ -143,7 +143,7 @@ def test_scores_of_other_data_are_refused(data: Path, capsys: pytest.CaptureFixt
     assert f"content hash 0, but these data have {hashes['generic']}" in refused("0", hashes["specific"])
     assert f"for other specific data (hash 0, here {hashes['specific']})" in refused(hashes["generic"], "0")
     np.save(data / "scores.npy", np.ones(3))
-    with pytest.raises(UserError, match="is not a table of losses"):
+    with pytest.raises(UserError, match="cannot be read as a safetensors file"):
         contrastive.load_scores(data / "scores.npy", corpora, own=False)
 
 
