@@ -1,0 +1,1 @@
+"""Comparing methods on a task: tables and reports."""
