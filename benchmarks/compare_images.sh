@@ -13,7 +13,7 @@ for fraction in 0.1 0.4; do
   python -m experiments.image_classification --compare "$methods" --run-dir "$runs/mnist-$fraction" "${mnist[@]}" \
     --weights.scorer-bound 2
   python -m experiments.image_classification --method rho_loss --run-dir "$runs/mnist-$fraction-small-scorer" "${mnist[@]}" \
-    --weights.scorer-network mlp-small --weights.table "$runs/mnist-$fraction/irreducible/table.npz"
+    --weights.scorer-network mlp-small --weights.table "$runs/mnist-$fraction/irreducible/table.safetensors"
 done
 
 for labels in none "$images/cifar10n_train_labels.npz:worse_label"; do

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from bilevel.training.run_dir import CONFIG_NAME, read_settings
 from bilevel.types import UserError
 
 RESULT_NAME = "result.json"
@@ -47,6 +48,8 @@ def read_json(file: Path) -> Any:
     Raises:
       UserError: if it is damaged.
     """
+    if file.name == CONFIG_NAME:
+        return read_settings(file.parent)
     try:
         return json.loads(file.read_text("utf-8"))
     except (OSError, ValueError) as error:

@@ -1,8 +1,8 @@
 """Contrastive data selection: rows whose loss falls most with fine-tuning.
 
     scores = score_gains(loss, (before, {}), (after, {}), generic, specific, batch_size=256, settings={"steps": 1000})
-    scores.save("gains.npz")
-    scores = load_gains("gains.npz", generic, specific)
+    scores.save("gains.safetensors")
+    scores = load_gains("gains.safetensors", generic, specific)
     rows = RowView(generic, highest_fraction(scores, 0.1))    # training is resumed on these
 
 `before` is pre-trained on the generic rows (phase i), `after` is `before` fine-tuned on the specific rows (ii); scoring and

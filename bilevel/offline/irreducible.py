@@ -1,8 +1,8 @@
 """Irreducible losses: a model trained on held-out data scores every example.
 
     table = score_rows(loss, params, model_state, dataset, batch_size=512, settings={"model": "lenet", "seed": 0})
-    table.save("il.npz")
-    table = LossTable.load("il.npz", content_hash=dataset.content_hash, settings={"model": "lenet", "seed": 0})
+    table.save("il.safetensors")
+    table = LossTable.load("il.safetensors", content_hash=dataset.content_hash, settings={"model": "lenet", "seed": 0})
     state = train.init(rng, params, table.params(), model_state)     # scoring.rho_loss; for as many targets as wanted
 
 Without held-out data, two models trained on one half of the data each score the other half: see `half` and `cross_scored`.

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-import zipfile
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
-from bilevel.files import appearing
+from bilevel.files import load_tree, save_tree
 from bilevel.types import Array, UserError
 
 Settings = Mapping[str, Any]
@@ -35,29 +35,25 @@ class LossTable:
         return {"table": jnp.asarray(self.losses)}
 
     def save(self, path: str | Path) -> None:
-        """Write a `.npz` file, whole or not at all.
+        """Write a safetensors file, whole or not at all.
 
         Raises:
           UserError: it cannot be written.
         """
         path = Path(path)
-        about = json.dumps({"content_hash": self.content_hash, "settings": dict(self.settings)}, sort_keys=True)
-        with appearing(path) as temporary:
+        with contextlib.suppress(OSError):  # writing says what is wrong
             path.parent.mkdir(parents=True, exist_ok=True)
-            with temporary.open("wb") as file:
-                np.savez(file, losses=self.losses, about=np.asarray(about))
+        settings = json.dumps(dict(self.settings), sort_keys=True)
+        save_tree(path, {"losses": self.losses}, {"content_hash": self.content_hash, "settings": settings})
 
     @classmethod
-    def load(
-        cls, path: str | Path, *, content_hash: str, settings: Settings | None, may_lack: Collection[str] = ()
-    ) -> LossTable:
+    def load(cls, path: str | Path, *, content_hash: str, settings: Settings | None) -> LossTable:
         """Read a table, if it is of these rows and settings.
 
         Args:
           path: of the file.
           content_hash: of the data set.
           settings: those asked for; None takes any, such as those of a table from elsewhere.
-          may_lack: names of settings that older tables do not have: a table without them is taken.
 
         Raises:
           UserError: the file is missing or no table, or belongs to other data or other settings.
@@ -71,24 +67,23 @@ class LossTable:
         if settings is None:
             return table
         wanted = json.loads(json.dumps(dict(settings)))
-        wanted = {k: value for k, value in wanted.items() if k in table.settings or k not in may_lack}
         differing = [k for k in sorted({*wanted, *table.settings}) if wanted.get(k) != table.settings.get(k)]
         if differing:
-            found = ", ".join(f"{k}={table.settings.get(k)!r} in place of {wanted.get(k)!r}" for k in differing)
+            found = ", ".join(f"{k}={table.settings.get(k)!r} instead of {wanted.get(k)!r}" for k in differing)
             raise UserError(f"The table {path} was made with {found}: score the data again, or ask for its settings.")
         return table
 
 
 def _read(path: Path) -> LossTable:
+    if not path.exists():
+        raise UserError(f"There is no table of losses at {path}: score the data first, or check the path.")
+    arrays, about = load_tree(path)
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            about, losses = json.loads(str(arrays["about"])), arrays["losses"]
-            if losses.ndim != 1 or losses.dtype.kind != "f":
-                raise ValueError(f"its losses are {losses.dtype}{list(losses.shape)}, not real numbers by row")
-            return LossTable(losses.astype(np.float32), about["content_hash"], about["settings"])
-    except FileNotFoundError as error:
-        raise UserError(f"There is no table of losses at {path}: score the data first, or check the path.") from error
-    except (ValueError, TypeError, OSError, EOFError, KeyError, zipfile.BadZipFile) as error:
+        losses, settings = arrays["losses"], json.loads(about["settings"])
+        if losses.ndim != 1 or losses.dtype.kind != "f":
+            raise ValueError(f"its losses are {losses.dtype}{list(losses.shape)}, not real numbers by row")
+        return LossTable(losses.astype(np.float32), about["content_hash"], settings)
+    except (ValueError, KeyError) as error:
         raise UserError(f"{path} is not a table of losses ({error}): delete it, and score the data again.") from error
 
 

@@ -1,4 +1,4 @@
-"""Running a training: the loop, checkpoints, metrics, run directories and reports."""
+"""Running a training: the loop, checkpoints, metrics and run directories."""
 
 from bilevel.training.checkpoints import Checkpoints as Checkpoints
 from bilevel.training.config import LoopConfig as LoopConfig
@@ -15,11 +15,6 @@ from bilevel.training.metrics import read_metrics as read_metrics
 from bilevel.training.programs import StepChoice as StepChoice
 from bilevel.training.recorder import SequenceRecorder as SequenceRecorder
 from bilevel.training.replay import Replay as Replay
-from bilevel.training.report import Curve as Curve
-from bilevel.training.report import Document as Document
-from bilevel.training.report import Picture as Picture
-from bilevel.training.report import RunRecord as RunRecord
-from bilevel.training.report import write_report as write_report
 from bilevel.training.resident import Resident as Resident
 from bilevel.training.run_dir import hold_run_dir as hold_run_dir
 from bilevel.training.run_dir import prepare_run_dir as prepare_run_dir

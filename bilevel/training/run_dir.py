@@ -10,19 +10,22 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import yaml
+from filelock import FileLock, Timeout
 
 from bilevel.files import appearing
 from bilevel.types import UserError
 
-CONFIG_NAME = "config.json"
+CONFIG_NAME = "config.yaml"
+FORMAT = 1
+"""Version of what run directories hold; changed whenever an older one cannot be continued."""
+_FORMAT_KEY = "format"
 _LOCK_NAME = ".lock"
 _SHOWN = 3
 
 
-def prepare_run_dir(
-    path: str | Path, config: Mapping[str, Any], *, may_change: Collection[str] = (), may_lack: Collection[str] = ()
-) -> Path:
-    """Create the directory of a run and write its settings to `config.json`, or compare them with it.
+def prepare_run_dir(path: str | Path, config: Mapping[str, Any], *, may_change: Collection[str] = ()) -> Path:
+    """Create the directory of a run and write its settings to `config.yaml`, or compare them with it.
 
     Settings with which nothing was saved (the run was refused, or stopped before its first row of metrics) are replaced.
     Only process 0 of a multi-process run touches the disk.
@@ -30,30 +33,52 @@ def prepare_run_dir(
     Args:
         path: the run directory.
         config: the settings; nested mappings are compared by dotted names such as `model.width`. Values that
-            JSON does not have (paths, types) are stored as text.
+            JSON does not have (paths, types) are stored as text. The name `format` is taken.
         may_change: dotted names of settings that may differ when the run continues (the number of steps, how
             often to log); a name also covers everything below it.
-        may_lack: names, without dots, of settings that older runs did not record: a run begun without them continues without
-            them.
 
     Returns:
         `path` as a `Path`.
 
     Raises:
-        UserError: the directory cannot be written, is in use, or holds a run with other settings.
+        UserError: the directory cannot be written, is in use, or holds a run with other settings or of another format.
     """
     path = Path(path)
+    if _FORMAT_KEY in config:
+        raise UserError(
+            f"The settings for {path} hold {_FORMAT_KEY!r}, which is the version of the directory: rename it."
+        )
     if jax.process_index() != 0:
         return path
     settings = json.loads(json.dumps(config, default=str))
     with hold_run_dir(path):
-        file = path / CONFIG_NAME
-        if file.exists() and anything_saved(path):
-            before = _read(file)
-            settings = {name: value for name, value in settings.items() if name in before or name not in may_lack}
-            _check_same(path, before, settings, may_change)
-        write_atomically(file, json.dumps(settings, indent=2) + "\n")
+        if (path / CONFIG_NAME).exists() and anything_saved(path):
+            _check_same(path, read_settings(path), settings, may_change)
+        text = yaml.safe_dump({_FORMAT_KEY: FORMAT, **settings}, sort_keys=False, allow_unicode=True)
+        write_atomically(path / CONFIG_NAME, text)
     return path
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """Return the settings that `prepare_run_dir` wrote to a run directory.
+
+    Raises:
+        UserError: they cannot be read, or are of another format.
+    """
+    file = path / CONFIG_NAME
+    try:
+        settings = yaml.safe_load(file.read_text(encoding="utf-8"))
+        if not isinstance(settings, dict):
+            raise ValueError("it does not hold names and values")
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        found = " ".join(str(error).split())
+        raise UserError(f"Cannot read the settings in {file} ({found}): repair it, or give another run.") from error
+    if (found := settings.pop(_FORMAT_KEY, None)) != FORMAT:
+        raise UserError(
+            f"{path} holds a run of the format {found}, and this version of bilevel reads the format {FORMAT}: give another "
+            "--run-dir, or use the version that began the run."
+        )
+    return settings
 
 
 @contextlib.contextmanager
@@ -63,27 +88,26 @@ def hold_run_dir(path: Path) -> Iterator[None]:
     Raises:
         UserError: another process holds it, or the directory cannot be written.
     """
-    import fcntl  # not on Windows, where importing this module must still work
-
+    lock = FileLock(path / _LOCK_NAME, timeout=0, fallback_to_soft=False)
     try:
         path.mkdir(parents=True, exist_ok=True)
-        file = open(path / _LOCK_NAME, "a+")  # noqa: SIM115 (closed below)
+        (path / _LOCK_NAME).touch()
     except OSError as error:
         raise UserError(
             f"Cannot write to the run directory {path} ({error.strerror}): give another --run-dir."
         ) from error
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(
-                f"Another process is running in {path}: wait for its end, stop it, or give another --run-dir."
-            ) from error
-        except OSError as error:  # some network file systems have no locks
-            print(
-                f"warning: {path} cannot be locked ({error.strerror}): start no second process there.", file=sys.stderr
-            )
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise UserError(
+            f"Another process is running in {path}: wait for its end, stop it, or give another --run-dir."
+        ) from error
+    except OSError as error:  # some network file systems have no locks
+        print(f"warning: {path} cannot be locked ({error.strerror}): start no second process there.", file=sys.stderr)
+    try:
         yield
+    finally:
+        lock.release()
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -100,18 +124,6 @@ def anything_saved(path: Path) -> bool:
     """Whether the directory holds more than settings: a file that is not empty, at any depth."""
     own = (path / CONFIG_NAME, path / _LOCK_NAME)
     return any(file.is_file() and file not in own and file.stat().st_size > 0 for file in path.rglob("*"))
-
-
-def _read(file: Path) -> dict[str, Any]:
-    try:
-        before = json.loads(file.read_text(encoding="utf-8"))
-        if not isinstance(before, dict):
-            raise ValueError("it is not a JSON object")
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"Cannot read the settings in {file} ({error}): repair it, or give another --run-dir."
-        ) from error
-    return before
 
 
 def _check_same(path: Path, before: dict[str, Any], settings: dict[str, Any], may_change: Collection[str]) -> None:

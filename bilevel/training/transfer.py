@@ -5,17 +5,13 @@ Row numbers mean something for one data set only, so that its number of rows and
 
 from __future__ import annotations
 
-import zipfile
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from numpy.typing import NDArray
 
-from bilevel.files import appearing
-from bilevel.training.leaves import from_table, to_table
+from bilevel.files import load_metadata, load_tree, save_tree
 from bilevel.types import UserError
 
 _KIND, _HASH, _ROWS = "kind", "content_hash", "num_rows"
@@ -23,7 +19,7 @@ _SEQUENCE, _PARAMS = "sequence of row numbers", "learned sampler"
 
 
 def save_sequence(path: str | Path, sequence: Any, *, content_hash: str, num_rows: int) -> None:
-    """Write the row numbers of a run to an `.npz` file; a reader sees the old file or the new one, never a part.
+    """Write the row numbers of a run to a safetensors file, in one piece.
 
     Args:
         path: the file; its folder must exist.
@@ -39,7 +35,7 @@ def save_sequence(path: str | Path, sequence: Any, *, content_hash: str, num_row
         raise UserError(
             f"The sequence has the shape {rows.shape} and the type {rows.dtype}; it must be integers [steps, batch_size]."
         )
-    _save(Path(path), _SEQUENCE, {"sequence": rows.astype(np.int32)}, content_hash, num_rows)
+    save_tree(path, {"sequence": rows.astype(np.int32)}, _about(_SEQUENCE, content_hash, num_rows))
 
 
 def load_sequence(path: str | Path, *, content_hash: str | None, num_rows: int) -> NDArray[np.int32]:
@@ -57,12 +53,13 @@ def load_sequence(path: str | Path, *, content_hash: str | None, num_rows: int) 
     Raises:
         UserError: the file cannot be read, is no such file, or belongs to other data.
     """
-    found = _load(Path(path), _SEQUENCE, content_hash, num_rows)
+    _check(Path(path), _SEQUENCE, content_hash, num_rows)
+    found, _ = load_tree(path)
     return np.asarray(found["sequence"], np.int32)
 
 
 def save_sampler(path: str | Path, params: Any, *, content_hash: str, num_rows: int) -> None:
-    """Write a learned sampler's parameters, `state.sampler.params`, to an `.npz` file.
+    """Write a learned sampler's parameters, `state.sampler.params`, to a safetensors file.
 
     Args:
         path: the file; its folder must exist.
@@ -73,8 +70,7 @@ def save_sampler(path: str | Path, params: Any, *, content_hash: str, num_rows: 
     Raises:
         UserError: the file cannot be written.
     """
-    arrays = {name: np.asarray(leaf) for name, leaf in to_table(params).items()}
-    _save(Path(path), _PARAMS, arrays, content_hash, num_rows)
+    save_tree(path, params, _about(_PARAMS, content_hash, num_rows))
 
 
 def load_sampler(path: str | Path, template: Any, *, content_hash: str | None, num_rows: int) -> Any:
@@ -93,41 +89,20 @@ def load_sampler(path: str | Path, template: Any, *, content_hash: str | None, n
     Raises:
         UserError: as `load_sequence`, and if a shape or a type differs from the template's.
     """
-    found, wanted = _load(Path(path), _PARAMS, content_hash, num_rows), _shapes(template)
-    for name in {**wanted, **found}:
-        have = None if name not in found else (found[name].shape, found[name].dtype)
-        if have != wanted.get(name):
-            raise UserError(
-                f"The sampler in {path} does not fit: its {name} is {have}, and {wanted.get(name)} is needed; "
-                "use the settings that it was learned with."
-            )
-    return from_table(found, template)
+    _check(Path(path), _PARAMS, content_hash, num_rows)
+    return load_tree(path, template)[0]
 
 
-def _shapes(template: Any) -> dict[str, Any]:
-    leaves = jax.tree_util.tree_leaves_with_path(template)
-    return {jax.tree_util.keystr(path): (leaf.shape, np.dtype(leaf.dtype)) for path, leaf in leaves}
+def _about(kind: str, content_hash: str, num_rows: int) -> dict[str, str]:
+    return {_KIND: kind, _HASH: content_hash, _ROWS: str(num_rows)}
 
 
-def _save(path: Path, kind: str, arrays: Mapping[str, NDArray[Any]], content_hash: str, num_rows: int) -> None:
-    about = {_KIND: np.array(kind), _HASH: np.array(content_hash), _ROWS: np.array(num_rows)}
-    table: dict[str, Any] = {**about, **arrays}
-    with appearing(path) as temporary, temporary.open("wb") as file:
-        np.savez(file, **table)
-
-
-def _load(path: Path, kind: str, content_hash: str | None, num_rows: int) -> dict[str, NDArray[Any]]:
-    if not path.exists():
-        raise UserError(f"The file {path} does not exist; check the path (it is taken relative to {Path.cwd()}).")
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-        found, stored, rows = str(arrays.pop(_KIND)), str(arrays.pop(_HASH)), int(arrays.pop(_ROWS))
-    except (ValueError, KeyError, OSError, EOFError, AttributeError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path} cannot be read as a {kind} ({error}); write it again.") from error
+def _check(path: Path, kind: str, content_hash: str | None, num_rows: int) -> None:
+    about = load_metadata(path)
+    found, stored, rows = (about.get(name, "") for name in (_KIND, _HASH, _ROWS))
     if found != kind:
-        raise UserError(f"{path} holds a {found}, not a {kind}; give another file.")
-    if rows != num_rows:
+        raise UserError(f"{path} holds {f'a {found}' if found else 'other arrays'}, not a {kind}; give another file.")
+    if rows != str(num_rows):
         raise UserError(
             f"The {kind} in {path} belongs to data with {rows} rows, and the data at hand have {num_rows}: give the data that "
             "it was made with."
@@ -137,4 +112,3 @@ def _load(path: Path, kind: str, content_hash: str | None, num_rows: int) -> dic
             f"The {kind} in {path} belongs to data with the content hash {stored}, and the data at hand have {content_hash}: "
             "its row numbers mean other rows here; give the data that it was made with."
         )
-    return arrays

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from bilevel.study.tables import mean_cell
 from bilevel.training.run_dir import write_atomically
 from bilevel.types import UserError
 from experiments.analyses.analysis import Analysis, Record, Run
@@ -22,7 +23,6 @@ from experiments.language_modeling import build
 from experiments.language_modeling.corpora import Corpora
 from experiments.language_modeling.suite import named_sets, set_name
 from experiments.runs import read_json
-from experiments.tables import mean_cell
 
 RATES = ("sar", "gar")
 MEASURED = "acceleration.json"

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
+from bilevel.study.report.charts import draw, mean_line
+from bilevel.study.tables import Column, by_method
 from bilevel.training import read_metrics
-from bilevel.training.charts import draw, mean_line
 from bilevel.training.metrics import Row
 from bilevel.training.run_dir import write_atomically
 from bilevel.types import UserError
@@ -22,7 +23,6 @@ from experiments.language_modeling.config import Config, MethodName
 from experiments.language_modeling.corpora import Corpora, load_corpora
 from experiments.language_modeling.variant import Variant
 from experiments.runs import run_name
-from experiments.tables import Column, by_method
 
 LEARNING = ("soba", "warm_soba", "dds", "anograd", "penalty", "implicit_cg", "implicit_neumann")
 """Methods that learn a weighting network of text while the model trains."""

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bilevel.training.run_dir import CONFIG_NAME
+from bilevel.training.run_dir import CONFIG_NAME, read_settings
 from bilevel.types import UserError
 from experiments.cli import flag_of
 from experiments.language_modeling.config import Config, DataConfig, MethodConfig, ModelConfig
@@ -132,11 +131,11 @@ def _recorded(options: DiagnoseConfig, directory: Path) -> Run:
 
 def _settings(file: Path) -> dict[str, Any]:
     try:
-        settings = json.loads(file.read_text(encoding="utf-8"))
+        settings = read_settings(file.parent)
         for name, kind in (("method", str), ("seed", int), ("data", dict), ("model", dict), ("weights", dict)):
             if not isinstance(settings[name], kind):
                 raise ValueError(f"its {name} is {settings[name]!r}")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"Cannot read the settings in {file} ({type(error).__name__}: {error}): "
             "give --checkpoint the directory METHOD-seedN of a run of experiments.language_modeling."

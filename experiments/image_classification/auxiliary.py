@@ -28,8 +28,6 @@ BEST = "best.npz"
 _EVALUATIONS = 20
 _NEWER_HERE: dict[str, Any] = {"padding": 4, "standardize": True}
 """Flags of the data that `settings_of` came to record later, with their defaults."""
-MAY_LACK = ("dev",)
-"""What older fits did not record: the dev rows, by which the parameters are chosen."""
 
 
 class Fitted(NamedTuple):
@@ -77,7 +75,7 @@ def fit(config: Config, data: ImageData, name: str | None, rows: Dataset, direct
 
     Reference: RHO-LOSS, section 4 and appendix: the irreducible-loss model with the lowest validation loss.
     """
-    prepare_run_dir(directory, settings_of(config, data, name, rows), may_lack=MAY_LACK)
+    prepare_run_dir(directory, settings_of(config, data, name, rows))
     network = classifier(config, data, name)
     losses = losses_of(config, data, network)
     size, steps = min(config.batch_size, len(rows)), config.weights.il_steps

@@ -6,7 +6,9 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from bilevel.training import Curve, Picture, RunRecord, read_metrics, write_report
+from bilevel.study.report import Curve, Picture, RunRecord, write_report
+from bilevel.study.tables import Column, by_method, mean_cell
+from bilevel.training import read_metrics
 from bilevel.training.run_dir import write_atomically
 from experiments.diverged import WHERE
 from experiments.image_classification import drawn, pictures
@@ -15,7 +17,6 @@ from experiments.image_classification.data import ImageData
 from experiments.image_classification.observation import shares_of
 from experiments.image_classification.run import settings_dict
 from experiments.runs import run_name
-from experiments.tables import Column, by_method, mean_cell
 
 COLUMNS = {
     "test_accuracy": Column("test accuracy", 3),

@@ -150,7 +150,7 @@ class MethodConfig(SamplerConfig):
     """Irreducible losses without a held-out set: each half of the training set is scored by a model trained on the other. Give
     --data.holdout 0 with it, or the held-out rows are used for nothing."""
     table: Path | None = None
-    """Irreducible losses from this file of another run on the same data (RUN_DIR/irreducible/table.npz)."""
+    """Irreducible losses from this file of another run on the same data (RUN_DIR/irreducible/table.safetensors)."""
     svp_network: str | None = None
     """svp: network of the proxy; none given: that of the target."""
     svp_fraction: float = 0.5

@@ -15,11 +15,11 @@ from bilevel.offline.irreducible import cross_scored, half, score_rows
 from bilevel.offline.loss_table import LossTable, highest
 from bilevel.selection.scoring import entropies
 from bilevel.types import UserError
-from experiments.image_classification.auxiliary import MAY_LACK, fit, settings_of
+from experiments.image_classification.auxiliary import fit, settings_of
 from experiments.image_classification.config import Config
 from experiments.image_classification.data import ImageData
 
-TABLE = "table.npz"
+TABLE = "table.safetensors"
 _NUMBER = "number"
 """Setting of tables that hold no losses: what they hold."""
 _BATCH = 512
@@ -123,7 +123,7 @@ def _kept(folder: Path, train: Dataset, settings: dict[str, Any], compute: Calla
     """The table in the folder, made now if there is none."""
     if not (folder / TABLE).exists():
         compute().save(folder / TABLE)
-    return LossTable.load(folder / TABLE, content_hash=train.content_hash, settings=settings, may_lack=MAY_LACK)
+    return LossTable.load(folder / TABLE, content_hash=train.content_hash, settings=settings)
 
 
 def predictions(model: Any, rows: Dataset) -> np.ndarray:

@@ -88,7 +88,7 @@ def run(config: Config, method: str, seed: int, data: ImageData) -> dict[str, An
     """
     directory = config.run_dir / run_name(method, seed)
     settings = identity(config, method, seed, data)
-    prepare_run_dir(directory, settings, may_change=MAY_CHANGE, may_lack=(CONTENT_HASH,))
+    prepare_run_dir(directory, settings, may_change=MAY_CHANGE)
     this = _Run(config, method, seed, data, directory)
     if config.eval_only:
         return this.evaluated()

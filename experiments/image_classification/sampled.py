@@ -21,8 +21,8 @@ from experiments.image_classification.config import Config
 from experiments.image_classification.data import ImageData
 from experiments.image_classification.drawn import save_frequencies
 
-SEQUENCE = "sequence.npz"
-SAMPLER = "sampler.npz"
+SEQUENCE = "sequence.safetensors"
+SAMPLER = "sampler.safetensors"
 DRAWN = "sequence.part"
 """The sequence while training."""
 

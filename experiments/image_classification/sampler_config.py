@@ -32,10 +32,10 @@ class SamplerConfig:
     """rl_sampler: units of each of the two cells of the policy."""
     sampler_from: Path | None = None
     """rl_sampler: begin with the policy that another run learned: its directory (RUN_DIR/rl_sampler-seed0), or the file
-    sampler.npz there."""
+    sampler.safetensors there."""
     fixed_sampler: bool = False
     """rl_sampler: leave that policy as it is (the paper's fixed RLSampler)."""
     sequence_from: Path | None = None
-    """replayed: draw what another run drew: its directory (RUN_DIR/rl_sampler-seed0), or the file sequence.npz there."""
+    """replayed: draw what another run drew: its directory (RUN_DIR/rl_sampler-seed0), or the file sequence.safetensors there."""
     other_data: bool = False
     """Take such a policy or sequence also if it belongs to other data with as many rows (the same images with other labels)."""

@@ -7,13 +7,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bilevel.training import Document, RunRecord, read_metrics, write_report
+from bilevel.study.report import RunRecord, Text, write_report
+from bilevel.study.tables import Column, by_method
+from bilevel.training import read_metrics
 from bilevel.training.run_dir import CONFIG_NAME, flatten, write_atomically
 from experiments.language_modeling.config import PLAIN, Config
 from experiments.language_modeling.corpora import Corpora
 from experiments.language_modeling.weights import DOCUMENTS
 from experiments.runs import read_json, run_name
-from experiments.tables import Column, by_method
 
 UNITS = "Losses in nats per byte; seconds of training."
 """Below a table."""
@@ -140,11 +141,11 @@ def _shown(method: str, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{name: value for name, value in row.items() if name not in hidden} for row in rows]
 
 
-def _documents(config: Config, rows: Sequence[dict[str, Any]]) -> dict[str, list[Document]]:
+def _documents(config: Config, rows: Sequence[dict[str, Any]]) -> dict[str, list[Text]]:
     """The highest- and lowest-weighted documents of the best run that has a network of text."""
     files = {config.run_dir / run_name(row["method"], row["seed"]) / DOCUMENTS: row for row in rows}
     known = [file for file in files if file.exists()]
     if not known:
         return {}
     file = min(known, key=lambda file: files[file]["specific_valid_loss"])
-    return {name: [Document(*d) for d in found] for name, found in read_json(file).items()}
+    return {name: [Text(*d) for d in found] for name, found in read_json(file).items()}

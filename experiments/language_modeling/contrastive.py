@@ -28,7 +28,7 @@ from experiments.language_modeling.evaluation import local
 from experiments.language_modeling.finetune import Finetuning
 from experiments.runs import read_json
 
-NAME = "contrastive_scores.npz"
+NAME = "contrastive_scores.safetensors"
 FOLDER = "contrastive_finetuned"
 SCORED_AT_ONCE = 256
 SECONDS = "seconds"

@@ -22,7 +22,7 @@ from bilevel.nn.transformer import language_model_loss
 from bilevel.state import TrainState
 from bilevel.step.train_step import TrainStep, make_step
 from bilevel.training import Checkpoints, LoopConfig, Source, prepare_run_dir, train
-from bilevel.training.run_dir import write_atomically
+from bilevel.training.run_dir import CONFIG_NAME, write_atomically
 from bilevel.types import Params
 from experiments.language_modeling import build
 from experiments.language_modeling.config import Config
@@ -210,7 +210,7 @@ def kept_results(config: Config, directory: Path) -> dict[str, Any]:
 
 def _start_over_if_other(folder: Path, settings: dict[str, Any]) -> None:
     """Empties the folder of a phase with other settings."""
-    file = folder / "config.json"
+    file = folder / CONFIG_NAME
     if file.exists() and read_json(file) != settings:
         remove(folder)
 

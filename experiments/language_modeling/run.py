@@ -93,7 +93,7 @@ def run(config: Config, method: str, seed: int, corpora: Corpora, variant: Varia
         settings["weights"] |= {contrastive.SCORES_DIGEST: identity}
         moves = ("weights.contrastive_scores",)
     settings[CONTENT_HASH] = corpora.content_hashes
-    prepare_run_dir(directory, settings, may_change=(*MAY_CHANGE, *moves), may_lack=(CONTENT_HASH,))
+    prepare_run_dir(directory, settings, may_change=(*MAY_CHANGE, *moves))
     this = _Run(config, method, seed, corpora, directory, variant)
     done = directory / RESULT_NAME
     if config.eval_only:

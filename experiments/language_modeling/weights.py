@@ -11,7 +11,7 @@ import numpy as np
 
 from bilevel.data import PackedText, digest, evaluation_batches
 from bilevel.state import TrainState
-from bilevel.training import Document
+from bilevel.study.report import Text
 from bilevel.training.run_dir import CONFIG_NAME
 from bilevel.types import LogitFn, Params, UserError
 from experiments.language_modeling.corpora import Corpora
@@ -115,6 +115,6 @@ def save_weights(directory: Path, weight_params: Params, weighting: LogitFn, cor
     (directory / DOCUMENTS).write_text(json.dumps(documents, indent=2) + "\n")
 
 
-def _document(generic: PackedText, row: int, logit: float) -> Document:
+def _document(generic: PackedText, row: int, logit: float) -> Text:
     label = "" if generic.labels is None else generic.label_names[generic.labels[row]]
-    return Document(logit, label, generic.text(row))
+    return Text(logit, label, generic.text(row))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +14,7 @@ import numpy as np
 
 from bilevel.data import NumpyBatch, digest
 from bilevel.nn.weighting import logit_fn
-from bilevel.training.run_dir import CONFIG_NAME
+from bilevel.training.run_dir import CONFIG_NAME, read_settings
 from bilevel.types import Array, Params, UserError
 from experiments.language_modeling import build
 from experiments.language_modeling.config import DENSE, PLAIN, Config, ModelConfig
@@ -76,10 +75,7 @@ def _settings(run: Path) -> dict[str, Any]:
         inside = sorted(path.parent.name for path in run.glob(f"*/{WEIGHTS_NAME}"))
         hint = f"one of the runs in it, {', '.join(inside)}" if inside else "METHOD-seedN below a run directory"
         raise UserError(f"--weights {run} holds no {CONFIG_NAME}, so it is not the directory of one run: give {hint}.")
-    try:
-        return json.loads(file.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"Cannot read the settings in {file} ({error}): repair it, or give another run.") from error
+    return read_settings(run)
 
 
 def _load_params(run: Path, template: Params) -> tuple[Params, str]:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from bilevel.nn.transformer import SIZES
+from bilevel.training.run_dir import read_settings
 from experiments import cli
 from experiments.analyses.__main__ import command
 from experiments.analyses.acceleration import Acceleration
@@ -202,7 +203,7 @@ def test_a_stopped_learner_continues_with_the_same_snapshots(data: Path) -> None
     for path in snapshots.glob("*"):
         if path.name > "00000003":
             path.unlink()
-    for name in ("config.json", "result.json"):
+    for name in ("config.yaml", "result.json"):
         (second / name).unlink()
     learn(dataclasses.replace(whole, run_dir=data / "again"), STEPS)
     found = {path.name: path.read_bytes() for path in snapshots.iterdir()}
@@ -265,7 +266,7 @@ def test_transfer(seeds: int, data: Path, capsys: pytest.CaptureFixture[str]) ->
     rows = {row["method"]: row for row in results(data, "transfer")}
     assert list(rows) == ["xs: soba", "small: uniform", "small: soba", "small: weights from xs"]
     folders = ["xs/soba-seed0", "small/uniform-seed0", "small/soba-seed0", "small/frozen-seed0"]
-    settings = [json.loads((data / "run" / folder / "config.json").read_text()) for folder in folders]
+    settings = [read_settings(data / "run" / folder) for folder in folders]
     assert [s["model"]["size"] for s in settings] == ["xs", "small", "small", "small"]
     learned, own, reused = (arrays(data / "run" / folders[i] / "weights.npz") for i in (0, 2, 3))
     for a, b in zip(learned, reused, strict=True):
@@ -282,10 +283,10 @@ def test_an_analysis_may_move(data: Path, capsys: pytest.CaptureFixture[str]) ->
     (data / "run").rename(data / "moved")
     call(data, "transfer", **sizes, run_dir=data / "moved")
     frozen = data / "moved" / "small" / "frozen-seed0"
-    settings = json.loads((frozen / "config.json").read_text())
+    settings = read_settings(frozen)
     assert settings["weights"]["frozen_from"] == str(data / "moved" / "xs" / "soba-seed0")
     del settings["weights"][DIGEST]  # as if begun before it was recorded
-    (frozen / "config.json").write_text(json.dumps(settings))
+    (frozen / "config.yaml").write_text(json.dumps({"format": 1, **settings}))
     (data / "moved").rename(data / "again")
     call(data, "transfer", **sizes, run_dir=data / "again")
     assert json.loads((data / "again" / "transfer.json").read_text())[3]["method"] == "small: weights from xs"
@@ -302,7 +303,7 @@ def test_weights_are_known_wherever_they_lie(tmp_path: Path) -> None:
     run_dir.mkdir()
 
     def record(**weights: object) -> None:
-        (run_dir / "config.json").write_text(json.dumps({"weights": weights}))
+        (run_dir / "config.yaml").write_text(json.dumps({"format": 1, "weights": weights}))
 
     found = known_digest(one, run_dir)
     assert found == known_digest(copy, run_dir) != known_digest(other, run_dir)

@@ -151,7 +151,7 @@ def test_bad_input_gets_one_sentence(case: str, data: Path, capsys: pytest.Captu
     for name, settings in (("saved", {"data": {"cache_dir": str(data / "cache")}, "model": {}}), ("broken", {})):
         (data / name).mkdir()
         whole = {"method": "uniform", "seed": 0, "weights": {}, "length": 16, **settings}
-        (data / name / "config.json").write_text(json.dumps(whole))
+        (data / name / "config.yaml").write_text(json.dumps({"format": 1, **whole}))
     chosen = [str(paths.get(x, x)) for x in given]
     training = () if "--checkpoint" in given else TRAINING
     with pytest.raises(SystemExit) as stop:
@@ -165,7 +165,7 @@ def test_bad_input_gets_one_sentence(case: str, data: Path, capsys: pytest.Captu
 def test_one_of_several_specific_sets_is_to_be_chosen(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     settings = {"method": "soba", "seed": 0, "weights": {}, "model": {}, "data": {"specific": "a + b"}}
     (data / "saved").mkdir()
-    (data / "saved" / "config.json").write_text(json.dumps({**settings, "task_weights": None}))
+    (data / "saved" / "config.yaml").write_text(json.dumps({"format": 1, **settings, "task_weights": None}))
     with pytest.raises(SystemExit):
         diagnose(data, "--checkpoint", str(data / "saved"))
     assert "saved has several specific sets (a + b): choose the one to measure on" in capsys.readouterr().err

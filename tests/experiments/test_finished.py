@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from language_toy import call, write_texts
 
+from bilevel.training.run_dir import read_settings
 from experiments.language_modeling import search
 from experiments.language_modeling.config import Config
 
@@ -64,7 +65,7 @@ def test_later_seeds_take_what_the_search_found(data: Path) -> None:
     assert rows(data) == [("mixing", 1), ("mixing", 0)]
     run = data / "run"
     assert not list((run / "search").glob("**/mixing-seed1"))
-    settings = [json.loads((run / f"mixing-seed{seed}" / "config.json").read_text()) for seed in (0, 1)]
+    settings = [read_settings(run / f"mixing-seed{seed}") for seed in (0, 1)]
     assert settings[0]["learning_rate"] == settings[1]["learning_rate"]
     assert settings[0]["weights"] == settings[1]["weights"]
 
@@ -75,7 +76,7 @@ def test_the_fraction_of_mixing_is_chosen_on_valid(data: Path, capsys: pytest.Ca
     found = json.loads((data / "run" / "search" / "mixing_fraction" / search.NAME).read_text())
     assert [trial["settings"]["mixing_fraction"] for trial in found["trials"]] == [0.25, 0.5, 0.75]
     best = min(found["trials"], key=lambda trial: trial["specific_valid_loss"])["settings"]
-    used = json.loads((data / "run" / "mixing-seed0" / "config.json").read_text())
+    used = read_settings(data / "run" / "mixing-seed0")
     assert used["weights"]["mixing_fraction"] == best["mixing_fraction"]
     capsys.readouterr()
     call(data, "--eval-only", method="mixing", weights__mixing_fraction=None)

@@ -49,7 +49,7 @@ def test_a_run_keeps_what_it_drew_and_learned(source: Path, capsys: pytest.Captu
     counts = np.load(own / drawn.COUNTS)["counts"]
     np.testing.assert_array_equal(counts, np.bincount(drawn_rows.ravel(), minlength=rows))
     assert json.loads((own / drawn.FREQUENCIES).read_text())["draws"] == 32
-    assert {"result.json", "sampler.npz", drawn.PLOT, drawn.PICTURE} <= {path.name for path in own.iterdir()}
+    assert {"result.json", "sampler.safetensors", drawn.PLOT, drawn.PICTURE} <= {path.name for path in own.iterdir()}
     assert not (own / sampled.DRAWN).exists()
     report = (folder / "report.html").read_text()
     for title in ("rl_sampler: how often classes and rows were drawn", "rl_sampler: images drawn most and least often"):
@@ -146,7 +146,7 @@ def test_mistakes_are_explained(source: Path, capsys: pytest.CaptureFixture[str]
     transfer = {"method": "rl_sampler", **SMALL_FLAGS, "weights__sampler_from": learned}
     cases: list[tuple[dict[str, Any], tuple[str, ...], str]] = [
         ({"method": "replayed"}, (), "needs --weights.sequence-from"),
-        ({**replay, "weights__sequence_from": learned.parent}, (), "sequence.npz does not exist"),
+        ({**replay, "weights__sequence_from": learned.parent}, (), "sequence.safetensors does not exist"),
         (
             {**replay, "weights__sequence_from": learned / sampled.SAMPLER},
             (),

@@ -80,7 +80,7 @@ def test_a_run_with_a_proxy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert result["scored_by"] == (
         "scored by mlp-small, which is trained along on the rows picked, by a forward pass in float32, no BatchNorm"
     )
-    file = tmp_path / "irreducible" / "table.npz"
+    file = tmp_path / "irreducible" / "table.safetensors"
     table = LossTable.load(file, content_hash=data.train.content_hash, settings=None)
     assert table.settings["network"] == "mlp"
     model = model_of(config, "rho_loss", data)

@@ -23,6 +23,7 @@ import pytest
 
 from bilevel.data import Document, document_blocks, open_source
 from bilevel.nn.weighting import ConvWeighting, NGramWeighting
+from bilevel.training.run_dir import read_settings
 from experiments import cli
 from experiments.select import corpus, scores, tables
 from experiments.select.__main__ import UNFINISHED, main
@@ -46,7 +47,7 @@ def make_run(path: Path, *, weighting: str = "ngram", method: str = "soba", seed
     path.mkdir(parents=True)
     np.savez(path / "weights.npz", **{f"leaf_{i}": rng.normal(size=x.shape).astype("f4") for i, x in enumerate(leaves)})
     model = {"weighting": weighting, "weighting_layers": 2, "weighting_width": 4}
-    (path / "config.json").write_text(json.dumps({"method": method, "length": T, "model": model}))
+    (path / "config.yaml").write_text(json.dumps({"format": 1, "method": method, "length": T, "model": model}))
     return path
 
 
@@ -105,7 +106,7 @@ def everything(output: Path) -> dict[str, str]:
 
 def direct_scores(run: Path, documents: list[str]) -> list[float]:
     """The network applied to the rows of each document, cut by hand."""
-    settings = json.loads((run / "config.json").read_text())
+    settings = read_settings(run)
     module = MODULES[settings["model"]["weighting"]]
     shape = jnp.zeros((1, T), jnp.uint8), jnp.zeros((1,), jnp.int32)
     tree = jax.tree.structure(jax.eval_shape(module.init, jax.random.key(0), *shape)["params"])
@@ -519,9 +520,9 @@ def test_bad_weights(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     assert "give one of the runs in it, soba-seed0" in told(tmp_path / "runs")
     assert "uniform, which learns no network" in told(make_run(tmp_path / "uniform-seed0", method="uniform"))
     other = make_run(tmp_path / "other", weighting="conv")
-    (other / "config.json").write_text((good / "config.json").read_text())
+    (other / "config.yaml").write_text((good / "config.yaml").read_text())
     assert "do not have the shapes" in told(other)
-    (other / "config.json").write_text(json.dumps({"method": "soba"}))
+    (other / "config.yaml").write_text(json.dumps({"format": 1, "method": "soba"}))
     assert "lacks the settings of a language-modelling run (KeyError: 'length')" in told(other)
     with np.load(good / "weights.npz") as stored:
         np.savez(good / "weights.npz", **{name: np.full_like(stored[name], np.nan) for name in stored.files})

@@ -14,6 +14,7 @@ import pytest
 from language_toy import STEPS, call, write_texts
 
 from bilevel.offline.loss_table import LossTable
+from bilevel.training.run_dir import read_settings
 from bilevel.types import UserError
 from experiments.language_modeling import contrastive, run, search, suite, tables
 from experiments.language_modeling.config import ALL, METHODS, Config, DataConfig
@@ -89,16 +90,6 @@ def test_other_scores_at_the_same_path_are_refused(data: Path, capsys: pytest.Ca
     with pytest.raises(SystemExit):
         call(data, method="contrastive", weights__contrastive_scores=file)
     assert "holds a run with other settings (weights.contrastive_digest was" in capsys.readouterr().err
-    config = data / "run" / "contrastive-seed0" / "config.json"
-    recorded = json.loads(config.read_text())
-    del recorded["weights"]["contrastive_digest"]
-    recorded["weights"]["contrastive_scores"] = str(file)  # as runs begun before there was a digest
-    config.write_text(json.dumps(recorded))
-    call(data, method="contrastive", weights__contrastive_scores=file)
-    for given in ({"weights__contrastive_scores": data / "moved.npz"}, {}):
-        with pytest.raises(SystemExit):
-            call(data, method="contrastive", **given)
-        assert "holds a run with other settings (weights.contrastive_scores was" in capsys.readouterr().err
 
 
 def test_too_few_scores_are_refused_before_training(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -143,7 +134,7 @@ def test_scores_of_other_data_are_refused(data: Path, capsys: pytest.CaptureFixt
     assert f"content hash 0, but these data have {hashes['generic']}" in refused("0", hashes["specific"])
     assert f"for other specific data (hash 0, here {hashes['specific']})" in refused(hashes["generic"], "0")
     np.save(data / "scores.npy", np.ones(3))
-    with pytest.raises(UserError, match="is not a table of losses"):
+    with pytest.raises(UserError, match="cannot be read as a safetensors file"):
         contrastive.load_scores(data / "scores.npy", corpora, own=False)
 
 
@@ -214,7 +205,7 @@ def test_sets_seconds_and_trials(data: Path, capsys: pytest.CaptureFixture[str])
         found = json.loads((run / name / "search" / "mixing" / search.NAME).read_text())
         assert len(found["trials"]) == 2
         assert found["best"] == min(found["trials"], key=lambda trial: trial["specific_valid_loss"])
-        used = json.loads((run / name / "mixing-seed0" / "config.json").read_text())
+        used = read_settings(run / name / "mixing-seed0")
         wanted = found["best"]["settings"]
         assert used["learning_rate"] == wanted.get("learning_rate", Config().learning_rate)
     rows = json.loads((run / "tables.json").read_text())
@@ -262,7 +253,7 @@ def test_another_budget_of_seconds_is_refused(tmp_path: Path) -> None:
     other = dataclasses.replace(config, budget_seconds=5.0)
     suite._check_budget(other)  # nothing was trained yet
     (folder / "soba-seed0").mkdir()
-    (folder / "soba-seed0" / "config.json").write_text("{}")
+    (folder / "soba-seed0" / "config.yaml").write_text("format: 1")
     suite._check_budget(config)
     with pytest.raises(
         UserError, match=r"a budget of 10 seconds: give no --budget-seconds as before, or another --run-dir"
@@ -336,7 +327,7 @@ def test_a_trial_that_was_begun_keeps_its_settings(data: Path) -> None:
     directory = data / "run" / "search" / "mixing" / "1" / "mixing-seed0"
     directory.mkdir(parents=True)
     begun = {"learning_rate": 3e-3, "weights": {"mixing_fraction": 0.123, "derivatives": "finite"}}
-    (directory / "config.json").write_text(json.dumps(begun))
+    (directory / "config.yaml").write_text(json.dumps({"format": 1, **begun}))
     again = [trial.weights.mixing_fraction for trial in search.trial_configs(config, "mixing", corpora_of(data))]
     assert again == drawn, "nothing was trained with those"
     (directory / "metrics.jsonl").write_text("{}\n")

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from bilevel.training.run_dir import read_settings
 from experiments import cli
 from experiments.image_classification.__main__ import main
 from experiments.image_classification.config import Config, DataConfig
@@ -46,7 +47,7 @@ def test_it_runs_as_it_stands(tmp_path: Path) -> None:
     rows = results(folder)
     assert [row["method"] for row in rows] == ["uniform", "dds", "rho_loss"]
     assert all(math.isfinite(row["test_loss"]) for row in rows)
-    settings = json.loads((folder / "dds-seed0" / "config.json").read_text())
+    settings = read_settings(folder / "dds-seed0")
     assert (settings["data"]["source"], settings["data"]["noise_fraction"]) == ("sklearn:breast_cancer", 0.2)
     assert not (folder / "dds-seed0" / "images.svg").exists()
     report = (folder / "report.html").read_text()

@@ -69,7 +69,7 @@ def test_the_best_share_is_chosen() -> None:
 
 
 def test_a_file_serves_one_pair_of_data_sets(tmp_path: Path) -> None:
-    path, table = tmp_path / "gains.npz", gains(GENERIC)
+    path, table = tmp_path / "gains.safetensors", gains(GENERIC)
     table.save(path)
     again = load_gains(path, GENERIC, SPECIFIC)
     np.testing.assert_array_equal(again.losses, table.losses)
@@ -96,17 +96,17 @@ def test_a_model_that_diverged_is_named() -> None:
 def test_scores_for_one_part_of_the_specific_rows_are_not_those_of_another(tmp_path: Path) -> None:
     parts = [RowView(SPECIFIC, np.arange(i, i + 4)) for i in (0, 4)]
     table = score_gains(classifier(Net()), *models(Net()), GENERIC, parts[0], batch_size=8, settings=SETTINGS)
-    table.save(tmp_path / "gains.npz")
-    assert load_gains(tmp_path / "gains.npz", GENERIC, parts[0]).content_hash == GENERIC.content_hash
+    table.save(tmp_path / "gains.safetensors")
+    assert load_gains(tmp_path / "gains.safetensors", GENERIC, parts[0]).content_hash == GENERIC.content_hash
     with pytest.raises(UserError, match="other specific data"):
-        load_gains(tmp_path / "gains.npz", GENERIC, parts[1])
+        load_gains(tmp_path / "gains.safetensors", GENERIC, parts[1])
 
 
 def test_others_may_read_a_table(tmp_path: Path) -> None:
-    gains(GENERIC).save(tmp_path / "gains.npz")
+    gains(GENERIC).save(tmp_path / "gains.safetensors")
     (tmp_path / "plain").touch()
-    assert (tmp_path / "gains.npz").stat().st_mode == (tmp_path / "plain").stat().st_mode
-    (tmp_path / "folder.npz").mkdir()
-    with pytest.raises(UserError, match=r"Cannot write .*folder.npz"):
-        gains(GENERIC).save(tmp_path / "folder.npz")
-    assert {path.name for path in tmp_path.iterdir()} == {"gains.npz", "plain", "folder.npz"}
+    assert (tmp_path / "gains.safetensors").stat().st_mode == (tmp_path / "plain").stat().st_mode
+    (tmp_path / "folder.safetensors").mkdir()
+    with pytest.raises(UserError, match=r"Cannot write .*folder.safetensors"):
+        gains(GENERIC).save(tmp_path / "folder.safetensors")
+    assert {path.name for path in tmp_path.iterdir()} == {"gains.safetensors", "plain", "folder.safetensors"}

@@ -71,30 +71,28 @@ def test_entropies_beforehand_and_the_subset_they_choose() -> None:
 
 
 def test_file_is_of_its_data_and_settings(tmp_path: Path) -> None:
-    data, path = dataset(), tmp_path / "tables" / "il.npz"
+    data, path = dataset(), tmp_path / "tables" / "il.safetensors"
     table = table_of(data)
     table.save(path)
     table.save(path)
-    assert [p.name for p in path.parent.iterdir()] == ["il.npz"]
+    assert [p.name for p in path.parent.iterdir()] == ["il.safetensors"]
     again = LossTable.load(path, content_hash=data.content_hash, settings=SETTINGS)
     np.testing.assert_array_equal(again.losses, table.losses)
     any_settings = LossTable.load(path, content_hash=data.content_hash, settings=None)
     assert any_settings.settings == SETTINGS
     with pytest.raises(UserError, match=f"content hash {data.content_hash}, but these data have"):
         LossTable.load(path, content_hash=dataset(2).content_hash, settings=SETTINGS)
-    with pytest.raises(UserError, match=r"made with rate=0\.1 in place of 0\.2, seed=None in place of 1: score"):
+    with pytest.raises(UserError, match=r"made with rate=0\.1 instead of 0\.2, seed=None instead of 1: score"):
         LossTable.load(path, content_hash=data.content_hash, settings={**SETTINGS, "rate": 0.2, "seed": 1})
     with pytest.raises(UserError, match="There is no table of losses"):
-        LossTable.load(tmp_path / "none.npz", content_hash="", settings={})
-    older = LossTable.load(path, content_hash=data.content_hash, settings={**SETTINGS, "seed": 1}, may_lack=("seed",))
-    np.testing.assert_array_equal(older.losses, table.losses)
-    LossTable(table.losses[:, None], data.content_hash, SETTINGS).save(tmp_path / "wide.npz")
+        LossTable.load(tmp_path / "none.safetensors", content_hash="", settings={})
+    LossTable(table.losses[:, None], data.content_hash, SETTINGS).save(tmp_path / "wide.safetensors")
     with pytest.raises(UserError, match=r"is not a table of losses \(its losses are float32\[\d+, 1\]"):
-        LossTable.load(tmp_path / "wide.npz", content_hash=data.content_hash, settings=None)
-    for content in (b"", b"not a zip file", path.read_bytes()[:100]):
-        (tmp_path / "bad.npz").write_bytes(content)
-        with pytest.raises(UserError, match="is not a table of losses"):
-            LossTable.load(tmp_path / "bad.npz", content_hash="", settings={})
+        LossTable.load(tmp_path / "wide.safetensors", content_hash=data.content_hash, settings=None)
+    for content in (b"", b"not a safetensors file", path.read_bytes()[:100]):
+        (tmp_path / "bad.safetensors").write_bytes(content)
+        with pytest.raises(UserError, match="cannot be read as a safetensors file"):
+            LossTable.load(tmp_path / "bad.safetensors", content_hash="", settings={})
 
 
 def test_halves_are_a_function_of_the_id() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import json
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +13,7 @@ import pytest
 from training_toy import toy_train
 
 from bilevel.training import hold_run_dir, prepare_run_dir
-from bilevel.training.run_dir import write_atomically
+from bilevel.training.run_dir import read_settings, write_atomically
 from bilevel.types import UserError
 
 CONFIG = {
@@ -29,10 +28,10 @@ CONFIG = {
 def test_creates_and_accepts_the_same_again(tmp_path: Path):
     path = prepare_run_dir(tmp_path / "a" / "run", CONFIG)
     assert path == tmp_path / "a" / "run"
-    written = json.loads((path / "config.json").read_text())
+    written = read_settings(path)
     assert written == CONFIG | {"data": "some/where", "names": ["a"]}
     prepare_run_dir(path, CONFIG)
-    assert sorted(file.name for file in path.iterdir()) == [".lock", "config.json"]
+    assert sorted(file.name for file in path.iterdir()) == [".lock", "config.yaml"]
 
 
 def begun(path: Path, config: dict[str, object] = CONFIG) -> Path:
@@ -47,7 +46,7 @@ def test_settings_without_a_run_are_replaced(tmp_path: Path):
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "metrics.jsonl").write_text("")
     prepare_run_dir(tmp_path, CONFIG)
-    assert json.loads((tmp_path / "config.json").read_text())["steps"] == 10
+    assert read_settings(tmp_path)["steps"] == 10
 
 
 def test_other_settings_are_named(tmp_path: Path):
@@ -65,7 +64,7 @@ def test_other_settings_are_named(tmp_path: Path):
     ):
         assert part in message
     assert "layers" not in message
-    assert json.loads((tmp_path / "config.json").read_text())["seed"] == 1
+    assert read_settings(tmp_path)["seed"] == 1
 
 
 def test_only_the_first_differences_are_shown(tmp_path: Path):
@@ -78,28 +77,43 @@ def test_settings_that_may_change(tmp_path: Path):
     begun(tmp_path)
     changed = {**CONFIG, "steps": 20, "model": {"width": 9, "layers": 3}}
     prepare_run_dir(tmp_path, changed, may_change={"steps", "model"})
-    assert json.loads((tmp_path / "config.json").read_text())["steps"] == 20
+    assert read_settings(tmp_path)["steps"] == 20
 
 
-def test_settings_that_older_runs_lack(tmp_path: Path):
-    hashes: dict[str, object] = {"content_hash": {"train": "a", "test": "b"}}
-    new, old = (begun(tmp_path / name, config) for name, config in (("new", CONFIG | hashes), ("old", {**CONFIG})))
-    for path in (new, old):
-        before = (path / "config.json").read_text()
-        prepare_run_dir(path, CONFIG | hashes, may_lack={"content_hash"})
-        assert (path / "config.json").read_text() == before
-    other = CONFIG | {"content_hash": {"train": "c", "test": "b"}}
-    prepare_run_dir(old, other, may_lack={"content_hash"})
-    with pytest.raises(UserError, match=r'settings \(content_hash\.train was "a", now "c"\): give'):
-        prepare_run_dir(new, other, may_lack={"content_hash"})
-    with pytest.raises(UserError, match=r"content_hash\.train was absent"):
-        prepare_run_dir(old, other)
+def test_every_value_comes_back(tmp_path: Path):
+    values = {
+        "rate": 1e-05,
+        "text": "1e-5",
+        "none": None,
+        "words": "é: {no} #1\n",
+        "yes": "no",
+        "half": "\udce2",
+        "long": "a " * 99,
+    }
+    prepare_run_dir(tmp_path, {"weights": {"b": 1, "a": values}})
+    assert read_settings(tmp_path) == {"weights": {"b": 1, "a": values}}
+    text = (tmp_path / "config.yaml").read_text()
+    assert text.startswith("format: 1\nweights:\n  b: 1\n  a:\n    rate: 1.0e-05\n")
+    begun(tmp_path, {"weights": {"b": 1, "a": values}})
 
 
-@pytest.mark.parametrize("content", ["{", "[1]", ""])
+@pytest.mark.parametrize("version", ["format: 2\n", ""])
+def test_another_format(tmp_path: Path, version: str):
+    path = begun(tmp_path) / "config.yaml"
+    path.write_text(path.read_text().replace("format: 1\n", version))
+    for use in (lambda: prepare_run_dir(tmp_path, CONFIG), lambda: read_settings(tmp_path)):
+        with pytest.raises(
+            UserError, match=r"holds a run of the format (2|None), and this version .* the format 1: give"
+        ):
+            use()
+    with pytest.raises(UserError, match="hold 'format'"):
+        prepare_run_dir(tmp_path, {"format": 3})
+
+
+@pytest.mark.parametrize("content", ["{", "[1]", "", "a: b: c", "\x00", "!!python/object:os.system {}"])
 def test_unreadable_settings(tmp_path: Path, content: str):
-    (begun(tmp_path) / "config.json").write_text(content)
-    with pytest.raises(UserError, match=r"Cannot read the settings in .*config\.json"):
+    (begun(tmp_path) / "config.yaml").write_text(content)
+    with pytest.raises(UserError, match=r"Cannot read the settings in .*config\.yaml"):
         prepare_run_dir(tmp_path, CONFIG)
 
 
@@ -132,8 +146,10 @@ def test_a_file_system_without_locks(
 
 
 def test_lock_is_released_by_death(tmp_path: Path):
-    lock = str(tmp_path / ".lock")
-    code = f"import fcntl; f = open({lock!r}, 'a'); fcntl.flock(f, 2); print(1, flush=True); input()"
+    code = (
+        "from pathlib import Path; from bilevel.training import hold_run_dir\n"
+        f"with hold_run_dir(Path({str(tmp_path)!r})): print(1, flush=True); input()"
+    )
     with subprocess.Popen(
         [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as holder:

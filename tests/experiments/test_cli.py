@@ -1,7 +1,6 @@
-"""Tables over methods and seeds."""
+"""Names of methods, and how a command ends."""
 
 import errno
-import math
 
 import pytest
 
@@ -9,29 +8,6 @@ from bilevel.types import UserError
 from experiments import cli
 from experiments.cli import chosen_methods
 from experiments.language_modeling.config import DataConfig
-from experiments.tables import Column, by_method, mean_cell
-
-
-def test_one_line_a_method() -> None:
-    columns = {"loss": Column("test loss", 2), "steps": Column("steps"), "none": Column("nowhere")}
-    rows = [
-        {"method": "b", "loss": 1.0, "steps": 10},
-        {"method": "b", "loss": 2.0, "steps": None},
-        {"method": "a", "loss": 3.0, "steps": 20.4},
-    ]
-    assert by_method(rows, columns).splitlines() == [
-        "| method | seeds | test loss | steps |",
-        "| --- | --- | --- | --- |",
-        "| b | 2 | 1.50 ± 0.71 | – |",
-        "| a | 1 | 3.00 | 20 |",
-    ]
-    rows += [{"method": "b", "seed": 2}, {"method": "c", "seed": 0}]
-    assert by_method(rows, columns).splitlines()[2:] == [
-        "| b | 2 of 3 | 1.50 ± 0.71 | – |",
-        "| a | 1 | 3.00 | 20 |",
-        "| c | 0 of 1 | – | – |",
-    ]
-    assert mean_cell([math.nan], 1) == mean_cell([], 1) == "–"
 
 
 def test_methods_by_name() -> None:

@@ -13,11 +13,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bilevel.training import Curve, Document, Picture, RunRecord, write_report
-from bilevel.training.charts import Line, draw, mean_line, series
+from bilevel.study.report import Curve, Picture, RunRecord, Text, write_report
+from bilevel.study.report.charts import Line, draw, mean_line, series
 from bilevel.types import UserError
 
 pytest.importorskip("matplotlib")
+pytest.importorskip("jinja2")
 
 
 def rows(offset: float, shares: bool = True) -> list[dict[str, float]]:
@@ -62,8 +63,8 @@ def test_whole_report(tmp_path: Path):
         runs,
         introduction="What & why",
         generic_shares={"law": 0.02, "<b>": 0.98},
-        highest=[Document(3.25, "law", "<script>alert('x')</script> see http://example.org")],
-        lowest=[Document(-4.5, "<b>", "cut \udce2 here" + "long " * 1000)],
+        highest=[Text(3.25, "law", "<script>alert('x')</script> see http://example.org")],
+        lowest=[Text(-4.5, "<b>", "cut \udce2 here" + "long " * 1000)],
     )
     assert len(images(text)) == 5  # loss by step and by second, sample size, domains of two methods
     for svg in images(text):
@@ -71,7 +72,7 @@ def test_whole_report(tmp_path: Path):
     for heading in ("Summary", "Specific valid loss", "Effective sample size", "Domains"):
         assert f"<h2>{heading}</h2>" in text
     assert "<script" not in text
-    assert "&lt;script&gt;alert(&#x27;x&#x27;)&lt;/script&gt;" in text
+    assert "&lt;script&gt;alert(&#39;x&#39;)&lt;/script&gt;" in text
     assert not re.search(r"""(src|href|srcset)\s*=\s*["'](?!data:)""", text)
     assert "url(" not in text
     assert "@import" not in text
@@ -80,8 +81,8 @@ def test_whole_report(tmp_path: Path):
         "model.width",
         "&lt;x&gt;",
         "What &amp; why",
-        "logit 3.25",
-        "logit -4.5",
+        "score 3.25",
+        "score -4.5",
         "…",
     ):
         assert part in text
@@ -96,7 +97,7 @@ def test_sections_without_data_are_left_out(tmp_path: Path):
     text = report(tmp_path, [RunRecord("uniform", 0, rows(0.0, shares=False), {"test loss": 1.23456, "ok": True})])
     assert len(images(text)) == 3
     assert "Domains" not in text
-    assert "documents" not in text
+    assert "generic rows" not in text
     assert "<td>1.235</td><td>True</td>" in text
     assert images(report(tmp_path, [])) == []
     assert images(report(tmp_path, [RunRecord("uniform", 0, [])])) == []
@@ -111,6 +112,16 @@ def test_further_curves_and_pictures(tmp_path: Path):
     assert "Not in the rows" not in text
     assert "<h2>The &lt;picture&gt;</h2>" in text
     assert svg in images(text)
+
+
+def test_rows_that_are_pictures(tmp_path: Path):
+    svg = '<svg xmlns="http://www.w3.org/2000/svg"></svg>'
+    text = report(tmp_path, [], highest=[Picture("cat & 3.1", svg)], lowest=[Text(1.0, "", "two\nlines")])
+    Balanced().feed(text)
+    assert images(text) == [svg]
+    assert "<figcaption>cat &amp; 3.1</figcaption>" in text
+    assert "<pre>two\nlines</pre>" in text
+    assert "<h2>Highest-weighted generic rows</h2>" in text
 
 
 def test_same_runs_give_the_same_file(tmp_path: Path):
@@ -135,8 +146,9 @@ def test_mean_over_seeds_at_common_steps():
     np.testing.assert_array_equal(series(two, "m")[0], [2.0])
 
 
-def test_missing_matplotlib_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
+@pytest.mark.parametrize("library", ["matplotlib", "jinja2"])
+def test_a_missing_library_names_the_extra(library: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, library, None)
     with pytest.raises(UserError, match=r"pip install 'bilevel\[experiments\]'"):
         report(tmp_path, [RunRecord("DDS", 0, rows(0.0))])
 
@@ -145,7 +157,7 @@ def test_means_over_some_of_the_seeds_say_so(tmp_path: Path):
     given = [{"steps to goal": 100.0, "size": math.nan}, {"size": math.nan}, {"steps to goal": 300.0, "size": math.nan}]
     runs = [RunRecord("a", seed, [], summary) for seed, summary in enumerate(given)]
     text = write_report(tmp_path / "r.html", runs, title="t", settings={}).read_text()
-    assert "<td>a</td><td>3</td><td>200 ± 1.4e+02 (2 of 3)</td><td>-</td>" in text
+    assert "<td>a</td><td>3</td><td>200 ± 1.4e+02 (2 of 3)</td><td>–</td>" in text
 
 
 def test_every_line_of_a_chart_is_in_the_legend():
