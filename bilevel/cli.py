@@ -108,7 +108,8 @@ def load_task(name: str) -> Any:
     if not path.is_file():
         raise UserError(f"The file {path} does not exist: check the path of the task.")
     spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[path.stem] = module  # dataclasses look their module up
     spec.loader.exec_module(module)

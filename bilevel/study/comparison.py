@@ -12,7 +12,7 @@ from bilevel.study.observing import faults, shares_of
 from bilevel.study.report import Curve, Picture, RunRecord, write_report
 from bilevel.study.run import Setting, context_of, directory_of
 from bilevel.study.tables import Column, by_method, markdown, mean_cell
-from bilevel.study.task import Measure, Task, Text
+from bilevel.study.task import Measure, Task
 from bilevel.study.weights import shown
 from bilevel.training import read_metrics
 from bilevel.training.run_dir import flatten, write_atomically
@@ -31,7 +31,9 @@ def columns_of(task: Task, rows: Sequence[Mapping[str, Any]]) -> dict[str, Colum
         if phase == "test":
             found[f"best_test_{first.name}"] = Column("best", first.digits)
             found[f"test_{first.name}_at_best_valid"] = Column("at best valid", first.digits)
-    others = dict.fromkeys(name for row in rows for name in row if "/" in name and name.split("_")[0] in ("valid", "test"))
+    others = dict.fromkeys(
+        name for row in rows for name in row if "/" in name and name.split("_")[0] in ("valid", "test")
+    )
     digits = {m.name: m.digits for m in task.measures}
     for name in others:
         phase, _, rest = name.partition("_")
@@ -43,7 +45,9 @@ def columns_of(task: Task, rows: Sequence[Mapping[str, Any]]) -> dict[str, Colum
     }  # fmt: skip
     for name in dict.fromkeys(name for row in rows for name in row if name.startswith(("share/", "weight_on/"))):
         kind, fault = name.split("/", 1)
-        title = f"{fault.replace('_', ' ')} among selected" if kind == "share" else f"weight on {fault.replace('_', ' ')}"
+        title = (
+            f"{fault.replace('_', ' ')} among selected" if kind == "share" else f"weight on {fault.replace('_', ' ')}"
+        )
         found[name] = Column(title, 2)
     found |= {
         "learned_share": Column("already learned among selected", 2),
@@ -123,7 +127,10 @@ def _targets(rows: Sequence[Row], setting: Setting) -> list[str]:
     for method in dict.fromkeys(row["method"] for row in rows):
         own, cells = [row for row in rows if row["method"] == method], []
         for name in names:
-            steps, epochs = (mean_cell([row.get(to, {}).get(name) for row in own], d) for to, d in (("steps_to", 0), ("epochs_to", 1)))
+            steps, epochs = (
+                mean_cell([row.get(to, {}).get(name) for row in own], d)
+                for to, d in (("steps_to", 0), ("epochs_to", 1))
+            )
             cells.append(steps if steps == epochs else f"{steps} ({epochs})")
         lines.append([method, *cells])
     title = setting.task.measures[0].title
@@ -144,20 +151,19 @@ def _report(setting: Setting, rows: Sequence[Row], metrics: Metrics, folders: Ma
         summary |= {f"steps to {target}": step for target, step in row["steps_to"].items()}
         records.append(RunRecord(row["method"], row["seed"], metrics[row["method"], row["seed"]], summary))
     found = _ranked(setting, rows, measure)
-    texts = {name: [x for x in shapes if isinstance(x, Text)] for name, shapes in found.items()}
     write_report(
         config.study.run_dir / REPORT,
         records,
         title=task.title,
         introduction=" ".join([splits.about, *_notes(rows)]),
-        settings=_settings({key[0]: folders[key] for key in reversed(folders)}),
+        settings=_settings({key[0]: folders[key] for key in reversed(list(folders))}),
         valid_metric=f"valid_{measure.name}",
         loss_unit=next((m.unit for m in task.measures if m.name == "loss"), "nats"),
         generic_shares=shares_of(splits),
-        highest=texts.get("highest", ()),
-        lowest=texts.get("lowest", ()),
+        highest=found.get("highest", ()),
+        lowest=found.get("lowest", ()),
         curves=_curves(setting),
-        pictures=[*(x for name in found for x in found[name] if isinstance(x, Picture)), *_drawn(rows, folders)],
+        pictures=_drawn(rows, folders),
     )
 
 
@@ -168,7 +174,9 @@ def _curves(setting: Setting) -> list[Curve]:
         for m in setting.task.measures
     ]
     names = faults(setting.splits)
-    found += [Curve(f"share/{n}", f"{n.replace('_', ' ').capitalize()} among the selected rows", "share") for n in names]
+    found += [
+        Curve(f"share/{n}", f"{n.replace('_', ' ').capitalize()} among the selected rows", "share") for n in names
+    ]
     found.append(Curve("reward", "Reward of the sampler", "exp(−scale · loss)"))
     return [*found, Curve("generic_correct", "Selected rows that are classified as labelled", "share")]
 

@@ -69,7 +69,9 @@ class OptimizerConfig:
         if not 0 < self.learning_rate < math.inf:
             raise UserError(f"--optimizer.learning-rate {self.learning_rate} must be a positive number.")
         if not 0 <= self.average < 1:
-            raise UserError(f"--optimizer.average {self.average} must lie in [0, 1): it is a decay, and 0 averages nothing.")
+            raise UserError(
+                f"--optimizer.average {self.average} must lie in [0, 1): it is a decay, and 0 averages nothing."
+            )
         if self.warmup < 0:
             raise UserError(f"--optimizer.warmup {self.warmup} must be at least 0.")
         given = " ".join(map(str, self.milestones))
@@ -186,7 +188,9 @@ class Study:
         Raises:
           UserError: naming the first flag.
         """
-        least = dict.fromkeys(("steps", "seeds", "batch_size", "big_batch_size", "log_every", "steps_per_call", "micro_batches"), 1)
+        least = dict.fromkeys(
+            ("steps", "seeds", "batch_size", "big_batch_size", "log_every", "steps_per_call", "micro_batches"), 1
+        )
         least |= dict.fromkeys(("seed", "trials", "trial_steps", "schedule_steps", "evaluate_every", "checkpoint_every",
                                 "evaluate_rows", "budget_seconds"), 0)  # fmt: skip
         for name, smallest in least.items():
@@ -224,7 +228,9 @@ class Study:
         if alone is not None and h.coordinator is None:
             raise UserError(f"--hosts.{alone} needs --hosts.coordinator HOST:PORT, the address of process 0, or auto.")
         if h.coordinator not in (None, "auto") and None in (h.processes, h.process):
-            raise UserError(f"--hosts.coordinator {h.coordinator} needs --hosts.processes and --hosts.process (from 0) too.")
+            raise UserError(
+                f"--hosts.coordinator {h.coordinator} needs --hosts.processes and --hosts.process (from 0) too."
+            )
         if self.resident == "always" and (self.shard_state or h.coordinator):
             other = "--shard-state" if self.shard_state else "--hosts.coordinator"
             raise UserError(f"--resident always keeps everything on each device of one process: omit it or {other}.")

@@ -14,6 +14,7 @@ import optax
 from jax.sharding import Mesh
 
 from bilevel.data import Dataset, Loader
+from bilevel.files import load_tree
 from bilevel.offline.domain_classifier import train_domain_classifier
 from bilevel.study import files
 from bilevel.study.config import Config, OptimizerConfig, Study
@@ -21,6 +22,8 @@ from bilevel.study.spec import Start
 from bilevel.study.task import GENERIC, Evaluate, Model, ModelOptions, Splits, Task, Weighting
 from bilevel.types import Batch, Params, UserError
 
+WEIGHTS = "weights.safetensors"
+"""In the directory of a run: its last weighting network."""
 CLASSIFIER = "classifier.json"
 """In the directory of a run that begins with a domain classifier: what that cost."""
 _EVALUATED = 2048
@@ -80,10 +83,12 @@ class Context:
 
     def weights_of(self, method: str, state: Any) -> tuple[Params, float]:
         """Return the last weighting network of another method's run with this seed, and the seconds of that run."""
-        from bilevel.study.weights import load_weights
-
         directory, summary = self.other(method)
-        return load_weights(directory, state.weight_params), summary["seconds"]
+        shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state.weight_params)
+        found, _ = load_tree(directory / WEIGHTS, shapes)
+        return jax.tree.map(lambda new, old: jax.device_put(new, old.sharding), found, state.weight_params), summary[
+            "seconds"
+        ]
 
     def classified(self, steps: int, rows: int, rate: float, flag: str) -> Callable[[Any], Start]:
         """Return what gives α the parameters of a domain classifier, trained on as many specific as generic rows.
@@ -98,7 +103,9 @@ class Context:
           UserError: for steps or rows below 1, or data without generic rows for validation.
         """
         if steps < 1 or rows < 1:
-            raise UserError(f"--{flag}: the steps ({steps}) and rows ({rows}) of the domain classifier must be at least 1.")
+            raise UserError(
+                f"--{flag}: the steps ({steps}) and rows ({rows}) of the domain classifier must be at least 1."
+            )
         held_out = self.splits.valid.get(GENERIC, self.splits.train)
 
         def start(state: Any) -> Start:
@@ -108,11 +115,14 @@ class Context:
             logits = self.weighting.logits
             assert callable(logits)
             train = (self.splits.train, self.splits.specific)
-            loaders = [Loader(data, min(rows, len(data)), seed=self.seed + i) for i, data in enumerate(train, 3_000_000)]
+            generic, specific = (
+                Loader(data, min(rows, len(data)), seed=self.seed + i) for i, data in enumerate(train, 3_000_000)
+            )
             found = train_domain_classifier(
                 logits,
                 jax.tree.map(lambda x: np.asarray(local(x)), state.weight_params),
-                *loaders,
+                generic,
+                specific,
                 (_spread(held_out), _spread(self.splits.deciding)),
                 optimizer=optax.adam(rate),
                 steps=steps,

@@ -102,9 +102,9 @@ def _scored(s: Any, context: Context, state: Any, file: Path) -> LossTable:
     count = min(s.rows or len(everything), len(everything))
     rng = np.random.default_rng([context.seed, 5_000_003])
     rows = everything if count == len(everything) else np.sort(rng.choice(everything, count, replace=False))
-    pair = [jax.tree.map(local, model) for model in (before, (after.params, after.model_state))]
+    first, second = (jax.tree.map(local, each) for each in (before, (after.params, after.model_state)))
     scores = score_gains(
-        model.evaluation, *pair, RowView(context.splits.train, rows), context.splits.specific,
+        model.evaluation, first, second, RowView(context.splits.train, rows), context.splits.specific,
         batch_size=_SCORED_AT_ONCE, settings={"finetune_steps": s.finetune_steps, "seed": context.seed}, on_batch=clock,
     )  # fmt: skip
     scores = dataclasses.replace(scores, settings={**scores.settings, SECONDS: after.seconds + clock.seconds})

@@ -44,7 +44,11 @@ def attempt(
             if alone:
                 raise
             folder = _where(directory_of(setting.config, method, seed))
-            about = {"message": str(error), "step": error.step, "settings": _settings(setting, method, seed, folder, own)}
+            about = {
+                "message": str(error),
+                "step": error.step,
+                "settings": _settings(setting, method, seed, folder, own),
+            }
             files.write_json(folder / NAME, about)
             row = files.of_first(lambda: _known(setting, method, seed, own))
     file = Path(row[WHERE]) / NAME

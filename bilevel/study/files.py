@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +103,7 @@ def say(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
 
-def mean(rows: list[Mapping[str, Any]], name: str) -> float | None:
+def mean(rows: Sequence[Mapping[str, Any]], name: str) -> float | None:
     """Return the mean of a number over the rows that have it; None if none has."""
     known = [row[name] for row in rows if row.get(name) is not None]
     return float(np.mean(known)) if known else None

@@ -183,8 +183,8 @@ class _Best:
         whole = sharding.whole(self._mesh, (state.params, state.model_state))
         values = self._evaluate(*whole)
         if self._sign * values[self._name] < self._sign * self.found.value:
-            steps = int(jax.device_get(state.step))
-            self.found = Finetuned(*jax.tree.map(jnp.copy, whole), steps, values[self._name])
+            steps, (params, model_state) = int(jax.device_get(state.step)), jax.tree.map(jnp.copy, whole)
+            self.found = Finetuned(params, model_state, steps, values[self._name])
             self._save()
         return named("valid", "", values)
 

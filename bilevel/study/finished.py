@@ -47,7 +47,9 @@ def finished(
     folder, name = setting.config.study.run_dir, CONFIG_NAME
     found = (files.run_of(file.parent) for file in folder.glob(f"*-seed*/{name}"))
     runs = []
-    for method, seed in sorted((run for run in found if run and run[0] in METHODS), key=lambda r: (order.index(r[0]), r[1])):
+    for method, seed in sorted(
+        (run for run in found if run and run[0] in METHODS), key=lambda r: (order.index(r[0]), r[1])
+    ):
         config = None if (method, seed) in known else config_of(method)
         if config is not None and (one := _run(setting.of(config), method, seed)):
             runs.append(one)

@@ -70,10 +70,14 @@ class Fit:
         Reference: RHO-LOSS, section 4 and appendix: the irreducible-loss model with the lowest validation loss.
         """
         if self.steps < 1:
-            raise UserError(f"A model that is trained beforehand needs at least 1 step, and {self.steps} are asked for.")
+            raise UserError(
+                f"A model that is trained beforehand needs at least 1 step, and {self.steps} are asked for."
+            )
         prepare_run_dir(directory, self.settings)
         size, model = min(self.study.batch_size, len(self.rows)), self.model
-        step = make_step(model.loss, None, optimizer_of(self.study.optimizer, self.steps), None, uniform(), batch_size=size)
+        step = make_step(
+            model.loss, None, optimizer_of(self.study.optimizer, self.steps), None, uniform(), batch_size=size
+        )
         key, step_key = jax.random.split(jax.random.key(self.seed))
 
         def create() -> TrainState:

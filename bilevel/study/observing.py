@@ -54,7 +54,9 @@ def observer(splits: Splits) -> Callable[[Any], Any] | None:
 
 def shares_of(splits: Splits) -> dict[str, float]:
     """Return the share of each fault, domain and class among all training rows, for the report."""
-    ids = np.concatenate([splits.train.rows(part)["id"] for part in _parts(len(splits.train))]) if splits.known else None
+    ids = (
+        np.concatenate([splits.train.rows(part)["id"] for part in _parts(len(splits.train))]) if splits.known else None
+    )
     found: dict[str, float] = {}
     for name, k in splits.known.items():
         values = k.values[ids]

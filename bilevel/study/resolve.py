@@ -57,7 +57,9 @@ def read_file(file: Path) -> dict[str, Any]:
         found = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
         first = str(error).splitlines()[0]
-        raise UserError(f"--config {file} cannot be read ({first}): give a YAML file such as RUN/config.yaml.") from error
+        raise UserError(
+            f"--config {file} cannot be read ({first}): give a YAML file such as RUN/config.yaml."
+        ) from error
     if not isinstance(found, Mapping):
         raise UserError(f"--config {file} holds no settings: give a YAML file such as RUN/config.yaml.")
     return dict(found)

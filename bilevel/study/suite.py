@@ -10,10 +10,10 @@ import jax
 from bilevel.devices import sharding
 from bilevel.study import budget, comparison, diverged, files, search, sets
 from bilevel.study.config import Config
+from bilevel.study.feeding import loaders
 from bilevel.study.finished import finished
 from bilevel.study.registry import chosen, with_first
 from bilevel.study.run import Setting, build_step, directory_of, plan_of
-from bilevel.study.feeding import loaders
 from bilevel.study.set_tables import MARKDOWN, write_tables
 from bilevel.study.task import Task
 from bilevel.training import TrainingDiverged

@@ -1,7 +1,7 @@
 """What a task supplies: data, a model with its losses, a weighting network, and how a model is measured.
 
-A task is an object with the attributes and functions of `Task`. The study layer does the rest: methods, runs, comparisons, search,
-fine-tuning, tables and the report, for every task alike.
+A task is an object with the attributes and functions of `Task`. The study layer does the rest: methods, runs, comparisons,
+search, fine-tuning, tables and the report, for every task alike.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 
 from bilevel.data import Dataset
 from bilevel.selection.scorers import Scorer
+from bilevel.study.report import Picture as Picture
+from bilevel.study.report import Text as Text
 from bilevel.types import Array, LogitFn, LossFn, ModelState, Params, UserError
 
 ParamFilter: TypeAlias = Callable[[str], bool]
@@ -130,14 +132,6 @@ class Measure(NamedTuple):
     lower_is_better: bool = True
 
 
-class Text(NamedTuple):
-    """A row as text, for the report."""
-
-    score: float
-    label: str
-    text: str
-
-
 Evaluate: TypeAlias = Callable[[Params, ModelState, Dataset, int | None], Mapping[str, float]]
 """(θ, model state, rows, most rows) -> the task's measures."""
 C = TypeVar("C")
@@ -184,7 +178,7 @@ class Task(Protocol):
         """Return the function that measures a model on a set of rows."""
         ...
 
-    def show(self, config: Any, splits: Splits, ids: NDArray[np.integer[Any]]) -> Sequence[Text | Any]:
+    def show(self, config: Any, splits: Splits, ids: NDArray[np.integer[Any]]) -> Sequence[Text | Picture]:
         """Return generic rows as texts or pictures for the report, `ids` being their numbers."""
         ...
 

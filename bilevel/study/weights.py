@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from bilevel.data import digest, evaluation_batches
 from bilevel.files import load_tree, save_tree
 from bilevel.study import files
+from bilevel.study.context import WEIGHTS as NAME
 from bilevel.study.context import Context, local
 from bilevel.study.task import Text
 from bilevel.types import LogitFn, Params, UserError
 
-NAME = "weights.safetensors"
 RANKED = "ranked.json"
 """The rows with the highest and the lowest logits: {"highest": [[id, logit], …], "lowest": …}."""
 _MOST = 16_384
@@ -32,7 +32,9 @@ def weights_file(source: Path | None) -> Path:
       UserError: if there is none.
     """
     if source is None:
-        raise UserError("The method frozen needs --frozen.weights: the directory METHOD-seedN of a run that learned weights.")
+        raise UserError(
+            "The method frozen needs --frozen.weights: the directory METHOD-seedN of a run that learned weights."
+        )
     file = source / NAME
     if not file.exists():
         raise UserError(f"{file} does not exist: give the directory of a finished run of dds, soba or anograd.")
@@ -63,7 +65,9 @@ def weights_digest(source: Path | None, before: Mapping[str, Any]) -> str:
         return before["weights_digest"]
     tree, _ = load_tree(weights_file(source))
     leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return digest(part for path, x in leaves for part in (jax.tree_util.keystr(path), str(x.shape), np.asarray(x).tobytes()))
+    return digest(
+        part for path, x in leaves for part in (jax.tree_util.keystr(path), str(x.shape), np.asarray(x).tobytes())
+    )
 
 
 def save_weights(directory: Path, weight_params: Params, context: Context, batch_size: int) -> dict[str, float]:
@@ -105,7 +109,8 @@ def shown(directory: Path, context: Context) -> dict[str, list[Any]]:
         shapes = context.task.show(context.config.task, context.splits, np.asarray([i for i, _ in rows], np.int64))
         scores = [score for _, score in rows]
         found[name] = [
-            x._replace(score=score) if isinstance(x, Text) else x for x, score in zip(shapes, scores, strict=False)
+            x._replace(score=score) if isinstance(x, Text) else x._replace(title=f"rows with the {name} weights")
+            for x, score in zip(shapes, scores, strict=False)
         ]
     return found
 
@@ -128,7 +133,9 @@ def _logits(
     count = len(data)
     order, values, ids = np.random.default_rng(0).permutation(count), np.empty(count), np.empty(count, np.int64)
     for start in range(0, count, batch_size):
-        rows = order[np.arange(start, start + batch_size) % count]  # the last batch is filled with the first rows of all
+        rows = order[
+            np.arange(start, start + batch_size) % count
+        ]  # the last batch is filled with the first rows of all
         batch = data.rows(rows)
         keep = min(batch_size, count - start)
         values[rows[:keep]] = np.asarray(score(weights, batch), np.float64)[:keep]

@@ -24,7 +24,7 @@ from bilevel.nn.networks import network_of
 from bilevel.offline.irreducible import score_rows
 from bilevel.selection.scoring import scoring_loss
 from bilevel.study import Evaluate, Known, Measure, Model, ModelOptions, Picture, Splits, Text, Weighting
-from bilevel.study.config import OptimizerConfig, Study, plain
+from bilevel.study.config import OptimizerConfig, Study, free, plain
 from bilevel.study.evaluation import evaluator
 from bilevel.study.files import read_json, write_json
 from bilevel.study.fitting import Fit
@@ -82,7 +82,7 @@ class DataConfig:
     """What the padding holds: the mean colour, or the image reflected at its outermost pixels."""
     size: int | None = None
     """Resize decoded images to this height and width."""
-    cache_dir: Path = field(default=Path("~/.cache/bilevel"), metadata={"decides": False})
+    cache_dir: Path = free(Path("~/.cache/bilevel"))
     """Where decoded images are kept."""
 
 
@@ -170,7 +170,10 @@ class Classification:
 
     title = "Classification with learned data weights"
     config = ClassificationConfig
-    measures: Sequence[Measure] = (Measure("accuracy", "accuracy", lower_is_better=False), Measure("loss", "loss", 3, "nats"))
+    measures: Sequence[Measure] = (
+        Measure("accuracy", "accuracy", lower_is_better=False),
+        Measure("loss", "loss", 3, "nats"),
+    )
 
     def __init__(self, name: str, presets: Mapping[str, Mapping[str, Mapping[str, Any]]]):
         self.name, self.presets = name, presets
@@ -189,7 +192,7 @@ class Classification:
             split=d.split, seed=d.seed, size=d.size, label=d.label, cache_dir=d.cache_dir,
         )  # fmt: skip
         if d.imbalance != 1.0:
-            rare = partial(faults.long_tail, ratio=d.imbalance, num_classes=sets.num_classes, seed=d.seed)
+            rare = partial(faults.long_tail, factor=d.imbalance, num_classes=sets.num_classes, seed=d.seed)
             sets = sets.transform(rare, "train")
         noisy = self._noise(config, sets, folder)
         if noisy is not None:
@@ -261,7 +264,10 @@ class Classification:
         def sums(params: Params, model_state: ModelState, batch: Batch) -> dict[str, tuple[Array, Array]]:
             losses, aux = model.evaluation(params, model_state, batch, jax.random.key(0))
             mask = batch["mask"]
-            return {"accuracy": ((aux.metrics["correct"] * mask).sum(), mask.sum()), "loss": ((losses * mask).sum(), mask.sum())}
+            return {
+                "accuracy": ((aux.metrics["correct"] * mask).sum(), mask.sum()),
+                "loss": ((losses * mask).sum(), mask.sum()),
+            }
 
         return evaluator(sums, _EVALUATED_AT_ONCE)
 
@@ -308,7 +314,9 @@ class Classification:
         elif d.noise == "confused":
             pairs = self._confused(config, sets, folder)
         else:
-            raise UserError(f'--data.noise "{d.noise}" is unknown: give none, uniform, pair, confused or FILE.npz:NAME.')
+            raise UserError(
+                f'--data.noise "{d.noise}" is unknown: give none, uniform, pair, confused or FILE.npz:NAME.'
+            )
         return lambda arrays: faults.pair_noise(arrays, pairs, fraction=share, seed=d.seed)
 
     def _confused(self, config: ClassificationConfig, sets: LabelledData, folder: Path) -> dict[int, int]:
@@ -356,7 +364,10 @@ def prepared(d: DataConfig, sets: LabelledData) -> Rows:
 
     names = tuple(sets.class_names) or tuple(str(c) for c in range(sets.num_classes))
     known = {"class": Known(np.asarray(arrays.get("clean_label", arrays["label"]), np.int32), names)}
-    for name, of, values in (("wrong_label", "corrupted", ("right", "wrong")), ("irrelevant", "relevant", ("yes", "no"))):
+    for name, of, values in (
+        ("wrong_label", "corrupted", ("right", "wrong")),
+        ("irrelevant", "relevant", ("yes", "no")),
+    ):
         if of in arrays:
             marks = np.asarray(arrays[of] if of == "corrupted" else ~arrays[of], np.int32)
             known |= {name: Known(marks, values, fault=True)} if marks.any() else {}

@@ -14,9 +14,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bilevel.data import PackedText, RowView, open_source, open_specific, options_of, pack, rows_in_both
-from bilevel.nn.transformer import SIZES, Transformer, TransformerConfig, byte_losses, gathered_before, language_model_loss
+from bilevel.nn.transformer import (
+    SIZES,
+    Transformer,
+    TransformerConfig,
+    gathered_before,
+    language_model_loss,
+)
 from bilevel.nn.weighting import ConvWeighting, NGramWeighting, logit_fn
 from bilevel.study import Evaluate, Known, Measure, Model, ModelOptions, ParamFilter, Splits, Text, Weighting
+from bilevel.study.config import free
 from bilevel.study.evaluation import evaluator
 from bilevel.types import Array, Batch, ModelState, Params, UserError
 
@@ -45,7 +52,7 @@ class DataConfig:
     """Whether a line or a whole file of plain text is one document; for those of the two data sets that are plain text."""
     length: int = 64
     """T: bytes in a row."""
-    cache_dir: Path = field(default=Path("~/.cache/bilevel"), metadata={"decides": False})
+    cache_dir: Path = free(Path("~/.cache/bilevel"))
     """Where packed data are kept."""
 
 
@@ -193,7 +200,8 @@ class LanguageModeling:
     def show(self, config: LanguageConfig, splits: Splits, ids: NDArray[np.integer[Any]]) -> Sequence[Text]:
         """Return generic rows as texts, with their domain where it is known."""
         train = splits.train
-        assert isinstance(train, RowView) and isinstance(train.dataset, PackedText)
+        assert isinstance(train, RowView)
+        assert isinstance(train.dataset, PackedText)
         domain = splits.known.get("domain")
         labels = [domain.names[domain.values[i]] if domain is not None else "" for i in ids]
         return [Text(0.0, label, train.dataset.text(int(i))) for i, label in zip(ids, labels, strict=True)]

@@ -270,7 +270,7 @@ def _meta_weight_net(s: MetaWeightNet, context: Context) -> Plan:
         raise UserError("--meta-weight-net.warm-start: its network sees losses, not rows, so omit it.")
     plan = learning_plan("meta_weight_net", s, context, methods.dds(average_specific=s.average_specific))
     net = meta_weight_net(plan.model.loss, hidden=s.hidden, micro_batches=context.study.micro_batches)
-    return dataclasses.replace(plan, weighting=Weighting(net.init, net.weighting), keeps_weights=False)
+    return dataclasses.replace(plan, weighting=Weighting(net.init, net.scorer), keeps_weights=False)
 
 
 _RATE = {"learning_rate": Log(1e-3, 8e-3)}

@@ -72,7 +72,9 @@ class Replayed:
 def _plan(context: Context, sampler: samplers.Sampler, learned: bool, parts: int = 1, start: Any = None) -> Plan:
     study, splits = context.study, context.splits
     if study.resident == "never":
-        raise UserError("--resident never does not fit rl_sampler and replayed, whose data always lie on the device: omit it.")
+        raise UserError(
+            "--resident never does not fit rl_sampler and replayed, whose data always lie on the device: omit it."
+        )
     if jax.process_count() > 1:
         raise UserError("rl_sampler and replayed run in one process: omit --hosts.coordinator, or these methods.")
     model = context.model(ModelOptions())
@@ -121,7 +123,10 @@ def _rl_sampler(s: RlSampler, context: Context) -> Plan:
     if s.start_from is not None:
         template = jax.eval_shape(sampler.init, jax.random.key(0)).params
         found = load_sampler(
-            _file(s.start_from, SAMPLER), template, content_hash=_hash(s.other_data, context), num_rows=len(splits.train)
+            _file(s.start_from, SAMPLER),
+            template,
+            content_hash=_hash(s.other_data, context),
+            num_rows=len(splits.train),
         )
         start = lambda: found  # noqa: E731 (a value that is known already)
     return _plan(context, sampler, True, s.reward_parts, start)
