@@ -26,6 +26,7 @@ import optax
 
 import bilevel
 from bilevel.data import Loader, open_source, pack
+from bilevel.devices.axis import ALONE
 from bilevel.methods import Method
 from bilevel.nn.transformer import SIZES, Transformer, language_model_loss
 from bilevel.nn.weighting import ConvWeighting, NGramWeighting, logit_fn
@@ -187,8 +188,8 @@ class Bench:
         weights = self.weighting.init(jax.random.key(1), big["tokens"][:1], big["length"][:1])["params"]
 
         def run(weights: Any, big: Batch, key: Any) -> Any:
-            scores = picking.score(self.logits, weights, big, rule, None)
-            return picking.pick(key, scores, big, self.shape.rows, rule, None)
+            scores = picking.score(self.logits, weights, big, rule, ALONE)
+            return picking.pick(key, scores, big, self.shape.rows, rule, ALONE)
 
         key = jax.random.key(0)
         compiled = jax.jit(run).lower(weights, big, key).compile()

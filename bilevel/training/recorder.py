@@ -30,8 +30,8 @@ class SequenceRecorder:
     def __init__(self, path: str | Path, batch_size: int, ids: NDArray[np.integer] | None = None):
         self._path = Path(path)
         self._batch_size = batch_size
+        self._ids = ids
         self._order = None if ids is None else np.argsort(ids, kind="stable")
-        self._sorted = None if ids is None else ids[self._order]
 
     def __call__(self, ids: NDArray[np.integer], step: int) -> Mapping[str, float]:
         """Write the rows of some steps.
@@ -46,8 +46,8 @@ class SequenceRecorder:
         Raises:
             UserError: the steps before them are not in the file, or it cannot be written.
         """
-        if self._order is not None:
-            ids = self._order[np.searchsorted(self._sorted, ids)]
+        if self._ids is not None and self._order is not None:
+            ids = self._order[np.searchsorted(self._ids, ids, sorter=self._order)]
         begin = (step * self._batch_size - ids.size) * _TYPE.itemsize
         try:
             self._path.touch()

@@ -273,7 +273,9 @@ def test_a_learned_sampler_goes_on_or_stays_as_it_is() -> None:
     for learns in (True, False):
         run = build(sampler(learns=learns))
         state = run.init(jax.random.key(0), toy.params(1), sampler_params=params)
-        state, metrics = jax.jit(run.window)(state, toy.arrays(1, ROWS), toy.arrays(2, 5))
+        metrics, step = {}, jax.jit(run.step)
+        for _ in range(run.period):
+            state, metrics = step(state, toy.arrays(1, ROWS), toy.arrays(2, 5))
         assert (toy.relative_error(state.sampler.params, params) > 0) == learns
         assert ("reward" in metrics) == learns
         assert not np.any(toy.flat((state.sampler.logger, state.sampler.policy)))
@@ -303,9 +305,14 @@ def test_rows_of_noise_are_left_aside() -> None:
     run = bilevel.make_sampled_step(chosen, regress, optax.sgd(0.2))
 
     def drawn(key: Array) -> Array:
-        def window(state: Any, _: None) -> tuple[Any, Array]:
-            state, metrics = run.window(state, data, validation)
+        def iteration(function: Any, state: Any) -> tuple[Any, Array]:
+            state, metrics = function(state, data, validation)
             return state, metrics["selected"]
+
+        def window(state: Any, _: None) -> tuple[Any, Array]:
+            state, found = jax.lax.scan(lambda state, _: iteration(run.at(0), state), state, None, length=9)
+            state, last = iteration(run.at(9), state)
+            return state, jnp.concatenate([found, last[None]])
 
         return jax.lax.scan(window, run.init(key, jnp.zeros(features)), None, length=iterations // 10)[1]
 
