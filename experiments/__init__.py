@@ -1,1 +1,1 @@
-"""Runnable experiments: `python -m experiments.NAME --help`."""
+"""Entry points, one for each experiment: `python -m experiments.NAME` from a clone."""

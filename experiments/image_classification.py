@@ -1,0 +1,17 @@
+"""Classification with wrong labels (Wang et al.: DDS, table 1; Mindermann et al.: RHO-LOSS, table 2; RLSampler).
+
+    python -m experiments.image_classification
+    python -m experiments.image_classification --data.source tfds:cifar10 --model.network resnet18 --compare all
+
+The default command compares uniform, dds and rho_loss on 1,797 handwritten digits, 40 % of the training labels wrong. On two
+cores of an AMD EPYC it ends after 53 seconds with a test accuracy of 0.652 (uniform), 0.908 (dds) and 0.981 (rho_loss)
+(2026-11-28, jax 0.10.2).
+The same as `bilevel compare image_classification`; `--help` lists all flags.
+"""
+
+import sys
+
+from bilevel.cli import main
+
+if __name__ == "__main__":
+    main(["compare", "image_classification", *sys.argv[1:]])
