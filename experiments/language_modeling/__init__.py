@@ -1,1 +1,0 @@
-"""Language modelling with learned data weights: `python -m experiments.language_modeling --help`."""
