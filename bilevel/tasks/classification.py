@@ -152,6 +152,7 @@ _PRESETS: dict[str, Any] = {
         **dict.fromkeys(("soba", "penalty", "warm_soba"), _TRACKED),
         "anograd": _LEARNED | {"through_optimizer": False},
         "meta_weight_net": {"average_specific": 0.9},
+        "contrastive": {"fraction": 0.5},
     },
     "paper": {
         "task": {"model": {"weighting_labels": False, "weighting_bound": 0.0}},
