@@ -3,7 +3,7 @@
 import subprocess
 import sys
 
-BLOCKED = ("tyro", "tensorflow", "tensorflow_datasets", "matplotlib", "jinja2", "tqdm", "tensorboardX")
+BLOCKED = ("tyro", "tensorflow", "tensorflow_datasets", "matplotlib", "jinja2", "fsspec", "tqdm", "tensorboardX")
 SCRIPT = f"""
 import sys
 for name in {BLOCKED!r}:

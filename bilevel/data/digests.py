@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
+
+from bilevel.data.opening import Place
 
 
 class Document(NamedTuple):
@@ -40,7 +41,7 @@ class Source:
     """Computes what `fingerprint` returns."""
     labelled: bool = False
     """Whether every document carries a label."""
-    paths: tuple[Path, ...] = ()
+    paths: tuple[Place, ...] = ()
     """The files that are read, one after another; empty for what is not read from files that the user named."""
     lines: Callable[[], Iterator[list[bytes]]] | None = None
     """Starts a new pass over the original lines, line ends included, in lists of about 1 MiB; line i holds document i.

@@ -133,7 +133,7 @@ def train(
             if run_dir is not None and first:
                 tensorboard = run_dir / TENSORBOARD_NAME if config.tensorboard else None
                 writer = stack.enter_context(MetricsWriter(run_dir / METRICS_NAME, start, tensorboard))
-            progress = stack.enter_context(Progress(start, config.num_steps, config.progress and first))
+            progress = stack.enter_context(Progress(config.num_steps, config.progress and first, start=start))
             programs = data.programs(step, config.steps_per_call)
             ended = until is not None and start > 0 and until(start)
             calls = () if ended else config.calls(start)
@@ -280,7 +280,7 @@ class _Run:
             )
         row = {"step": done, "seconds": seconds, **{name: float(value) for name, value in values.items()}}
         self._history.append(row if self._writer is None else self._writer.write(done, seconds, values))
-        self._progress.show(done, values)
+        self._progress.show({name: value for name, value in values.items() if name.endswith("loss")})
 
     def _diverged(self, step: int, what: str) -> NoReturn:
         advice = "lower the learning rate or clip the gradients"

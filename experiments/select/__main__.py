@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import sys
 
+from bilevel.training.progress import Progress
 from experiments import cli
 from experiments.select import tables
 from experiments.select.choice import choose
@@ -19,7 +20,6 @@ from experiments.select.config import Config
 from experiments.select.corpus import Part, open_parts
 from experiments.select.network import Network, load_network
 from experiments.select.output import SELECTED, Selection
-from experiments.select.progress import Progress
 from experiments.select.scores import ScoreFiles
 
 UNFINISHED = 3
@@ -56,25 +56,21 @@ def main(config: Config) -> None:
 
 
 def _score(config: Config, network: Network, files: ScoreFiles, own: list[Part]) -> None:
-    progress = Progress(config.progress)
     for i, part in enumerate(own, start=1):
         found = files.found(part)
         if found:
             continue
         if found is None:
             print(f"{part.name} changed after it was scored: scoring it again.", file=sys.stderr)
-        progress.begin(f"scoring {i}/{len(own)} {part.name}")
-        files.score(part, network, config.batch_size, progress)
-        progress.end()
+        with Progress(None, config.progress, f"scoring {i}/{len(own)} {part.name}", unit="document") as progress:
+            files.score(part, network, config.batch_size, progress)
 
 
 def _write(config: Config, selection: Selection, own: list[Part]) -> None:
-    progress = Progress(config.progress)
     for i, part in enumerate(own, start=1):
         if not selection.is_written(part):
-            progress.begin(f"writing {i}/{len(own)} {part.name}")
-            selection.write(part, progress)
-            progress.end()
+            with Progress(None, config.progress, f"writing {i}/{len(own)} {part.name}", unit="document") as progress:
+                selection.write(part, progress)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bilevel.data import Document, Source, digest, file_fingerprint, open_source
+from bilevel.data.opening import Place, open_bytes, place_of, stamp_of
 from bilevel.types import UserError
 from experiments.select.config import Config
 
@@ -32,9 +33,9 @@ class Part:
     """The file of each document, where files are documents; else empty."""
 
     @property
-    def paths(self) -> tuple[Path, ...]:
+    def paths(self) -> tuple[Place, ...]:
         """All files of the part; empty if it is not made of files."""
-        return self.source.paths or tuple(Path(file) for file in self.files)
+        return self.source.paths or tuple(map(place_of, self.files))
 
     @property
     def stem(self) -> str:
@@ -82,14 +83,14 @@ def fingerprint(part: Part) -> str:
         return digest(found) if found else part.source.fingerprint()
 
 
-def times(part: Part) -> list[int]:
+def times(part: Part) -> list[int | str]:
     """The modification times of the files of a part, in ns: while they stay, its text has stayed.
 
     Raises:
       UserError: if a file is gone.
     """
     with reading(part):
-        return [path.stat().st_mtime_ns for path in part.paths]
+        return [stamp_of(path) for path in part.paths]
 
 
 def content(part: Part) -> str:
@@ -101,7 +102,7 @@ def content(part: Part) -> str:
     hashes = []
     with reading(part):
         for path in part.paths:
-            with path.open("rb") as file:
+            with open_bytes(path, decompress=False) as file:
                 hashes.append(hashlib.file_digest(file, "blake2b").digest())
     return digest(hashes) if hashes else fingerprint(part)
 

@@ -13,12 +13,12 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from bilevel.data import digest
+from bilevel.training.progress import Progress
 from bilevel.training.run_dir import write_atomically
 from experiments.select import tables
 from experiments.select.choice import Choice, kept_mask, value_of
 from experiments.select.config import Config
 from experiments.select.corpus import Part, documents_of, lines_of
-from experiments.select.progress import Progress
 from experiments.select.scores import Scored, ScoreFiles
 
 SELECTED = "selected"
@@ -125,7 +125,7 @@ def _write_table(target: Path, part: Part, scored: _Marked, progress: Progress) 
                 which, number = np.zeros(len(kept), np.int32), batch.document
             file = pa.DictionaryArray.from_arrays(pa.array(which), pa.array(part.files or (part.name,)))
             writer.write_table(pa.table([file, number, batch.size, batch.score, kept], schema=SCHEMA))
-            progress.add(len(kept))
+            progress.advance(len(kept))
 
 
 def _write_documents(target: Path, part: Part, scored: _Marked, progress: Progress) -> None:
@@ -138,7 +138,7 @@ def _write_documents(target: Path, part: Part, scored: _Marked, progress: Progre
     ):
         for piece in _kept_lines(part, kept) if part.source.lines else _kept_records(part, kept):
             out.write(piece.text)
-            progress.add(piece.documents)
+            progress.advance(piece.documents)
 
 
 class _Piece(NamedTuple):

@@ -13,12 +13,12 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from bilevel.data import Document, NumpyBatch, Rows, cut_rows, digest, document_blocks
+from bilevel.training.progress import Progress
 from bilevel.types import Array, UserError
 from experiments.select import tables
 from experiments.select.config import Config
 from experiments.select.corpus import Part, content, documents_of, fingerprint, times
 from experiments.select.network import Network
-from experiments.select.progress import Progress
 
 FORMAT_VERSION = 2
 SCHEMA = pa.schema([("document", pa.int64()), ("bytes", pa.int64()), ("score", pa.float32())])
@@ -165,10 +165,13 @@ class ScoreFiles:
         noted = {"key": self.key(part), "times": times(part), "content": content(part)}
         with tables.writing(self.file(part), SCHEMA, noted) as writer:
             held: list[Scored] = []
+            began, scored_rows = time.monotonic(), 0
             for scored, rows in score_documents(network, documents_of(part), batch_size):
                 _check_finite(scored, part)
                 held.append(scored)
-                progress.add(len(scored.document), rows)
+                scored_rows += rows
+                progress.advance(len(scored.document))
+                progress.show({"rows/s": scored_rows / max(time.monotonic() - began, 1e-9)})
                 if sum(len(x.document) for x in held) >= GROUP_ROWS:
                     writer.write_table(_table(held))
                     held = []

@@ -25,6 +25,7 @@ from bilevel.data.labelled.parts import (
     whole_labels,
 )
 from bilevel.data.labelled.tables import SUFFIXES, table_arrays
+from bilevel.data.opening import Place, name_of, place_of
 from bilevel.data.text.files import file_fingerprint
 from bilevel.types import UserError
 
@@ -62,7 +63,11 @@ def file_parts(spec: str, size: int | None, cache_dir: Path, label: str | None =
     Raises:
         UserError: nothing is there, or it is of another kind; the message names it.
     """
-    path, how = Path(spec).expanduser(), _Reading(size, cache_dir, label)
+    path, how = place_of(spec), _Reading(size, cache_dir, label)
+    if isinstance(path, str):
+        if not name_of(path).endswith(SUFFIXES):
+            raise UserError(f"{spec} is not a .csv or .parquet file; download the data, and give {_FORMS}.")
+        return _assembled(spec, [_table_part(path, how), None, None])
     if path.is_file():
         return _assembled(spec, _one_file(spec, path, how))
     if _subfolder(path, TRAIN):
@@ -153,8 +158,7 @@ def _one_file(spec: str, path: Path, how: _Reading) -> list[Part | _Raw | None]:
 def _file_part(path: Path, how: _Reading) -> Part | _Raw:
     """The rows of one file with inputs and labels, or with JPEG images end to end."""
     if path.suffix != ".npz":
-        _refuse_size(path, how.size)
-        return _Raw(*table_arrays(path, how.label, _LABELS), str(path))
+        return _table_part(path, how)
     known = _LABELS if how.label is None else (how.label,)
     if {"jpeg", "offsets"} <= _names(path):
         key = digest(["jpeg archive", file_fingerprint(path), how.size or 0, *([how.label] if how.label else [])])
@@ -171,7 +175,12 @@ def _file_part(path: Path, how: _Reading) -> Part | _Raw:
     return _Raw(arrays[inputs], arrays[labels], str(path))
 
 
-def _refuse_size(path: Path, size: int | None) -> None:
+def _table_part(path: Place, how: _Reading) -> _Raw:
+    _refuse_size(path, how.size)
+    return _Raw(*table_arrays(path, how.label, _LABELS), str(path))
+
+
+def _refuse_size(path: Place, size: int | None) -> None:
     if size is not None:
         raise UserError(f"{path} holds arrays, which are not resized; leave size={size} out.")
 

@@ -95,7 +95,7 @@ def open_labelled(
             - a .npz file with x_train, y_train, x_test, y_test (and x_valid, y_valid), or with one pair of inputs (`image`,
               `images`, `features`, `x`, `data`) and labels (`label`, `labels`, `y`, `target`);
             - a .csv (or .csv.gz) file, whose first line names the columns, or a .parquet file, with a column of labels called so;
-              all other columns are features and hold numbers;
+              all other columns are features and hold numbers; such a file may also be a URL (with fsspec);
             - a prefix DIR/NAME of files NAME_train.npz, NAME_test.npz (and NAME_valid.npz) with such pairs, or of tables, or the
               folder, if it holds one such data set. NAME_train_jpeg.npz holds JPEG files end to end: `jpeg` uint8, `offsets`
               `[N + 1]`.

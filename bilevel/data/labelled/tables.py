@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import zlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from bilevel.data.opening import Place, name_of, open_bytes
 from bilevel.types import UserError
 
 SUFFIXES = (".csv", ".csv.gz", ".parquet")
 
 
-def table_arrays(path: Path, label: str | None, known: tuple[str, ...]) -> tuple[NDArray[Any], NDArray[Any]]:
+def table_arrays(path: Place, label: str | None, known: tuple[str, ...]) -> tuple[NDArray[Any], NDArray[Any]]:
     """The features and the labels of a CSV file (its first line names the columns) or a Parquet file.
 
     Args:
-        path: ends with one of `SUFFIXES`.
+        path: a path or URL that ends with one of `SUFFIXES`.
         label: name of the column of labels; None takes the first of `known` that there is.
         known: names that it may have.
 
@@ -44,7 +46,7 @@ def table_arrays(path: Path, label: str | None, known: tuple[str, ...]) -> tuple
     return np.stack(columns, axis=1), _labels(table.column(target), str(target), path)
 
 
-def _read(path: Path) -> Any:
+def _read(path: Place) -> Any:
     try:
         import pyarrow as pa
         import pyarrow.csv
@@ -54,15 +56,18 @@ def _read(path: Path) -> Any:
             f"Reading {path} needs pyarrow, which cannot be imported ({error}); "
             "install it with: pip install 'bilevel[experiments]'"
         ) from error
-    read: Any = pyarrow.parquet.read_table if path.suffix == ".parquet" else pyarrow.csv.read_csv
+    read: Any = pyarrow.parquet.read_table if name_of(path).endswith(".parquet") else pyarrow.csv.read_csv
     try:
-        return read(str(path))
-    except (pa.ArrowException, OSError) as error:
+        if isinstance(path, Path):
+            return read(str(path))
+        with open_bytes(path) as file:
+            return read(file)
+    except (pa.ArrowException, OSError, EOFError, zlib.error) as error:
         found = str(error).splitlines()[0]
         raise UserError(f"{path} cannot be read as a table ({found}); correct it, or write it again.") from error
 
 
-def _numbers(column: Any, name: str, path: Path) -> NDArray[np.float64]:
+def _numbers(column: Any, name: str, path: Place) -> NDArray[np.float64]:
     """A column of features."""
     import pyarrow as pa
 
@@ -78,7 +83,7 @@ def _numbers(column: Any, name: str, path: Path) -> NDArray[np.float64]:
     return column.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
 
 
-def _labels(column: Any, name: str, path: Path) -> NDArray[Any]:
+def _labels(column: Any, name: str, path: Place) -> NDArray[Any]:
     import pyarrow as pa
 
     if column.null_count:

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from bilevel.data.opening import Place, open_bytes
 from bilevel.types import UserError
 
 _BLOCK = 4096
 
 
-def array_documents(path: Path, field: str) -> Iterator[bytes]:
+def array_documents(path: Place, field: str) -> Iterator[bytes]:
     """The documents of a `.npy` file, or of the array `field` of a `.npz` file.
 
     An array of strings (`U` or `S`), `[n]`, holds a document each; an array uint8 `[n, T]` holds the UTF-8 bytes of a
@@ -36,9 +36,10 @@ def array_documents(path: Path, field: str) -> Iterator[bytes]:
             yield _text(row, path, start + offset)
 
 
-def _open(path: Path, field: str) -> NDArray[Any]:
+def _open(path: Place, field: str) -> NDArray[Any]:
     try:
-        stored = np.load(path, mmap_mode="r", allow_pickle=False)
+        file: Any = open_bytes(path, decompress=False) if isinstance(path, str) else path
+        stored = np.load(file, mmap_mode=None if isinstance(path, str) else "r", allow_pickle=False)
         if not isinstance(stored, np.lib.npyio.NpzFile):
             return stored
         with stored:
@@ -50,7 +51,7 @@ def _open(path: Path, field: str) -> NDArray[Any]:
     raise UserError(f"{path} holds no array {field!r} but {names}; name the one with the text as the field.")
 
 
-def _text(row: Any, path: Path, number: int) -> bytes:
+def _text(row: Any, path: Place, number: int) -> bytes:
     text = row.encode() if isinstance(row, str) else bytes(row).rstrip(b"\0")
     try:
         text.decode()

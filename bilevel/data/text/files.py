@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
-import glob
 import gzip
-import io
 import json
 import os
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO, Literal, cast
+from typing import BinaryIO, Literal
 
 from bilevel.data.digests import Document, Options, Source, digest
+from bilevel.data.opening import (
+    Place,
+    exists,
+    files_in,
+    has_magic,
+    is_folder,
+    is_url,
+    matching,
+    name_of,
+    open_bytes,
+    place_of,
+    remote_errors,
+    size_of,
+    stamp_of,
+)
 from bilevel.data.text.array_text import array_documents
 from bilevel.types import UserError
 
@@ -21,7 +34,6 @@ Documents = Literal["line", "file"]
 JSON_SUFFIXES = (".jsonl", ".json")
 TEXT_SUFFIXES = (".txt", *JSON_SUFFIXES)
 ARRAY_SUFFIXES = (".npy", ".npz")
-_GZIP_MAGIC = b"\x1f\x8b"
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _BLOCK = 1 << 20
 _SAMPLE = 1 << 16
@@ -34,7 +46,7 @@ def files_source(spec: str, field: str | None, documents: Documents, blank_files
 
 
 def source_of_files(
-    name: str, paths: list[Path], field: str | None, documents: Documents, blank_files: bool = False
+    name: str, paths: list[Place], field: str | None, documents: Documents, blank_files: bool = False
 ) -> Source:
     """The source called `name` that reads `paths` one after another."""
     may_be_blank = blank_files or (documents == "file" and len(paths) > 1)
@@ -69,8 +81,8 @@ def source_of_files(
     )
 
 
-def expand(spec: str) -> list[Path]:
-    """The files that `spec` names: a file, a folder, a glob, or several of these separated by commas.
+def expand(spec: str) -> list[Place]:
+    """Return the files that `spec` names: a file, a folder, a glob, or several of these separated by commas.
 
     Raises:
         UserError: something does not exist, matches no file, or is named twice.
@@ -79,52 +91,47 @@ def expand(spec: str) -> list[Path]:
     # os.path, unlike pathlib, also answers for what is too long to be one name: many names separated by commas.
     names = [spec] if os.path.exists(os.path.expanduser(spec)) else [name.strip() for name in spec.split(",")]
     found = [path for name in names for path in _expand_one(name, spec)]
-    places = [os.path.abspath(path) for path in found]
+    places = [path if is_url(path) else os.path.abspath(path) for path in found]
     if len(set(places)) < len(places):
         double = next(path for i, path in enumerate(found) if places[i] in places[:i])
         raise UserError(f"The file {double} is named twice; name it once.")
     return found
 
 
-def _expand_one(name: str, spec: str) -> list[Path]:
-    path = Path(os.path.expanduser(name))
+def _expand_one(name: str, spec: str) -> list[Place]:
     if not name:
         raise UserError(f"The data specification {spec!r} holds an empty name; write file names separated by commas.")
-    if os.path.isdir(path):
-        found = text_files(path)
-        if not found:
-            raise UserError(f"The folder {name} holds no {_FOLDER_KINDS}; name the files, or a glob that matches them.")
-        return found
-    if os.path.exists(path):
-        return [path]
-    if glob.has_magic(name):
-        found = sorted(Path(match) for match in glob.glob(str(path), recursive=True))
-        found = [match for match in found if match.is_file()]
+    place = place_of(name)
+    if not is_url(place) and os.path.exists(place) and not os.path.isdir(place):
+        return [place]
+    if has_magic(name) and not os.path.exists(place):
+        found = matching(name)
         if not found:
             raise UserError(f"No file matches {name}; check the pattern and the folder it starts from.")
         return found
-    raise UserError(f"The file {name} does not exist; check the path (it is taken relative to {Path.cwd()}).")
+    if is_folder(place):
+        found = text_files(place)
+        if not found:
+            raise UserError(f"The folder {name} holds no {_FOLDER_KINDS}; name the files, or a glob that matches them.")
+        return found
+    if not exists(place):
+        where = "address" if is_url(place) else f"path (it is taken relative to {Path.cwd()})"
+        raise UserError(f"The file {name} does not exist; check the {where}.")
+    return [place]
 
 
-def text_files(folder: Path) -> list[Path]:
-    """The text and JSON-lines files directly in `folder`, sorted by name; hidden files do not count.
+def text_files(folder: Place) -> list[Place]:
+    """Return the text and JSON-lines files directly in `folder`, sorted by name; hidden files do not count.
 
     Raises:
         UserError: the folder cannot be read.
     """
-    try:
-        return sorted(
-            path
-            for path in folder.iterdir()
-            if kind_of(path) in TEXT_SUFFIXES and not path.name.startswith(".") and path.is_file()
-        )
-    except PermissionError as error:
-        raise UserError(f"The folder {folder} cannot be read; change its permissions.") from error
+    return [place for place in files_in(folder) if kind_of(place) in TEXT_SUFFIXES]
 
 
-def kind_of(path: Path) -> str:
-    """The suffix in lower case that says what is in the file, a final `.gz` left out."""
-    name = path.name.lower().removesuffix(".gz")
+def kind_of(place: Place) -> str:
+    """Return the suffix in lower case that says what is in the file, without a final `.gz`."""
+    name = name_of(place).lower().removesuffix(".gz")
     return Path(name).suffix
 
 
@@ -135,11 +142,11 @@ def options_of_files(spec: str) -> Options:
     return Options(field=any(fielded), documents=not all(fielded))
 
 
-def _check_kind(path: Path, field: str | None, documents: Documents, may_be_blank: bool) -> None:
+def _check_kind(path: Place, field: str | None, documents: Documents, may_be_blank: bool) -> None:
     kind = kind_of(path)
-    if not os.access(path, os.R_OK):
+    if isinstance(path, Path) and not os.access(path, os.R_OK):
         raise UserError(f"The file {path} cannot be read; change its permissions.")
-    if path.stat().st_size == 0 and (kind in ARRAY_SUFFIXES or not may_be_blank):
+    if size_of(path) == 0 and (kind in ARRAY_SUFFIXES or not may_be_blank):
         raise UserError(f"The file {path} is empty; give a file with text in it, or leave this one out.")
     if kind in JSON_SUFFIXES + ARRAY_SUFFIXES:
         if documents == "file":
@@ -148,25 +155,27 @@ def _check_kind(path: Path, field: str | None, documents: Documents, may_be_blan
         raise UserError(f"field={field!r} names a field of JSON lines, but {path} is plain text; leave the field out.")
 
 
-def file_fingerprint(path: Path, *, times: bool = True) -> str:
-    """A digest that notices a changed file and reads at most 1 MiB of it; see `Source.fingerprint`.
+def file_fingerprint(path: Place, *, times: bool = True) -> str:
+    """Return a digest that notices a changed file and reads at most 1 MiB of it; see `Source.fingerprint`.
 
     Args:
         path: the file.
         times: whether the modification time of a large file counts, which copies of a file need not share.
     """
-    status = path.stat()
-    with path.open("rb") as file:
-        if status.st_size <= _BLOCK:
-            return digest([path.name, file.read()])
+    name, size = name_of(path), size_of(path)
+    if size is None:
+        return digest([name, stamp_of(path)])
+    with open_bytes(path, decompress=False) as file, remote_errors(path):
+        if size <= _BLOCK:
+            return digest([name, file.read()])
         samples = []
-        for position in (0, (status.st_size - _SAMPLE) // 2, status.st_size - _SAMPLE):
+        for position in (0, (size - _SAMPLE) // 2, size - _SAMPLE):
             file.seek(position)
             samples.append(file.read(_SAMPLE))
-    return digest([path.name, status.st_size, *([status.st_mtime_ns] if times else ()), *samples])
+    return digest([name, size, *([stamp_of(path)] if times else ()), *samples])
 
 
-def _documents(path: Path, field: str, documents: Documents) -> Iterator[bytes]:
+def _documents(path: Place, field: str, documents: Documents) -> Iterator[bytes]:
     if kind_of(path) in ARRAY_SUFFIXES:
         yield from array_documents(path, field)
         return
@@ -185,16 +194,13 @@ def _documents(path: Path, field: str, documents: Documents) -> Iterator[bytes]:
             yield text if text.strip() else b""
 
 
-def line_blocks(path: Path) -> Iterator[list[bytes]]:
+def line_blocks(path: Place) -> Iterator[list[bytes]]:
     """Stream the lines of a file, line ends included, in lists of about 1 MiB, checked to be UTF-8.
 
     Raises:
         UserError: the gzip stream is broken, or a line is not UTF-8.
     """
-    with path.open("rb") as raw:
-        compressed = path.name.lower().endswith(".gz") or raw.peek(2)[:2] == _GZIP_MAGIC
-        # GzipFile.readline is Python code; a BufferedReader around it splits lines in C.
-        stream = io.BufferedReader(cast(io.RawIOBase, gzip.GzipFile(fileobj=raw)), _BLOCK) if compressed else raw
+    with open_bytes(path) as stream:
         before = 0
         while block := _next_block(stream, path):
             if before == 0:
@@ -204,17 +210,18 @@ def line_blocks(path: Path) -> Iterator[list[bytes]]:
             yield block
 
 
-def _next_block(stream: BinaryIO, path: Path) -> list[bytes]:
-    try:
-        return stream.readlines(_BLOCK)
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise UserError(
-            f"{path} is not a complete gzip file ({error}); copy or compress it again, "
-            "or remove .gz from its name if it is not compressed."
-        ) from error
+def _next_block(stream: BinaryIO, path: Place) -> list[bytes]:
+    with remote_errors(path):
+        try:
+            return stream.readlines(_BLOCK)
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise UserError(
+                f"{path} is not a complete gzip file ({error}); copy or compress it again, "
+                "or remove .gz from its name if it is not compressed."
+            ) from error
 
 
-def _check_utf8(lines: list[bytes], path: Path, before: int) -> None:
+def _check_utf8(lines: list[bytes], path: Place, before: int) -> None:
     try:
         b"".join(lines).decode("utf-8")
     except UnicodeDecodeError:
@@ -228,7 +235,7 @@ def _check_utf8(lines: list[bytes], path: Path, before: int) -> None:
                 ) from error
 
 
-def _json_text(line: bytes, field: str, path: Path, number: int) -> bytes:
+def _json_text(line: bytes, field: str, path: Place, number: int) -> bytes:
     where = f"{path}, line {number}"
     try:
         record = json.loads(line)

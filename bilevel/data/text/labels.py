@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 
 from bilevel.data.digests import Document
+from bilevel.data.opening import Place
 from bilevel.data.text.files import line_blocks
 from bilevel.types import UserError
 
 
-def with_labels(documents: Iterable[Document], path: Path, source_name: str) -> Iterator[Document]:
+def with_labels(documents: Iterable[Document], path: Place, source_name: str) -> Iterator[Document]:
     """Give each document the label in the first column of its line in a table with tab-separated columns.
 
     Args:
@@ -38,7 +38,7 @@ def with_labels(documents: Iterable[Document], path: Path, source_name: str) -> 
         raise _mismatch(path, count + more, source_name, count)
 
 
-def _mismatch(path: Path, lines: int, source_name: str, documents: int) -> UserError:
+def _mismatch(path: Place, lines: int, source_name: str, documents: int) -> UserError:
     return UserError(
         f"The label file {path} has {lines} lines, but {source_name} has {documents} documents (blank lines "
         "count); line i must hold the label of document i, so give the label file that belongs to this text."

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from bilevel.data.cache import cached_folder
 from bilevel.data.digests import Source, digest
 from bilevel.data.loading.arrays import NumpyBatch, check_rows, take_rows
+from bilevel.data.opening import Place, exists, place_of
 from bilevel.data.text.files import file_fingerprint
 from bilevel.data.text.labels import with_labels
 from bilevel.data.text.writer import PackedWriter, length_dtype
@@ -135,8 +136,8 @@ def pack(source: Source, *, length: int, cache_dir: str | Path, labels: str | Pa
     """
     if length < 1:
         raise UserError(f"The row length is {length}; it must be at least 1 byte.")
-    table = Path(labels).expanduser() if labels is not None else None
-    if table is not None and not table.is_file():
+    table = place_of(labels) if labels is not None else None
+    if table is not None and not exists(table):
         raise UserError(f"The label file {table} does not exist; check the path, or leave the labels out.")
     cache_dir = Path(cache_dir).expanduser()
     key = digest(["packed", FORMAT_VERSION, length, source.fingerprint(), file_fingerprint(table) if table else ""])
@@ -149,7 +150,7 @@ def pack(source: Source, *, length: int, cache_dir: str | Path, labels: str | Pa
     )
 
 
-def _write(folder: Path, source: Source, length: int, labels: Path | None) -> None:
+def _write(folder: Path, source: Source, length: int, labels: Place | None) -> None:
     documents = source.read()
     labelled = source.labelled or labels is not None
     writer = PackedWriter(folder, length, labelled=labelled)

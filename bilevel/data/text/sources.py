@@ -24,7 +24,8 @@ def open_source(
 
     Args:
         spec: one of
-            - a file, a folder, a glob, or several of these separated by commas. Files are plain text or, with
+            - a file, a folder, a glob, or several of these separated by commas; also by URL (`s3://`, `https://`, …: with
+              fsspec and its package for that store). Files are plain text or, with
               the suffix .jsonl or .json, JSON lines; either may be compressed with gzip. .npy and .npz files hold
               strings, or rows of bytes (uint8 `[n, T]`, zeros after the end). A folder gives all .txt,
               .jsonl and .json files (.gz or not) directly in it, sorted by name;

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Literal
 
 from bilevel.data.digests import Document, Source, digest
+from bilevel.data.opening import Place, is_folder, name_of, place_of
 from bilevel.data.text.files import source_of_files, text_files
 from bilevel.data.text.python import topics_parts
 from bilevel.data.text.sources import open_source
@@ -42,8 +41,8 @@ def open_specific(
     """
     if spec == "python:topics" and field is None and documents == "line":
         return topics_parts()
-    folder = Path(os.path.expanduser(spec))
-    named = _named_parts(folder) if os.path.isdir(folder) else {}
+    folder = place_of(spec)
+    named = _named_parts(folder) if is_folder(folder) else {}
     if named:
         return {part: source_of_files(f"{spec} ({part})", paths, field, documents) for part, paths in named.items()}
     source = open_source(spec, field=field, documents=documents)
@@ -51,14 +50,14 @@ def open_specific(
     return {part: _part_of(source, part) for part in PARTS}
 
 
-def _named_parts(folder: Path) -> dict[str, list[Path]]:
+def _named_parts(folder: Place) -> dict[str, list[Place]]:
     files = text_files(folder)
-    found = {part: [f for f in files if f.name.lower().startswith(_PREFIXES[part])] for part in PARTS}
+    found = {part: [f for f in files if name_of(f).lower().startswith(_PREFIXES[part])] for part in PARTS}
     if not any(found.values()):
         return {}
     missing = [part for part in PARTS if not found[part]]
     if missing:
-        names = ", ".join(path.name for path in files)
+        names = ", ".join(map(name_of, files))
         raise UserError(
             f"The folder {folder} holds no text file for {' and '.join(missing)} (it holds {names}); add "
             "files called train*, valid* (or val*, dev*) and test*, or give one file, which is then split."
