@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from experiments.language_modeling.build import last_blocks
 
 import bilevel
 from benchmarks.step_cost import SHAPES, show
@@ -30,7 +31,6 @@ from bilevel.derivatives.rows import RowLosses
 from bilevel.nn.transformer import SIZES, Transformer, language_model_loss
 from bilevel.types import Batch, Params
 from experiments import cli
-from experiments.language_modeling.build import last_blocks
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,8 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 import numpy as np
+from experiments.language_modeling.config import Config, DataConfig, ModelConfig
+from experiments.language_modeling.corpora import load_corpora
 
 from bilevel.data import Loader
 from bilevel.devices import sharding
@@ -31,8 +33,6 @@ from bilevel.training.loop import STEPS_AHEAD
 from bilevel.types import Batch
 from experiments import cli
 from experiments.language_modeling import build
-from experiments.language_modeling.config import Config, DataConfig, ModelConfig
-from experiments.language_modeling.corpora import load_corpora
 
 Size: TypeAlias = Literal["xs", "small", "medium", "large"]
 Row: TypeAlias = dict[str, Any]

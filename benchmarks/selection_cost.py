@@ -17,15 +17,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from experiments.image_classification.config import Config, DataConfig, MethodConfig, ModelConfig
+from experiments.image_classification.data import ImageData, prepared
+from experiments.image_classification.model import model_of
 
 from benchmarks.step_cost import Program, show
 from bilevel.data import ArrayDataset, LabelledData
 from bilevel.devices import sharding
 from experiments import cli
 from experiments.image_classification import build
-from experiments.image_classification.config import Config, DataConfig, MethodConfig, ModelConfig
-from experiments.image_classification.data import ImageData, prepared
-from experiments.image_classification.model import model_of
 
 SIDE, CLASSES, ROWS = 32, 10, 64
 BIG = 10

@@ -23,6 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from experiments.language_modeling.build import last_blocks
 
 import bilevel
 from bilevel.data import Loader, open_source, pack
@@ -33,7 +34,6 @@ from bilevel.nn.weighting import ConvWeighting, NGramWeighting, logit_fn
 from bilevel.selection import filters, picking
 from bilevel.types import Batch, LogitFn
 from experiments import cli
-from experiments.language_modeling.build import last_blocks
 
 
 class Variant(NamedTuple):

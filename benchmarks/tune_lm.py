@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments import cli
 from experiments.language_modeling.config import Config, DataConfig, MethodConfig, ModelConfig
 from experiments.language_modeling.corpora import load_corpora
 from experiments.language_modeling.run import run
+
+from experiments import cli
 
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "uniform": ("uniform", {}),

@@ -13,12 +13,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-
-from experiments import cli
-from experiments.image_classification import run
 from experiments.image_classification.__main__ import main
 from experiments.image_classification.config import Config, DataConfig, MethodConfig, ModelConfig
 from experiments.image_classification.faults import load_data
+
+from experiments import cli
+from experiments.image_classification import run
 
 STEPS = 6
 TRAIN = run.train

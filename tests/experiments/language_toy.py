@@ -7,10 +7,10 @@ import sys
 from pathlib import Path
 
 import numpy as np
-
-from experiments import cli
 from experiments.language_modeling.__main__ import main
 from experiments.language_modeling.config import Config
+
+from experiments import cli
 
 WORDS = ["the", "cat", "sat", "on", "a", "mat", "while", "rain", "fell", "over", "old", "town", "people", "ran"]
 STEPS = 12

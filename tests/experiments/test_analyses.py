@@ -10,6 +10,9 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from experiments.language_modeling.config import DENSE, METHODS, PLAIN, DataConfig, MethodConfig, settings_of
+from experiments.language_modeling.run import run
+from experiments.language_modeling.weights import DIGEST, known_digest
 
 from bilevel.nn.transformer import SIZES
 from bilevel.training.run_dir import read_settings
@@ -25,9 +28,6 @@ from experiments.analyses.transfer import Transfer, seconds_to
 from experiments.diagnose.__main__ import main as diagnose
 from experiments.diagnose.config import DiagnoseConfig
 from experiments.language_modeling import build
-from experiments.language_modeling.config import DENSE, METHODS, PLAIN, DataConfig, MethodConfig, settings_of
-from experiments.language_modeling.run import run
-from experiments.language_modeling.weights import DIGEST, known_digest
 
 WORDS = ["the", "cat", "sat", "on", "a", "mat", "while", "rain", "fell", "over", "old", "town", "people", "ran"]
 STEPS = 8

@@ -3,11 +3,11 @@
 import errno
 
 import pytest
+from experiments.cli import chosen_methods
+from experiments.language_modeling.config import DataConfig
 
 from bilevel.types import UserError
 from experiments import cli
-from experiments.cli import chosen_methods
-from experiments.language_modeling.config import DataConfig
 
 
 def test_methods_by_name() -> None:

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from experiments.language_modeling.config import Config
+from experiments.language_modeling.corpora import Corpora
 from language_toy import call, call_together, flags, write_texts
 
 from bilevel.training import TrainingDiverged
 from experiments.language_modeling import diverged, finetune, search, suite
-from experiments.language_modeling.config import Config
-from experiments.language_modeling.corpora import Corpora
 
 pytestmark = pytest.mark.usefixtures("one_device")
 

@@ -7,10 +7,10 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-
-from experiments.image_classification import build, pictures
 from experiments.image_classification.config import Config, DataConfig, MethodConfig, ModelConfig
 from experiments.image_classification.faults import load_data
+
+from experiments.image_classification import build, pictures
 
 
 def test_scores_are_bounded() -> None:

@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from experiments.language_modeling.__main__ import main as language_modeling
+from experiments.language_modeling.config import Config
 
 from experiments import cli
 from experiments.diagnose import report
 from experiments.diagnose.__main__ import main
 from experiments.diagnose.config import DiagnoseConfig
-from experiments.language_modeling.__main__ import main as language_modeling
-from experiments.language_modeling.config import Config
 
 STEPS = 20
 LETTERS = {"specific": "abcdefgh", "generic": "stuvwxyz"}

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from experiments.language_modeling.finetune import BEST, FOLDER, NAME, PATIENCE
 from language_toy import call, call_together, flags, one_device_each, write_texts
 
 from bilevel.files import load_tree
 from bilevel.training import Checkpoints
 from experiments.language_modeling import finetune
-from experiments.language_modeling.finetune import BEST, FOLDER, NAME, PATIENCE
 
 EVERY = 5
 

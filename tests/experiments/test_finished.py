@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from experiments.language_modeling.config import Config
 from language_toy import call, write_texts
 
 from bilevel.training.run_dir import read_settings
 from experiments.language_modeling import search
-from experiments.language_modeling.config import Config
 
 pytestmark = pytest.mark.usefixtures("one_device")
 

@@ -10,12 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from image_toy import STEPS, call, config_of, final_state, killed_and_whole, metrics_of, quarters, results, stop_after
-
-from bilevel.offline.loss_table import LossTable
-from bilevel.types import UserError
-from experiments import cli
-from experiments.image_classification import known, pictures, suite
 from experiments.image_classification.__main__ import main
 from experiments.image_classification.auxiliary import settings_of
 from experiments.image_classification.build import optimizer_of
@@ -27,6 +21,12 @@ from experiments.image_classification.networks import NAMES, network_of
 from experiments.image_classification.observation import shares_of
 from experiments.image_classification.run import settings_dict
 from experiments.image_classification.suite import run_suite
+from image_toy import STEPS, call, config_of, final_state, killed_and_whole, metrics_of, quarters, results, stop_after
+
+from bilevel.offline.loss_table import LossTable
+from bilevel.types import UserError
+from experiments import cli
+from experiments.image_classification import known, pictures, suite
 
 pytestmark = pytest.mark.usefixtures("one_device")
 

@@ -8,13 +8,13 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from experiments.image_classification.config import Config
+from experiments.image_classification.data import prepared
+from experiments.image_classification.faults import load_data
 from image_toy import STEPS, call, config_of, final_state, killed_and_whole, metrics_of, quarters, results, stop_after
 
 from bilevel.training import read_metrics, save_sampler, save_sequence
 from experiments.image_classification import drawn, sampled
-from experiments.image_classification.config import Config
-from experiments.image_classification.data import prepared
-from experiments.image_classification.faults import load_data
 
 SMALL = {"policy_every": 4, "reward_every": 2, "summary_size": 3, "logger_size": 5, "policy_size": 4}
 SMALL_FLAGS = {f"weights__{name}": value for name, value in SMALL.items()}

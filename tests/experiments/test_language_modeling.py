@@ -15,16 +15,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from language_toy import STEPS, call, flags, write_texts
-
-from bilevel.data import PackedText
-from bilevel.devices import sharding
-from bilevel.devices.sharding import make_mesh
-from bilevel.nn.transformer import TransformerConfig
-from bilevel.training.run_dir import read_settings
-from bilevel.types import UserError
-from experiments import cli
-from experiments.language_modeling import checks, comparison
 from experiments.language_modeling.__main__ import main
 from experiments.language_modeling.build import (
     build_loaders,
@@ -38,6 +28,16 @@ from experiments.language_modeling.config import ALL, Config, DataConfig, Method
 from experiments.language_modeling.corpora import load_corpora
 from experiments.language_modeling.run import settings_dict
 from experiments.runs import STOPPED
+from language_toy import STEPS, call, flags, write_texts
+
+from bilevel.data import PackedText
+from bilevel.devices import sharding
+from bilevel.devices.sharding import make_mesh
+from bilevel.nn.transformer import TransformerConfig
+from bilevel.training.run_dir import read_settings
+from bilevel.types import UserError
+from experiments import cli
+from experiments.language_modeling import checks, comparison
 
 pytestmark = pytest.mark.usefixtures("one_device")
 

@@ -7,14 +7,14 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 import pytest
+from experiments.cli import Residence
+from experiments.sources import open_source, steps_in_call
 
 from bilevel.data import ArrayDataset, Loader
 from bilevel.devices import sharding
 from bilevel.training import Data, Replay, Resident, Sampled
 from bilevel.training.resident import fits_on_device
 from bilevel.types import UserError
-from experiments.cli import Residence
-from experiments.sources import open_source, steps_in_call
 
 ROWS, BYTES = 64, 12  # 8 of x, 4 of id
 

@@ -9,17 +9,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-
-from bilevel.devices import sharding
-from bilevel.offline.irreducible import LossTable
-from bilevel.training import Checkpoints
-from experiments.image_classification import build
 from experiments.image_classification.config import Config, DataConfig, MethodConfig, ModelConfig
 from experiments.image_classification.evaluation import Evaluator
 from experiments.image_classification.faults import load_data
 from experiments.image_classification.model import model_of
 from experiments.image_classification.run import run
 from experiments.runs import CHECKPOINTS
+
+from bilevel.devices import sharding
+from bilevel.offline.irreducible import LossTable
+from bilevel.training import Checkpoints
+from experiments.image_classification import build
 
 pytest.importorskip("sklearn")
 BIG, SMALL = 40, 8

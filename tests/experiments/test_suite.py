@@ -11,16 +11,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from experiments.language_modeling.config import ALL, METHODS, Config, DataConfig
+from experiments.language_modeling.corpora import load_corpora
+from experiments.language_modeling.tables import Key
+from experiments.runs import STOPPED
 from language_toy import STEPS, call, write_texts
 
 from bilevel.offline.loss_table import LossTable
 from bilevel.training.run_dir import read_settings
 from bilevel.types import UserError
 from experiments.language_modeling import contrastive, run, search, suite, tables
-from experiments.language_modeling.config import ALL, METHODS, Config, DataConfig
-from experiments.language_modeling.corpora import load_corpora
-from experiments.language_modeling.tables import Key
-from experiments.runs import STOPPED
 
 SCORING = {"weights__contrastive_rows": 40, "weights__contrastive_finetune_steps": 30}
 

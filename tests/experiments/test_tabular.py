@@ -9,12 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-
-from bilevel.training.run_dir import read_settings
-from experiments import cli
 from experiments.image_classification.__main__ import main
 from experiments.image_classification.config import Config, DataConfig
 from experiments.image_classification.data import open_sets, prepared
+
+from bilevel.training.run_dir import read_settings
+from experiments import cli
 from experiments.tabular import DEFAULTS
 
 pytestmark = pytest.mark.usefixtures("one_device")
