@@ -21,7 +21,7 @@ from bilevel.nn.augment import preparation
 from bilevel.nn.classification import Prepare, classification_loss, init_variables
 from bilevel.nn.head import with_head
 from bilevel.nn.networks import network_of
-from bilevel.offline.irreducible import score_rows
+from bilevel.offline.confusion import confused_classes
 from bilevel.selection.scoring import scoring_loss
 from bilevel.study import Evaluate, Known, Measure, Model, ModelOptions, Picture, Splits, Text, Weighting
 from bilevel.study.config import OptimizerConfig, Study, free, plain
@@ -333,21 +333,15 @@ class Classification:
             study, model, self.evaluate(config, rows, model), rows.train, rows.specific, plain(config.model),
             d.confusion_steps, d.seed, mesh,
         )  # fmt: skip
-        asked = [part for part in (rows.specific, rows.held_out) if part is not None]
+        asked = [part for part in (rows.specific, rows.held_out) if isinstance(part, ArrayDataset)]
         settings = {**fit.settings, "data": plain(d), "asked": [part.content_hash for part in asked]}
         file = folder / "confusion" / digest([json.dumps(settings, sort_keys=True)])[:12] / "pairs.json"
         if not file.exists():
             found = fit(file.parent / "model")
             assert model.scoring is not None
-            confusion = np.zeros((rows.classes, rows.classes))
-            for part in asked:
-                assert isinstance(part, ArrayDataset)
-                table = score_rows(
-                    model.scoring("running"), found.params, found.model_state, part, batch_size=512, settings={},
-                    read=lambda losses, metrics, batch: jnp.argmax(metrics["logits"], axis=-1),
-                )  # fmt: skip
-                np.add.at(confusion, (part.arrays["label"], table.losses.astype(np.int64)), 1)
-            pairs = faults.most_confused(confusion, min(_CONFUSED, rows.classes))
+            pairs = confused_classes(
+                model.scoring("running"), found.params, found.model_state, asked, rows.classes, _CONFUSED
+            )
             write_json(file, {str(source): int(target) for source, target in pairs.items()})
         return {int(source): target for source, target in read_json(file).items()}
 

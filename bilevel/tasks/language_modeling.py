@@ -44,7 +44,7 @@ class DataConfig:
     specific: str = "python:topics"
     """Specific data: a folder with train, valid and test files, or anything that --data.generic takes (then split 80/10/10
     by a hash of the text), or python:topics, Python's language reference."""
-    generic_labels: Path | None = None
+    generic_labels: str | None = None
     """Tab-separated file whose first column names the domain of each generic document, for analysis only."""
     field: str | None = None
     """Name of the text field of JSON lines (default: text); for those of the two data sets that have fields."""
