@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from bilevel.data import ArrayDataset, LabelledData, channel_statistics, digest, open_labelled
 from bilevel.data.labelled import corruption as faults
+from bilevel.data.labelled.noise import label_noise
 from bilevel.devices import sharding
 from bilevel.nn.augment import preparation
 from bilevel.nn.classification import Prepare, classification_loss, init_variables
@@ -33,7 +34,6 @@ from bilevel.types import Array, Batch, LossFn, ModelState, Params, UserError
 
 _EVALUATED_AT_ONCE = 512
 _CONFUSED = 4
-Arrays = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -195,7 +195,10 @@ class Classification:
         if d.imbalance != 1.0:
             rare = partial(faults.long_tail, factor=d.imbalance, num_classes=sets.num_classes, seed=d.seed)
             sets = sets.transform(rare, "train")
-        noisy = self._noise(config, sets, folder)
+        noisy = label_noise(
+            d.noise, d.noise_fraction, sets, seed=d.seed, also_held_out=d.noisy_held_out,
+            confused=lambda: self._confused(config, sets, folder),
+        )  # fmt: skip
         if noisy is not None:
             sets = sets.transform(noisy, "train")
             sets = sets.transform(noisy, "holdout") if d.noisy_held_out else sets
@@ -284,41 +287,6 @@ class Classification:
         fault = splits.known.get("wrong_label")
         wrong = np.zeros(len(ids), bool) if fault is None else fault.values[ids] == 1
         return [Picture("", mosaic(splits.train.arrays["image"][ids], [names[labels[i]] for i in ids], wrong))]
-
-    def _noise(
-        self, config: ClassificationConfig, sets: LabelledData, folder: Path
-    ) -> Callable[[Arrays], Arrays] | None:
-        """What makes labels wrong; None for no noise.
-
-        Raises:
-          UserError: an unknown kind, a fraction out of range, or recorded labels for rows of another part.
-        """
-        d, classes = config.data, sets.num_classes
-        if d.noise == "none":
-            return None
-        if ":" in d.noise or d.noise.endswith(".npz"):
-            path, _, name = d.noise.rpartition(":")
-            if not path:
-                raise UserError(f"--data.noise {d.noise} names no array: write FILE.npz:NAME.")
-            if d.noisy_held_out and sets.has_valid_part:
-                raise UserError(
-                    f"--data.noise {d.noise} holds labels of the training rows, but {d.source} takes its held-out rows from a "
-                    "validation part of its own: omit --data.noisy-held-out."
-                )
-            return lambda arrays: faults.recorded_labels(arrays, path, name, num_classes=classes)
-        share = (0.5 if d.noise == "confused" else 0.4) if d.noise_fraction is None else d.noise_fraction
-        present = np.unique(sets.train.arrays["label"]).tolist()
-        if d.noise == "uniform":
-            return lambda arrays: faults.uniform_noise(arrays, share, num_classes=classes, seed=d.seed, among=present)
-        if d.noise == "pair":
-            pairs = dict(zip(present, present[1:] + present[:1], strict=True))
-        elif d.noise == "confused":
-            pairs = self._confused(config, sets, folder)
-        else:
-            raise UserError(
-                f'--data.noise "{d.noise}" is unknown: give none, uniform, pair, confused or FILE.npz:NAME.'
-            )
-        return lambda arrays: faults.pair_noise(arrays, pairs, fraction=share, seed=d.seed)
 
     def _confused(self, config: ClassificationConfig, sets: LabelledData, folder: Path) -> dict[int, int]:
         """The four classes that a model, trained on right labels, takes most often for another one, and that one.
