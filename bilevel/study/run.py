@@ -218,9 +218,13 @@ class Run:
         else:
             result, report = self._switched(state)
         splits, mesh = self.setting.splits, self.setting.mesh
-        found = summary(self.method, self.seed, self.study, result, splits, self.setting.task, self._epochs())
+        found: dict[str, Any] = summary(
+            self.method, self.seed, self.study, result, splits, self.setting.task, self._epochs()
+        )
         found |= measured(self.evaluate, trained(result.state, mesh), splits) | dict(report)
         found["seconds"] += found.get("preparation_seconds", 0.0)
+        if self.plan.mode == "sparse" and not self.plan.picks and self.plan.sampler is None:
+            found.pop("effective_sample_size", None)  # rows that weigh alike have no weights to be effective
         found |= {"scored_by": self.plan.scored_by} if self.plan.scored_by else {}
         found |= self._kept(result.state)
         files.write_json(self.context.directory / files.RESULT, found)

@@ -40,7 +40,7 @@ def batches(step: int) -> tuple[Any, Any]:
 def on_mesh(mesh: Any, **options: Any) -> bilevel.TrainState:
     """The run with its rows spread over `mesh`; every process loads its own slice."""
     train = build(**options)
-    state = jax.device_put(start(train), sharding.replicated(mesh))
+    state = jax.jit(lambda: start(train), out_shardings=sharding.replicated(mesh))()
     step = jax.jit(train.step, donate_argnums=0)
     for i in range(STEPS):
         share = [jax.tree.map(mine, batch) for batch in batches(i)]

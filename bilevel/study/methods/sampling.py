@@ -81,7 +81,8 @@ def _plan(context: Context, sampler: samplers.Sampler, learned: bool, parts: int
     model = model._replace(loss=with_head(model.loss))  # what the sampler observes
 
     def recorder(folder: Path) -> SequenceRecorder:
-        return SequenceRecorder(folder / DRAWN, study.batch_size)
+        ids = splits.train.rows(np.arange(len(splits.train)))["id"]
+        return SequenceRecorder(folder / DRAWN, study.batch_size, ids)
 
     def finish(folder: Path, state: Any) -> Mapping[str, float]:
         about = {"content_hash": rows_hash(splits.train), "num_rows": len(splits.train)}
