@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,53 +30,11 @@ from bilevel.state import TrainState
 from bilevel.step import estimators
 from bilevel.step.choosing import Chooser, Chosen, Inner, keys_of
 from bilevel.step.estimators import Estimator
+from bilevel.step.kinds import StepFn as StepFn
+from bilevel.step.kinds import TrainStep as TrainStep
 from bilevel.step.options import AlphaBatch, Mode, StepOptions, check_parts, check_together
 from bilevel.step.problem import Evaluations
 from bilevel.types import Array, Batch, LogitFn, LossAux, LossFn, Metrics, ModelState, Params, UserError
-
-StepFn: TypeAlias = Callable[[TrainState, Batch, Batch], tuple[TrainState, Metrics]]
-"""`step(state, big_batch, specific_batch) -> (state, metrics)`."""
-
-
-class TrainStep(NamedTuple):
-    """Pure functions that the user jits: `init` and `step`.
-
-    For host loops there are the kinds of steps that `step` is one of.
-    """
-
-    init: Callable[..., TrainState]
-    """`init(rng, params, weight_params={}, model_state=None) -> TrainState`; works under `jax.eval_shape` and `jax.jit`.
-    Raises a UserError without weight_params for a method that learns them."""
-    step: StepFn
-    """`step(state, big_batch, specific_batch) -> (state, metrics)`; does the α-work when `state.step` is due, by `lax.cond`."""
-    plain: StepFn
-    """A step without α-work (the same as `learn` for a method that works on every step). For host loops: two programs run
-    faster on CPU than the two branches of one."""
-    learn: StepFn
-    """A step with α-work (the same as `plain` for a method that learns nothing)."""
-    reuse: StepFn
-    """A step with α-work that takes the specific gradient from the state (`learn` itself where `probe_every` asks for none)."""
-    update_every: int
-    period: int
-    """The number of steps after which the kinds of steps repeat."""
-
-    def at(self, step: int) -> StepFn:
-        """Return `learn`, `reuse` or `plain`, whichever is due at this step."""
-        if step % self.period == 0:
-            return self.learn
-        return self.plain if step % self.update_every else self.reuse
-
-    def map(self, wrapper: Callable[[StepFn], StepFn]) -> TrainStep:
-        """Wrap every kind of step.
-
-        The same function is wrapped once, so that equal kinds stay equal.
-
-        Args:
-          wrapper: step function -> step function, as in `train.map(keep_sharding(where))`.
-        """
-        kinds = {f: wrapper(f) for f in dict.fromkeys((self.step, self.plain, self.learn, self.reuse))}
-        step, plain, learn, reuse = (kinds[f] for f in (self.step, self.plain, self.learn, self.reuse))
-        return self._replace(step=step, plain=plain, learn=learn, reuse=reuse)
 
 
 def make_step(
