@@ -64,7 +64,7 @@ def modules(page: Path) -> Iterator[str]:
 def known_flags() -> frozenset[str]:
     """All flags of all commands, from their --help."""
     every = "all,frozen,replayed"
-    asked = [["compare", task, "--compare", every] for task in TASKS]
+    asked = [["compare", task, "--compare", every] for task in TASKS] + [["compare", "my_task.py"]]
     asked += [["diagnose", TASKS[0]], *(["analyse", name, TASKS[0]] for name in cli.ANALYSES), ["select"]]
     found: set[str] = set()
     for command in asked:
@@ -117,7 +117,7 @@ def test_commands_parse(name: str, folder: Path, given: list[list[str]], monkeyp
             runpy.run_module(command[2], run_name="__main__")
             arguments = given.pop()
         if "--help" in arguments:
-            with pytest.raises(SystemExit, match="^0$"):
+            with pytest.raises(SystemExit, match=r"^0$"):
                 cli.parse(arguments)
         else:
             assert callable(cli.parse(arguments).run), f"{name}: {shlex.join(command)}"
@@ -128,7 +128,7 @@ def test_modules_exist(name: str) -> None:
     assert [module for module in modules(ROOT / name) if importlib.util.find_spec(module) is None] == []
 
 
-def test_flags_in_the_text_exist() -> None:
+def test_flags_in_the_text_exist(folder: Path) -> None:
     unknown = {}
     for name, page in zip(NAMES, PAGES, strict=True):
         spans = re.findall(r"`([^`\n]+)`", FENCE.sub("", page.read_text(encoding="utf-8")))
