@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from bilevel import cli
+from bilevel.training import prepare_run_dir
 
 pytest.importorskip("tyro")
 ROOT = Path(__file__).parents[1]
@@ -76,11 +77,12 @@ def known_flags() -> frozenset[str]:
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working directory with the files that pages show."""
+    """A working directory with the files that pages show, and the run that they measure."""
     for page in PAGES:
         for block in blocks(page):
             if block.title is not None:
                 (tmp_path / block.title).write_text(block.text, encoding="utf-8")
+    prepare_run_dir(tmp_path / "runs/my_domain/uniform-seed0", {"task": TASKS[0], "method": "uniform", "seed": 0})
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
