@@ -167,3 +167,10 @@ def test_links_of_the_front_page_lead_somewhere() -> None:
 
 def test_front_page_is_short() -> None:
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 200
+
+
+def test_results_of_the_front_page_are_measured() -> None:
+    shown = re.findall(r"\d\.\d{3} ± \d\.\d{3}", (ROOT / "README.md").read_text(encoding="utf-8"))
+    measured = (ROOT / "benchmarks" / "RESULTS.md").read_text(encoding="utf-8")
+    assert len(shown) > 10
+    assert [figure for figure in shown if figure not in measured] == []
