@@ -1,0 +1,1 @@
+"""Networks and their losses; no network knows a method."""
