@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import platform
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
@@ -12,6 +11,10 @@ from typing import Any, TypeAlias
 
 import jax
 
+from bilevel.study.files import write_json
+from bilevel.study.tables import markdown
+from bilevel.study.task import GENERIC, Measure
+from bilevel.tools.diagnose.measure import RATES, rate
 from bilevel.training.run_dir import write_atomically
 from bilevel.types import UserError
 
@@ -28,38 +31,30 @@ ERRORS = 2
 """A rate is above chance if it is so by more than this many standard errors."""
 FINDINGS = {
     (True, True): "both are above chance: gradient alignments tell the two kinds of data apart",
-    (
-        True,
-        False,
-    ): "only SAR is above chance: specific batches do more than generic ones for specific rows, but no less for "
+    (True, False): "only SAR is above chance: specific batches do more than generic ones for specific rows, but no less for "
     "generic rows",
     (False, True): "only GAR is above chance: specific batches do no more than generic ones for specific rows",
-    (
-        False,
-        False,
-    ): "neither is above chance: either generic batches serve specific rows as well as specific batches do, or "
+    (False, False): "neither is above chance: either generic batches serve specific rows as well as specific batches do, or "
     "gradient alignments do not show the difference",
-}
+}  # fmt: skip
 """(SAR above chance, GAR above chance) -> what that says, after section 6.3."""
 
 
-def table(rows: Sequence[Row]) -> str:
-    """Markdown: one line a measurement, rates with their standard errors."""
-    lines = ["| step | specific valid loss | generic valid loss | SAR | GAR |", "| --- | --- | --- | --- | --- |"]
-    for row in rows:
-        losses = f"{row['specific_valid_loss']:.3f} | {row['generic_valid_loss']:.3f}"
-        lines.append(f"| {row['step']:.0f} | {losses} | {rate(row, 'sar')} | {rate(row, 'gar')} |")
-    return "\n".join(lines)
-
-
-def rate(row: Row, name: str) -> str:
-    """A rate in percent with its standard error."""
-    return f"{100 * row[name]:.1f} ± {100 * row[f'{name}_error']:.1f} %"
+def table(rows: Sequence[Row], measure: Measure) -> str:
+    """Return the Markdown table: one line a measurement, rates with their standard errors."""
+    names = {f"valid_{measure.name}": f"valid {measure.title}"}
+    names[f"valid_{measure.name}/{GENERIC}"] = f"{GENERIC} valid {measure.title}"
+    shown = [name for name in names if name in rows[0]]
+    lines = [
+        [f"{row['step']:.0f}", *(f"{row[n]:.{measure.digits}f}" for n in shown), *(rate(row, r) for r in RATES)]
+        for row in rows
+    ]
+    return markdown(["step", *(names[name] for name in shown), *(r.upper() for r in RATES)], lines)
 
 
 def verdict(row: Row) -> str:
-    """One sentence on the last measurement, with the paper's numbers beside it."""
-    above = tuple(row[name] - CHANCE > ERRORS * row[f"{name}_error"] for name in ("sar", "gar"))
+    """Return one sentence on the last measurement, with the paper's numbers beside it."""
+    above = tuple(row[name] - CHANCE > ERRORS * row[f"{name}_error"] for name in RATES)
     lm, mt, images = (f"{100 * sar:.1f} / {100 * gar:.1f} %" for sar, gar in PAPER.values())
     return (
         f"After {row['step']:.0f} steps SAR is {rate(row, 'sar')} and GAR {rate(row, 'gar')} (± one standard error; chance is "
@@ -69,39 +64,44 @@ def verdict(row: Row) -> str:
     )
 
 
-def write(directory: Path, rows: Sequence[Row], about: Mapping[str, Any]) -> str:
-    """Writes diagnose.md, diagnose.json and diagnose.svg; returns the table with the sentence.
+def write(directory: Path, rows: Sequence[Row], measure: Measure, about: Mapping[str, Any]) -> str:
+    """Write diagnose.md, diagnose.json and diagnose.svg; return the table with the sentence.
+
+    Args:
+      directory: where to.
+      rows: measurements.
+      measure: the task's first.
+      about: `data` and `measured`, sentences, and what else is kept.
 
     Raises:
       UserError: if a file cannot be written or drawn.
     """
-    sentence = verdict(rows[-1])
-    text = f"{table(rows)}\n\n{sentence}"
-    packages = {name: version(name) for name in ("jax", "flax", "optax", "numpy")}
+    sentence, notes = verdict(rows[-1]), f"{about['data']} {about['measured']}"
+    text = f"{notes}\n\n{table(rows, measure)}\n\n{sentence}"
     found = {
         **about,
-        "versions": {"python": platform.python_version(), **packages},
+        "versions": {name: version(name) for name in ("jax", "flax", "optax", "numpy")}
+        | {"python": platform.python_version()},
         "backend": jax.default_backend(),
         "chance": CHANCE,
         "measurements": [dict(row) for row in rows],
         "verdict": sentence,
-        "paper_table_8": {task: {"sar": sar, "gar": gar} for task, (sar, gar) in PAPER.items()},
+        "paper_table_8": {task: dict(zip(RATES, rates, strict=True)) for task, rates in PAPER.items()},
     }
-    heading = f"# SAR and GAR\n\nSpecific: {about['specific']}. Generic: {about['generic']}. {about['measured']}\n\n"
-    write_atomically(directory / "diagnose.md", f"{heading}{text}\n")
-    write_atomically(directory / "diagnose.json", json.dumps(found, indent=2, default=str, allow_nan=False) + "\n")
+    write_atomically(directory / "diagnose.md", f"# SAR and GAR\n\n{text}\n")
+    write_json(directory / "diagnose.json", found)
     write_atomically(directory / "diagnose.svg", plot(rows))
     return text
 
 
 def plot(rows: Sequence[Row], x: str = "step", x_label: str = "step", names: Sequence[str] = ()) -> str:
-    """The rates with two standard errors, as the text of an SVG file.
+    """Draw the rates with two standard errors, as the text of an SVG file.
 
     Args:
       rows: measurements.
       x: what of a row they are drawn over.
       x_label: its name.
-      names: of the rows, if they are points apart rather than moments of one training.
+      names: of the rows, if they are points apart instead of moments of one training.
 
     Raises:
       UserError: matplotlib is not installed.
@@ -115,7 +115,7 @@ def plot(rows: Sequence[Row], x: str = "step", x_label: str = "step", names: Seq
         figure = Figure(figsize=(6.4, 3.6), layout="constrained")
         axes = figure.subplots()
         places = [row[x] for row in rows]
-        for name, color in (("sar", "#0072B2"), ("gar", "#E69F00")):
+        for name, color in zip(RATES, ("#0072B2", "#E69F00"), strict=True):
             errors = [ERRORS * 100 * row[f"{name}_error"] for row in rows]
             rates = [100 * row[name] for row in rows]
             axes.errorbar(places, rates, errors, color=color, fmt="o" if names else "o-", capsize=3, label=name.upper())
