@@ -20,7 +20,7 @@ from bilevel.study.suite import opened
 from bilevel.study.task import Task
 from bilevel.study.variant import Variant
 from bilevel.tools.diagnose import report
-from bilevel.tools.diagnose.measure import Measurement, Sizes
+from bilevel.tools.diagnose.measure import Compared, Measurement
 from bilevel.training import LoopConfig, hold_run_dir, train
 from bilevel.training.run_dir import CONFIG_NAME, read_settings
 from bilevel.types import UserError
@@ -33,7 +33,7 @@ _WITH_CHECKPOINT = ("data", "run_dir", "progress")
 
 
 @dataclass(frozen=True)
-class Diagnose:
+class Diagnose(Compared):
     """Can gradient alignments tell the specific from the generic data? A check before a long run.
 
     Trains a uniform model for a short while, the beginning of a run of --schedule-steps, and measures the specific and the
@@ -46,18 +46,6 @@ class Diagnose:
     checkpoint: Path | None = None
     """Measure on the newest checkpoint of this run, RUN_DIR/METHOD-seedN, instead of training. Model and data are the run's; a
     --data flag that is given replaces the run's own."""
-    rows: int = 256
-    """m: specific rows, and as many generic ones, whose gradients are compared; from the valid sets."""
-    pairs: int = 8
-    """P: pairs of a specific and a generic batch that they are compared with; from the training sets."""
-    batch_rows: int | None = None
-    """Rows in each of these batches; none given: 128, as in the paper, or half of the rows that there are. Fewer mean noisier
-    gradients, and rates nearer to chance."""
-
-    @property
-    def sizes(self) -> Sizes:
-        """How much is compared."""
-        return Sizes(self.rows, self.pairs, self.batch_rows)
 
 
 def command(task: Task, arguments: Sequence[str], prog: str) -> tuple[Callable[[], None], Any, Path]:
@@ -75,7 +63,7 @@ def command(task: Task, arguments: Sequence[str], prog: str) -> tuple[Callable[[
     config, own = found.config, found.own
     config = config.with_study(schedule_steps=max(config.study.steps, config.study.schedule_steps))
     config.study.check()
-    own.sizes.check()
+    own.check_sizes()
     found.refuse(UNUSED, "is not for bilevel diagnose, which trains one uniform model: omit it.")
     if own.checkpoint is not None:
         others = [name for name in found.changed() if not name.startswith(_WITH_CHECKPOINT)]
@@ -89,11 +77,11 @@ def diagnose(config: Config, task: Task, own: Diagnose) -> None:
     setting, directory = opened(config, task), config.study.run_dir
     with hold_run_dir(directory):
         if own.checkpoint is None:
-            measure, method = Measurement(setting, own.sizes, config.study.seed), "uniform"
+            measure, method = Measurement(setting, own, config.study.seed), "uniform"
             rows = while_training(setting, measure)
         else:
             method, seed, model = restored(setting, own.checkpoint)
-            measure = Measurement(setting, own.sizes, seed)
+            measure = Measurement(setting, own, seed)
             rows = [{"step": model[0], **measure(model[1])}]
         about = _about(setting, measure, method, own.pairs)
         print(report.write(directory, rows, task.measures[0], about | {"settings": plain(own) | plain(config.task)}))

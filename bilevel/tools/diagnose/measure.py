@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ import numpy as np
 
 from bilevel.data import Dataset, Loader, RowView, permute, rows_hash
 from bilevel.offline.acceleration import acceleration_rates
+from bilevel.study.config import flag_of
 from bilevel.study.evaluation import measured
 from bilevel.study.run import Setting
 from bilevel.study.task import GENERIC, ModelOptions
@@ -26,14 +28,19 @@ _PARTS = 8
 RATES = ("sar", "gar")
 
 
-class Sizes(NamedTuple):
-    """How much is compared."""
+@dataclass(frozen=True)
+class Compared:
+    """How much is compared, as flags."""
 
-    rows: int
-    pairs: int
-    batch_rows: int | None
+    rows: int = 256
+    """m: specific rows, and as many generic ones, whose gradients are compared; from the valid sets."""
+    pairs: int = 8
+    """P: pairs of a specific and a generic batch that they are compared with; from the training sets."""
+    batch_rows: int | None = None
+    """Rows in each of these batches; none given: 128, as in the paper, or half of the rows that there are. Fewer mean noisier
+    gradients, and rates nearer to chance."""
 
-    def check(self) -> None:
+    def check_sizes(self) -> None:
         """Refuse numbers that measure nothing.
 
         Raises:
@@ -41,7 +48,7 @@ class Sizes(NamedTuple):
         """
         for name, least in (("rows", 2), ("pairs", 2), ("batch_rows", 1)):
             if (found := getattr(self, name)) is not None and found < least:
-                raise UserError(f"--{name.replace('_', '-')} {found} must be at least {least}.")
+                raise UserError(f"{flag_of(name)} {found} must be at least {least}.")
 
 
 class Measurement:
@@ -59,7 +66,7 @@ class Measurement:
       UserError: for data too small for the batches.
     """
 
-    def __init__(self, setting: Setting, sizes: Sizes, seed: int):
+    def __init__(self, setting: Setting, sizes: Compared, seed: int):
         self._setting, splits, task = setting, setting.splits, setting.task
         config, seed = setting.config.task, seed + 5_000_011  # other rows than those of the first steps
         self.held_out = GENERIC in splits.valid

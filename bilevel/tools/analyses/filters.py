@@ -5,67 +5,70 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from bilevel.study.config import Config
+from bilevel.study.run import Setting
+from bilevel.study.tables import Column
+from bilevel.study.task import Measure
+from bilevel.study.variant import Variant
+from bilevel.tools.analyses.base import OfLearner, Planned, Record, Results, in_folder
 from bilevel.training import OnSelected
 from bilevel.training.metrics import Row, even_intervals
 from bilevel.types import UserError
-from experiments.analyses.analysis import Analysis, Record, Run
-from experiments.language_modeling.variant import Variant
 
 DISTINCT = "distinct_rows"
 
 
 @dataclass(frozen=True)
-class Filters(Analysis):
+class Filters(OfLearner):
     """Sampling strategies that filter the big batch (table 7).
 
-    Trains SOBA (or --method) once with each filter, all with the same estimator of the α-gradient (softmax, which goes with
+    Trains SOBA (or --learner) once with each filter, all with the same estimator of the α-gradient (softmax, which goes with
     every filter, at the rate that goes with it). uniform, for reference, is uniform sampling without a weighting network.
 
     Reference: Grangier, Ablin, Hannun, "Adaptive Training Distributions with Scalable Online Bilevel Optimization",
     section 6.2.
     """
 
-    run_dir: Path = Path("runs/filters")
-    """Where everything is written; the same command continues there."""
     filters: tuple[Literal["gumbel_top_k", "importance", "top_k", "top_fraction", "uniform"], ...] = (
         "gumbel_top_k", "importance", "top_k", "uniform",
     )  # fmt: skip
     """gumbel_top_k: sampling without replacement; importance: with replacement; top_k: the highest weights; top_fraction:
-    uniform sampling among --weights.top-fraction of the rows with the highest weights."""
+    uniform sampling among the learner's top-fraction of the rows with the highest weights."""
 
-    columns: ClassVar[Mapping[str, str]] = {**Analysis.columns, DISTINCT: "distinct rows in a batch (%)"}
+    name: ClassVar[str] = "filters"
     heading: ClassVar[str] = "filter"
     apart: ClassVar[bool] = True
 
-    def check(self) -> None:
-        """As `Analysis.check`, and the flags of this analysis."""
-        super().check()
+    def check(self, config: Config) -> None:
+        """As `OfLearner.check`, and the flags of this analysis."""
+        super().check(config)
         if len(set(self.filters)) < len(self.filters) or not self.filters:
             raise UserError(f"--filters {' '.join(self.filters)}: name at least one filter, and each only once.")
-        if self.weights.specific_candidates:
-            raise UserError(
-                "--weights.specific-candidates does not go with this analysis, which counts distinct generic rows: leave it away."
-            )
+        if config.methods[self.learner].specific_candidates:
+            flag = f"--{self.learner.replace('_', '-')}.specific-candidates"
+            raise UserError(f"{flag} does not go with this analysis, which counts distinct generic rows: omit it.")
 
-    def runs(self, seed: int) -> Iterator[Run]:
-        """One run a filter."""
-        variant = Variant(on_selected=lambda given: count_distinct(self.batch_size, given))
+    def runs(self, setting: Setting, seed: int) -> Iterator[Planned]:
+        """Plan one run a filter."""
+        variant = Variant(on_selected=count_distinct(setting.config.study.batch_size))
+        own = setting.config.methods[self.learner]
         for name in self.filters:
-            method = "uniform" if name == "uniform" else self.learner
-            chosen, estimator = (None, None) if name == "uniform" else (name, self.weights.estimator or "softmax")
-            weights = dataclasses.replace(self.weights, filter=chosen, estimator=estimator)
-            settings = self.settings(name, weights=weights)
-            yield Run(name, settings, method, seed, variant)
+            chosen = dataclasses.replace(own, filter=name, estimator=own.estimator or "softmax")
+            here = in_folder(setting.of(setting.config.with_method(self.learner, chosen)), name)
+            yield Planned(name, here, "uniform" if name == "uniform" else self.learner, seed, variant)
 
-    def results(self, records: Sequence[Record]) -> list[dict[str, Any]]:
-        """Adds the share of distinct rows over the last fifth of training, which the effective sample size is of, too."""
-        rows = super().results(records)
+    def columns(self, measure: Measure, results: Results) -> dict[str, Column]:
+        """As `Analysis.columns`, and the distinct rows."""
+        return super().columns(measure, results) | {DISTINCT: Column("distinct rows in a batch (%)")}
+
+    def results(self, records: Sequence[Record], measure: Measure) -> list[dict[str, Any]]:
+        """Add the share of distinct rows over the last fifth of training, which the effective sample size is of, too."""
+        rows = super().results(records, measure)
         for row, record in zip(rows, records, strict=True):
             row[DISTINCT] = _at_the_end(record.metrics) if record.metrics else None
             if record.run.method == "uniform":
@@ -74,7 +77,7 @@ class Filters(Analysis):
 
 
 def distinct_share(ids: NDArray[np.integer[Any]], batch_size: int) -> float:
-    """The distinct rows in a batch over its rows, on average over batches.
+    """Return the distinct rows in a batch over its rows, on average over batches.
 
     Args:
       ids: int `[n * batch_size]`, the rows of n batches.
@@ -84,12 +87,11 @@ def distinct_share(ids: NDArray[np.integer[Any]], batch_size: int) -> float:
     return float(1 - np.mean(np.diff(batches, axis=1, prepend=-1) == 0))
 
 
-def count_distinct(batch_size: int, given: OnSelected | None) -> OnSelected:
-    """Adds the metric `distinct_rows`, in percent, to what `given` finds in the rows that were trained on."""
+def count_distinct(batch_size: int) -> OnSelected:
+    """Return what adds the metric `distinct_rows`, in percent, of the rows that were trained on."""
 
     def on_selected(ids: NDArray[np.integer[Any]], step: int) -> Mapping[str, float]:
-        found = {} if given is None else dict(given(ids, step))
-        return found | {DISTINCT: 100 * distinct_share(ids, batch_size)}
+        return {DISTINCT: 100 * distinct_share(ids, batch_size)}
 
     return on_selected
 

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 from numpy.typing import NDArray
 
 from bilevel.devices import sharding
+from bilevel.files import load_tree, save_tree
 from bilevel.training import Data, Replay, Resident, Source
 from bilevel.types import Params, UserError
 
@@ -35,21 +34,18 @@ class Snapshots:
         self.every = every
 
     def path(self, step: int) -> Path:
-        """The file of α after `step` steps."""
-        return self.folder / f"{step:08d}.npz"
+        """Return the file of α after `step` steps."""
+        return self.folder / f"{step:08d}.safetensors"
 
     def save(self, state: Any, step: int) -> None:
-        """Writes the α of the state after `step` steps, if it is one of those that are kept; an `on_state` of a training."""
+        """Write the α of the state after `step` steps, if it is due; an `on_state` of a training."""
         if step % self.every or jax.process_index() != 0:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        leaves = flatten_dict(state.weight_params, sep="/")
-        temporary = self.folder / ".writing.npz"
-        np.savez(temporary, allow_pickle=False, **{name: np.asarray(leaf) for name, leaf in leaves.items()})
-        os.replace(temporary, self.path(step))
+        save_tree(self.path(step), state.weight_params)
 
     def check(self, steps: Iterable[int]) -> None:
-        """Checks that the snapshots of these steps are there.
+        """Check that the snapshots of these steps are there.
 
         Raises:
           UserError: if one is missing.
@@ -62,17 +58,16 @@ class Snapshots:
             )
 
     def load(self, step: int) -> Params:
-        """Reads the α after `step` steps."""
-        with np.load(self.path(step), allow_pickle=False) as stored:
-            return unflatten_dict({name: stored[name] for name in stored.files}, sep="/")
+        """Read the α after `step` steps."""
+        return load_tree(self.path(step))[0]
 
     def before(self, steps: NDArray[np.int64]) -> NDArray[np.int64]:
-        """The last kept step at or before each of `steps`, int64 `[n]`."""
+        """Return the last kept step at or before each of `steps`, int64 `[n]`."""
         return steps // self.every * self.every
 
 
 def replay(snapshots: Snapshots, order: NDArray[np.int64]) -> Callable[[Data | Resident, Mesh], Source]:
-    """Makes training use the snapshot `order[t]` in step t.
+    """Make training use the snapshot `order[t]` in step t.
 
     Args:
       snapshots: of a finished run.
