@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
-
-import numpy as np
 
 from bilevel.study import files
 from bilevel.study.config import Config, plain
@@ -15,11 +12,10 @@ from bilevel.study.evaluation import trained
 from bilevel.study.run import Run, Setting
 from bilevel.study.sets import named_sets
 from bilevel.study.suite import opened
-from bilevel.study.tables import markdown, mean_cell
+from bilevel.study.tables import Column
 from bilevel.study.task import Measure, Task
 from bilevel.tools.analyses.base import OF_COMPARISONS, OfLearner, Planned, Record, Results
-from bilevel.tools.diagnose import report
-from bilevel.tools.diagnose.measure import RATES, Compared, Measurement, rate
+from bilevel.tools.diagnose.measure import RATES, Compared, Measurement
 
 MEASURED = "acceleration.json"
 """In the directory of a uniform run: the rates of its last parameters."""
@@ -76,61 +72,29 @@ class Acceleration(Compared, OfLearner):
         state = Run(setting, method, seed, variant).checkpoint()
         found = Measurement(setting, self, seed)(trained(state, setting.mesh))
         results = {name: found[name] for each in RATES for name in (each, f"{each}_error")}
+        results |= {f"{name}_percent": 100 * value for name, value in results.items()}
         files.write_json(file, {"settings": settings, "results": results})
         return results
 
     def results(self, records: Sequence[Record], measure: Measure) -> list[dict[str, Any]]:
-        """Return one line for each set and seed."""
-        found: dict[tuple[str, int], dict[str, Any]] = {}
-        for run, summary, _ in records:
-            found.setdefault((_set(run.setting), run.seed), {})[run.method] = summary
-        return [
-            {"specific_set": name, "seed": seed, "learner": self.learner}
-            | _gain(both["uniform"], both[self.learner], measure)
-            for (name, seed), both in found.items()
-        ]
+        """Add the gain of the learner over uniform of the same set and seed."""
+        name, rows = f"test_{measure.name}", super().results(records, measure)
+        uniform = {(_set(r.run.setting), r.run.seed): r.summary[name] for r in records if r.run.method == "uniform"}
+        for row, (run, *_) in zip(rows, records, strict=True):
+            if run.method != "uniform":
+                gain = uniform[_set(run.setting), run.seed] - row[name]
+                row["gain"] = gain if measure.lower_is_better else -gain
+        return rows
 
-    def table(self, results: Results, measure: Measure) -> str:
-        """Return one line for each set."""
-        title, values = f"test {measure.title}", ("uniform", "learned", "gain")
-        heads = ("specific set", "seeds", f"{title}, uniform", f"{title}, {self.learner}", "gain", "SAR", "GAR")
-        lines = []
-        for name, rows in _by_set(results).items():
-            cells = [mean_cell([row[x] for row in rows], measure.digits) for x in values]
-            lines.append([name, str(len(rows)), *cells, *(rate(_mean(rows), each) for each in RATES)])
-        unit = f" in {measure.unit}" if measure.unit else ""
-        return (
-            f"{markdown(heads, lines)}\n\nTest {measure.title} on the specific set{unit}; rates of the uniform model at its end ± "
-            "one standard error of measuring (chance is 50 %)."
-        )
-
-    def plot(self, records: Sequence[Record], measure: Measure) -> str:
-        """Draw the rates of each set against its gain, as SVG."""
-        means = {name: _mean(rows) for name, rows in _by_set(self.results(records, measure)).items()}
-        label = f"gain of {self.learner} over uniform ({measure.unit or measure.title})"
-        return report.plot(list(means.values()), "gain", label, list(means))
+    def columns(self, measure: Measure, results: Results) -> dict[str, Column]:
+        """Return the test measure, the gain, and the rates of the uniform model in percent with their standard errors."""
+        found = {f"test_{measure.name}": Column(f"test {measure.title}", measure.digits)}
+        found["gain"] = Column("gain over uniform", measure.digits)
+        for each in RATES:
+            found |= {f"{each}_percent": Column(f"{each.upper()} (%)", 1)}
+            found |= {f"{each}_error_percent": Column("standard error", 1)}
+        return found
 
 
 def _set(setting: Setting) -> str:
     return named_sets(setting.config)[0][0]
-
-
-def _gain(uniform: Mapping[str, Any], learner: Mapping[str, Any], measure: Measure) -> dict[str, float]:
-    before, after = (summary[f"test_{measure.name}"] for summary in (uniform, learner))
-    gain = before - after if measure.lower_is_better else after - before
-    rates = {name: uniform[name] for each in RATES for name in (each, f"{each}_error")}
-    return {"uniform": before, "learned": after, "gain": gain, **rates}
-
-
-def _by_set(results: Results) -> dict[str, list[Mapping[str, Any]]]:
-    found: dict[str, list[Mapping[str, Any]]] = {}
-    for row in results:
-        found.setdefault(row["specific_set"], []).append(row)
-    return found
-
-
-def _mean(rows: Results) -> dict[str, float]:
-    """The mean over seeds, and the standard errors of the mean rates."""
-    means = {name: float(np.mean([row[name] for row in rows])) for name in ("gain", *RATES)}
-    errors = {f"{name}_error": math.hypot(*(row[f"{name}_error"] for row in rows)) / len(rows) for name in RATES}
-    return means | errors

@@ -1,4 +1,4 @@
-"""What the analyses share: flags, plans of runs, the table and the plot."""
+"""What the analyses share: flags, the runs one after the other, the table and the plot."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, TypeAlias
 
-from bilevel.study import files, flags
-from bilevel.study.config import Config
-from bilevel.study.diverged import WHERE
+from bilevel.study import diverged, files, flags, search
+from bilevel.study.config import Config, flag_of
 from bilevel.study.methods.learning import Learning, MetaWeightNet
 from bilevel.study.methods.picking import Picking
 from bilevel.study.methods.plain import Frozen
@@ -21,22 +20,19 @@ from bilevel.study.suite import check_methods, opened
 from bilevel.study.tables import Column, by_method
 from bilevel.study.task import GENERIC, Measure, Task
 from bilevel.study.variant import Variant
-from bilevel.training import read_metrics
+from bilevel.training import TrainingDiverged, read_metrics
 from bilevel.training.metrics import Row
 from bilevel.training.run_dir import write_atomically
 from bilevel.types import UserError
 
+Results: TypeAlias = Sequence[Mapping[str, Any]]
 LEARNING = tuple(
-    name
-    for name, spec in METHODS.items()
+    name for name, spec in METHODS.items()
     if issubclass(spec.settings, Learning) and not issubclass(spec.settings, MetaWeightNet)
-)
+)  # fmt: skip
 """Methods that learn a weighting network of rows while the model trains."""
 OF_COMPARISONS = ("eval_only", "trials", "trial_steps", "same_seconds", "budget_seconds", "targets", "hosts")
 """Flags of the comparison that no analysis has a use for."""
-
-
-Results: TypeAlias = Sequence[Mapping[str, Any]]
 
 
 class Planned(NamedTuple):
@@ -90,11 +86,7 @@ class Analysis:
         return flags.compared(before, arguments)
 
     def check(self, config: Config) -> None:
-        """Check the flags before anything is read.
-
-        Raises:
-          UserError: if one is out of range.
-        """
+        """Check the flags before anything is read; raises a UserError."""
 
     def opened(self, config: Config, task: Task) -> list[Setting]:
         """Open the data of all runs: one setting for each data set."""
@@ -103,16 +95,6 @@ class Analysis:
     def runs(self, setting: Setting, seed: int) -> Iterator[Planned]:
         """Plan the runs of one seed, in their order; this reads nothing that they write."""
         raise NotImplementedError
-
-    def check_runs(self, setting: Setting) -> None:
-        """Check the settings of all runs before the first begins.
-
-        Raises:
-          UserError: for settings that a run would refuse.
-        """
-        for planned in self.runs(setting, setting.config.study.seed):
-            if planned.method != "frozen":  # its weights are learned by a run of those that are checked
-                check_methods(planned.setting, with_first([planned.method]))
 
     def measured(self, planned: Planned) -> dict[str, Any]:
         """Return what is added to the summary of a finished run."""
@@ -134,22 +116,6 @@ class Analysis:
             f"finetuned_test_{name}": Column(f"test {title}, fine-tuned", digits),
         }
 
-    def table(self, results: Results, measure: Measure) -> str:
-        """Return the table of some results, as Markdown."""
-        unit = f"{measure.title.capitalize()} in {measure.unit}; seconds" if measure.unit else "Seconds"
-        return f"{by_method(results, self.columns(measure, results), self.heading)}\n\n{unit} of training."
-
-    def plot(self, records: Sequence[Record], measure: Measure) -> str:
-        """Draw the valid measure of each line of the table, the mean over seeds and each seed, as SVG."""
-        rows: dict[str, list[Sequence[Row]]] = {}
-        for record in records:
-            if WHERE not in record.summary:
-                rows.setdefault(record.run.label, []).append(record.metrics)
-        lines = [mean_line(label, seeds, f"valid_{measure.name}", self.x) for label, seeds in rows.items()]
-        unit = f" ({measure.unit})" if measure.unit else ""
-        x_label = "training seconds" if self.x == "seconds" else "step"
-        return draw(lines, x_label=x_label, y_label=f"valid {measure.title}{unit}")
-
 
 @dataclass(frozen=True)
 class OfLearner(Analysis):
@@ -166,25 +132,24 @@ class OfLearner(Analysis):
         """As `Analysis.adapted`; a task's settings for dense weights, their rate too, give way to those that pick rows."""
         config = super().adapted(config)
         for name in LEARNING if cls.sparse else ():
-            own = config.methods[name]
-            if own.mode != "sparse":
+            if (own := config.methods[name]).mode != "sparse":
                 config = config.with_method(name, dataclasses.replace(own, mode="sparse", weight_learning_rate=None))
         return config
 
     @staticmethod
     def methods(before: Config, arguments: Sequence[str]) -> Sequence[str]:
         """Return the learner."""
-        found = flags.value(arguments, "--learner") or "soba"
-        if found not in LEARNING:
+        if (found := flags.value(arguments, "--learner") or "soba") not in LEARNING:
+            known = ", ".join(LEARNING)
             raise UserError(
-                f"--learner {found} does not learn a weighting network while it trains: choose from {', '.join(LEARNING)}."
+                f"--learner {found} does not learn a weighting network while it trains: choose from {known}."
             )
         return [found]
 
     def check(self, config: Config) -> None:
         """As `Analysis.check`."""
         if self.sparse and config.methods[self.learner].mode != "sparse":
-            flag = f"--{self.learner.replace('_', '-')}.mode"
+            flag = flag_of(f"{self.learner}.mode")
             raise UserError(f"{flag} dense is not for this analysis, which picks rows from a big batch: omit it.")
 
     def frozen(self, setting: Setting, learned: Path) -> Setting:
@@ -199,25 +164,60 @@ def in_folder(setting: Setting, folder: str) -> Setting:
     return setting.of(setting.config.with_study(run_dir=setting.config.study.run_dir / folder))
 
 
-def write(analysis: Analysis, directory: Path, records: Sequence[Record], measure: Measure) -> str:
-    """Write NAME.json, NAME.md and NAME.svg; return the table.
+def analyse(analysis: Analysis, config: Config, task: Task) -> None:
+    """Make the runs of all seeds, and write NAME.json, NAME.md and NAME.svg.
 
-    Args:
-      analysis: says what is in the table and the plot.
-      directory: where to.
-      records: the finished runs of all seeds.
-      measure: the task's first.
+    Raises:
+      UserError: for data or settings that are not possible, and at the end for runs that diverged.
     """
+    settings, (measure, *_), file = analysis.opened(config, task), task.measures, config.study.run_dir / analysis.name
+    for planned in (run for setting in settings for run in analysis.runs(setting, config.study.seed)):
+        if planned.method != "frozen":  # its weights are learned by a run of those that are checked
+            check_methods(planned.setting, with_first([planned.method]))
+    seeds = [(setting, seed) for setting in settings for seed in config.study.seed_numbers]
+    records = [_record(analysis, planned) for setting, seed in seeds for planned in analysis.runs(setting, seed)]
     results = analysis.results(records, measure)
-    text = analysis.table(results, measure)
-    files.write_json(directory / f"{analysis.name}.json", results)
-    write_atomically(directory / f"{analysis.name}.md", text + "\n")
-    write_atomically(directory / f"{analysis.name}.svg", analysis.plot(records, measure))
-    return text
+    unit = f"{measure.title.capitalize()} in {measure.unit}; seconds" if measure.unit else "Seconds"
+    text = f"{by_method(results, analysis.columns(measure, results), analysis.heading)}\n\n{unit} of training."
+    files.write_json(file.with_suffix(".json"), results)
+    write_atomically(file.with_suffix(".md"), text + "\n")
+    write_atomically(file.with_suffix(".svg"), _plot(analysis, records, measure))
+    print(f"{text}\n\nPlot: {file}.svg")
+    diverged.refuse(record.summary for record in records)
+
+
+def _record(analysis: Analysis, planned: Planned) -> Record:
+    """Make a run; where the runs are apart, of one that diverged what is known."""
+    _, setting, method, seed, variant = planned
+    if setting.config.study.progress:
+        files.say(f"{planned.label}, seed {seed}")
+    try:
+        config = search.searched(setting, method)
+        summary = diverged.attempt(setting.of(config), method, seed, not analysis.apart, variant)
+    except TrainingDiverged as error:
+        if not analysis.apart:
+            raise
+        files.say(f"{planned.label} is left out: {error}")
+        summary = {"method": method, "seed": seed, diverged.WHERE: str(search.folder_of(setting.config, method))}
+    if diverged.WHERE in summary:
+        return Record(planned, summary, [])
+    return record_of(planned, summary | analysis.measured(planned))
 
 
 def record_of(run: Planned, summary: dict[str, Any]) -> Record:
     """Return a finished run with its metrics."""
     seconds, begin = summary.get("preparation_seconds", 0.0), summary.get("preparation_step", 0)
-    rows = [] if WHERE in summary else read_metrics(run.directory / "metrics.jsonl")
+    rows = read_metrics(run.directory / "metrics.jsonl")
     return Record(run, summary, [row | {"seconds": row["seconds"] + seconds * (row["step"] > begin)} for row in rows])
+
+
+def _plot(analysis: Analysis, records: Sequence[Record], measure: Measure) -> str:
+    """The valid measure of each line of the table, the mean over seeds and each seed, as SVG."""
+    rows: dict[str, list[Sequence[Row]]] = {}
+    for record in records:
+        if record.metrics:
+            rows.setdefault(record.run.label, []).append(record.metrics)
+    lines = [mean_line(label, seeds, f"valid_{measure.name}", analysis.x) for label, seeds in rows.items()]
+    unit = f" ({measure.unit})" if measure.unit else ""
+    x_label = "training seconds" if analysis.x == "seconds" else "step"
+    return draw(lines, x_label=x_label, y_label=f"valid {measure.title}{unit}")

@@ -76,22 +76,12 @@ class Filters(OfLearner):
         return rows
 
 
-def distinct_share(ids: NDArray[np.integer[Any]], batch_size: int) -> float:
-    """Return the distinct rows in a batch over its rows, on average over batches.
-
-    Args:
-      ids: int `[n * batch_size]`, the rows of n batches.
-      batch_size: rows in a batch.
-    """
-    batches = np.sort(ids.reshape(-1, batch_size), axis=1)
-    return float(1 - np.mean(np.diff(batches, axis=1, prepend=-1) == 0))
-
-
 def count_distinct(batch_size: int) -> OnSelected:
-    """Return what adds the metric `distinct_rows`, in percent, of the rows that were trained on."""
+    """Return what adds the metric `distinct_rows`: the distinct rows in a batch in percent of its rows, the mean over batches."""
 
     def on_selected(ids: NDArray[np.integer[Any]], step: int) -> Mapping[str, float]:
-        return {DISTINCT: 100 * distinct_share(ids, batch_size)}
+        batches = np.sort(ids.reshape(-1, batch_size), axis=1)
+        return {DISTINCT: 100 * float(1 - np.mean(np.diff(batches, axis=1, prepend=-1) == 0))}
 
     return on_selected
 

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import io
-import platform
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import jax
+import numpy as np
 
 from bilevel.study.files import write_json
+from bilevel.study.report.charts import Line, draw
 from bilevel.study.tables import markdown
 from bilevel.study.task import GENERIC, Measure
 from bilevel.tools.diagnose.measure import RATES, rate
 from bilevel.training.run_dir import write_atomically
-from bilevel.types import UserError
 
 Row: TypeAlias = Mapping[str, float]
 
@@ -72,17 +69,11 @@ def write(directory: Path, rows: Sequence[Row], measure: Measure, about: Mapping
       rows: measurements.
       measure: the task's first.
       about: `data` and `measured`, sentences, and what else is kept.
-
-    Raises:
-      UserError: if a file cannot be written or drawn.
     """
     sentence, notes = verdict(rows[-1]), f"{about['data']} {about['measured']}"
     text = f"{notes}\n\n{table(rows, measure)}\n\n{sentence}"
     found = {
         **about,
-        "versions": {name: version(name) for name in ("jax", "flax", "optax", "numpy")}
-        | {"python": platform.python_version()},
-        "backend": jax.default_backend(),
         "chance": CHANCE,
         "measurements": [dict(row) for row in rows],
         "verdict": sentence,
@@ -94,40 +85,12 @@ def write(directory: Path, rows: Sequence[Row], measure: Measure, about: Mapping
     return text
 
 
-def plot(rows: Sequence[Row], x: str = "step", x_label: str = "step", names: Sequence[str] = ()) -> str:
-    """Draw the rates with two standard errors, as the text of an SVG file.
-
-    Args:
-      rows: measurements.
-      x: what of a row they are drawn over.
-      x_label: its name.
-      names: of the rows, if they are points apart instead of moments of one training.
-
-    Raises:
-      UserError: matplotlib is not installed.
-    """
-    try:
-        from matplotlib import rc_context
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise UserError("Drawing the rates needs matplotlib: run `pip install 'bilevel[experiments]'`.") from error
-    with rc_context({"svg.hashsalt": "bilevel"}):
-        figure = Figure(figsize=(6.4, 3.6), layout="constrained")
-        axes = figure.subplots()
-        places = [row[x] for row in rows]
-        for name, color in zip(RATES, ("#0072B2", "#E69F00"), strict=True):
-            errors = [ERRORS * 100 * row[f"{name}_error"] for row in rows]
-            rates = [100 * row[name] for row in rows]
-            axes.errorbar(places, rates, errors, color=color, fmt="o" if names else "o-", capsize=3, label=name.upper())
-        for name, place, row in zip(names, places, rows, strict=False):
-            above = min(100 * (max(row["sar"], row["gar"]) + ERRORS * row["sar_error"]), 90)
-            axes.annotate(name, (place, above), (0, 6), textcoords="offset points", ha="center", fontsize=8)
-        axes.margins(x=0.2 if names else None)
-        axes.axhline(100 * CHANCE, color="#8A8A8A", linestyle=":", label="chance")
-        axes.set_xlabel(x_label)
-        axes.set_ylabel("% (± two standard errors)")
-        axes.set_ylim(0, 100)
-        axes.legend(frameon=False)
-        text = io.StringIO()
-        figure.savefig(text, format="svg", metadata={"Date": None})
-    return text.getvalue()
+def plot(rows: Sequence[Row]) -> str:
+    """Draw the rates over steps, with lines at two standard errors, as the text of an SVG file."""
+    steps, lines = np.asarray([row["step"] for row in rows], float), []
+    for name in RATES:
+        rates, errors = (100 * np.asarray([row[of] for row in rows]) for of in (name, f"{name}_error"))
+        around = [(steps, rates + sign * ERRORS * errors) for sign in (-1, 1)]
+        lines.append(Line(name.upper(), steps, rates, around))
+    chance = Line("chance", steps, np.full(len(steps), 100 * CHANCE))
+    return draw([*lines, chance], x_label="step", y_label="% (thin: two standard errors)")
