@@ -118,39 +118,12 @@ def load_task(name: str) -> Any:
     return check_task(module.TASK, str(path))
 
 
-def task_config(task: Any, arguments: Sequence[str], prog: str, changes: dict[str, Any] | None = None) -> Any:
-    """Parse the flags of a task and of the methods that --compare names.
-
-    Args:
-      task: what `load_task` returns.
-      arguments: after the task's name.
-      prog: for --help.
-      changes: other defaults of the study.
-
-    Returns:
-      A `bilevel.study.config.Config`.
-    """
-    import tyro
-
-    from bilevel.study import registry, resolve
-
-    file, rest = _taken(arguments, "--config")
-    preset = _value(rest, "--preset") or "default"
-    before = resolve.default_config(task, preset, Path(file) if file else None)
-    before = before.with_study(**(changes or {}))
-    named = _value(rest, "--compare") or before.study.compare
-    methods = registry.with_first(registry.chosen(named, classes=1))
-    kind = resolve.flags_type(task, methods)
-    text = f"{task.__doc__ or task.title}\n\nFlags of methods are those of the methods that --compare names ({named})."
-    flags = tyro.cli(kind, args=list(rest), default=resolve.flags_of(kind, before), description=text, prog=prog)
-    return resolve.config_of(flags, before)
-
-
 def _compare(arguments: Sequence[str]) -> Command:
+    from bilevel.study.flags import parse as flags
     from bilevel.study.suite import compare
 
     task, rest = _task(arguments, "compare")
-    config = task_config(task, rest, f"bilevel compare {arguments[0]}")
+    config = flags(task, rest, f"bilevel compare {arguments[0]}").config
 
     def run() -> None:
         _join(config.study.hosts)
@@ -189,26 +162,6 @@ def _task(arguments: Sequence[str], command: str) -> tuple[Any, Sequence[str]]:
     except ImportError as error:
         raise UserError("The command line needs tyro: pip install 'bilevel[experiments]'.") from error
     return load_task(arguments[0]), arguments[1:]
-
-
-def _taken(arguments: Sequence[str], flag: str) -> tuple[str | None, list[str]]:
-    """The value of a flag, and the other arguments."""
-    rest, value = [], None
-    given = iter(arguments)
-    for argument in given:
-        if argument == flag:
-            value = next(given, None)
-            if value is None:
-                raise UserError(f"{flag} needs a value.")
-        elif argument.startswith(f"{flag}="):
-            value = argument.partition("=")[2]
-        else:
-            rest.append(argument)
-    return value, rest
-
-
-def _value(arguments: Sequence[str], flag: str) -> str | None:
-    return _taken(arguments, flag)[0] if flag in arguments or any(a.startswith(f"{flag}=") for a in arguments) else None
 
 
 def _join(hosts: Any) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +17,22 @@ from bilevel.study.task import Task
 from bilevel.types import UserError
 
 PREPARED = "prepared"
-_NOT_SETTINGS = ("format", "task", "method", "content_hash")
+_NOT_SETTINGS = ("format", "task", "method", "content_hash", "variant")
 
 
-def default_config(task: Task, preset: str = "default", file: Path | None = None) -> Config:
+def default_config(
+    task: Task,
+    preset: str = "default",
+    settings: tuple[str, Path] | None = None,
+    adapt: Callable[[Config], Config] | None = None,
+) -> Config:
     """Return the settings of a command without flags.
 
     Args:
       task: its presets count.
       preset: name of one.
-      file: YAML, as a run directory's config.yaml; None: none.
+      settings: a flag and the YAML file that it names, such as a run directory's config.yaml; None: none.
+      adapt: changes the presets before the file is read; None: nothing.
 
     Raises:
       UserError: for a preset or a file that there is not, or a setting that does not exist.
@@ -37,9 +43,9 @@ def default_config(task: Task, preset: str = "default", file: Path | None = None
         values = task.presets.get(name, {})
         study = filled(study, values.get("study", {}), f"The preset {name}")
         own = filled(own, values.get("task", {}), f"The preset {name}")
-    if file is not None:
-        study, own, methods = _from_file(file, task, study, own, methods)
-    return Config(study, own, methods, study.run_dir / PREPARED)
+    config = Config(study, own, methods, study.run_dir / PREPARED)
+    config = config if adapt is None else adapt(config)
+    return complete(config if settings is None else _from_file(*settings, task, config))
 
 
 def complete(config: Config) -> Config:
@@ -47,8 +53,12 @@ def complete(config: Config) -> Config:
     return dataclasses.replace(config, prepared=config.study.run_dir / PREPARED)
 
 
-def read_file(file: Path) -> dict[str, Any]:
+def read_file(file: Path, flag: str = "--config") -> dict[str, Any]:
     """Read settings from YAML.
+
+    Args:
+      file: path of it.
+      flag: that named it.
 
     Raises:
       UserError: the file cannot be read, or holds no mapping.
@@ -57,18 +67,15 @@ def read_file(file: Path) -> dict[str, Any]:
         found = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
         first = str(error).splitlines()[0]
-        raise UserError(
-            f"--config {file} cannot be read ({first}): give a YAML file such as RUN/config.yaml."
-        ) from error
+        raise UserError(f"{flag} {file} cannot be read ({first}): give a YAML file such as RUN/config.yaml.") from error
     if not isinstance(found, Mapping):
-        raise UserError(f"--config {file} holds no settings: give a YAML file such as RUN/config.yaml.")
+        raise UserError(f"{flag} {file} holds no settings: give a YAML file such as RUN/config.yaml.")
     return dict(found)
 
 
-def _from_file(
-    file: Path, task: Task, study: Study, own: Any, methods: dict[str, Any]
-) -> tuple[Study, Any, dict[str, Any]]:
-    found, where = read_file(file), f"--config {file}"
+def _from_file(flag: str, file: Path, task: Task, config: Config) -> Config:
+    found, where = read_file(file, flag), f"{flag} {file}"
+    study, own, methods = config.study, config.task, config.methods
     if found.get("task", task.name) != task.name:
         raise UserError(f"{where} is of the task {found['task']}, not of {task.name}: give that task, or another file.")
     if "method" in found:
@@ -81,7 +88,7 @@ def _from_file(
     for name in METHODS.keys() & values.keys():
         kept = {k: v for k, v in values[name].items() if not k.endswith("_digest")}
         methods = {**methods, name: filled(methods[name], kept, f"{where}, {name}")}
-    return study, own, methods
+    return dataclasses.replace(config, study=study, task=own, methods=methods)
 
 
 def filled(config: Any, values: Mapping[str, Any], where: str) -> Any:
@@ -137,13 +144,13 @@ def _kinds(hint: Any) -> list[Any]:
     return [origin or hint]
 
 
-def flags_type(task: Task, methods: Iterable[str]) -> type[Any]:
-    """Return a dataclass with all flags: those of the study, of the task, and of some methods."""
+def flags_type(task: Task, methods: Iterable[str], tool: type[Any] | None = None) -> type[Any]:
+    """Return a dataclass with all flags: those of the study, of the task, of some methods, and of a tool."""
     own = typing.get_type_hints(task.config)
     fields: list[Any] = [(f.name, own[f.name], dataclasses.MISSING) for f in dataclasses.fields(task.config)]
     fields += [(name, METHODS[name].settings, dataclasses.MISSING) for name in methods if _has_fields(name)]
     made = [(name, kind, dataclasses.field(default=None)) for name, kind, _ in fields]
-    return dataclasses.make_dataclass("Flags", made, bases=(Study,), frozen=True)
+    return dataclasses.make_dataclass("Flags", made, bases=(Study,) if tool is None else (tool, Study), frozen=True)
 
 
 def flags_of(kind: type[Any], config: Config) -> Any:

@@ -166,7 +166,8 @@ class Run:
 
     def prepare(self) -> None:
         """Write the settings into the directory, or compare them with those of the run there."""
-        settings = identity(self.setting, self.method, self.seed, self.plan.identity) | dict(self.variant.settings)
+        settings = identity(self.setting, self.method, self.seed, self.plan.identity)
+        settings |= {"variant": dict(self.variant.settings)} if self.variant.settings else {}
         prepare_run_dir(self.context.directory, settings, may_change=changeable(self.setting, self.method))
 
     @cached_property

@@ -1,7 +1,7 @@
 """The smallest task: linear regression on rows of three domains, of which one is noise."""
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,10 @@ from bilevel.types import LossAux, UserError
 
 DOMAINS = ("first", "second", "noise")
 FEATURES = 4
+STUDY = {
+    "steps": 8, "batch_size": 4, "big_batch_size": 16, "log_every": 2, "evaluate_every": 4, "checkpoint_every": 4,
+    "progress": False, "optimizer": {"learning_rate": 0.05},
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -53,14 +57,7 @@ class LinearTask:
 
     name, title, config = "linear", "A linear task", LinearConfig
     measures = (Measure("loss", "loss", 3, "squared units"),)
-    presets: Any = {
-        "default": {
-            "study": {
-                "steps": 8, "batch_size": 4, "big_batch_size": 16, "log_every": 2, "evaluate_every": 4,
-                "checkpoint_every": 4, "progress": False, "optimizer": {"learning_rate": 0.05},
-            }
-        }
-    }  # fmt: skip
+    presets: ClassVar[Any] = {"default": {"study": STUDY}}
 
     def open(self, config: LinearConfig, folder: Any) -> Splits:
         d = config.data

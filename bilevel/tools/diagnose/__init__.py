@@ -1,1 +1,3 @@
 """A check before a long run: SAR and GAR of a short uniform training."""
+
+from bilevel.tools.diagnose.diagnosis import command as command

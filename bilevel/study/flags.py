@@ -1,0 +1,118 @@
+"""Flags of a command: those of the study, of the task, of some methods, and of a tool."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from bilevel.study import registry, resolve
+from bilevel.study.config import Config, flag_of, plain
+from bilevel.study.task import Task
+from bilevel.training.run_dir import flatten
+from bilevel.types import UserError
+
+
+class Parsed(NamedTuple):
+    """What a command line says."""
+
+    config: Config
+    own: Any
+    """The flags of the tool; None if it has none."""
+    before: Config
+    """The same without flags."""
+
+    def changed(self) -> list[str]:
+        """Dotted names of the settings of study, task and methods that the flags changed."""
+        return [
+            name
+            for old, new in ((self.before.study, self.config.study), (self.before.task, self.config.task))
+            for name in _differing(plain(old), plain(new))
+        ] + _differing(plain(self.before.methods), plain(self.config.methods))
+
+    def refuse(self, names: Collection[str], why: str) -> None:
+        """Refuse flags that were given though they have no use.
+
+        Args:
+          names: of settings, or what they begin with: "hosts".
+          why: the end of the sentence.
+
+        Raises:
+          UserError: naming the first such flag.
+        """
+        for name in self.changed():
+            if name in names or name.split(".")[0] in names:
+                raise UserError(f"{flag_of(name)} {why}")
+
+
+def compared(before: Config, arguments: Sequence[str]) -> list[str]:
+    """Return the methods that --compare names."""
+    return registry.chosen(value(arguments, "--compare") or before.study.compare, classes=1)
+
+
+def parse(
+    task: Task,
+    arguments: Sequence[str],
+    prog: str,
+    methods: Callable[[Config, Sequence[str]], Sequence[str]] = compared,
+    *,
+    own: type[Any] | None = None,
+    adapt: Callable[[Config], Config] | None = None,
+    settings: tuple[str, Path] | None = None,
+) -> Parsed:
+    """Parse the flags of a task, of some methods, and of a tool.
+
+    Args:
+      task: its data and model become flags.
+      arguments: after the task's name.
+      prog: for --help.
+      methods: the configuration without flags, and the arguments -> the methods whose settings become flags.
+      own: dataclass of the tool's flags.
+      adapt: makes the tool's defaults of the task's; a file of settings and flags have the last word.
+      settings: a flag and the file of settings that it names, instead of --config.
+
+    Raises:
+      UserError: for names that there are not.
+      SystemExit: for --help, and for flags that do not exist.
+    """
+    import tyro
+
+    file, rest = taken(arguments, "--config")
+    if settings is not None and file:
+        raise UserError(f"--config {file} does not go with {settings[0]}, which brings settings: omit it.")
+    where = settings or (("--config", Path(file)) if file else None)
+    before = resolve.default_config(task, value(rest, "--preset") or "default", where, adapt)
+    named = registry.with_first(methods(before, rest))
+    kind = resolve.flags_type(task, named, own)
+    about = f"Flags of methods are those of {', '.join(named)}." if named else ""
+    text = f"{(own and own.__doc__) or task.__doc__ or task.title}\n\n{about}"
+    flags = tyro.cli(kind, args=rest, default=resolve.flags_of(kind, before), description=text, prog=prog)
+    found = None if own is None else own(**{f.name: getattr(flags, f.name) for f in dataclasses.fields(own)})
+    return Parsed(resolve.config_of(flags, before), found, before)
+
+
+def taken(arguments: Sequence[str], flag: str) -> tuple[str | None, list[str]]:
+    """Return the value of a flag, and the other arguments."""
+    rest, found = [], None
+    given = iter(arguments)
+    for argument in given:
+        if argument == flag:
+            found = next(given, None)
+            if found is None:
+                raise UserError(f"{flag} needs a value.")
+        elif argument.startswith(f"{flag}="):
+            found = argument.partition("=")[2]
+        else:
+            rest.append(argument)
+    return found, rest
+
+
+def value(arguments: Sequence[str], flag: str) -> str | None:
+    """Return the value of a flag; None if it is not given."""
+    return taken(arguments, flag)[0]
+
+
+def _differing(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    before, after = flatten(old), flatten(new)
+    return [name for name in after if before.get(name) != after[name]]

@@ -1,0 +1,162 @@
+"""Train uniformly for a short while, or read a checkpoint; measure, and report."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from bilevel.study import files, flags
+from bilevel.study.config import Config, plain
+from bilevel.study.evaluation import trained
+from bilevel.study.feeding import loaders, open_source, steps_in_call
+from bilevel.study.registry import METHODS
+from bilevel.study.run import Run, Setting
+from bilevel.study.suite import opened
+from bilevel.study.task import Task
+from bilevel.study.variant import Variant
+from bilevel.tools.diagnose import report
+from bilevel.tools.diagnose.measure import Compared, Measurement
+from bilevel.training import LoopConfig, hold_run_dir, train
+from bilevel.training.run_dir import CONFIG_NAME, read_settings
+from bilevel.types import UserError
+
+UNUSED = (
+    "compare", "seeds", "big_batch_size", "specific_sets", "same_seconds", "budget_seconds", "trials", "trial_steps",
+    "targets", "eval_only", "checkpoint_every", "tensorboard", "finetune", "hosts",
+)  # fmt: skip
+_WITH_CHECKPOINT = ("data", "run_dir", "progress")
+
+
+@dataclass(frozen=True)
+class Diagnose(Compared):
+    """Can gradient alignments tell the specific from the generic data? A check before a long run.
+
+    Trains a uniform model for a short while, the beginning of a run of --schedule-steps, and measures the specific and the
+    generic acceleration rate (SAR and GAR) every --evaluate-every steps.
+
+    Reference: Grangier, Ablin, Hannun, "Adaptive Training Distributions with Scalable Online Bilevel Optimization",
+    section 6.3.
+    """
+
+    checkpoint: Path | None = None
+    """Measure on the newest checkpoint of this run, RUN_DIR/METHOD-seedN, instead of training. Model and data are the run's; a
+    --data flag that is given replaces the run's own."""
+
+
+def command(task: Task, arguments: Sequence[str], prog: str) -> tuple[Callable[[], None], Any, Path]:
+    """Understand a command line, without running it.
+
+    Returns:
+      What runs it, its settings, and the run directory.
+
+    Raises:
+      UserError: for flags that do not go together, or a checkpoint that is not there.
+    """
+    given = flags.value(arguments, "--checkpoint")
+    settings = None if given is None else ("--checkpoint", _settings_file(Path(given)))
+    found = flags.parse(task, arguments, prog, lambda *_: (), own=Diagnose, adapt=_shorter, settings=settings)
+    config, own = found.config, found.own
+    config = config.with_study(schedule_steps=max(config.study.steps, config.study.schedule_steps))
+    config.study.check()
+    own.check_sizes()
+    found.refuse(UNUSED, "is not for bilevel diagnose, which trains one uniform model: omit it.")
+    if own.checkpoint is not None:
+        others = [name for name in found.changed() if not name.startswith(_WITH_CHECKPOINT)]
+        found.refuse(others, f"does not go with --checkpoint, which takes it from {own.checkpoint}: omit it.")
+        _check_one_set(found, own.checkpoint)
+    return lambda: diagnose(config, task, own), (config, own), config.study.run_dir
+
+
+def diagnose(config: Config, task: Task, own: Diagnose) -> None:
+    """Train or restore, measure, and report."""
+    setting, directory = opened(config, task), config.study.run_dir
+    with hold_run_dir(directory):
+        if own.checkpoint is None:
+            measure, method = Measurement(setting, own, config.study.seed), "uniform"
+            rows = while_training(setting, measure)
+        else:
+            method, seed, model = restored(setting, own.checkpoint)
+            measure = Measurement(setting, own, seed)
+            rows = [{"step": model[0], **measure(model[1])}]
+        about = _about(setting, measure, method, own.pairs)
+        print(report.write(directory, rows, task.measures[0], about | {"settings": plain(own) | plain(config.task)}))
+    print(f"\nPlot: {directory / 'diagnose.svg'}")
+
+
+def while_training(setting: Setting, measure: Measurement) -> list[dict[str, float]]:
+    """Train the uniform model, and measure on the way."""
+    study, mesh, rows = setting.config.study, setting.mesh, []
+    run = Run(setting, "uniform", study.seed, Variant())
+    step, state = run.parts
+
+    def evaluate(state: Any) -> Mapping[str, float]:
+        found = measure(trained(state, mesh))
+        rows.append({"step": int(jax.device_get(state.step)), **found})
+        return found
+
+    source = open_source(study.residence, *loaders(study, run.plan, setting.splits, study.seed, mesh), mesh)
+    loop = LoopConfig(
+        study.steps, log_every=study.log_every, evaluate_every=study.evaluate_every, progress=study.progress,
+        stop_signals=False, steps_per_call=steps_in_call(source, study.steps_per_call),
+    )  # fmt: skip
+    train(step, state, data=source, config=loop, evaluate=evaluate)
+    return rows
+
+
+def restored(setting: Setting, directory: Path) -> tuple[str, int, tuple[int, Any]]:
+    """Return method and seed of a run, and the step and the model of its newest checkpoint.
+
+    Raises:
+      UserError: if there is none, or its run is in progress.
+    """
+    settings = read_settings(directory)
+    method, seed = settings["method"], settings["seed"]
+    run_dir = setting.config.with_study(run_dir=directory.parent)
+    run = Run(setting.of(dataclasses.replace(run_dir, prepared=directory.parent / "prepared")), method, seed, Variant())
+    advice = "give a run that has saved one, or train it again"
+    with hold_run_dir(directory):
+        state = files.newest(directory, run.parts[1], advice)
+    return method, seed, (int(jax.device_get(getattr(state, "train", state).step)), trained(state, setting.mesh))
+
+
+def _shorter(config: Config) -> Config:
+    """A fifth of the task's steps as the beginning of a whole run, with three measurements."""
+    whole = config.study.steps
+    steps = max(1, whole // 5)
+    return config.with_study(
+        steps=steps, schedule_steps=whole, evaluate_every=-(-steps // 3), run_dir=Path("runs/diagnose"), targets=()
+    )
+
+
+def _settings_file(directory: Path) -> Path:
+    file, advice = directory / CONFIG_NAME, "give the directory METHOD-seedN of a run"
+    if not file.is_file():
+        raise UserError(f"--checkpoint {directory} holds no {CONFIG_NAME}: {advice}.")
+    settings = read_settings(directory)
+    if settings.get("method") not in METHODS or not isinstance(settings.get("seed"), int):
+        raise UserError(f"--checkpoint: {file} names no method and seed: {advice}.")
+    return file
+
+
+def _check_one_set(found: flags.Parsed, directory: Path) -> None:
+    """Refuse a run with several specific sets, unless one is named."""
+    sets = getattr(found.before.task.data, "specific", "")
+    if "task_weights" in read_settings(directory).get("variant", {}) and "data.specific" not in found.changed():
+        raise UserError(
+            f"The run in {directory} has several specific sets ({sets}): choose the one to measure on by --data.specific."
+        )
+
+
+def _about(setting: Setting, measure: Measurement, method: str, pairs: int) -> dict[str, Any]:
+    study, (specific, generic) = setting.config.study, measure.rows
+    measured = (
+        f"Model: {method}, seed {study.seed}, b = {study.batch_size}. {specific} specific and {generic} generic rows"
+        f"{'' if measure.held_out else ' (of the training set, as the task has no generic valid set)'}, {pairs} pairs of "
+        f"batches of {measure.batch_rows} other rows."
+    )
+    return {"data": setting.splits.about, "measured": measured, "method": method}

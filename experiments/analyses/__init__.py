@@ -1,1 +1,0 @@
-"""Analyses of learned weights: `python -m experiments.analyses --help`."""
