@@ -1,0 +1,1 @@
+"""Tools around a study, for every task."""

@@ -1,0 +1,102 @@
+"""Parquet files that appear in one piece, and the settings that a folder was made with."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from bilevel.files import appearing
+from bilevel.training.run_dir import flatten, write_atomically
+from bilevel.types import UserError
+
+try:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+except ImportError as missing:
+    raise UserError("The selection needs pyarrow: pip install 'bilevel[experiments]'.") from missing
+
+READ_ROWS = 1 << 17
+_METADATA = b"bilevel"
+_ABANDONED = 86_400.0  # seconds without a write after which the temporary file of a killed process is removed
+_SHOWN = 60
+
+
+def make_folder(folder: Path, flag: str) -> None:
+    """Create a folder, or remove from it what killed processes left a day ago or earlier.
+
+    Raises:
+      UserError: if that fails; `flag` is named as what to change.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"Cannot write to {folder} ({error.strerror}): give another {flag}.") from error
+    for path in folder.glob(".[0-9][0-9][0-9][0-9][0-9]-*.tmp"):
+        with contextlib.suppress(OSError):
+            if time.time() - path.stat().st_mtime > _ABANDONED:
+                path.unlink()
+
+
+def check_settings(folder: Path, settings: Mapping[str, Any], flag: str, write: bool = False) -> None:
+    """Compare settings with those that a folder was made with; if it has none, note them there (with `write`).
+
+    Raises:
+      UserError: if they differ; `flag` is named as what to change.
+    """
+    file = folder / "settings.json"
+    if not file.exists():
+        if write:
+            write_atomically(file, json.dumps(settings, indent=2, ensure_ascii=False) + "\n")
+        return
+    try:
+        before, now = flatten(json.loads(file.read_text("utf-8"))), flatten(settings)
+    except (OSError, ValueError, AttributeError) as error:
+        raise UserError(f"Cannot read the settings in {file} ({error}): repair it, or give another {flag}.") from error
+    names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+    if names:
+        differing = "; ".join(f"{name} was {_show(before, name)}, now {_show(now, name)}" for name in names[:3])
+        raise UserError(
+            f"{folder} was made with other settings ({differing}): give another {flag}, or the same settings to continue."
+        )
+
+
+def _show(settings: Mapping[str, Any], name: str) -> str:
+    text = json.dumps(settings[name], ensure_ascii=False) if name in settings else "absent"
+    return text if len(text) <= _SHOWN else text[:_SHOWN] + "…"
+
+
+@contextlib.contextmanager
+def writing(target: Path, schema: pa.Schema, metadata: Mapping[str, Any]) -> Iterator[pq.ParquetWriter]:
+    """Yield a writer of a Parquet file that appears in one piece, with metadata for `metadata_of`.
+
+    Raises:
+      UserError: if it cannot be written.
+    """
+    with appearing(target) as temporary, pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
+        yield writer
+        writer.add_key_value_metadata({_METADATA: json.dumps(metadata).encode()})
+
+
+def metadata_of(file: Path) -> dict[str, Any] | None:
+    """Return what `writing` noted in a Parquet file; None if there is none, or a damaged one."""
+    try:
+        return json.loads(pq.read_metadata(file).metadata[_METADATA])
+    except (OSError, ValueError, KeyError, TypeError, pa.ArrowException):
+        return None
+
+
+def read_batches(file: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:
+    """Stream columns of a Parquet file, READ_ROWS rows at a time (the last ones excepted).
+
+    Raises:
+      UserError: if it is damaged.
+    """
+    try:
+        with pq.ParquetFile(file) as stored:
+            yield from stored.iter_batches(READ_ROWS, columns=columns)
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(f"{file} is damaged ({error}): remove it, and give the same command again.") from error
