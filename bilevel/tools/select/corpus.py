@@ -32,14 +32,9 @@ class Part(NamedTuple):
     """The file of each document, where files are documents; else empty."""
 
     @property
-    def name(self) -> str:
-        """File, or source, for messages."""
-        return self.source.name
-
-    @property
     def stem(self) -> str:
         """Beginning of the names of the files written for this part."""
-        return f"{self.number:05d}-{re.sub(r'[^A-Za-z0-9._-]', '_', Path(self.name).name)[-_LONGEST_NAME:]}"
+        return f"{self.number:05d}-{re.sub(r'[^A-Za-z0-9._-]', '_', Path(self.source.name).name)[-_LONGEST_NAME:]}"
 
 
 def open_parts(config: Config) -> list[Part]:
@@ -98,5 +93,5 @@ def _reading(part: Part) -> Iterator[None]:
         yield
     except OSError as error:
         raise UserError(
-            f"Cannot read {part.name} ({error.strerror or error}): put it back, or select from other files."
+            f"Cannot read {part.source.name} ({error.strerror or error}): put it back, or select from other files."
         ) from error

@@ -15,8 +15,8 @@ from bilevel.study.task import Task
 from bilevel.tools.select import tables
 from bilevel.tools.select.choice import choose
 from bilevel.tools.select.config import Config
-from bilevel.tools.select.corpus import Part, open_parts
-from bilevel.tools.select.network import Network, load_network
+from bilevel.tools.select.corpus import open_parts
+from bilevel.tools.select.network import load_network
 from bilevel.tools.select.output import SELECTED, Selection
 from bilevel.tools.select.scores import ScoreFiles
 from bilevel.training.progress import Progress
@@ -60,36 +60,31 @@ def select(config: Config, load_task: Callable[[str], Task]) -> None:
     files = ScoreFiles(config, network, parts)
     settings = {"scores": files.settings, **config.choice_settings()}
     tables.check_settings(config.output, settings, "--output")
-    own = parts[config.shard :: config.shards]
-    _score(config, network, files, own)
+    own = list(enumerate(parts[config.shard :: config.shards], start=1))
+    for i, part in own:
+        found = files.found(part)
+        if found is None:
+            print(f"{part.source.name} changed after it was scored: scoring it again.", file=sys.stderr)
+        if not found:
+            with _progress(config, f"scoring {i}/{len(own)} {part.source.name}") as progress:
+                files.score(part, network, config.batch_size, progress)
     if missing := files.missing(config.wait):
         print(
-            f"{len(missing)} of {len(parts)} files are not scored yet (the first is {missing[0].name}): when the other shards "
-            "have scored them, give the same command again, or let it wait for them with --wait SECONDS.",
+            f"{len(missing)} of {len(parts)} files are not scored yet (the first is {missing[0].source.name}): when the other "
+            "shards have scored them, give the same command again, or let it wait for them with --wait SECONDS.",
             file=sys.stderr,
         )
         sys.exit(UNFINISHED)
     choice = choose(config, files, parts)
     tables.check_settings(config.output, settings, "--output", write=True)
     selection = Selection(config, files, parts, choice)
-    for i, part in enumerate(own, start=1):
+    for i, part in own:
         if not selection.is_written(part):
-            with _progress(config, f"writing {i}/{len(own)} {part.name}") as progress:
+            with _progress(config, f"writing {i}/{len(own)} {part.source.name}") as progress:
                 selection.write(part, progress)
     selection.write_summary()
-    done = sum(selection.is_written(part) for part in parts)
-    kept, documents = sum(choice.kept), sum(choice.documents)
+    done, kept, documents = sum(map(selection.is_written, parts)), sum(choice.kept), sum(choice.documents)
     print(f"Kept {kept:,} of {documents:,} documents; {config.output / SELECTED}: {done} of {len(parts)} files.")
-
-
-def _score(config: Config, network: Network, files: ScoreFiles, own: list[Part]) -> None:
-    for i, part in enumerate(own, start=1):
-        found = files.found(part)
-        if found is None:
-            print(f"{part.name} changed after it was scored: scoring it again.", file=sys.stderr)
-        if not found:
-            with _progress(config, f"scoring {i}/{len(own)} {part.name}") as progress:
-                files.score(part, network, config.batch_size, progress)
 
 
 def _progress(config: Config, what: str) -> Progress:

@@ -38,10 +38,10 @@ def load_network(run: Path, name: str | None, load_task: Callable[[str], Task]) 
     Args:
       run: the run's directory METHOD-seedN.
       name: name or file of its task; None: as the run says.
-      load_task: name or file of a task -> the task.
+      load_task: name or file -> task.
 
     Raises:
-      UserError: if the directory is missing or none, its run is not finished, or learned no network that scores documents.
+      UserError: if the run is missing or not finished, or learned no network that scores documents.
     """
     settings = _settings(run)
     task = _task(run, settings["task"], name, load_task)
@@ -58,27 +58,20 @@ def load_network(run: Path, name: str | None, load_task: Callable[[str], Task]) 
 
 
 def _settings(run: Path) -> dict[str, Any]:
-    file = run / WEIGHTS
-    if not run.is_dir():
-        raise UserError(
-            f"--weights {run} is no directory: give METHOD-seedN below the run directory of a finished run."
-        )
     if not (run / CONFIG_NAME).exists():
         inside = sorted(path.parent.name for path in run.glob(f"*/{WEIGHTS}"))
-        hint = f"one of the runs in it, {', '.join(inside)}" if inside else "METHOD-seedN below a run directory"
-        raise UserError(f"--weights {run} holds no {CONFIG_NAME}, so it is not the directory of one run: give {hint}.")
+        hint = f"one of the runs in it, {', '.join(inside)}" if inside else "METHOD-seedN below its run directory"
+        raise UserError(f"--weights {run} is not the directory of a run (it holds no {CONFIG_NAME}): give {hint}.")
     settings = read_settings(run)
     if "task" not in settings:
         raise UserError(f"{run / CONFIG_NAME} names no task: give --weights the directory of a run of bilevel compare.")
-    if not file.exists() and (run / RESULT).exists():
-        raise UserError(
-            f"{run} is a run of {settings.get('method')}, which learns no network that scores rows: give --weights a run of "
-            "soba, dds or anograd."
+    if not (run / WEIGHTS).exists():
+        method = settings.get("method")
+        found = (
+            f"a run of {method}, which learns no network that scores rows: give --weights a run of soba, dds or anograd"
         )
-    if not file.exists():
-        raise UserError(
-            f"{file} does not exist, so this run is not finished: continue it with the command that began it."
-        )
+        unfinished = "not finished: continue it with the command that began it"
+        raise UserError(f"{run} holds no {WEIGHTS}, so it is {found if (run / RESULT).exists() else unfinished}.")
     return settings
 
 
@@ -88,17 +81,13 @@ def _task(run: Path, recorded: str, name: str | None, load_task: Callable[[str],
     except UserError as error:
         if name is not None:
             raise
-        raise UserError(
-            f"--weights {run} is a run of the task {recorded}, which does not come with bilevel: name its file, as in "
-            "--task my_task.py."
-        ) from error
+        hint = "which does not come with bilevel: name its file, as in --task my_task.py"
+        raise UserError(f"--weights {run} is a run of the task {recorded}, {hint}.") from error
     if name is not None and task.name != recorded:
         raise UserError(
             f"--task {name} is the task {task.name}, but --weights {run} is a run of {recorded}: give that."
         )
     if not hasattr(task, "pack"):
-        raise UserError(
-            f"--weights {run} is a run of the task {task.name}, whose rows are not documents (it has no function pack): "
-            "give a run of another task, such as language_modeling."
-        )
+        hint = "whose rows are not documents (it has no function pack): give a run of another one, as language_modeling"
+        raise UserError(f"--weights {run} is a run of the task {task.name}, {hint}.")
     return cast(DocumentTask, task)

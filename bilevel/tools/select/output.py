@@ -13,16 +13,15 @@ from numpy.typing import NDArray
 
 from bilevel.data import digest
 from bilevel.files import appearing
+from bilevel.study.files import read_json, write_json
 from bilevel.tools.select import tables
 from bilevel.tools.select.choice import Choice, Marked, marked, value_of
 from bilevel.tools.select.config import Config
 from bilevel.tools.select.corpus import Part, stream
 from bilevel.tools.select.scores import ScoreFiles
 from bilevel.training.progress import Progress
-from bilevel.training.run_dir import write_atomically
 
-SELECTED = "selected"
-WRITTEN = "written"
+SELECTED, WRITTEN = "selected", "written"
 SCHEMA = pa.schema(
     [("file", pa.dictionary(pa.int32(), pa.string())), ("document", pa.int64()), ("bytes", pa.int64()),
      ("score", pa.float32()), ("kept", pa.bool_())]
@@ -30,17 +29,7 @@ SCHEMA = pa.schema(
 
 
 class Selection:
-    """Writes what is kept, part by part; a note beside each file says which choice it was written for.
-
-    Args:
-      config: the flags.
-      files: all scores.
-      parts: the corpus.
-      choice: what is kept.
-
-    Raises:
-      UserError: if the output cannot be written.
-    """
+    """Writes what is kept, part by part; a note beside each file says which choice it was written for."""
 
     def __init__(self, config: Config, files: ScoreFiles, parts: list[Part], choice: Choice):
         self._config, self._files, self._parts, self._choice = config, files, parts, choice
@@ -51,43 +40,31 @@ class Selection:
 
     def target(self, part: Part) -> Path:
         """The file that is written for a part."""
-        if self._config.format == "parquet":
-            suffix = ".parquet"
-        elif part.source.lines is None:
-            suffix = ".jsonl.gz"
-        else:
-            suffix = "" if part.stem.lower().endswith(".gz") else ".gz"
+        suffix = ".jsonl.gz" if part.source.lines is None else "" if part.stem.lower().endswith(".gz") else ".gz"
+        suffix = ".parquet" if self._config.format == "parquet" else suffix
         return self._config.output / SELECTED / f"{part.stem}{suffix}"
 
     def is_written(self, part: Part) -> bool:
         """Whether the file of a part is complete and belongs to this choice."""
-        try:
-            noted = json.loads(self._note(part).read_text("utf-8"))
-        except (OSError, ValueError):
-            return False
-        return noted == self._noted and self.target(part).exists()
+        note = self._note(part)
+        return note.exists() and self.target(part).exists() and read_json(note) == self._noted
 
     def write(self, part: Part, progress: Progress) -> None:
-        """Write the file of a part, in one piece.
-
-        Raises:
-          UserError: if it cannot be written, or the part's text cannot be read.
-        """
+        """Write the file of a part, in one piece."""
         write = _write_table if self._config.format == "parquet" else _write_documents
         write(self.target(part), part, marked(self._choice, self._config, self._files, part), progress)
-        write_atomically(self._note(part), json.dumps(self._noted) + "\n")
+        write_json(self._note(part), self._noted)
 
     def write_summary(self) -> None:
         """Write summary.json; the same for every process, but for the paths where each has a copy of the corpus."""
-        choice, names = self._choice, [list(part.files) or part.name for part in self._parts]
-        outputs = [self.target(part).name for part in self._parts]
+        c = self._choice
         files = [
-            {"file": name, "documents": documents, "kept": kept, "output": output}
-            for name, documents, kept, output in zip(names, choice.documents, choice.kept, outputs, strict=True)
-        ]
-        counts = {"documents": sum(choice.documents), "kept": sum(choice.kept), "threshold": value_of(choice.threshold)}
-        text = json.dumps({**counts, "files": files}, indent=2, ensure_ascii=False)
-        write_atomically(self._config.output / "summary.json", text + "\n")
+            {"file": list(part.files) or part.source.name, "documents": documents, "kept": kept,
+             "output": self.target(part).name}
+            for part, documents, kept in zip(self._parts, c.documents, c.kept, strict=True)
+        ]  # fmt: skip
+        counts = {"documents": sum(c.documents), "kept": sum(c.kept), "threshold": value_of(c.threshold)}
+        write_json(self._config.output / "summary.json", {**counts, "files": files})
 
     def _note(self, part: Part) -> Path:
         return self._config.output / WRITTEN / f"{part.stem}.json"
@@ -96,11 +73,11 @@ class Selection:
 def _write_table(target: Path, part: Part, scored: Iterator[Marked], progress: Progress) -> None:
     with tables.writing(target, SCHEMA, {}) as writer:
         for batch, kept in scored:
+            which, number = np.zeros_like(batch.document), batch.document
             if part.files:
-                which, number = batch.document.astype(np.int32), np.zeros_like(batch.document)
-            else:
-                which, number = np.zeros(len(kept), np.int32), batch.document
-            file = pa.DictionaryArray.from_arrays(pa.array(which), pa.array(part.files or (part.name,)))
+                which, number = number, which
+            names = pa.array(part.files or (part.source.name,))
+            file = pa.DictionaryArray.from_arrays(pa.array(which.astype(np.int32)), names)
             writer.write_table(pa.table([file, number, batch.size, batch.score, kept], schema=SCHEMA))
             progress.advance(len(kept))
 
@@ -113,31 +90,30 @@ def _write_documents(target: Path, part: Part, scored: Iterator[Marked], progres
         # No name and no time in the header: the same documents give the same bytes.
         gzip.GzipFile(filename="", mode="wb", compresslevel=6, fileobj=raw, mtime=0) as out,
     ):
-        for text, count in (_kept_lines if part.source.lines else _kept_records)(part, kept):
-            out.write(text)
-            progress.advance(count)
+        for lines in (_kept_lines if part.source.lines else _kept_records)(part, kept):
+            out.write(b"".join(lines))
+            progress.advance(len(lines))
 
 
-def _kept_lines(part: Part, kept: NDArray[np.int64]) -> Iterator[tuple[bytes, int]]:
-    """Stream kept lines, some in a piece, and their number."""
+def _kept_lines(part: Part, kept: NDArray[np.int64]) -> Iterator[list[bytes]]:
+    """Stream lists of kept lines."""
     assert part.source.lines is not None
     before = 0
     for block in stream(part, part.source.lines):
         first, stop = np.searchsorted(kept, (before, before + len(block)))
         chosen = [block[number - before] for number in kept[first:stop].tolist()]
         before += len(block)
-        if chosen and not chosen[-1].endswith(b"\n"):
-            chosen[-1] += b"\n"  # the end of the file
-        yield b"".join(chosen), len(chosen)
+        yield [
+            line if line.endswith(b"\n") else line + b"\n" for line in chosen
+        ]  # the last one of a file may have none
 
 
-def _kept_records(part: Part, kept: NDArray[np.int64]) -> Iterator[tuple[bytes, int]]:
+def _kept_records(part: Part, kept: NDArray[np.int64]) -> Iterator[list[bytes]]:
     """Stream kept documents as JSON lines."""
-    left = iter(kept)
-    following = next(left, None)
+    left = iter([*kept.tolist(), -1])
+    following = next(left)
     for number, document in enumerate(stream(part, part.source.read)):
         if number == following:
-            following = next(left, None)
+            following = next(left)
             where = {"file": part.files[number]} if part.files else {"document": number}
-            record = where | {"text": document.text.decode("utf-8")}
-            yield json.dumps(record, ensure_ascii=False).encode() + b"\n", 1
+            yield [json.dumps({**where, "text": document.text.decode()}, ensure_ascii=False).encode() + b"\n"]

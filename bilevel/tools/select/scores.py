@@ -88,19 +88,10 @@ def _cut(
 
 
 class ScoreFiles:
-    """The score files of a corpus, in a folder that all processes share.
-
-    Args:
-      config: the flags.
-      network: what scores.
-      parts: the corpus.
-
-    Raises:
-      UserError: if the folder cannot be written, or holds scores made with other settings.
-    """
+    """The score files of a corpus, in a folder that all processes share."""
 
     def __init__(self, config: Config, network: Network, parts: list[Part]):
-        names = [Path(name).name for part in parts for name in part.files or (part.name,)]
+        names = [Path(name).name for part in parts for name in part.files or (part.source.name,)]
         self.settings: dict[str, Any] = {
             "version": FORMAT_VERSION, "network": network.settings, "field": config.field, "documents": config.documents,
             "files": {"count": len(names), "names": digest(names)},
@@ -139,8 +130,7 @@ class ScoreFiles:
         """Score a part and write its file, in one piece.
 
         Raises:
-          UserError: if the part's text cannot be read, the network gives no number, the file cannot be written, or another
-            process has begun to score with other settings.
+          UserError: if the network gives no number, or another process has begun to score with other settings.
         """
         noted = {"state": state(part), "content": content(part)}
         began, rows_done = time.monotonic(), 0
@@ -149,7 +139,7 @@ class ScoreFiles:
                 if not np.isfinite(scored.score).all():
                     bad = np.flatnonzero(~np.isfinite(scored.score))[0]
                     raise UserError(
-                        f"The weighting network gives {scored.score[bad]} for document {scored.document[bad]} of {part.name}: "
+                        f"The weighting network gives {scored.score[bad]} for document {scored.document[bad]} of {part.source.name}: "
                         "give the weights of a run that did not diverge."
                     )
                 writer.write_table(pa.table(list(scored), schema=SCHEMA))

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from bilevel.files import appearing
-from bilevel.training.run_dir import flatten, write_atomically
+from bilevel.study.files import read_json, write_json
+from bilevel.training.run_dir import flatten
 from bilevel.types import UserError
 
 try:
@@ -50,32 +51,21 @@ def check_settings(folder: Path, settings: Mapping[str, Any], flag: str, write: 
     file = folder / "settings.json"
     if not file.exists():
         if write:
-            write_atomically(file, json.dumps(settings, indent=2, ensure_ascii=False) + "\n")
+            write_json(file, settings)
         return
-    try:
-        before, now = flatten(json.loads(file.read_text("utf-8"))), flatten(settings)
-    except (OSError, ValueError, AttributeError) as error:
-        raise UserError(f"Cannot read the settings in {file} ({error}): repair it, or give another {flag}.") from error
+    before, now = flatten(read_json(file)), flatten(settings)
     names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
     if names:
-        differing = "; ".join(f"{name} was {_show(before, name)}, now {_show(now, name)}" for name in names[:3])
+        shown = [{name: json.dumps(x.get(name, "absent"))[:_SHOWN] for name in names[:3]} for x in (before, now)]
+        differing = "; ".join(f"{name} was {shown[0][name]}, now {shown[1][name]}" for name in names[:3])
         raise UserError(
             f"{folder} was made with other settings ({differing}): give another {flag}, or the same settings to continue."
         )
 
 
-def _show(settings: Mapping[str, Any], name: str) -> str:
-    text = json.dumps(settings[name], ensure_ascii=False) if name in settings else "absent"
-    return text if len(text) <= _SHOWN else text[:_SHOWN] + "…"
-
-
 @contextlib.contextmanager
 def writing(target: Path, schema: pa.Schema, metadata: Mapping[str, Any]) -> Iterator[pq.ParquetWriter]:
-    """Yield a writer of a Parquet file that appears in one piece, with metadata for `metadata_of`.
-
-    Raises:
-      UserError: if it cannot be written.
-    """
+    """Yield a writer of a Parquet file that appears in one piece, with metadata for `metadata_of`."""
     with appearing(target) as temporary, pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
         yield writer
         writer.add_key_value_metadata({_METADATA: json.dumps(metadata).encode()})
