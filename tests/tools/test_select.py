@@ -27,13 +27,12 @@ from bilevel.data import Document, document_blocks, open_source
 from bilevel.devices import sharding
 from bilevel.files import load_tree, save_tree
 from bilevel.nn.weighting import ConvWeighting, NGramWeighting
-from bilevel.tools.select import corpus, scores, tables
-from bilevel.tools.select.choice import choose, gumbel, order_keys, value_of
+from bilevel.study.files import STOPPED
+from bilevel.tools.select import scores
 from bilevel.tools.select.config import Config
-from bilevel.tools.select.corpus import Part
-from bilevel.tools.select.main import UNFINISHED
 from bilevel.tools.select.network import load_network
-from bilevel.tools.select.scores import Scored, ScoreFiles, score_documents
+from bilevel.tools.select.output import choose, gumbel
+from bilevel.tools.select.scores import Part, Scored, ScoreFiles, score_documents
 
 T = 24
 MODULES = {"ngram": NGramWeighting(width=4, hidden=4), "conv": ConvWeighting(layers=2, width=4)}
@@ -162,9 +161,9 @@ def test_scores_are_those_of_the_network(trained: Path, tmp_path: Path, weightin
 def test_scores_do_not_depend_on_how_the_stream_is_cut(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     network = load_network(run, None, cli.load_task)
     documents = [Document(x.encode()) for x in [*texts(50, 6), "", "huge " * 4000, "", *texts(20, 7)]]
-    whole = [scored for scored, _ in score_documents(network, documents, 16)]
+    whole = list(score_documents(network, documents, 16))
     monkeypatch.setattr(scores, "document_blocks", lambda stream, _: document_blocks(stream, 700))
-    pieces = [scored for scored, _ in score_documents(network, documents, 16)]
+    pieces = list(score_documents(network, documents, 16))
     assert len(whole) == 1 < 5 < len(pieces)
     for column, name in enumerate(Scored._fields):
         joined = np.concatenate([piece[column] for piece in pieces])
@@ -202,7 +201,7 @@ def test_documents_are_the_original_lines(run: Path, folder: Path, tmp_path: Pat
 
 def test_large_file_in_both_formats(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Over several blocks of lines and batches of scores, both formats keep the same documents; ties are cut exactly."""
-    monkeypatch.setattr(tables, "READ_ROWS", 1000)
+    monkeypatch.setattr(scores, "READ_ROWS", 1000)
     made = [f"{i % 7:040d}" if i % 3 else "" for i in range(60_000)]
     (tmp_path / "big.txt").write_text("\n".join(made) + "\n")
     call(run, tmp_path / "big.txt", tmp_path / "table", keep_count=12_345, batch_size=2048)
@@ -217,7 +216,7 @@ def test_large_file_in_both_formats(run: Path, tmp_path: Path, monkeypatch: pyte
 
 
 def test_whole_files_arrays_and_other_sources(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(corpus, "FILES_IN_PART", 2)
+    monkeypatch.setattr(scores, "FILES_IN_PART", 2)
     (tmp_path / "files").mkdir()
     for i, text in enumerate(texts(5, 8)):
         (tmp_path / "files" / f"{i}.txt").write_text(f"{text}\nend")
@@ -270,17 +269,9 @@ def test_the_choice_is_that_of_a_stable_sort() -> None:
         config = Config(Path(), "", Path(), keep_count=count)
         found = choose(config, cast(ScoreFiles, files), parts)
         order = np.argsort(-whole, kind="stable")[:count]
-        assert found.kept == np.bincount(owner[order], minlength=5).tolist()
-        assert value_of(found.threshold) == whole[order[-1]]
-        assert (sum(found.documents), sum(found.kept)) == (200, count)
-
-
-def test_order_keys() -> None:
-    values = np.array([-np.float32(3e38), -2, -1e-40, -0.0, 0.0, 1e-40, 1, 1.0000001, 3e38], np.float32)
-    keys = order_keys(values)
-    assert keys[3] == keys[4]
-    assert (np.diff(np.delete(keys, 3).astype(np.int64)) > 0).all()
-    assert [value_of(int(key)) for key in keys] == values.tolist()
+        assert np.flatnonzero(np.concatenate(found.kept)).tolist() == sorted(order)
+        assert [len(kept) for kept in found.kept] == np.bincount(owner, minlength=5).tolist()
+        assert found.threshold == whole[order[-1]]
 
 
 def test_gumbel_draws_in_proportion() -> None:
@@ -372,7 +363,7 @@ def test_a_shard_says_what_it_waits_for(
     spec = f"{folder}/a.txt,{folder}/b.txt.gz"
     with pytest.raises(SystemExit) as stop:
         call(run, spec, tmp_path / "out", shard=0, shards=2, wait=0.1)
-    assert stop.value.code == UNFINISHED
+    assert stop.value.code == STOPPED
     assert "1 of 2 files are not scored yet" in capsys.readouterr().err
     call(run, spec, tmp_path / "out", shard=1, shards=2)
     assert "1 of 2 files." in capsys.readouterr().out
@@ -517,7 +508,7 @@ def test_bad_weights(trained: Path, folder: Path, tmp_path: Path, capsys: pytest
     def told(run: Path, **given: object) -> str:
         return refused(capsys, run, folder / "a.txt", tmp_path / "out", **given)
 
-    assert "is no directory" in told(tmp_path / "nothing")
+    assert "is not the directory of a run" in told(tmp_path / "nothing")
     good = make_run(tmp_path / "runs" / "soba-seed0", trained)
     weights = good / "weights.safetensors"
     assert "give one of the runs in it, soba-seed0" in told(tmp_path / "runs")

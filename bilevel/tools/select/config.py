@@ -30,7 +30,7 @@ class Config:
     output: Path
     """Directory where everything is written."""
     task: str | None = None
-    """Name or file of the run's task (default: as the run says): needed where it is a file of your own."""
+    """Name or file of the run's task, where it is your own (default: as the run says)."""
     field: str | None = None
     """Name of the text field of JSON lines (default: text)."""
     documents: Literal["line", "file"] = "line"
@@ -63,11 +63,7 @@ class Config:
     """Show the progress."""
 
     def check(self) -> None:
-        """Refuse flags that contradict each other or are out of range.
-
-        Raises:
-          UserError: naming them.
-        """
+        """Refuse flags that contradict each other or are out of range, by a `UserError`."""
         if (self.keep_fraction is None) == (self.keep_count is None):
             found = "neither" if self.keep_count is None else "both"
             raise UserError(f"Found {found} of --keep-fraction and --keep-count: give exactly one of them.")
@@ -89,19 +85,3 @@ class Config:
         drawn = {"temperature": self.temperature, "seed": self.seed} if self.rule == "gumbel" else {}
         names = ("format", "keep_fraction", "keep_count", "rule")
         return {name: getattr(self, name) for name in names} | drawn
-
-    def count_of(self, documents: int) -> int:
-        """Return how many documents to keep of a corpus of `documents` that are not blank.
-
-        Raises:
-          UserError: if the corpus has fewer than --keep-count.
-        """
-        if self.keep_fraction is not None:
-            return max(1, round(self.keep_fraction * documents))
-        assert self.keep_count is not None
-        if self.keep_count > documents:
-            raise UserError(
-                f"--keep-count {self.keep_count} is more than the {documents} documents in {self.corpus}: "
-                f"give at most {documents} (what is scored is used again)."
-            )
-        return self.keep_count

@@ -8,35 +8,28 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from bilevel.study.files import STOPPED
 from bilevel.study.task import Task
 from bilevel.tools.select import tables
-from bilevel.tools.select.choice import choose
 from bilevel.tools.select.config import Config
-from bilevel.tools.select.corpus import open_parts
 from bilevel.tools.select.network import load_network
-from bilevel.tools.select.output import SELECTED, Selection
-from bilevel.tools.select.scores import ScoreFiles
+from bilevel.tools.select.output import SELECTED, Selection, choose
+from bilevel.tools.select.scores import ScoreFiles, open_parts
 from bilevel.training.progress import Progress
-
-UNFINISHED = STOPPED
-"""Exit code of a process that has scored its files while those of other shards are not scored yet."""
 
 
 def command(
     arguments: Sequence[str], prog: str, load_task: Callable[[str], Task]
 ) -> tuple[Callable[[], None], Config, Path]:
-    """Understand a command line, without running it.
+    """Understand a command line: what runs it, its settings and the directory that it writes to.
 
     Args:
       arguments: flags.
       prog: for --help.
       load_task: name or file of a task -> the task.
-
-    Returns:
-      What runs it, its settings and the directory that it writes to.
 
     Raises:
       UserError: for flags that contradict each other.
@@ -60,13 +53,13 @@ def select(config: Config, load_task: Callable[[str], Task]) -> None:
     files = ScoreFiles(config, network, parts)
     settings = {"scores": files.settings, **config.choice_settings()}
     tables.check_settings(config.output, settings, "--output")
+    shown = partial(Progress, None, config.progress, unit="document")
     own = list(enumerate(parts[config.shard :: config.shards], start=1))
     for i, part in own:
-        found = files.found(part)
-        if found is None:
+        if (found := files.found(part)) is None:
             print(f"{part.source.name} changed after it was scored: scoring it again.", file=sys.stderr)
         if not found:
-            with _progress(config, f"scoring {i}/{len(own)} {part.source.name}") as progress:
+            with shown(f"scoring {i}/{len(own)} {part.source.name}") as progress:
                 files.score(part, network, config.batch_size, progress)
     if missing := files.missing(config.wait):
         print(
@@ -74,18 +67,14 @@ def select(config: Config, load_task: Callable[[str], Task]) -> None:
             "shards have scored them, give the same command again, or let it wait for them with --wait SECONDS.",
             file=sys.stderr,
         )
-        sys.exit(UNFINISHED)
+        sys.exit(STOPPED)
     choice = choose(config, files, parts)
     tables.check_settings(config.output, settings, "--output", write=True)
     selection = Selection(config, files, parts, choice)
     for i, part in own:
         if not selection.is_written(part):
-            with _progress(config, f"writing {i}/{len(own)} {part.source.name}") as progress:
+            with shown(f"writing {i}/{len(own)} {part.source.name}") as progress:
                 selection.write(part, progress)
-    selection.write_summary()
-    done, kept, documents = sum(map(selection.is_written, parts)), sum(choice.kept), sum(choice.documents)
+    kept, documents = selection.write_summary()
+    done = sum(map(selection.is_written, parts))
     print(f"Kept {kept:,} of {documents:,} documents; {config.output / SELECTED}: {done} of {len(parts)} files.")
-
-
-def _progress(config: Config, what: str) -> Progress:
-    return Progress(None, config.progress, what, unit="document")

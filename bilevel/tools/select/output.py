@@ -1,11 +1,13 @@
-"""The second phase: the table of all documents, or the kept documents themselves, for each part of the corpus."""
+"""The second phase: which documents are kept, and the table of all, or the kept ones themselves, for each part."""
 
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -15,17 +17,77 @@ from bilevel.data import digest
 from bilevel.files import appearing
 from bilevel.study.files import read_json, write_json
 from bilevel.tools.select import tables
-from bilevel.tools.select.choice import Choice, Marked, marked, value_of
 from bilevel.tools.select.config import Config
-from bilevel.tools.select.corpus import Part, stream
-from bilevel.tools.select.scores import ScoreFiles
+from bilevel.tools.select.scores import Part, Scored, ScoreFiles, stream
 from bilevel.training.progress import Progress
+from bilevel.types import UserError
 
 SELECTED, WRITTEN = "selected", "written"
 SCHEMA = pa.schema(
     [("file", pa.dictionary(pa.int32(), pa.string())), ("document", pa.int64()), ("bytes", pa.int64()),
      ("score", pa.float32()), ("kept", pa.bool_())]
 )  # fmt: skip
+
+
+class Choice(NamedTuple):
+    """Which documents are kept."""
+
+    threshold: float
+    """Rank of the last document that is kept."""
+    kept: list[NDArray[np.bool_]]
+    """By part: of each document that is not blank, whether it is kept."""
+
+
+def choose(config: Config, files: ScoreFiles, parts: list[Part]) -> Choice:
+    """Find the documents to keep: exactly as many as the flags ask for; of equal scores the first in the corpus.
+
+    Every process finds the same ones. This takes 9 bytes of memory for each document of the corpus.
+
+    Raises:
+      UserError: if the corpus has no text, or fewer documents than are to be kept.
+    """
+    none = np.zeros(0, np.float32)
+    found = [np.concatenate([none, *(ranks(config, part.number, x) for x in files.read(part))]) for part in parts]
+    whole = np.concatenate(found)
+    if not len(whole):
+        raise UserError(f"{config.corpus} holds no text: give files with text in them.")
+    count = config.keep_count or max(1, round((config.keep_fraction or 0) * len(whole)))
+    if count > len(whole):
+        raise UserError(
+            f"--keep-count {count} is more than the {len(whole)} documents in {config.corpus}: give at most {len(whole)} (what "
+            "is scored is used again)."
+        )
+    threshold = np.partition(whole, len(whole) - count)[len(whole) - count]
+    kept = whole > threshold
+    kept[np.flatnonzero(whole == threshold)[: count - kept.sum()]] = True
+    return Choice(float(threshold), np.split(kept, np.cumsum([len(x) for x in found])[:-1]))
+
+
+def ranks(config: Config, part: int, scored: Scored) -> NDArray[np.float32]:
+    """Return what documents are chosen by, float32 `[n]`, highest first: scores, or with --rule gumbel random ranks."""
+    if config.rule == "top":
+        return scored.score
+    return (scored.score / config.temperature + gumbel(config.seed, part, scored.document)).astype(np.float32)
+
+
+def gumbel(seed: int, part: int, document: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Draw Gumbel noise, float64 `[n]`: a pure function of the seed, the part's and each document's number.
+
+    The k documents with the highest score / temperature + noise are a sample without replacement with probabilities
+    proportional to exp(score / temperature).
+
+    Reference: Kool, van Hoof, Welling, "Stochastic Beams and Where to Find Them", ICML 2019, section 2. The random bits
+    are those of SplitMix64 (Steele, Lea, Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014).
+    """
+    start = hashlib.blake2b(f"{seed},{part}".encode(), digest_size=8).digest()
+    x = np.uint64(int.from_bytes(start, "little")) + (document.astype(np.uint64) + np.uint64(1)) * np.uint64(
+        0x9E3779B97F4A7C15
+    )
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    x = x ^ (x >> np.uint64(31))
+    uniform = ((x >> np.uint64(12)).astype(np.float64) + 0.5) * 2.0**-52
+    return -np.log(-np.log(uniform))
 
 
 class Selection:
@@ -52,25 +114,34 @@ class Selection:
     def write(self, part: Part, progress: Progress) -> None:
         """Write the file of a part, in one piece."""
         write = _write_table if self._config.format == "parquet" else _write_documents
-        write(self.target(part), part, marked(self._choice, self._config, self._files, part), progress)
+        write(self.target(part), part, self._marked(part), progress)
         write_json(self._note(part), self._noted)
 
-    def write_summary(self) -> None:
-        """Write summary.json; the same for every process, but for the paths where each has a copy of the corpus."""
-        c = self._choice
+    def write_summary(self) -> tuple[int, int]:
+        """Write summary.json, the same for every process but for the paths of copies; returns how many of how many are kept."""
         files = [
-            {"file": list(part.files) or part.source.name, "documents": documents, "kept": kept,
+            {"file": list(part.files) or part.source.name, "documents": len(kept), "kept": int(kept.sum()),
              "output": self.target(part).name}
-            for part, documents, kept in zip(self._parts, c.documents, c.kept, strict=True)
+            for part, kept in zip(self._parts, self._choice.kept, strict=True)
         ]  # fmt: skip
-        counts = {"documents": sum(c.documents), "kept": sum(c.kept), "threshold": value_of(c.threshold)}
-        write_json(self._config.output / "summary.json", {**counts, "files": files})
+        kept, documents = (sum(file[name] for file in files) for name in ("kept", "documents"))
+        summary = {"documents": documents, "kept": kept, "threshold": self._choice.threshold, "files": files}
+        write_json(self._config.output / "summary.json", summary)
+        return kept, documents
+
+    def _marked(self, part: Part) -> Iterator[tuple[Scored, NDArray[np.bool_]]]:
+        before, kept = 0, self._choice.kept[part.number]
+        for scored in self._files.read(part):
+            yield scored, kept[before : before + len(scored.score)]
+            before += len(scored.score)
 
     def _note(self, part: Part) -> Path:
         return self._config.output / WRITTEN / f"{part.stem}.json"
 
 
-def _write_table(target: Path, part: Part, scored: Iterator[Marked], progress: Progress) -> None:
+def _write_table(
+    target: Path, part: Part, scored: Iterator[tuple[Scored, NDArray[np.bool_]]], progress: Progress
+) -> None:
     with tables.writing(target, SCHEMA, {}) as writer:
         for batch, kept in scored:
             which, number = np.zeros_like(batch.document), batch.document
@@ -82,7 +153,9 @@ def _write_table(target: Path, part: Part, scored: Iterator[Marked], progress: P
             progress.advance(len(kept))
 
 
-def _write_documents(target: Path, part: Part, scored: Iterator[Marked], progress: Progress) -> None:
+def _write_documents(
+    target: Path, part: Part, scored: Iterator[tuple[Scored, NDArray[np.bool_]]], progress: Progress
+) -> None:
     kept = np.concatenate([np.zeros(0, np.int64), *(batch.document[mask] for batch, mask in scored)])
     with (
         appearing(target) as temporary,

@@ -1,30 +1,111 @@
-"""The first phase: a table of scores for each part of the corpus."""
+"""The first phase: the corpus in parts, and a table of scores for each of them."""
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import re
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from bilevel.data import Document, digest, document_blocks, read_ahead
+from bilevel.data import Document, Source, digest, document_blocks, open_source, read_ahead
+from bilevel.data.opening import open_bytes, size_of, stamp_of
+from bilevel.data.text.files import source_of_files
 from bilevel.study.task import DocumentRows, Pack
 from bilevel.tools.select import tables
 from bilevel.tools.select.config import Config
-from bilevel.tools.select.corpus import Part, content, state, stream
 from bilevel.tools.select.network import Network
 from bilevel.training.progress import Progress
 from bilevel.types import UserError
 
+FILES_IN_PART = 256
+"""Where whole files are documents, this many make up a part."""
+_LONGEST_NAME = 100
 FORMAT_VERSION = 1
+READ_ROWS = 1 << 17
 SCHEMA = pa.schema([("document", pa.int64()), ("bytes", pa.int64()), ("score", pa.float32())])
 _BLOCK_BYTES = 1 << 24
-_IN_FLIGHT = 32  # batches: one huge document must not have all its rows on the device
 _SECONDS_BETWEEN_LOOKS = 0.5
+T = TypeVar("T")
+
+
+class Part(NamedTuple):
+    """A file of the corpus; or a run of files that are a document each; or a source that is not made of files."""
+
+    number: int
+    """Position in the corpus."""
+    source: Source
+    """Its documents."""
+    files: tuple[str, ...] = ()
+    """The file of each document, where files are documents; else empty."""
+
+    @property
+    def stem(self) -> str:
+        """Beginning of the names of the files written for this part."""
+        return f"{self.number:05d}-{re.sub(r'[^A-Za-z0-9._-]', '_', Path(self.source.name).name)[-_LONGEST_NAME:]}"
+
+
+def open_parts(config: Config) -> list[Part]:
+    """Return the parts of the corpus in order; the same for all processes.
+
+    Raises:
+      UserError: for data that are missing or of the wrong kind.
+    """
+    whole = open_source(config.corpus, field=config.field, documents=config.documents, blank_files=True)
+    if not whole.paths:
+        return [Part(0, whole)]
+    size = 1 if config.documents == "line" else FILES_IN_PART
+    parts = []
+    for i, start in enumerate(range(0, len(whole.paths), size)):
+        paths = list(whole.paths[start : start + size])
+        files = tuple(map(str, paths)) if config.documents == "file" else ()
+        name = "files" if files else str(paths[0])
+        parts.append(Part(i, source_of_files(name, paths, config.field, config.documents, blank_files=True), files))
+    return parts
+
+
+def state(part: Part) -> list[list[Any]]:
+    """Return size and time of each file of a part: while they stay, its text has stayed.
+
+    Raises:
+      UserError: if a file is gone.
+    """
+    with _reading(part):
+        found = [[size_of(path), stamp_of(path)] for path in part.source.paths]
+        return found or [[part.source.fingerprint(), None]]
+
+
+def content(part: Part) -> str:
+    """Return a digest of all bytes of a part (of what is not made of files, its `state`); errors as `state`."""
+    with _reading(part):
+        hashes = []
+        for path in part.source.paths:
+            with open_bytes(path, decompress=False) as file:
+                hashes.append(hashlib.file_digest(file, "blake2b").digest())
+        return digest(hashes or [str(state(part))])
+
+
+def stream(part: Part, read: Callable[[], Iterator[T]]) -> Iterator[T]:
+    """Stream `part.source.read` or `part.source.lines`; errors as `state`."""
+    with _reading(part):
+        yield from read()
+
+
+@contextlib.contextmanager
+def _reading(part: Part) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"Cannot read {part.source.name} ({error.strerror or error}): put it back, or select from other files."
+        ) from error
 
 
 class Scored(NamedTuple):
@@ -38,16 +119,11 @@ class Scored(NamedTuple):
     """float32 `[n]`."""
 
 
-def score_documents(network: Network, documents: Iterable[Document], batch_size: int) -> Iterator[tuple[Scored, int]]:
+def score_documents(network: Network, documents: Iterable[Document], batch_size: int) -> Iterator[Scored]:
     """Score documents as a stream: each by the mean logit of its rows, weighted by their bytes.
 
-    Args:
-      network: what scores rows.
-      documents: blank ones (`b""`) get no score.
-      batch_size: rows in one program call; the last one of about 16 MiB of text is padded.
-
-    Yields:
-      The scores of some documents, and the number of their rows. While the device works on them, a thread cuts the next.
+    Blank ones (`b""`) get no score. `batch_size` rows are scored in one program call; the last one of about 16 MiB of text is
+    padded. While the device works on some documents, a thread cuts the next.
     """
     first = 0
     with read_ahead(enumerate(_cut(network.pack, documents, batch_size))) as blocks:
@@ -56,20 +132,12 @@ def score_documents(network: Network, documents: Iterable[Document], batch_size:
                 owner = np.concatenate([rows.owner for rows in batches])
                 size = np.concatenate([rows.size for rows in batches])
                 weight = np.bincount(owner, size, len(sizes))
-                total = np.bincount(owner, size * _logits(network, batches), len(sizes))
+                begun = [network.logits(rows.batch) for rows in batches]
+                logits = [np.asarray(x)[: len(rows.owner)] for x, rows in zip(begun, batches, strict=True)]
+                total = np.bincount(owner, size * np.concatenate(logits, dtype=np.float64), len(sizes))
                 chosen = np.flatnonzero(weight)
-                score = (total[chosen] / weight[chosen]).astype(np.float32)
-                yield Scored(first + chosen, sizes[chosen], score), len(owner)
+                yield Scored(first + chosen, sizes[chosen], (total[chosen] / weight[chosen]).astype(np.float32))
             first += len(sizes)
-
-
-def _logits(network: Network, batches: list[DocumentRows]) -> NDArray[np.float64]:
-    found = []
-    for start in range(0, len(batches), _IN_FLIGHT):
-        some = batches[start : start + _IN_FLIGHT]
-        begun = [network.logits(rows.batch) for rows in some]
-        found += [np.asarray(x, np.float64)[: len(rows.owner)] for x, rows in zip(begun, some, strict=True)]
-    return np.concatenate(found)
 
 
 def _cut(
@@ -112,10 +180,8 @@ class ScoreFiles:
     def found(self, part: Part, exact: bool = True) -> bool | None:
         """Whether the scores of a part are there; None if those that are there come from another text.
 
-        Args:
-          part: of the corpus.
-          exact: whether files with other times than those that were scored are read, to see whether they are the same. False
-            goes by their sizes: for the parts of other shards, which may lie on a machine of their own.
+        If its files have other times than those that were scored, they are read to see whether they are the same. Without
+        `exact`, sizes decide: for the parts of other shards, which may lie on a machine of their own.
         """
         noted = tables.metadata_of(self.file(part))
         if noted is None:
@@ -127,32 +193,29 @@ class ScoreFiles:
         return (same and (not exact or noted["content"] == content(part))) or None
 
     def score(self, part: Part, network: Network, batch_size: int, progress: Progress) -> None:
-        """Score a part and write its file, in one piece.
-
-        Raises:
-          UserError: if the network gives no number, or another process has begun to score with other settings.
-        """
+        """Score a part and write its file, in one piece; a `UserError` says that the network gives no number."""
         noted = {"state": state(part), "content": content(part)}
-        began, rows_done = time.monotonic(), 0
         with tables.writing(self.file(part), SCHEMA, noted) as writer:
-            for scored, rows in score_documents(network, stream(part, part.source.read), batch_size):
-                if not np.isfinite(scored.score).all():
-                    bad = np.flatnonzero(~np.isfinite(scored.score))[0]
+            for scored in score_documents(network, stream(part, part.source.read), batch_size):
+                for bad in np.flatnonzero(~np.isfinite(scored.score))[:1]:
                     raise UserError(
-                        f"The weighting network gives {scored.score[bad]} for document {scored.document[bad]} of {part.source.name}: "
-                        "give the weights of a run that did not diverge."
+                        f"The weighting network gives {scored.score[bad]} for document {scored.document[bad]} of "
+                        f"{part.source.name}: give the weights of a run that did not diverge."
                     )
                 writer.write_table(pa.table(list(scored), schema=SCHEMA))
-                rows_done += rows
                 progress.advance(len(scored.document))
-                progress.show({"rows/s": rows_done / max(time.monotonic() - began, 1e-9)})
             # Now that there is something made with them.
             tables.check_settings(self._folder, self.settings, self._flag, write=True)
 
     def read(self, part: Part) -> Iterator[Scored]:
-        """Stream the scores of a part."""
-        for batch in tables.read_batches(self.file(part), SCHEMA.names):
-            yield Scored(*(column.to_numpy() for column in batch.columns))
+        """Stream the scores of a part, READ_ROWS at a time; a `UserError` says that their file is damaged."""
+        file = self.file(part)
+        try:
+            with pq.ParquetFile(file) as stored:
+                for batch in stored.iter_batches(READ_ROWS, columns=SCHEMA.names):
+                    yield Scored(*(column.to_numpy() for column in batch.columns))
+        except (OSError, pa.ArrowException) as error:
+            raise UserError(f"{file} is damaged ({error}): remove it, and give the same command again.") from error
 
     def missing(self, seconds: float) -> list[Part]:
         """Return the parts without scores, after waiting for them for at most `seconds`."""

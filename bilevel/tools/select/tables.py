@@ -20,18 +20,13 @@ try:
 except ImportError as missing:
     raise UserError("The selection needs pyarrow: pip install 'bilevel[experiments]'.") from missing
 
-READ_ROWS = 1 << 17
 _METADATA = b"bilevel"
 _ABANDONED = 86_400.0  # seconds without a write after which the temporary file of a killed process is removed
 _SHOWN = 60
 
 
 def make_folder(folder: Path, flag: str) -> None:
-    """Create a folder, or remove from it what killed processes left a day ago or earlier.
-
-    Raises:
-      UserError: if that fails; `flag` is named as what to change.
-    """
+    """Create a folder (on failure, `flag` is what to change), or remove from it what killed processes left a day ago."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -77,16 +72,3 @@ def metadata_of(file: Path) -> dict[str, Any] | None:
         return json.loads(pq.read_metadata(file).metadata[_METADATA])
     except (OSError, ValueError, KeyError, TypeError, pa.ArrowException):
         return None
-
-
-def read_batches(file: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:
-    """Stream columns of a Parquet file, READ_ROWS rows at a time (the last ones excepted).
-
-    Raises:
-      UserError: if it is damaged.
-    """
-    try:
-        with pq.ParquetFile(file) as stored:
-            yield from stored.iter_batches(READ_ROWS, columns=columns)
-    except (OSError, pa.ArrowException) as error:
-        raise UserError(f"{file} is damaged ({error}): remove it, and give the same command again.") from error
