@@ -149,19 +149,24 @@ def _analyse(arguments: Sequence[str]) -> Command:
 
 
 def _select(arguments: Sequence[str]) -> Command:
+    _check_tyro()
     from bilevel.tools import select
 
-    return Command(*select.command(arguments, "bilevel select"))
+    return Command(*select.command(arguments, "bilevel select", load_task))
 
 
 def _task(arguments: Sequence[str], command: str) -> tuple[Any, Sequence[str]]:
     if not arguments or arguments[0].startswith("-"):
         raise UserError(f"bilevel {command} needs a task: one of {', '.join(TASKS)}, or a file my_task.py.")
+    _check_tyro()
+    return load_task(arguments[0]), arguments[1:]
+
+
+def _check_tyro() -> None:
     try:
         import tyro  # noqa: F401 (needed by all commands)
     except ImportError as error:
         raise UserError("The command line needs tyro: pip install 'bilevel[experiments]'.") from error
-    return load_task(arguments[0]), arguments[1:]
 
 
 def _join(hosts: Any) -> None:

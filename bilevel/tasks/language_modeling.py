@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
-from bilevel.data import PackedText, RowView, open_source, open_specific, options_of, pack, rows_in_both
+from bilevel.data import PackedText, RowView, cut_rows, open_source, open_specific, options_of, pack, rows_in_both
 from bilevel.nn.transformer import (
     SIZES,
     Transformer,
@@ -25,6 +25,7 @@ from bilevel.nn.weighting import ConvWeighting, NGramWeighting, logit_fn
 from bilevel.study import Evaluate, Known, Measure, Model, ModelOptions, ParamFilter, Splits, Text, Weighting
 from bilevel.study.config import free
 from bilevel.study.evaluation import evaluator
+from bilevel.study.task import DocumentRows, Pack
 from bilevel.types import Array, Batch, ModelState, Params, UserError
 
 HELD_OUT_EVERY = 50
@@ -170,7 +171,7 @@ class LanguageModeling:
             describe=f"transformer {size}",
         )
 
-    def weighting(self, config: LanguageConfig, splits: Splits) -> Weighting:
+    def weighting(self, config: LanguageConfig, splits: Splits | None) -> Weighting:
         """Build the weighting network over bytes.
 
         Raises:
@@ -186,6 +187,15 @@ class LanguageModeling:
             module = NGramWeighting(width=m.weighting_width, hidden=m.weighting_width)
         tokens, count = jnp.zeros((1, length), jnp.uint8), jnp.full((1,), length, jnp.int32)
         return Weighting(lambda key: module.init(key, tokens, count)["params"], logit_fn(module))
+
+    def pack(self, config: LanguageConfig) -> Pack:
+        """Return what cuts documents into windows of --data.length bytes, as in training."""
+
+        def rows(documents: list[bytes], most: int) -> Iterator[DocumentRows]:
+            for cut in cut_rows(documents, config.data.length, most):
+                yield DocumentRows({"tokens": cut.tokens, "length": cut.length}, cut.owner, cut.length)
+
+        return rows
 
     def evaluate(self, config: LanguageConfig, splits: Splits, model: Model) -> Evaluate:
         """Return the nats per byte of a data set: total nats over total bytes."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from bilevel.study.config import flag_of
 from bilevel.types import UserError
 
 
@@ -13,9 +14,9 @@ from bilevel.types import UserError
 class Config:
     """Select the documents of a corpus that a trained weighting network prefers.
 
-    Scores every document with the network of a finished run of experiments.language_modeling, and keeps a stated share or
-    number of them. The score of a document is the mean of the network's logits over the rows of --length bytes (of that
-    run) that packing cuts it into, weighted by their bytes; blank documents are not scored and never kept.
+    Scores every document with the network of a finished run, and keeps a stated share or number of them. The score of a
+    document is the mean of the network's logits over the rows that the run's task cuts it into, weighted by their bytes; blank
+    documents are not scored and never kept.
 
     The same command continues a selection that was stopped or killed. Several processes share the work: start the same
     command once for each, with --shards N and --shard 0 … N-1.
@@ -28,6 +29,8 @@ class Config:
     .npy or .npz), tfds:NAME[:SPLIT[:FIELD]], or python:stdlib."""
     output: Path
     """Directory where everything is written."""
+    task: str | None = None
+    """Name or file of the run's task, where it is your own (default: as the run says)."""
     field: str | None = None
     """Name of the text field of JSON lines (default: text)."""
     documents: Literal["line", "file"] = "line"
@@ -60,52 +63,25 @@ class Config:
     """Show the progress."""
 
     def check(self) -> None:
-        """Checks the flags.
-
-        Raises:
-          UserError: if some contradict each other or are out of range.
-        """
+        """Refuse flags that contradict each other or are out of range, by a `UserError`."""
         if (self.keep_fraction is None) == (self.keep_count is None):
             found = "neither" if self.keep_count is None else "both"
             raise UserError(f"Found {found} of --keep-fraction and --keep-count: give exactly one of them.")
         if self.keep_fraction is not None and not 0 < self.keep_fraction <= 1:
             raise UserError(f"--keep-fraction {self.keep_fraction} must be above 0 and at most 1.")
-        if self.keep_count is not None and self.keep_count < 1:
-            raise UserError(f"--keep-count {self.keep_count} must be at least 1.")
+        for name, least in (("keep_count", 1), ("batch_size", 1), ("seed", 0), ("shards", 1)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise UserError(f"{flag_of(name)} {value} must be at least {least}.")
         if not 0 <= self.shard < self.shards:
             raise UserError(
                 f"--shard {self.shard} --shards {self.shards}: number the processes from 0 to one less than --shards."
             )
-        if self.batch_size < 1:
-            raise UserError(f"--batch-size {self.batch_size} must be at least 1.")
         if not self.temperature > 0:
             raise UserError(f"--temperature {self.temperature} must be above 0.")
-        if self.seed < 0:
-            raise UserError(f"--seed {self.seed} must be at least 0.")
-
-    @property
-    def scores_dir(self) -> Path:
-        """Where scores are kept."""
-        return self.scores or self.output / "scores"
 
     def choice_settings(self) -> dict[str, Any]:
         """What decides which documents are kept, given the scores, and how they are written."""
         drawn = {"temperature": self.temperature, "seed": self.seed} if self.rule == "gumbel" else {}
         names = ("format", "keep_fraction", "keep_count", "rule")
         return {name: getattr(self, name) for name in names} | drawn
-
-    def count_of(self, documents: int) -> int:
-        """Documents to keep of a corpus of `documents` that are not blank.
-
-        Raises:
-          UserError: if the corpus has fewer than --keep-count.
-        """
-        if self.keep_fraction is not None:
-            return max(1, round(self.keep_fraction * documents))
-        assert self.keep_count is not None
-        if self.keep_count > documents:
-            raise UserError(
-                f"--keep-count {self.keep_count} is more than the {documents} documents in {self.corpus}: "
-                f"give at most {documents} (the scores in {self.scores_dir} are used again)."
-            )
-        return self.keep_count

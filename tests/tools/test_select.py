@@ -7,10 +7,10 @@ import gzip
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -20,40 +20,61 @@ import jax.numpy as jnp
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import yaml
 
+from bilevel import cli
 from bilevel.data import Document, document_blocks, open_source
+from bilevel.devices import sharding
+from bilevel.files import load_tree, save_tree
 from bilevel.nn.weighting import ConvWeighting, NGramWeighting
-from bilevel.training.run_dir import read_settings
-from experiments import cli
-from experiments.select import corpus, scores, tables
-from experiments.select.__main__ import UNFINISHED, main
-from experiments.select.choice import choose, gumbel, order_keys, value_of
-from experiments.select.config import Config
-from experiments.select.corpus import Part
-from experiments.select.network import load_network
-from experiments.select.scores import Scored, ScoreFiles, score_documents
+from bilevel.study.files import STOPPED
+from bilevel.tools.select import scores
+from bilevel.tools.select.config import Config
+from bilevel.tools.select.network import load_network
+from bilevel.tools.select.output import choose, gumbel
+from bilevel.tools.select.scores import Part, Scored, ScoreFiles, score_documents
 
 T = 24
 MODULES = {"ngram": NGramWeighting(width=4, hidden=4), "conv": ConvWeighting(layers=2, width=4)}
 WORDS = ["the", "cat", "sat", "on", "a", "mat", "while", "rain", "fell", "över", "old", "town", "people", "ran"]
 
 
-def make_run(path: Path, *, weighting: str = "ngram", method: str = "soba", seed: int = 0) -> Path:
-    """A finished run with random weights."""
-    module = MODULES[weighting]
-    shape = jnp.zeros((1, T), jnp.uint8), jnp.zeros((1,), jnp.int32)
-    leaves = jax.tree.leaves(jax.eval_shape(module.init, jax.random.key(0), *shape)["params"])
-    rng = np.random.default_rng(seed)
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of the smallest kind."""
+    path = tmp_path_factory.mktemp("trained")
+    (path / "generic.txt").write_text("\n".join(texts(200, 1)), "utf-8")
+    (path / "specific.txt").write_text("\n".join(texts(200, 2)), "utf-8")
+    given = {
+        "compare": "soba", "steps": 2, "batch-size": 2, "big-batch-size": 4, "log-every": 1, "evaluate-rows": 8,
+        "run-dir": path / "run", "data.generic": path / "generic.txt", "data.specific": path / "specific.txt",
+        "data.cache-dir": path / "cache", "data.length": T, "model.weighting-width": 4, "model.weighting-layers": 2,
+        "optimizer.warmup": 0,
+    }  # fmt: skip
+    mesh = sharding.make_mesh(jax.devices()[:1])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sharding, "make_mesh", lambda *devices: mesh)
+        more = [x for name, value in given.items() for x in (f"--{name}", str(value))]
+        cli.main(["compare", "language_modeling", *more, "--no-progress"])
+    return path / "run" / "soba-seed0"
+
+
+def make_run(path: Path, like: Path, *, weighting: str = "ngram", seed: int = 0, **settings: object) -> Path:
+    """A finished run with random weights, which tell texts apart better than those of two steps."""
     path.mkdir(parents=True)
-    np.savez(path / "weights.npz", **{f"leaf_{i}": rng.normal(size=x.shape).astype("f4") for i, x in enumerate(leaves)})
-    model = {"weighting": weighting, "weighting_layers": 2, "weighting_width": 4}
-    (path / "config.yaml").write_text(json.dumps({"format": 1, "method": method, "length": T, "model": model}))
+    found = yaml.safe_load((like / "config.yaml").read_text())
+    found["model"]["weighting"] = weighting
+    (path / "config.yaml").write_text(yaml.safe_dump({**found, **settings}))
+    shape = jnp.zeros((1, T), jnp.uint8), jnp.zeros((1,), jnp.int32)
+    shapes = jax.eval_shape(MODULES[weighting].init, jax.random.key(0), *shape)["params"]
+    rng = np.random.default_rng(seed)
+    save_tree(path / "weights.safetensors", jax.tree.map(lambda x: rng.normal(size=x.shape).astype("f4"), shapes))
     return path
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_run(tmp_path_factory.mktemp("run") / "soba-seed0")
+def run(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_run(tmp_path_factory.mktemp("run") / "soba-seed0", trained)
 
 
 def texts(count: int, seed: int) -> list[str]:
@@ -86,7 +107,7 @@ def flags(run: Path, corpus: object, output: Path, **given: object) -> list[str]
 
 
 def call(run: Path, corpus: object, output: Path, **given: object) -> None:
-    cli.run(Config, main, flags(run, corpus, output, **given))
+    cli.main(["select", *flags(run, corpus, output, **given)])
 
 
 def rows_in(output: Path) -> list[dict[str, Any]]:
@@ -106,12 +127,8 @@ def everything(output: Path) -> dict[str, str]:
 
 def direct_scores(run: Path, documents: list[str]) -> list[float]:
     """The network applied to the rows of each document, cut by hand."""
-    settings = read_settings(run)
-    module = MODULES[settings["model"]["weighting"]]
-    shape = jnp.zeros((1, T), jnp.uint8), jnp.zeros((1,), jnp.int32)
-    tree = jax.tree.structure(jax.eval_shape(module.init, jax.random.key(0), *shape)["params"])
-    with np.load(run / "weights.npz") as stored:
-        params = jax.tree.unflatten(tree, [jnp.asarray(stored[f"leaf_{i}"]) for i in range(tree.num_leaves)])
+    module = MODULES[yaml.safe_load((run / "config.yaml").read_text())["model"]["weighting"]]
+    params, _ = load_tree(run / "weights.safetensors")
     cut: list[list[bytes]] = []
     for text in (document.encode() for document in documents):
         pieces = [text[i : i + T] for i in range(0, len(text), T)]
@@ -126,9 +143,9 @@ def direct_scores(run: Path, documents: list[str]) -> list[float]:
     return [sum(len(x) * float(next(logits)) for x in pieces) / sum(map(len, pieces)) for pieces in cut]
 
 
-@pytest.mark.parametrize("weighting", ["ngram", "conv"])
-def test_scores_are_those_of_the_network(tmp_path: Path, weighting: str) -> None:
-    run = make_run(tmp_path / "soba-seed0", weighting=weighting)
+@pytest.mark.parametrize("weighting", ["trained", "ngram", "conv"])
+def test_scores_are_those_of_the_network(trained: Path, tmp_path: Path, weighting: str) -> None:
+    run = trained if weighting == "trained" else make_run(tmp_path / "soba-seed0", trained, weighting=weighting)
     documents = [*texts(12, 5), "x", "y" * (T + 15), "z" * (T + 16), "long " * 800]
     (tmp_path / "text.txt").write_text("\n".join(documents) + "\n")
     call(run, tmp_path / "text.txt", tmp_path / "out", keep_fraction=0.25, batch_size=3)
@@ -136,17 +153,17 @@ def test_scores_are_those_of_the_network(tmp_path: Path, weighting: str) -> None
     wanted = direct_scores(run, documents)
     np.testing.assert_allclose([row["score"] for row in rows], wanted, rtol=1e-4, atol=1e-4)
     assert [row["bytes"] for row in rows] == [len(x.encode()) for x in documents]
-    assert np.ptp(wanted) > 1e-2
+    assert np.ptp(wanted) > (1e-6 if weighting == "trained" else 1e-2)
     best = sorted(range(len(wanted)), key=lambda i: -wanted[i])[:4]
     assert {row["document"] for row in rows if row["kept"]} == set(best)
 
 
 def test_scores_do_not_depend_on_how_the_stream_is_cut(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    network = load_network(run)
+    network = load_network(run, None, cli.load_task)
     documents = [Document(x.encode()) for x in [*texts(50, 6), "", "huge " * 4000, "", *texts(20, 7)]]
-    whole = [scored for scored, _ in score_documents(network, documents, 16)]
+    whole = list(score_documents(network, documents, 16))
     monkeypatch.setattr(scores, "document_blocks", lambda stream, _: document_blocks(stream, 700))
-    pieces = [scored for scored, _ in score_documents(network, documents, 16)]
+    pieces = list(score_documents(network, documents, 16))
     assert len(whole) == 1 < 5 < len(pieces)
     for column, name in enumerate(Scored._fields):
         joined = np.concatenate([piece[column] for piece in pieces])
@@ -184,8 +201,7 @@ def test_documents_are_the_original_lines(run: Path, folder: Path, tmp_path: Pat
 
 def test_large_file_in_both_formats(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Over several blocks of lines and batches of scores, both formats keep the same documents; ties are cut exactly."""
-    monkeypatch.setattr(tables, "READ_ROWS", 1000)
-    monkeypatch.setattr(scores, "GROUP_ROWS", 3000)
+    monkeypatch.setattr(scores, "READ_ROWS", 1000)
     made = [f"{i % 7:040d}" if i % 3 else "" for i in range(60_000)]
     (tmp_path / "big.txt").write_text("\n".join(made) + "\n")
     call(run, tmp_path / "big.txt", tmp_path / "table", keep_count=12_345, batch_size=2048)
@@ -200,7 +216,7 @@ def test_large_file_in_both_formats(run: Path, tmp_path: Path, monkeypatch: pyte
 
 
 def test_whole_files_arrays_and_other_sources(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(corpus, "FILES_IN_PART", 2)
+    monkeypatch.setattr(scores, "FILES_IN_PART", 2)
     (tmp_path / "files").mkdir()
     for i, text in enumerate(texts(5, 8)):
         (tmp_path / "files" / f"{i}.txt").write_text(f"{text}\nend")
@@ -245,7 +261,7 @@ class FewScores:
 
 
 def test_the_choice_is_that_of_a_stable_sort() -> None:
-    parts = [Part(i, f"{i}", open_source("python:topics")) for i in range(5)]
+    parts = [Part(i, open_source("python:topics")) for i in range(5)]
     files = FewScores(parts)
     whole = np.concatenate(files.scores)
     owner = np.repeat(np.arange(5), [len(x) for x in files.scores])
@@ -253,17 +269,9 @@ def test_the_choice_is_that_of_a_stable_sort() -> None:
         config = Config(Path(), "", Path(), keep_count=count)
         found = choose(config, cast(ScoreFiles, files), parts)
         order = np.argsort(-whole, kind="stable")[:count]
-        assert [part.kept for part in found.parts] == np.bincount(owner[order], minlength=5).tolist()
-        assert value_of(found.threshold) == whole[order[-1]]
-        assert (found.documents, found.kept) == (200, count)
-
-
-def test_order_keys() -> None:
-    values = np.array([-np.float32(3e38), -2, -1e-40, -0.0, 0.0, 1e-40, 1, 1.0000001, 3e38], np.float32)
-    keys = order_keys(values)
-    assert keys[3] == keys[4]
-    assert (np.diff(np.delete(keys, 3).astype(np.int64)) > 0).all()
-    assert [value_of(int(key)) for key in keys] == values.tolist()
+        assert np.flatnonzero(np.concatenate(found.kept)).tolist() == sorted(order)
+        assert [len(kept) for kept in found.kept] == np.bincount(owner, minlength=5).tolist()
+        assert found.threshold == whole[order[-1]]
 
 
 def test_gumbel_draws_in_proportion() -> None:
@@ -294,8 +302,7 @@ def test_drawn_selection(run: Path, folder: Path, tmp_path: Path) -> None:
 
 
 def command(*arguments: str, before: str = "") -> subprocess.Popen[str]:
-    code = f"{before}\nfrom experiments import cli\nfrom experiments.select.__main__ import main\n"
-    code += "from experiments.select.config import Config\ncli.run(Config, main)"
+    code = f"{before}\nimport sys\nfrom bilevel.cli import main\nmain(['select', *sys.argv[1:]])"
     return subprocess.Popen(
         [sys.executable, "-c", code, *arguments],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
@@ -356,7 +363,7 @@ def test_a_shard_says_what_it_waits_for(
     spec = f"{folder}/a.txt,{folder}/b.txt.gz"
     with pytest.raises(SystemExit) as stop:
         call(run, spec, tmp_path / "out", shard=0, shards=2, wait=0.1)
-    assert stop.value.code == UNFINISHED
+    assert stop.value.code == STOPPED
     assert "1 of 2 files are not scored yet" in capsys.readouterr().err
     call(run, spec, tmp_path / "out", shard=1, shards=2)
     assert "1 of 2 files." in capsys.readouterr().out
@@ -446,20 +453,6 @@ def test_blank_files_of_lines_are_nothing(run: Path, folder: Path, tmp_path: Pat
     assert [file["documents"] for file in summary["files"]] == [38, 30, 0, 0, 0]
 
 
-def test_what_is_being_written_does_not_look_abandoned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tables, "_TOUCHED", 0.05)
-    with tables.appearing(tmp_path / "00000-a.parquet") as temporary:
-        temporary.write_bytes(b"x")
-        os.utime(temporary, (0, 0))
-        for _ in range(200):
-            time.sleep(0.05)
-            if temporary.stat().st_mtime > 0:
-                break
-        tables.make_folder(tmp_path, "--output")
-        assert temporary.exists()
-    assert (tmp_path / "00000-a.parquet").read_bytes() == b"x"
-
-
 def test_too_high_a_count_is_told_and_can_be_lowered(
     run: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -507,41 +500,68 @@ def test_bad_flags(name: str, run: Path, folder: Path, tmp_path: Path, capsys: p
 
 def test_neither_flag(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        cli.run(Config, main, ["--weights", str(run), "--corpus", "x", "--output", str(tmp_path)])
+        cli.main(["select", "--weights", str(run), "--corpus", "x", "--output", str(tmp_path)])
     assert "Found neither of --keep-fraction and --keep-count" in capsys.readouterr().err
 
 
-def test_bad_weights(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    def told(run: Path) -> str:
-        return refused(capsys, run, folder / "a.txt", tmp_path / "out")
+def test_bad_weights(trained: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def told(run: Path, **given: object) -> str:
+        return refused(capsys, run, folder / "a.txt", tmp_path / "out", **given)
 
-    assert "is no directory" in told(tmp_path / "nothing")
-    good = make_run(tmp_path / "runs" / "soba-seed0")
+    assert "is not the directory of a run" in told(tmp_path / "nothing")
+    good = make_run(tmp_path / "runs" / "soba-seed0", trained)
+    weights = good / "weights.safetensors"
     assert "give one of the runs in it, soba-seed0" in told(tmp_path / "runs")
-    assert "uniform, which learns no network" in told(make_run(tmp_path / "uniform-seed0", method="uniform"))
-    other = make_run(tmp_path / "other", weighting="conv")
+    other = make_run(tmp_path / "other", trained, weighting="conv")
     (other / "config.yaml").write_text((good / "config.yaml").read_text())
-    assert "do not have the shapes" in told(other)
+    assert "weights.safetensors does not fit" in told(other)
     (other / "config.yaml").write_text(json.dumps({"format": 1, "method": "soba"}))
-    assert "lacks the settings of a language-modelling run (KeyError: 'length')" in told(other)
-    with np.load(good / "weights.npz") as stored:
-        np.savez(good / "weights.npz", **{name: np.full_like(stored[name], np.nan) for name in stored.files})
+    assert "names no task" in told(other)
+    tree, _ = load_tree(weights)
+    save_tree(weights, jax.tree.map(lambda x: np.full_like(x, np.nan), tree))
     assert "gives nan for document 0" in told(good)
-    (good / "weights.npz").write_bytes(b"PK\x03\x04 cut off")
-    assert "weights.npz is damaged" in told(good)
-    (good / "weights.npz").unlink()
+    weights.write_bytes(b"cut off")
+    assert "cannot be read as a safetensors file" in told(good)
+    weights.unlink()
     assert "this run is not finished: continue it" in told(good)
+    shutil.copy(trained / "result.json", good)
+    (good / "config.yaml").write_text((good / "config.yaml").read_text().replace("method: soba", "method: uniform"))
+    assert "uniform, which learns no network" in told(good)
+
+
+OWN = """
+import dataclasses
+from bilevel.tasks.language_modeling import LanguageModeling
+class Own(LanguageModeling):
+    name = "own"
+    config = dataclasses.make_dataclass("Settings", [], bases=(LanguageModeling.config,), frozen=True)
+TASK = Own()
+"""
+
+
+def test_other_tasks(trained: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A task of one's own is named by its file; one whose rows are not documents is refused."""
+    (tmp_path / "own_task.py").write_text(OWN)
+    own = make_run(tmp_path / "own", trained, task="own")
+    given = own, folder / "a.txt", tmp_path / "out"
+    assert "run of the task own, which does not come with bilevel: name its file" in refused(capsys, *given)
+    assert "but --weights" in refused(capsys, *given, task="language_modeling")
+    call(*given, task=tmp_path / "own_task.py")
+    call(make_run(tmp_path / "same", trained), folder / "a.txt", tmp_path / "same_out")
+    assert rows_in(tmp_path / "out") == rows_in(tmp_path / "same_out")
+    rows = make_run(tmp_path / "rows", trained, task="tabular")
+    assert "whose rows are not documents" in refused(capsys, rows, folder / "a.txt", tmp_path / "new")
 
 
 def test_other_settings_are_refused(
-    run: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    trained: Path, run: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
     call(run, folder / "a.txt", out)
     before = everything(out)
     error = refused(capsys, run, folder / "a.txt", out, keep_count=11)
     assert "made with other settings (keep_count was 10, now 11): give another --output" in error
-    assert "network.parameters was" in refused(capsys, make_run(tmp_path / "b", seed=1), folder / "a.txt", out)
+    assert "network.parameters was" in refused(capsys, make_run(tmp_path / "b", trained, seed=1), folder / "a.txt", out)
     assert "files.count was 1, now 2" in refused(capsys, run, f"{folder}/a.txt,{folder}/b.txt.gz", out)
     given: dict[str, object] = {"scores": out / "scores", "documents": "file"}
     assert 'documents was "line", now "file"' in refused(capsys, run, folder / "a.txt", tmp_path / "new", **given)
@@ -569,7 +589,7 @@ def test_damaged_scores_are_made_again(run: Path, folder: Path, tmp_path: Path) 
 
 
 def test_temporary_files_are_removed(run: Path, folder: Path, tmp_path: Path) -> None:
-    """All of this process; of others, only those that nobody has written to for hours."""
+    """All of this process; of others, only those that nobody has written to for a day."""
     names = [".00000-a.txt.parquet.1.tmp", ".00000-a.txt.parquet.2.tmp", ".mine.tmp"]
     (tmp_path / "out" / "scores").mkdir(parents=True)
     for name in names:

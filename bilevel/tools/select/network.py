@@ -1,0 +1,93 @@
+"""The weighting network of a finished run."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import jax
+
+from bilevel.data import NumpyBatch
+from bilevel.files import load_tree
+from bilevel.study.config import may_change, of_run
+from bilevel.study.context import WEIGHTS
+from bilevel.study.files import RESULT
+from bilevel.study.resolve import filled
+from bilevel.study.task import DocumentTask, Pack, Task
+from bilevel.study.weights import weights_digest
+from bilevel.training.run_dir import CONFIG_NAME, flatten, read_settings
+from bilevel.types import Array, UserError
+
+
+class Network(NamedTuple):
+    """A trained weighting network."""
+
+    logits: Callable[[NumpyBatch], Array]
+    """Rows -> logits, float32 `[b]`; one compiled program for each b."""
+    pack: Pack
+    """Cuts documents into rows, as in training."""
+    settings: dict[str, Any]
+    """What decides the scores: the task, its settings and a digest of the parameters."""
+
+
+def load_network(run: Path, name: str | None, load_task: Callable[[str], Task]) -> Network:
+    """Load the weighting network of a finished run.
+
+    Args:
+      run: the run's directory METHOD-seedN.
+      name: name or file of its task; None: as the run says.
+      load_task: name or file -> task.
+
+    Raises:
+      UserError: if the run is missing or not finished, or learned no network that scores documents.
+    """
+    settings = _settings(run)
+    task = _task(run, settings["task"], name, load_task)
+    names = {f.name for f in dataclasses.fields(task.config)}
+    given = {name: value for name, value in settings.items() if name in names}
+    config = filled(task.config(), given, str(run / CONFIG_NAME))
+    weighting, free = task.weighting(config, None), may_change(config)
+    logits = weighting.logits
+    assert callable(logits)
+    params, compiled = load_tree(run / WEIGHTS, jax.eval_shape(weighting.init, jax.random.key(0)))[0], jax.jit(logits)
+    decides = {name: value for name, value in flatten(of_run(config)).items() if name not in free}
+    identity = {"task": task.name, **decides, "parameters": weights_digest(run, {})}
+    return Network(lambda rows: compiled(params, rows), task.pack(config), identity)
+
+
+def _settings(run: Path) -> dict[str, Any]:
+    if not (run / CONFIG_NAME).exists():
+        inside = sorted(path.parent.name for path in run.glob(f"*/{WEIGHTS}"))
+        hint = f"one of the runs in it, {', '.join(inside)}" if inside else "METHOD-seedN below its run directory"
+        raise UserError(f"--weights {run} is not the directory of a run (it holds no {CONFIG_NAME}): give {hint}.")
+    settings = read_settings(run)
+    if "task" not in settings:
+        raise UserError(f"{run / CONFIG_NAME} names no task: give --weights the directory of a run of bilevel compare.")
+    if not (run / WEIGHTS).exists():
+        method = settings.get("method")
+        found = (
+            f"a run of {method}, which learns no network that scores rows: give --weights a run of soba, dds or anograd"
+        )
+        unfinished = "not finished: continue it with the command that began it"
+        raise UserError(f"{run} holds no {WEIGHTS}, so it is {found if (run / RESULT).exists() else unfinished}.")
+    return settings
+
+
+def _task(run: Path, recorded: str, name: str | None, load_task: Callable[[str], Task]) -> DocumentTask:
+    try:
+        task = load_task(name or recorded)
+    except UserError as error:
+        if name is not None:
+            raise
+        hint = "which does not come with bilevel: name its file, as in --task my_task.py"
+        raise UserError(f"--weights {run} is a run of the task {recorded}, {hint}.") from error
+    if name is not None and task.name != recorded:
+        raise UserError(
+            f"--task {name} is the task {task.name}, but --weights {run} is a run of {recorded}: give that."
+        )
+    if not hasattr(task, "pack"):
+        hint = "whose rows are not documents (it has no function pack): give a run of another one, as language_modeling"
+        raise UserError(f"--weights {run} is a run of the task {task.name}, {hint}.")
+    return cast(DocumentTask, task)
