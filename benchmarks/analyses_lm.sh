@@ -6,7 +6,7 @@ set -euo pipefail
 lm=$1/lm runs=$2
 generic=(--steps 6000 --data.generic "$lm/generic/train.txt.gz" --data.generic-labels "$lm/generic/train.labels.tsv.gz")
 reuters=(--data.specific "$lm/specific/reuters")
-analyse() { python -m experiments.analyses "$1" --run-dir "$runs/$1" "${generic[@]}" "${@:2}"; }
+analyse() { bilevel analyse "$1" language_modeling --run-dir "$runs/$1" "${generic[@]}" "${@:2}"; }
 
 analyse curriculum "${reuters[@]}" "${@:3}"
 analyse filters "${reuters[@]}" "${@:3}"

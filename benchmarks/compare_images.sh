@@ -6,18 +6,19 @@ set -euo pipefail
 images=$1/image runs=$2 seeds=${3:-3}
 methods=uniform,dds,rho_loss,train_loss,gradient_norm,gradient_norm_is,irreducible_loss
 common=(--seeds "$seeds" --steps 3000 --evaluate-every 50 --log-every 50 --checkpoint-every 1000)
-rows=(--data.limit 20000 --data.dev 1000 --data.holdout 5000)
+rows=(--data.limit 20000 --data.specific-rows 1000 --data.held-out 5000)
 
 for fraction in 0.1 0.4; do
   mnist=(--data.source "$images/mnist" --data.noise-fraction "$fraction" "${rows[@]}" "${common[@]}")
-  python -m experiments.image_classification --compare "$methods" --run-dir "$runs/mnist-$fraction" "${mnist[@]}" \
-    --weights.scorer-bound 2
-  python -m experiments.image_classification --method rho_loss --run-dir "$runs/mnist-$fraction-small-scorer" "${mnist[@]}" \
-    --weights.scorer-network mlp-small --weights.table "$runs/mnist-$fraction/irreducible/table.safetensors"
+  bilevel compare image_classification --compare "$methods" --run-dir "$runs/mnist-$fraction" "${mnist[@]}" \
+    --model.weighting-bound 2
+  table=$(echo "$runs/mnist-$fraction/prepared/irreducible-"*/table.safetensors)
+  bilevel compare image_classification --compare rho_loss --run-dir "$runs/mnist-$fraction-small-scorer" "${mnist[@]}" \
+    --rho-loss.network mlp-small --rho-loss.table "$table"
 done
 
 for labels in none "$images/cifar10n_train_labels.npz:worse_label"; do
-  python -m experiments.image_classification --compare "$methods" --run-dir "$runs/cifar10-${labels##*:}" \
+  bilevel compare image_classification --compare "$methods" --run-dir "$runs/cifar10-${labels##*:}" \
     --data.source "$images/cifar10" --data.noise "$labels" "${rows[@]}" "${common[@]}" --model.network cnn-small \
-    --weights.scorer-bound 2
+    --model.weighting-bound 2
 done

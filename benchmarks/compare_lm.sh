@@ -6,7 +6,10 @@
 set -euo pipefail
 data=$1 runs=$2 methods=${3:-all}
 lm=$data/lm
-python -m experiments.language_modeling --compare "$methods" --steps 6000 --seeds 3 --finetune-steps 1000 --run-dir "$runs" \
-  --weights.mixing-fraction 0.75 --weights.contrastive-fraction 0.03 \
+own=()
+[[ ,$methods, =~ ,(all|mixing), ]] && own+=(--mixing.fraction 0.75)
+[[ ,$methods, =~ ,(all|contrastive), ]] && own+=(--contrastive.fraction 0.03)
+bilevel compare language_modeling --compare "$methods" --steps 6000 --seeds 3 --finetune.steps 1000 --run-dir "$runs" \
+  "${own[@]}" \
   --data.generic "$lm/generic/train.txt.gz" --data.generic-labels "$lm/generic/train.labels.tsv.gz" \
   --specific-sets "$lm/specific/rct_abstracts" "$lm/specific/reuters" "$lm/specific/kjv_bible" "${@:4}"

@@ -12,11 +12,11 @@ for name in rct_abstracts reuters; do
   sets+=("$folder")
 done
 compare() {
-  python -m experiments.language_modeling --compare "$1" --run-dir "$2" --steps 6000 --finetune-steps 1000 \
+  bilevel compare language_modeling --compare "$1" --run-dir "$2" --steps 6000 --finetune.steps 1000 \
     --data.generic "$lm/generic/train.txt.gz" --data.generic-labels "$lm/generic/train.labels.tsv.gz" \
     --specific-sets "${sets[@]}" "${@:3}"
 }
 compare uniform,classifier,soba,warm_soba "$runs/learned" "${@:4}"
 for fraction in 0.0625 0.25 0.5; do
-  compare mixing "$runs/mixing_$fraction" --weights.mixing-fraction "$fraction" "${@:4}"
+  compare mixing "$runs/mixing_$fraction" --mixing.fraction "$fraction" "${@:4}"
 done

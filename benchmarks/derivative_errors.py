@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from experiments.language_modeling.build import last_blocks
+import tyro
 
 import bilevel
 from benchmarks.step_cost import SHAPES, show
@@ -29,8 +29,8 @@ from bilevel.data import Loader, open_source, pack
 from bilevel.derivatives.linearization import Derivatives
 from bilevel.derivatives.rows import RowLosses
 from bilevel.nn.transformer import SIZES, Transformer, language_model_loss
+from bilevel.tasks.language_modeling import last_blocks
 from bilevel.types import Batch, Params
-from experiments import cli
 
 
 @dataclass(frozen=True)
@@ -179,4 +179,4 @@ COLUMNS = {
 
 
 if __name__ == "__main__":
-    cli.run(ErrorsConfig, main)
+    main(tyro.cli(ErrorsConfig))

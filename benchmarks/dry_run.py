@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments import cli
+import tyro
 
 
 @dataclass(frozen=True)
@@ -123,4 +123,4 @@ def main(config: DryRunConfig) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(DryRunConfig, main)
+    main(tyro.cli(DryRunConfig))

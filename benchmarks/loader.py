@@ -18,21 +18,22 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 import numpy as np
-from experiments.language_modeling.config import Config, DataConfig, ModelConfig
-from experiments.language_modeling.corpora import load_corpora
+import tyro
 
 from bilevel.data import Loader
 from bilevel.devices import sharding
-from bilevel.nn.transformer import language_model_loss
 from bilevel.state import TrainState
 from bilevel.step.train_step import TrainStep
+from bilevel.study import resolve
+from bilevel.study.feeding import loaders
+from bilevel.study.run import Setting, build_step, plan_of
+from bilevel.study.suite import opened
+from bilevel.tasks.language_modeling import TASK, DataConfig, LanguageConfig, ModelConfig
 from bilevel.training import Data, LoopConfig, Resident, train
 from bilevel.training.feed import Source, feed
 from bilevel.training.interval import Interval
 from bilevel.training.loop import STEPS_AHEAD
 from bilevel.types import Batch
-from experiments import cli
-from experiments.language_modeling import build
 
 Size: TypeAlias = Literal["xs", "small", "medium", "large"]
 Row: TypeAlias = dict[str, Any]
@@ -44,9 +45,9 @@ class LoaderConfig:
     """What is measured."""
 
     generic: str = "python:stdlib"
-    """Generic data, as --data.generic of the experiments."""
+    """Generic data, as --data.generic of the task."""
     specific: str = "python:topics"
-    """Specific data, as --data.specific of the experiments."""
+    """Specific data, as --data.specific of the task."""
     cache_dir: Path = Path("~/.cache/bilevel")
     """Where packed data is kept."""
     parts: tuple[Literal["loader", "stalls", "overhead"], ...] = ("loader", "stalls", "overhead")
@@ -88,16 +89,16 @@ def loader_rows(options: LoaderConfig) -> Iterator[Row]:
     """Rows and bytes a second of `Loader.batch`, and its share of a plain copy's bytes a second."""
     copy = _copy_seconds(3 * options.repeats)
     for length in (64, 128):
-        corpora = load_corpora(_config(options, length=length))
+        train_rows = _setting(options, length=length).splits.train
         for size in (256, 1024, 4096, 16384):
-            loader = Loader(corpora.generic_train, min(size, len(corpora.generic_train)), seed=0)
+            loader = Loader(train_rows, min(size, len(train_rows)), seed=0)
             batch = loader.batch(0)
             count = max(2, 2**16 // size)
             seconds = _best(options, count, loader.batch)
             row_bytes = sum(x.nbytes for x in batch.values()) / loader.batch_size
             rate = loader.batch_size / seconds
             yield {
-                "T": length, "B": loader.batch_size, "rows in the data": len(corpora.generic_train),
+                "T": length, "B": loader.batch_size, "rows in the data": len(train_rows),
                 "ms a batch": seconds * 1e3, "of it the order": _best(options, count, loader.indices) / seconds,
                 "million rows/s": rate / 1e6, "GB/s": rate * row_bytes / 1e9, "copying GB/s": _COPIED / copy / 1e9,
                 "share of copying": rate * row_bytes * copy / _COPIED,
@@ -146,28 +147,33 @@ class Jitted:
         return self._jitted[self._step.at(step)]
 
 
-def _config(options: LoaderConfig, size: Size = "xs", length: int = 64, big_batch_size: int = 512) -> Config:
-    data = DataConfig(generic=options.generic, specific=options.specific, cache_dir=options.cache_dir)
-    return Config(length=length, big_batch_size=big_batch_size, data=data, model=ModelConfig(size=size))
+def _setting(options: LoaderConfig, size: Size = "xs", length: int = 64, big_batch_size: int = 512) -> Setting:
+    data = DataConfig(generic=options.generic, specific=options.specific, cache_dir=options.cache_dir, length=length)
+    config = resolve.default_config(TASK).with_study(big_batch_size=big_batch_size)
+    config = dataclasses.replace(config, task=LanguageConfig(data, ModelConfig(network=size)))
+    return opened(config, TASK)._replace(mesh=sharding.make_mesh(jax.devices()[:1]))
 
 
-def _parts(config: Config) -> Parts:
-    model = build.build_model(config)
-    loss = language_model_loss(model)
-    weighting = build.weighting_of(config, "soba", loss)
-    step = build.build_step(config, "soba", model, loss, weighting)
-    generic, specific = build.build_loaders(config, "soba", 0, load_corpora(config))
+def _parts(setting: Setting) -> Parts:
+    study = setting.config.study
+    _, plan = plan_of(setting, "soba", 0)
+    step = build_step(study, plan, setting.mesh)
+    generic, specific = loaders(study, plan, setting.splits, 0, setting.mesh)
     assert isinstance(generic, Loader)
     assert isinstance(specific, Loader)
-    mesh = sharding.make_mesh(jax.devices()[:1])
-    return Parts(step, (generic, specific), lambda: build.init_state(config, 0, step, model, weighting, mesh)[0])
+
+    def create() -> TrainState:
+        params, model_state = plan.model.init(jax.random.key(0))
+        return step.init(jax.random.key(1), params, plan.weighting.init(jax.random.key(2)), model_state)
+
+    return Parts(step, (generic, specific), jax.jit(create))
 
 
 def stall_rows(options: LoaderConfig) -> Iterator[Row]:
     """How long the loop waits for batches."""
     for size in options.sizes:
         for big in (512, 2048):
-            parts = _parts(_config(options, size, big_batch_size=big))
+            parts = _parts(_setting(options, size, big_batch_size=big))
             step, data = Jitted(parts.step), Data(*parts.loaders)
             waits = [_waiting(data, step, parts.start(), options.steps) for _ in range(options.repeats)]
             seconds, waited, idle = np.median(waits, axis=0)
@@ -207,7 +213,7 @@ def overhead_rows(options: LoaderConfig) -> Iterator[Row]:
 
     Wall-clock, and processor seconds of all threads: on a busy machine the second say more.
     """
-    parts = _parts(_config(options, options.overhead_size))
+    parts = _parts(_setting(options, options.overhead_size))
     nothing = parts.step._replace(learn=_nothing, plain=_nothing)
     sources = ((Data(*parts.loaders), 1), (Resident(*parts.loaders), 8))
     for size, step in (("no computation", nothing), (options.overhead_size, parts.step)):
@@ -276,4 +282,4 @@ def _training(source: Source, step: Any, most: int, state: TrainState, steps: in
 
 
 if __name__ == "__main__":
-    cli.run(LoaderConfig, main)
+    main(tyro.cli(LoaderConfig))

@@ -2,7 +2,7 @@
 
     python -m benchmarks.selection_cost [--no-time] [--json FILE]
 
-The steps are those of the image-classification experiment on images of 32 × 32 pixels (of noise: no cost depends on the
+The steps are those of the task image_classification on images of 32 × 32 pixels (of noise: no cost depends on the
 pixels), with AdamW. Programs are compiled ahead of time and take turns within one process, as in `benchmarks.step_cost`.
 """
 
@@ -17,15 +17,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from experiments.image_classification.config import Config, DataConfig, MethodConfig, ModelConfig
-from experiments.image_classification.data import ImageData, prepared
-from experiments.image_classification.model import model_of
+import tyro
 
 from benchmarks.step_cost import Program, show
 from bilevel.data import ArrayDataset, LabelledData
 from bilevel.devices import sharding
-from experiments import cli
-from experiments.image_classification import build
+from bilevel.study import resolve
+from bilevel.study.feeding import loaded_rows
+from bilevel.study.run import Setting, build_step, plan_of
+from bilevel.tasks.classification import TASK, DataConfig, ModelConfig, Rows, prepared
 
 SIDE, CLASSES, ROWS = 32, 10, 64
 BIG = 10
@@ -66,7 +66,7 @@ class Case:
     statistics: Any
 
 
-def noise_images() -> ImageData:
+def noise_images() -> Rows:
     """A few random images as all sets."""
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (ROWS, SIDE, SIDE, 3)).astype(np.uint8)
@@ -74,24 +74,22 @@ def noise_images() -> ImageData:
     return prepared(DataConfig(), LabelledData("noise", rows, rows, rows, rows, CLASSES, (), ""))
 
 
-def compiled(config: Config, method: str, data: ImageData, timed: bool) -> Program:
-    """The step of a method on one device, as the experiment builds it."""
-    model = model_of(config, method, data)
-    known = {"table": jnp.zeros(ROWS)} if method == "rho_loss" else {}
-    weighting = build.weighting_of(config, method, data, model.losses, known)
-    mesh = sharding.make_mesh(jax.devices()[:1])
-    step = build.build_step(config, method, data, model.losses, weighting, 0, mesh)
+def compiled(setting: Setting, method: str, timed: bool) -> Program:
+    """The step of a method on one device, as a comparison builds it."""
+    study, (_, plan) = setting.config.study, plan_of(setting, method, 0)
+    step = build_step(study, plan, setting.mesh)
 
     def create() -> Any:
-        params, model_state = model.init(jax.random.key(0))
-        return step.init(jax.random.key(1), params, weighting.init(jax.random.key(2)), model_state)
+        params, model_state = plan.model.init(jax.random.key(0))
+        known = {"table": jnp.zeros(ROWS)} if plan.table is not None else plan.weighting.init(jax.random.key(2))
+        return step.init(jax.random.key(1), params, known, model_state)
 
     def batch(rows: int) -> Any:
-        return jax.tree.map(jnp.asarray, data.train.rows(np.arange(rows) % ROWS))
+        return jax.tree.map(jnp.asarray, setting.splits.train.rows(np.arange(rows) % ROWS))
 
-    big, dev = batch(build.loaded_rows(config, method, config.big_batch_size)), batch(config.batch_size)
-    program = jax.jit(step.step, donate_argnums=0).lower(jax.eval_shape(create), big, dev).compile()
-    return Program(program, lambda: (None, big, dev), jax.jit(create)() if timed else None)
+    big, specific = batch(loaded_rows(study, plan, study.big_batch_size, 1)), batch(study.batch_size)
+    program = jax.jit(step.step, donate_argnums=0).lower(jax.eval_shape(create), big, specific).compile()
+    return Program(program, lambda: (None, big, specific), jax.jit(create)() if timed else None)
 
 
 def cases(config: SelectionCostConfig) -> Iterator[Case]:
@@ -107,16 +105,18 @@ def cases(config: SelectionCostConfig) -> Iterator[Case]:
 
 def measured(config: SelectionCostConfig) -> list[dict[str, Any]]:
     """Compiles everything, takes turns, and makes the rows of the table."""
-    data = noise_images()
-    base = Config(batch_size=config.batch_size, big_batch_size=BIG * config.batch_size)
+    base = resolve.default_config(TASK)
+    base = base.with_study(batch_size=config.batch_size, big_batch_size=BIG * config.batch_size)
+    setting = Setting(base, TASK, noise_images(), sharding.make_mesh(jax.devices()[:1]))
     wanted, uniform, selecting = list(cases(config)), {}, {}
     for case in wanted:
-        network = dataclasses.replace(base, model=ModelConfig(case.target))
+        network = dataclasses.replace(base, task=dataclasses.replace(base.task, model=ModelConfig(case.target)))
         if case.target not in uniform:
-            uniform[case.target] = compiled(network, "uniform", data, config.time)
+            uniform[case.target] = compiled(setting.of(network), "uniform", config.time)
         proxy = None if case.scorer == TARGET else case.scorer
-        weights = MethodConfig(scorer_network=proxy, scoring_dtype=case.dtype, statistics=case.statistics)
-        selecting[case] = compiled(dataclasses.replace(network, weights=weights), case.method, data, config.time)
+        scoring = {"network": proxy, "dtype": case.dtype, "statistics": case.statistics}
+        own = dataclasses.replace(base.methods[case.method], **scoring)
+        selecting[case] = compiled(setting.of(network.with_method(case.method, own)), case.method, config.time)
     if config.time:
         for turn in range(config.repeats + 1):
             for program in (*uniform.values(), *selecting.values()):
@@ -149,4 +149,4 @@ def main(config: SelectionCostConfig) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(SelectionCostConfig, main)
+    main(tyro.cli(SelectionCostConfig))

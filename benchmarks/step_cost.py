@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from experiments.language_modeling.build import last_blocks
+import tyro
 
 import bilevel
 from bilevel.data import Loader, open_source, pack
@@ -32,8 +32,8 @@ from bilevel.methods import Method
 from bilevel.nn.transformer import SIZES, Transformer, language_model_loss
 from bilevel.nn.weighting import ConvWeighting, NGramWeighting, logit_fn
 from bilevel.selection import filters, picking
+from bilevel.tasks.language_modeling import last_blocks
 from bilevel.types import Batch, LogitFn
-from experiments import cli
 
 
 class Variant(NamedTuple):
@@ -313,4 +313,4 @@ def main(config: CostConfig) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(CostConfig, main)
+    main(tyro.cli(CostConfig))

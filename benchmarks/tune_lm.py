@@ -8,15 +8,18 @@ Prints a Markdown table. DATA holds lm/generic and lm/specific. Finished variant
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments.language_modeling.config import Config, DataConfig, MethodConfig, ModelConfig
-from experiments.language_modeling.corpora import load_corpora
-from experiments.language_modeling.run import run
+import tyro
 
-from experiments import cli
+from bilevel.study import resolve
+from bilevel.study.config import Config
+from bilevel.study.run import run
+from bilevel.study.suite import opened
+from bilevel.tasks.language_modeling import TASK, DataConfig, LanguageConfig, ModelConfig
 
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "uniform": ("uniform", {}),
@@ -116,26 +119,26 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "warm_soba, 12 specific candidates": ("warm_soba", {"specific_candidates": 12}),
     "dds, warm start": ("dds", {"warm_start": True}),
     "penalty": ("penalty", {}),
-    "penalty, strength 0.1": ("penalty", {"penalty_strength": 0.1}),
-    "penalty, strength 10": ("penalty", {"penalty_strength": 10.0}),
+    "penalty, strength 0.1": ("penalty", {"strength": 0.1}),
+    "penalty, strength 10": ("penalty", {"strength": 10.0}),
     "penalty, tracker rate 5e-4": ("penalty", {"tracker_learning_rate": 5e-4}),
     "classifier": ("classifier", {}),
     "classifier, top fraction 0.1": ("classifier", {"filter": "top_fraction"}),
     "classifier, weight rate 1e-3": ("classifier", {"weight_learning_rate": 1e-3}),
     "classifier, drawn": ("classifier", {"filter": "gumbel_top_k"}),
-    "mixing": ("mixing", {"mixing_fraction": 0.1}),
-    "mixing, 0.25": ("mixing", {"mixing_fraction": 0.25}),
-    "mixing, 0.5": ("mixing", {"mixing_fraction": 0.5}),
-    "mixing, 0.75": ("mixing", {"mixing_fraction": 0.75}),
-    "contrastive": ("contrastive", {"contrastive_fraction": 0.1}),
-    "contrastive, start 0.25": ("contrastive", {"contrastive_start": 0.25, "contrastive_fraction": 0.1}),
-    "contrastive, 0.03": ("contrastive", {"contrastive_fraction": 0.03}),
+    "mixing": ("mixing", {"fraction": 0.1}),
+    "mixing, 0.25": ("mixing", {"fraction": 0.25}),
+    "mixing, 0.5": ("mixing", {"fraction": 0.5}),
+    "mixing, 0.75": ("mixing", {"fraction": 0.75}),
+    "contrastive": ("contrastive", {"fraction": 0.1}),
+    "contrastive, start 0.25": ("contrastive", {"start": 0.25, "fraction": 0.1}),
+    "contrastive, 0.03": ("contrastive", {"fraction": 0.03}),
     "implicit_cg": ("implicit_cg", {}),
     "implicit_cg, damping 0.1": ("implicit_cg", {"damping": 0.1}),
     "implicit_cg, damping 10": ("implicit_cg", {"damping": 10.0}),
     "implicit_cg, averaging 0.97": ("implicit_cg", {"average_specific": 0.97}),
     "implicit_neumann": ("implicit_neumann", {}),
-    "implicit_neumann, step 1": ("implicit_neumann", {"neumann_step_size": 1.0, "damping": 0.1}),
+    "implicit_neumann, step 1": ("implicit_neumann", {"step_size": 1.0, "damping": 0.1}),
     "implicit_neumann, averaging 0.97": ("implicit_neumann", {"average_specific": 0.97}),
     "meta_weight_net": ("meta_weight_net", {}),
     "meta_weight_net, weight rate 1e-3": ("meta_weight_net", {"weight_learning_rate": 1e-3}),
@@ -182,32 +185,31 @@ def main(options: TuneConfig) -> None:
     print("| settings | specific valid loss | seconds | effective sample size |\n| --- | --- | --- | --- |")
     for name in names:
         config, method = _config(options, name)
-        result = run(config, method, options.seed, load_corpora(config))
-        size = result["effective_sample_size"]
-        print(f"| {name} | {result['specific_valid_loss']:.3f} | {result['seconds']:.0f} | {size:.0f} |", flush=True)
+        result = run(opened(config, TASK), method, options.seed)
+        size = result.get("effective_sample_size", math.nan)
+        print(f"| {name} | {result['valid_loss']:.3f} | {result['seconds']:.0f} | {size:.0f} |", flush=True)
 
 
 def _config(options: TuneConfig, name: str) -> tuple[Config, str]:
-    method, settings = VARIANTS[name]
-    weighting = settings.get("weighting", "ngram")
-    weights = MethodConfig(**{k: v for k, v in settings.items() if k != "weighting"})
+    method, given = VARIANTS[name]
+    preset, weighting = given.get("preset", "default"), given.get("weighting", "ngram")
+    settings = {k: v for k, v in given.items() if k not in ("preset", "weighting")}
     folder = options.data_dir / "lm"
-    config = Config(
-        method=method,  # pyright: ignore[reportArgumentType]
+    data = DataConfig(
+        generic=str(folder / "generic" / "train.txt.gz"), specific=str(folder / "specific" / options.specific)
+    )
+    config = resolve.default_config(TASK, preset).with_study(
         steps=options.steps,
         schedule_steps=6000,
-        seed=options.seed,
         progress=False,
         evaluate_every=500,
         run_dir=options.run_dir / options.specific / name.replace(" ", "_").replace(",", ""),
-        data=DataConfig(
-            generic=str(folder / "generic" / "train.txt.gz"), specific=str(folder / "specific" / options.specific)
-        ),
-        model=dataclasses.replace(ModelConfig(), weighting=weighting),
-        weights=weights,
     )
-    return config, method
+    config = config.with_method(method, dataclasses.replace(config.methods[method], **settings))
+    return resolve.complete(
+        dataclasses.replace(config, task=LanguageConfig(data, ModelConfig(weighting=weighting)))
+    ), method
 
 
 if __name__ == "__main__":
-    cli.run(TuneConfig, main)
+    main(tyro.cli(TuneConfig))

@@ -52,6 +52,11 @@ def loaders(
     generic = loader(train, size - plan.specific_rows, seed=seed)
     if plan.specific_rows:
         generic = MixedLoader(generic, loader(splits.specific, plan.specific_rows, seed=seed + 4_000_003))
+    if plan.specific_batch_size > len(splits.specific):
+        raise UserError(
+            f"A specific batch of {plan.specific_batch_size} rows is more than the {len(splits.specific)} of "
+            f"{splits.specific.name}: lower the method's specific-batch-size."
+        )
     count, own = specific_rows(study, plan, len(splits.specific)), seed + 1_000_003
     if isinstance(splits.specific, JoinedData):
         specific = TaskLoader(splits.specific, count, seed=own, weights=splits.specific_weights, **loader.keywords)

@@ -25,7 +25,7 @@ from bilevel.nn.networks import network_of
 from bilevel.offline.confusion import confused_classes
 from bilevel.selection.scoring import scoring_loss
 from bilevel.study import Evaluate, Known, Measure, Model, ModelOptions, Picture, Splits, Text, Weighting
-from bilevel.study.config import OptimizerConfig, Study, free, plain
+from bilevel.study.config import OptimizerConfig, Study, flag_of, free, plain
 from bilevel.study.evaluation import evaluator
 from bilevel.study.files import read_json, write_json
 from bilevel.study.fitting import Fit
@@ -188,6 +188,7 @@ class Classification:
           UserError: for data or flags that are not possible.
         """
         d = config.data
+        _check(d)
         sets = open_labelled(
             d.source, dev=_rows(d.specific_rows), holdout=_rows(d.held_out), test=_rows(d.test), limit=d.limit,
             split=d.split, seed=d.seed, size=d.size, label=d.label, cache_dir=d.cache_dir,
@@ -370,6 +371,21 @@ def _preparations(d: DataConfig, inputs: str, sets: LabelledData) -> tuple[Prepa
 
     prepare = standard if d.standardize else lambda rows, rng: rows
     return prepare, prepare
+
+
+def _check(d: DataConfig) -> None:
+    """Refuse numbers out of range, by their flags."""
+    for name in ("specific_rows", "held_out", "test"):
+        rows = getattr(d, name)
+        whole = float(rows).is_integer()  # neither NaN nor infinity is
+        if not (0 < rows < 1 or (whole and rows >= (name != "held_out"))):
+            raise UserError(f"--data.{name.replace('_', '-')} {rows} must be a number of rows, or a share below 1.")
+    for name, least in {"limit": 1, "size": 1, "seed": 0, "confusion_steps": 1, "imbalance": 1.0}.items():
+        found = getattr(d, name)
+        if found is not None and not found >= least:
+            raise UserError(f"{flag_of(f'data.{name}')} {found} must be at least {least:g}.")
+    if d.noise_fraction is not None and not 0 <= d.noise_fraction <= 1:
+        raise UserError(f"--data.noise-fraction {d.noise_fraction} must lie in [0, 1]: it is a share.")
 
 
 def _rows(number: float) -> float:

@@ -1,0 +1,13 @@
+"""What tests of several tasks share."""
+
+import jax
+import pytest
+
+from bilevel.devices import sharding
+
+
+@pytest.fixture(autouse=True)
+def one_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Comparisons run on the first of the devices alone."""
+    mesh = sharding.make_mesh(jax.devices()[:1])
+    monkeypatch.setattr(sharding, "make_mesh", lambda *devices: mesh)

@@ -1,0 +1,416 @@
+"""Language modelling: its data, networks and evaluation, and each method for a few steps, as a user calls it."""
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from commands import compare, equal_after_a_kill, metrics_of, refused, results
+from tiny_text import DOMAINS, text_flags, write_texts
+
+from bilevel.data import PackedText, RowView
+from bilevel.devices import sharding
+from bilevel.nn.transformer import SIZES, Transformer, TransformerConfig
+from bilevel.study import ModelOptions, Splits, Text
+from bilevel.study.registry import METHODS
+from bilevel.tasks.language_modeling import HELD_OUT_EVERY, TASK, DataConfig, LanguageConfig, ModelConfig, last_blocks
+from bilevel.types import UserError
+
+LENGTH = 16
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    return write_texts(tmp_path)
+
+
+def config_of(text: Path, model: ModelConfig | None = None, **data: Any) -> LanguageConfig:
+    given = {"generic": str(text / "generic.txt"), "specific": str(text / "specific"), "length": LENGTH, **data}
+    return LanguageConfig(DataConfig(cache_dir=text / "cache", **given), model or ModelConfig(weighting_width=8))
+
+
+def splits_of(text: Path, **data: Any) -> Splits:
+    return TASK.open(config_of(text, **data), text)
+
+
+def packed(rows: Any) -> PackedText:
+    found = rows.dataset if isinstance(rows, RowView) else rows
+    assert isinstance(found, PackedText)
+    return found
+
+
+# -- as a user calls it ----------------------------------------------------------------------------------------------
+
+
+def test_a_comparison_of_several_methods(text: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = text_flags(text, data__generic_labels=text / "labels.tsv")
+    rows = compare("language_modeling", text / "run", **given, compare="uniform,soba,mixing", mixing__fraction=0.5)
+    assert [row["method"] for row in rows] == ["uniform", "soba", "mixing"]
+    for row in rows:
+        for name in ("seconds", "valid_loss", "test_loss", "valid_loss/generic"):
+            assert math.isfinite(row[name]), name
+    table = (text / "run" / "comparison.md").read_text()
+    assert table.strip() in capsys.readouterr().out
+    assert "Loss in nats per byte" in table
+    last = metrics_of(text / "run" / "soba-seed0")[-1]
+    assert sum(last[f"share/{name}"] for name in DOMAINS) == pytest.approx(1)
+    report = (text / "run" / "report.html").read_text()
+    assert "data:image" in report
+    assert "https://" not in report
+    assert "<script>UPPER" not in report
+    assert "&lt;script&gt;UPPER" in report
+
+
+def test_a_killed_run_ends_like_one_left_alone(text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    killed, whole = equal_after_a_kill("language_modeling", text, monkeypatch, **text_flags(text, compare="soba"))
+    assert metrics_of(killed / "soba-seed0") == metrics_of(whole / "soba-seed0")
+    assert results(killed)[0]["test_loss"] == results(whole)[0]["test_loss"]
+
+
+FEW: dict[str, dict[str, Any]] = {
+    "mixing": {"fraction": 0.5},
+    "contrastive": {"finetune_steps": 2, "rows": 100, "fraction": 0.1},
+    "classifier": {"steps": 4, "rows": 8},
+    "warm_soba": {"classifier_steps": 4, "classifier_rows": 8},
+    "implicit_cg": {"iterations": 2},
+    "implicit_neumann": {"iterations": 2},
+    "rho_loss": {"held_out_steps": 2},
+    "irreducible_loss": {"held_out_steps": 2},
+}
+"""Settings with which a method takes a moment."""
+ELSEWHERE = ("uniform", "mixing", "soba")
+"""Methods that other tests run."""
+FAST = ("spcl", "train_loss", "rho_loss", "penalty", "classifier")
+TEXT_METHODS = [name for name, spec in METHODS.items() if spec.in_all and not spec.needs_labels]
+
+
+@pytest.mark.parametrize(
+    "method",
+    [pytest.param(m, marks=[pytest.mark.slow] * (m not in FAST)) for m in TEXT_METHODS if m not in ELSEWHERE],
+)
+def test_every_method_trains_on_text(text: Path, method: str) -> None:
+    own = {f"{method}__{name}": value for name, value in FEW.get(method, {}).items()}
+    row, *_ = compare("language_modeling", text / "run", **text_flags(text, compare=method, **own))
+    assert row["method"] == method
+    assert row["test_loss"] < math.log(256), "better than guessing"
+
+
+@pytest.mark.slow
+def test_a_frozen_network_of_another_run(text: Path) -> None:
+    given = text_flags(text)
+    compare("language_modeling", text / "run", **given, compare="soba")
+    learned = text / "run" / "soba-seed0"
+    compare("language_modeling", text / "run", **given, compare="frozen", frozen__weights=learned)
+    kept = [(folder / "weights.safetensors").read_bytes() for folder in (learned, text / "run" / "frozen-seed0")]
+    assert kept[0] == kept[1]
+
+
+@pytest.mark.slow
+def test_a_state_split_over_devices_trains_the_same(text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = text_flags(text, compare="soba", model__scan_layers=True)
+    (alone,) = compare("language_modeling", text / "run", **given)
+    mesh = sharding.make_mesh(jax.devices()[:1])
+    mesh = jax.sharding.Mesh(np.asarray(jax.devices()[:4]), mesh.axis_names, axis_types=mesh.axis_types)
+    monkeypatch.setattr(sharding, "make_mesh", lambda *devices: mesh)
+    (split,) = compare("language_modeling", text / "split", **given, shard_state=True)
+    for name in ("test_loss", "valid_loss/generic"):
+        assert split[name] == pytest.approx(alone[name], rel=1e-4), name
+
+
+@pytest.mark.slow
+@pytest.mark.data
+def test_soba_finds_the_domain_in_real_text(tmp_path: Path) -> None:
+    folder = os.environ.get("BILEVEL_DATA")
+    if not folder or not (Path(folder) / "lm" / "generic" / "train.txt.gz").exists():
+        pytest.skip("BILEVEL_DATA does not name a folder with lm/generic and lm/specific")
+    lm = Path(folder) / "lm"
+    uniform, soba = compare(
+        "language_modeling", tmp_path / "run", compare="uniform,soba", steps=400, batch_size=16, big_batch_size=512,
+        log_every=50, evaluate_every=200, checkpoint_every=400, data__generic=lm / "generic" / "train.txt.gz",
+        data__generic_labels=lm / "generic" / "train.labels.tsv.gz", data__specific=lm / "specific" / "rct_abstracts",
+        data__cache_dir=tmp_path / "cache",
+    )  # fmt: skip
+    assert soba["test_loss"] < uniform["test_loss"] < 2.9
+    last = metrics_of(tmp_path / "run" / "soba-seed0")[-1]
+    assert last["share/biomedical_articles"] > 3 * 0.0085, "its share in the generic data"
+
+
+# -- bad input -------------------------------------------------------------------------------------------------------
+
+BAD_INPUT: dict[str, tuple[dict[str, Any], str]] = {
+    "missing file": ({"data__generic": "nowhere.txt"}, "The file nowhere.txt does not exist"),
+    "missing folder": ({"data__specific": "nowhere"}, "nowhere does not exist"),
+    "empty file": ({"data__generic": "EMPTY"}, "empty.txt is empty"),
+    "not UTF-8": ({"data__generic": "LATIN"}, "latin.txt, line 2"),
+    "labels of other documents": ({"data__generic_labels": "EMPTY"}, "empty.txt"),
+    "unknown data set": ({"data__generic": "tfds:no_such_set"}, "no_such_set"),
+    "no bytes": ({"data__length": 0}, "--data.length 0 must be at least 1"),
+    "one document": ({"data__documents": "file"}, "has 1 documents, too few to hold some out"),
+    "a field of plain text": ({"data__field": "body"}, "is plain text"),
+    "small specific set": ({"soba__specific_batch_size": 5000}, "A specific batch of 5000 rows"),
+    "b > B": ({"big_batch_size": 2}, "--big-batch-size 2 is smaller than --batch-size 4"),
+    "one row alone": ({"batch_size": 1}, "batch_size=1 leaves one row to learn the weights from"),
+    "unknown method": ({"compare": "uniform,magic"}, '--compare names the method "magic", which does not exist'),
+    "a method for labels": ({"compare": "uniform,svp"}, "--compare names svp, which needs rows with a label"),
+    "unwritable directory": ({"run_dir": "BELOW"}, "Cannot write to the run directory"),
+    "more blocks than there are": ({"soba__probe_blocks": 9}, "probe-blocks 9: the model has 2 blocks"),
+    "blocks of one program": (
+        {"soba__probe_blocks": 1, "model__scan_layers": True},
+        "--soba.probe-blocks 1: this network has no blocks that can be chosen apart; give 0",
+    ),
+    "all rows specific": ({"compare": "mixing", "mixing__fraction": 1.0}, "--mixing.fraction 1.0 of --batch-size 4"),
+    "all candidates specific": (
+        {"soba__specific_candidates": 16},
+        "--soba.specific-candidates 16 of --big-batch-size 16",
+    ),
+    "no rows before selection": (
+        {"compare": "contrastive", "contrastive__start": 0.01},
+        "--contrastive.start 0.01 leaves 0 of 6 steps",
+    ),
+    "too few rows after selection": (
+        {"compare": "contrastive", "contrastive__rows": 10},
+        "--contrastive.fraction 0.03 of 10 scored rows keeps fewer than the --batch-size 4",
+    ),
+    "more than all rows after selection": (
+        {"compare": "contrastive", "contrastive__fraction": 1.5},
+        "--contrastive.fraction 1.5 must lie in (0, 1]",
+    ),
+    "no scores": (
+        {"compare": "contrastive", "contrastive__scores": "nowhere.safetensors"},
+        "There are no scores at nowhere.safetensors: give --contrastive.scores",
+    ),
+    "frozen without weights": ({"compare": "frozen"}, "--frozen.weights"),
+    "frozen with damaged weights": ({"compare": "frozen", "frozen__weights": "BROKEN"}, "weights.safetensors"),
+    "a network of no width": ({"model__weighting_width": 0}, "--model.weighting-width 0 must be at least 1"),
+    "a network of no layers": ({"model__weighting_layers": 0}, "--model.weighting-layers 0 must be at least 1"),
+    "unknown held-out network": (
+        {"compare": "rho_loss", "rho_loss__held_out_network": "huge"},
+        'There is no language model "huge": choose from xs',
+    ),
+    "nothing to evaluate": ({"eval_only": True}, "holds no checkpoint"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_INPUT)
+def test_bad_input_gets_one_sentence(case: str, text: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given, message = BAD_INPUT[case]
+    (text / "empty.txt").touch()
+    (text / "latin.txt").write_bytes(b"good line\nbad \xe9\xe8 line\n")
+    (text / "broken").mkdir()
+    (text / "broken" / "weights.safetensors").write_bytes(b"\x08\x00\x00\x00 cut off")
+    paths = {
+        "EMPTY": text / "empty.txt", "LATIN": text / "latin.txt", "BROKEN": text / "broken",
+        "BELOW": text / "generic.txt" / "run",
+    }  # fmt: skip
+    chosen = {name: paths.get(value, value) if isinstance(value, str) else value for name, value in given.items()}
+    run_dir = chosen.pop("run_dir", text / "run")
+    assert message in refused("language_modeling", run_dir, capsys, **text_flags(text, **{"compare": "soba", **chosen}))
+
+
+def test_other_text_in_the_same_file_is_refused(text: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = text_flags(text, compare="uniform", steps=2)
+    compare("language_modeling", text / "run", **given)
+    file = text / "specific" / "test.txt"
+    file.write_text(file.read_text() + "one more line\n")
+    for more in ({}, {"compare": "uniform", "steps": 2}):
+        capsys.readouterr()
+        with pytest.raises(SystemExit):
+            compare("language_modeling", text / "run", **given, **{k: v for k, v in more.items() if k not in given})
+        assert "content_hash.test_specific was" in capsys.readouterr().err
+
+
+# -- data ------------------------------------------------------------------------------------------------------------
+
+
+def test_splits_are_disjoint_documents(text: Path) -> None:
+    splits = splits_of(text)
+    document = np.asarray(packed(splits.train).document)
+    kept, held = (document[rows.rows(np.arange(len(rows)))["id"]] for rows in (splits.train, splits.valid["generic"]))
+    assert set(held) == {0, 50, 100, 150, 200, 250}
+    assert not set(kept) & set(held)
+    assert len(kept) + len(held) == len(document)
+    assert HELD_OUT_EVERY == 50
+    assert list(splits.valid) == ["specific", "generic"], "the specific set decides"
+    assert splits.held_out is splits.specific
+    found = {name: packed(rows).text(0) for name, rows in
+             (("train", splits.specific), ("valid", splits.valid["specific"]), ("test", splits.test["specific"]))}  # fmt: skip
+    for name, row in found.items():
+        assert (text / "specific" / f"{name}.txt").read_text().startswith(row)
+    hashes = splits.hashes
+    assert len({hashes[n] for n in ("train", "specific", "valid_specific", "valid_generic", "test_specific")}) == 5
+    assert splits.classes == 0
+
+
+def test_labels_are_known_for_each_row(text: Path) -> None:
+    splits = splits_of(text, generic_labels=text / "labels.tsv")
+    known = splits.known["domain"]
+    assert sorted(known.names) == sorted(DOMAINS)
+    assert not known.fault
+    rows = splits.train.rows(np.arange(len(splits.train)))
+    for tokens, length, i in zip(rows["tokens"], rows["length"], rows["id"], strict=True):
+        row = tokens[:length].tobytes().decode()
+        assert known.names[known.values[i]] == (DOMAINS[1] if row.upper() == row else DOMAINS[0])
+    assert splits_of(text).known == {}
+
+
+def test_rows_are_shown_as_text_with_their_domain(text: Path) -> None:
+    config = config_of(text, generic_labels=text / "labels.tsv")
+    splits = TASK.open(config, text)
+    ids = splits.train.rows(np.asarray([0, 9]))["id"]
+    shown = TASK.show(config, splits, ids)
+    assert [type(x) for x in shown] == [Text, Text]
+    for one, i in zip(shown, ids, strict=True):
+        assert (one.text, one.label) == (packed(splits.train).text(int(i)), DOMAINS[int(one.text.isupper())])
+    assert TASK.show(config_of(text), splits_of(text), ids)[0].label == ""
+
+
+def test_rows_of_test_in_the_generic_text_are_said(text: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    splits_of(text)
+    assert "warning" not in capsys.readouterr().err
+    with (text / "generic.txt").open("a") as file:
+        file.write((text / "specific" / "test.txt").read_text())
+    (text / "labels.tsv").unlink()
+    splits_of(text)
+    error = capsys.readouterr().err
+    assert error.count("warning: ") == 1
+    assert "are also in" in error
+    assert "or the test loss is too good" in error
+
+
+def test_the_field_is_that_of_the_data_with_fields(text: Path) -> None:
+    lines = (text / "generic.txt").read_text().splitlines()
+    (text / "generic.jsonl").write_text("".join(json.dumps({"body": line}) + "\n" for line in lines))
+    with_field = {"generic": str(text / "generic.jsonl"), "field": "body"}
+    assert splits_of(text, **with_field).hashes == splits_of(text).hashes
+    whole = splits_of(text, **with_field, documents="file")
+    assert packed(whole.test["specific"]).document.max() == 0, "the plain text is one document a file"
+    assert packed(whole.train).document.max() == 299
+    with pytest.raises(UserError, match="plain text"):
+        splits_of(text, generic=str(text / "specific"), field="body")
+
+
+# -- networks and evaluation -----------------------------------------------------------------------------------------
+
+
+def test_the_evaluation_is_all_nats_over_all_bytes(text: Path) -> None:
+    config = config_of(text)
+    splits = TASK.open(config, text)
+    model = TASK.model(config, splits, ModelOptions())
+    params, state = model.init(jax.random.key(0))
+    rows = splits.test["specific"]
+    evaluate = TASK.evaluate(config, splits, model)
+    batch = rows.rows(np.arange(len(rows)))
+    assert len(set(batch["length"])) > 1, "short rows count less"
+    logits = np.asarray(Transformer(SIZES["xs"]).apply({"params": params}, batch["tokens"]), np.float64)
+    logits -= logits.max(-1, keepdims=True)
+    nats = np.log(np.exp(logits).sum(-1)) - np.take_along_axis(logits, batch["tokens"][..., None], -1)[..., 0]
+    real = np.arange(LENGTH) < batch["length"][:, None]
+    assert evaluate(params, state, rows, None)["loss"] == pytest.approx((nats * real).sum() / real.sum(), rel=1e-5)
+    assert evaluate(params, state, rows, 5)["loss"] != evaluate(params, state, rows, None)["loss"]
+    guess = jax.tree.map(jnp.zeros_like, params)
+    assert evaluate(guess, state, rows, None)["loss"] == pytest.approx(math.log(256), rel=1e-5)
+
+
+def test_the_last_blocks() -> None:
+    shape = TransformerConfig(3, 8, 2, 16)
+    paths = ["embedding", "block_0/mlp/kernel", "block_1/mlp/kernel", "block_2/mlp/kernel", "final_norm/scale"]
+    assert [path for path in paths if last_blocks(2, shape)(path)] == paths[2:]
+    for count in (0, 4):
+        with pytest.raises(UserError, match=f"probe-blocks {count}: the model has 3 blocks"):
+            last_blocks(count, shape)
+
+
+def losses_and_gradient(text: Path, model: ModelConfig) -> tuple[Any, Any, Any]:
+    config = config_of(text, model)
+    splits = TASK.open(config, text)
+    made = TASK.model(config, splits, ModelOptions())
+    params, state = made.init(jax.random.key(0))
+    batch = splits.specific.rows(np.arange(4))
+
+    def total(p: Any) -> Any:
+        return made.loss(p, state, batch, jax.random.key(1))[0].sum()
+
+    return made, params, jax.jit(jax.value_and_grad(total))(params)
+
+
+def test_recomputed_and_scanned_blocks(text: Path) -> None:
+    """Recomputing changes nothing; scanned blocks are one stack of parameters, of which no part can be probed."""
+    plain, params, (loss, gradient) = losses_and_gradient(text, ModelConfig())
+    _, _, (again, recomputed) = losses_and_gradient(text, ModelConfig(remat=True))
+    np.testing.assert_allclose(again, loss, rtol=1e-6)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), recomputed, gradient)
+    scanned, stacked, _ = losses_and_gradient(text, ModelConfig(scan_layers=True, remat=True))
+    assert plain.part is not None
+    assert scanned.part is None
+    count, stack = (sum(x.size for x in jax.tree.leaves(tree)) for tree in (params, stacked))
+    assert count == stack
+    assert (plain.gather, scanned.gather) == (None, None), "on one device nothing is gathered"
+
+
+def test_what_a_split_state_gathers(text: Path) -> None:
+    """A model of scanned blocks gathers each block itself, and the step what lies before them."""
+    mesh, config = sharding.make_mesh(), config_of(text, ModelConfig(scan_layers=True))
+    splits = TASK.open(config, text)
+    gather = TASK.model(config, splits, ModelOptions(mesh=mesh)).gather
+    assert gather is not None
+    paths = [
+        jax.tree_util.keystr(path, simple=True, separator="/")
+        for path, _ in jax.tree_util.tree_leaves_with_path(
+            jax.eval_shape(TASK.model(config, splits, ModelOptions()).init, jax.random.key(0))[0]
+        )
+    ]
+    before = [path for path in paths if gather(path)]
+    assert before
+    assert not [path for path in before if "block" in path]
+    assert TASK.model(config_of(text), splits, ModelOptions(mesh=mesh)).gather is None
+
+
+@pytest.mark.parametrize(("forward", "attention"), [(False, "auto"), (True, "xla")])
+def test_forward_mode_goes_without_fused_attention(
+    forward: bool, attention: str, text: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The fused kernel, which bfloat16 takes on a GPU, has no forward-mode derivative."""
+    built: list[TransformerConfig] = []
+    from bilevel.tasks import language_modeling
+
+    def record(shape: TransformerConfig, *mesh: Any) -> Transformer:
+        built.append(shape)
+        return Transformer(shape, *mesh)
+
+    monkeypatch.setattr(language_modeling, "Transformer", record)
+    TASK.model(config_of(text), splits_of(text), ModelOptions(forward=forward, dtype="bfloat16"))
+    assert {shape.attention for shape in built} == {attention}
+    assert {shape.dtype for shape in built} == {jnp.dtype("bfloat16")}
+
+
+@pytest.mark.parametrize("kind", ["conv", "ngram"])
+def test_weighting_networks_begin_without_preference(kind: Any, text: Path) -> None:
+    config = config_of(text, ModelConfig(weighting=kind, weighting_layers=2, weighting_width=8))
+    splits = TASK.open(config, text)
+    network = TASK.weighting(config, splits)
+    assert callable(network.logits)
+    params, batch = network.init(jax.random.key(0)), splits.train.rows(np.arange(6))
+    np.testing.assert_array_equal(network.logits(params, batch), np.zeros(6, np.float32))
+    assert ("conv_1" in params) == (kind == "conv")
+    moved = {**params, "logit": jax.tree.map(jnp.ones_like, params["logit"])}
+    logits = np.asarray(network.logits(moved, batch))
+    assert len(set(logits.round(6).tolist())) > 1
+    longer = {**batch, "tokens": np.concatenate([batch["tokens"], np.full((6, 4), 7, np.uint8)], axis=1)}
+    np.testing.assert_allclose(network.logits(moved, longer), logits, rtol=1e-5, err_msg="padding has no influence")
+
+
+@pytest.mark.slow
+def test_convolutions_learn_weights(text: Path) -> None:
+    """The paper's network, with settings that no other test has."""
+    given = text_flags(text, compare="soba", model__weighting="conv", model__weighting_layers=2)
+    more = {
+        "soba__estimator": "softmax", "soba__alpha_batch": "uniform", "soba__alpha_batch_size": 8, "soba__tracker": "momentum",
+        "soba__filter": "importance", "soba__min_effective_fraction": 0.2,
+    }  # fmt: skip
+    compare("language_modeling", text / "run", **given, **more)
+    assert metrics_of(text / "run" / "soba-seed0")[-1]["effective_sample_size"] >= 0.2 * 16 * 0.999
