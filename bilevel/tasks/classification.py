@@ -190,7 +190,7 @@ class Classification:
         d = config.data
         _check(d)
         sets = open_labelled(
-            d.source, dev=_rows(d.specific_rows), holdout=_rows(d.held_out), test=_rows(d.test), limit=d.limit,
+            d.source, specific=_rows(d.specific_rows), held_out=_rows(d.held_out), test=_rows(d.test), limit=d.limit,
             split=d.split, seed=d.seed, size=d.size, label=d.label, cache_dir=d.cache_dir,
         )  # fmt: skip
         if d.imbalance != 1.0:
@@ -202,11 +202,11 @@ class Classification:
         )  # fmt: skip
         if noisy is not None:
             sets = sets.transform(noisy, "train")
-            sets = sets.transform(noisy, "holdout") if d.noisy_held_out else sets
+            sets = sets.transform(noisy, "held_out") if d.noisy_held_out else sets
         if d.relevant == "half":
             counted = faults.half_of_classes(sets.num_classes, seed=d.seed)
             sets = sets.transform(lambda arrays: faults.mark_relevant(arrays, counted), "train")
-            sets = sets.transform(lambda arrays: faults.only_classes(arrays, counted), "dev", "holdout", "test")
+            sets = sets.transform(lambda arrays: faults.only_classes(arrays, counted), "specific", "held_out", "test")
         return prepared(d, sets)
 
     def model(self, config: ClassificationConfig, splits: Rows, options: ModelOptions) -> Model:
@@ -335,12 +335,12 @@ def prepared(d: DataConfig, sets: LabelledData) -> Rows:
         if of in arrays:
             marks = np.asarray(arrays[of] if of == "corrupted" else ~arrays[of], np.int32)
             known |= {name: Known(marks, values, fault=True)} if marks.any() else {}
-    train, specific, test = bare(sets.train), bare(sets.dev), bare(sets.test)
+    train, specific, test = bare(sets.train), bare(sets.specific), bare(sets.test)
     usual, augmented = _preparations(d, inputs, sets)
     noise = "" if d.noise == "none" else f" Noise: {d.noise}."
     return Rows(
         train=train, specific=specific, valid={"specific": specific}, test={"test": test},
-        held_out=None if sets.holdout is None else bare(sets.holdout), known=known, classes=sets.num_classes,
+        held_out=None if sets.held_out is None else bare(sets.held_out), known=known, classes=sets.num_classes,
         about=f"Data: {d.source}; {sets.rule}.{noise}", sets=sets, inputs=inputs, plain=usual, augmented=augmented,
     )  # fmt: skip
 

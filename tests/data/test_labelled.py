@@ -73,24 +73,24 @@ def test_digits_are_the_default() -> None:
     assert (image.dtype, image.shape[1:], image.max()) == (np.uint8, (8, 8, 1), 255)
     assert data.train.arrays["label"].dtype == np.int32
     assert data.num_classes == len(data.class_names) == 10
-    assert data.holdout is None
-    parts = {part: rows_of(data, part) for part in ("train", "dev", "test")}
+    assert data.held_out is None
+    parts = {part: rows_of(data, part) for part in ("train", "specific", "test")}
     assert sorted(row for rows in parts.values() for row in rows) == list(range(1797))
-    assert (len(parts["test"]), len(parts["dev"])) == (359, 180)
+    assert (len(parts["test"]), len(parts["specific"])) == (359, 180)
     assert [getattr(data, part).name for part in parts] == [f"sklearn:digits ({part})" for part in parts]
     assert data.rule == (
         "of the 1797 rows of sklearn:digits (train) (in a random order of seed 0) the last 359 are test, "
-        "before test 180 are dev, the other 1258 are train"
+        "before test 180 are specific, the other 1258 are train"
     )
-    batch = data.dev.rows(np.array([5, 0]))
+    batch = data.specific.rows(np.array([5, 0]))
     assert set(batch) == {"image", "label", "source_row", "id"}
 
 
 def test_random_sets_depend_on_the_seed_alone(tmp_path: Path) -> None:
     file = save(tmp_path / "a.npz", **table(100))
     first, again, other = (open_labelled(str(file), seed=seed) for seed in (1, 1, 2))
-    assert rows_of(first, "dev") == rows_of(again, "dev") != rows_of(other, "dev")
-    for part in ("train", "dev", "test"):
+    assert rows_of(first, "specific") == rows_of(again, "specific") != rows_of(other, "specific")
+    for part in ("train", "specific", "test"):
         rows, features = rows_of(first, part), getattr(first, part).arrays["features"]
         assert rows == sorted(rows)
         assert features[:, 0].tolist() == rows
@@ -99,16 +99,16 @@ def test_random_sets_depend_on_the_seed_alone(tmp_path: Path) -> None:
 
 
 def test_the_last_rows(tmp_path: Path) -> None:
-    """DDS, appendix A.4: of the first 4,000 images the last 400 are the dev set; here 40 and 4."""
+    """DDS, appendix A.4: of the first 4,000 images the last 400 are the specific set; here 40 and 4."""
     for name, rows in (("train", 100), ("test", 20)):
         save(tmp_path / f"small_{name}.npz", **table(rows))
-    data = open_labelled(str(tmp_path / "small"), split="last", limit=40, dev=0.1, holdout=6)
-    assert rows_of(data, "dev") == list(range(36, 40))
-    assert rows_of(data, "holdout") == list(range(30, 36))
+    data = open_labelled(str(tmp_path / "small"), split="last", limit=40, specific=0.1, held_out=6)
+    assert rows_of(data, "specific") == list(range(36, 40))
+    assert rows_of(data, "held_out") == list(range(30, 36))
     assert rows_of(data, "train") == list(range(30))
     assert rows_of(data, "test") == list(range(20))
     assert data.rule == (
-        f"of the 40 rows of {tmp_path}/small (first rows of train) the last 4 are dev, before dev 6 are holdout, the other "
+        f"of the 40 rows of {tmp_path}/small (first rows of train) the last 4 are specific, before specific 6 are held out, the other "
         f"30 are train; all 20 rows of {tmp_path}/small (test) are test"
     )
 
@@ -116,31 +116,31 @@ def test_the_last_rows(tmp_path: Path) -> None:
 def test_a_validation_part_is_not_mixed_with_train(tmp_path: Path) -> None:
     for name, rows in (("train", 30), ("valid", 20), ("test", 10)):
         save(tmp_path / f"{name}.npz", **table(rows, first=1000 * len(name)))
-    data = open_labelled(str(tmp_path), dev=4)
+    data = open_labelled(str(tmp_path), specific=4)
     assert rows_of(data, "train") == list(range(30))
-    assert data.holdout is not None
-    assert sorted(rows_of(data, "dev") + rows_of(data, "holdout")) == list(range(20))
-    assert len(data.dev) == 4
-    for part in (data.dev, data.holdout):
+    assert data.held_out is not None
+    assert sorted(rows_of(data, "specific") + rows_of(data, "held_out")) == list(range(20))
+    assert len(data.specific) == 4
+    for part in (data.specific, data.held_out):
         assert (part.arrays["features"][:, 0] - 5000).tolist() == part.arrays["source_row"].tolist()
-    less = open_labelled(str(tmp_path), dev=4, holdout=0.5)
-    assert less.holdout is not None
-    assert len(less.holdout) == 10
-    assert not set(rows_of(less, "dev")) & set(rows_of(less, "holdout"))
-    assert open_labelled(str(tmp_path), dev=20).holdout is None
-    none = open_labelled(str(tmp_path), dev=4, holdout=0)
-    assert (none.holdout, len(none.dev), len(none.train)) == (None, 4, 30)
+    less = open_labelled(str(tmp_path), specific=4, held_out=0.5)
+    assert less.held_out is not None
+    assert len(less.held_out) == 10
+    assert not set(rows_of(less, "specific")) & set(rows_of(less, "held_out"))
+    assert open_labelled(str(tmp_path), specific=20).held_out is None
+    none = open_labelled(str(tmp_path), specific=4, held_out=0)
+    assert (none.held_out, len(none.specific), len(none.train)) == (None, 4, 30)
 
 
 def test_transform(tmp_path: Path) -> None:
-    data = open_labelled(str(save(tmp_path / "a.npz", **table(300))), holdout=0.2)
+    data = open_labelled(str(save(tmp_path / "a.npz", **table(300))), held_out=0.2)
     noisy = data.transform(lambda a: corruption.uniform_noise(a, 1.0, num_classes=3, seed=0), "train")
     assert noisy.train.arrays["corrupted"].all()
     assert noisy.train.name == data.train.name
-    assert noisy.dev is data.dev
-    half = data.transform(lambda a: corruption.only_classes(a, [1]), "dev", "holdout", "test")
-    assert half.holdout is not None
-    assert all(set(part.arrays["label"].tolist()) == {1} for part in (half.dev, half.holdout, half.test))
+    assert noisy.specific is data.specific
+    half = data.transform(lambda a: corruption.only_classes(a, [1]), "specific", "held_out", "test")
+    assert half.held_out is not None
+    assert all(set(part.arrays["label"].tolist()) == {1} for part in (half.specific, half.held_out, half.test))
 
 
 # Kinds of sources.
@@ -155,7 +155,7 @@ def test_one_archive_with_all_parts(tmp_path: Path) -> None:
     data = open_labelled(str(file))
     np.testing.assert_array_equal(data.test.arrays["image"], x[20:])
     assert data.test.arrays["label"].tolist() == [i % 3 for i in range(20, 30)]
-    assert (len(data.train), len(data.dev), data.num_classes) == (18, 2, 3)
+    assert (len(data.train), len(data.specific), data.num_classes) == (18, 2, 3)
     with pytest.raises(UserError, match="holds x_train, whose labels are y_train; leave label='kind' out"):
         open_labelled(str(file), label="kind")
 
@@ -174,13 +174,13 @@ def test_folder_of_images(tmp_path: Path) -> None:
     folder, cache = png_folder(tmp_path / "cinic", train=4, valid=3, test=2), tmp_path / "cache"
     with pytest.raises(UserError, match="is a folder of images, labelled by their folders; leave label='kind' out"):
         open_labelled(str(folder), label="kind", cache_dir=cache)
-    data = open_labelled(str(folder), dev=3, cache_dir=cache)
+    data = open_labelled(str(folder), specific=3, cache_dir=cache)
     assert data.class_names == CLASSES
     assert data.train.arrays["label"].tolist() == [0] * 4 + [1] * 4 + [2] * 4
     np.testing.assert_array_equal(data.train.arrays["image"], np.stack([pixels(i) for i in range(12)]))
     np.testing.assert_array_equal(data.test.arrays["image"][-1], pixels(26))
-    assert data.holdout is not None
-    assert (len(data.dev), len(data.holdout)) == (3, 6)
+    assert data.held_out is not None
+    assert (len(data.specific), len(data.held_out)) == (3, 6)
     kept = sorted(cache.iterdir())
     assert len(kept) == 3
     manifest = json.loads((kept[0] / "manifest.json").read_text())
@@ -188,25 +188,25 @@ def test_folder_of_images(tmp_path: Path) -> None:
     assert set(manifest) == {"format_version", "source", "rows", "shape", "content_hash"}
 
     write_png(folder / "train" / "bee" / "000.png", pixels(99))  # another content, another entry in the cache
-    again = open_labelled(str(folder), dev=3, cache_dir=cache)
+    again = open_labelled(str(folder), specific=3, cache_dir=cache)
     np.testing.assert_array_equal(again.train.arrays["image"][4], pixels(99))
     assert len(list(cache.iterdir())) == 4
 
 
 def test_the_cache_is_used_and_repaired(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder, cache = png_folder(tmp_path / "set", train=3, test=1), tmp_path / "cache"
-    first = open_labelled(str(folder), dev=1, split="last", cache_dir=cache)
+    first = open_labelled(str(folder), specific=1, split="last", cache_dir=cache)
     array: Any = first.train.arrays["image"]
     while isinstance(array, np.ndarray) and not isinstance(array, np.memmap):
         array = array.base
     assert array is not None  # rows are read from the disk when they are used
     with monkeypatch.context() as patch:
         patch.setattr(Image, "open", None)
-        again = open_labelled(str(folder), dev=1, split="last", cache_dir=cache)
+        again = open_labelled(str(folder), specific=1, split="last", cache_dir=cache)
     assert again.train.content_hash == first.train.content_hash
     for entry in cache.iterdir():
         (entry / "image.npy").write_bytes(b"damaged")
-    repaired = open_labelled(str(folder), dev=1, split="last", cache_dir=cache)
+    repaired = open_labelled(str(folder), specific=1, split="last", cache_dir=cache)
     assert repaired.train.content_hash == first.train.content_hash
 
 
@@ -218,7 +218,7 @@ def test_sizes(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"1\.png has the shape \[6, 6, 3\], but .*0\.png \[4, 6, 3\]; give a size"):
         open_labelled(str(folder), cache_dir=tmp_path / "cache")
     assert not [path for path in (tmp_path / "cache").iterdir() if path.is_dir()]
-    data = open_labelled(str(folder), size=5, dev=1, split="last", cache_dir=tmp_path / "cache")
+    data = open_labelled(str(folder), size=5, specific=1, split="last", cache_dir=tmp_path / "cache")
     assert data.train.arrays["image"].shape == (3, 5, 5, 3)
     assert data.train.arrays["image"][:, 2, 2, 0].tolist() == [0, 10, 20]
 
@@ -234,10 +234,10 @@ def test_jpeg_files_end_to_end(tmp_path: Path) -> None:
         offsets = np.cumsum([0, *map(len, files)])
         blob = np.frombuffer(b"".join(files), np.uint8)
         save(tmp_path / f"cifar_{name}_jpeg.npz", jpeg=blob, offsets=offsets, labels=np.arange(count, dtype=np.uint8))
-    data = open_labelled(str(tmp_path / "cifar"), dev=1, split="last", cache_dir=cache)
+    data = open_labelled(str(tmp_path / "cifar"), specific=1, split="last", cache_dir=cache)
     assert np.abs(data.train.arrays["image"][:, 4, 4, 0].astype(int) - [0, 20, 40, 60, 80]).max() <= 2
     assert data.train.arrays["label"].tolist() == [0, 1, 2, 3, 4]
-    assert len(open_labelled(str(tmp_path), dev=1, cache_dir=cache).train) == 5  # the only data set of the folder
+    assert len(open_labelled(str(tmp_path), specific=1, cache_dir=cache).train) == 5  # the only data set of the folder
     with pytest.raises(UserError, match="holds jpeg, offsets, labels; name the labels one of kind"):
         open_labelled(str(tmp_path / "cifar"), label="kind", cache_dir=cache)
     with np.load(tmp_path / "cifar_test_jpeg.npz") as stored:
@@ -303,9 +303,9 @@ def test_tensorflow_datasets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     subprocess.run([sys.executable, "-c", _BUILD, str(tmp_path / "tfds")], check=True, capture_output=True)
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
     had_tensorflow = "tensorflow" in sys.modules
-    data = open_labelled("tfds:tiny_images", dev=2, split="last", cache_dir=tmp_path / "cache")
+    data = open_labelled("tfds:tiny_images", specific=2, split="last", cache_dir=tmp_path / "cache")
     assert data.class_names == CLASSES
-    assert (len(data.train), len(data.dev), len(data.test)) == (10, 2, 5)
+    assert (len(data.train), len(data.specific), len(data.test)) == (10, 2, 5)
     image, label = data.test.arrays["image"], data.test.arrays["label"]
     assert image.shape == (5, 4, 4, 3)
     np.testing.assert_array_equal(image[:, 1, 2, 0] % 3, label)  # records come in an order of their own
@@ -318,8 +318,8 @@ def test_tensorflow_datasets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         open_labelled("tfds:tiny_images:test", cache_dir=tmp_path / "cache")
     with pytest.raises(UserError, match="no data set 'tiny_image'"):
         open_labelled("tfds:tiny_image", cache_dir=tmp_path / "cache")
-    hidden = open_labelled("tfds:hidden_test", dev=2, cache_dir=tmp_path / "cache")  # as that of ImageNet
-    assert (len(hidden.train), len(hidden.dev), len(hidden.test)) == (10, 2, 5)
+    hidden = open_labelled("tfds:hidden_test", specific=2, cache_dir=tmp_path / "cache")  # as that of ImageNet
+    assert (len(hidden.train), len(hidden.specific), len(hidden.test)) == (10, 2, 5)
     assert hidden.rule.endswith("all 5 rows of tfds:hidden_test (validation) are test")
     assert sorted(set(hidden.test.arrays["label"].tolist())) == [0, 1, 2]
     with pytest.raises(UserError, match=r"tfds:hidden_train \(train\): the labels run from -1 to -1; number"):
@@ -349,7 +349,7 @@ def test_digits_are_learned() -> None:
     )
     state, step, loader = train.init(jax.random.key(1), params), jax.jit(train.step), Loader(data.train, 64, seed=0)
     for i in range(120):
-        state, _ = step(state, loader.batch(i), data.dev.rows(np.arange(4)))
+        state, _ = step(state, loader.batch(i), data.specific.rows(np.arange(4)))
     still = preparation(*channel_statistics(data.train), augment=False)
     evaluate = jax.jit(classification_loss(module, train=False, prepare=still))
     _, aux = evaluate(state.params, {}, data.test.rows(np.arange(len(data.test))), jax.random.key(0))
@@ -365,8 +365,8 @@ def test_real_images_and_human_labels(tmp_path: Path) -> None:
         open_labelled(str(folder))
     mnist = open_labelled(str(folder / "mnist"))
     assert (mnist.test.arrays["image"].shape, mnist.test.arrays["label"][0]) == ((10_000, 28, 28, 1), 7)
-    data = open_labelled(str(folder / "cifar10"), dev=640, split="last", cache_dir=tmp_path)
-    assert (len(data.train), len(data.dev), len(data.test), data.num_classes) == (49_360, 640, 10_000, 10)
+    data = open_labelled(str(folder / "cifar10"), specific=640, split="last", cache_dir=tmp_path)
+    assert (len(data.train), len(data.specific), len(data.test), data.num_classes) == (49_360, 640, 10_000, 10)
     mean, std = channel_statistics(data.train)
     np.testing.assert_allclose([*mean, *std], [0.4913, 0.4821, 0.4465, 0.2452, 0.2428, 0.2606], atol=5e-4)
     names = folder / "cifar10n_train_labels.npz"
@@ -384,11 +384,11 @@ def test_real_images_and_human_labels(tmp_path: Path) -> None:
         ({"limit": 0}, "limit=0 is not possible"),
         ({"size": 0}, "size=0 is not possible"),
         ({"size": 8}, "holds arrays, which are not resized; leave size=8 out"),
-        ({"dev": 0}, "dev=0 is not a number of its 30 rows"),
-        ({"dev": 2.5}, "dev=2.5 is not a number"),
-        ({"dev": 0.001}, "dev=0.001 is not a number"),
-        ({"dev": 25}, "30 rows are too few for test=0.2, dev=25"),
-        ({"dev": 24}, "test, dev take all 30 rows; leave some to train on"),
+        ({"specific": 0}, "specific=0 is not a number of its 30 rows"),
+        ({"specific": 2.5}, "specific=2.5 is not a number"),
+        ({"specific": 0.001}, "specific=0.001 is not a number"),
+        ({"specific": 25}, "30 rows are too few for test=0.2, specific=25"),
+        ({"specific": 24}, "test, specific take all 30 rows; leave some to train on"),
     ],
 )
 def test_impossible_wishes(tmp_path: Path, options: dict[str, Any], message: str) -> None:

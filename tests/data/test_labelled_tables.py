@@ -28,8 +28,8 @@ def write(path: Path, content: str) -> str:
 def test_columns_become_features_and_text_names_the_classes(tmp_path: Path) -> None:
     data = open_labelled(write(tmp_path / "trees.csv", text(60)), label="kind")
     assert data.class_names == ("ash", "elm", "oak")
-    assert (data.num_classes, len(data.train), len(data.dev), len(data.test)) == (3, 42, 6, 12)
-    for part in (data.train, data.dev, data.test):
+    assert (data.num_classes, len(data.train), len(data.specific), len(data.test)) == (3, 42, 6, 12)
+    for part in (data.train, data.specific, data.test):
         arrays, row = part.arrays, part.arrays["source_row"]
         assert arrays["features"].dtype == np.float32
         np.testing.assert_array_equal(arrays["features"], np.stack([row, row / 2, row % 2 == 0], 1))

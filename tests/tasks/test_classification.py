@@ -235,7 +235,7 @@ def test_noise_replaces_labels_and_is_known(source: Path) -> None:
     assert fault(rows_of(source), "wrong_label").mean() == pytest.approx(0.4, abs=0.1)
     for splits in (pair, uniform):
         assert isinstance(splits.specific, type(splits.train))
-        np.testing.assert_array_equal(label_of(splits.specific), label_of(clean_sets(source).dev))
+        np.testing.assert_array_equal(label_of(splits.specific), label_of(clean_sets(source).specific))
         assert sorted(splits.train.arrays) == ["image", "label"], "learners read nothing else"  # pyright: ignore
 
 
@@ -248,7 +248,7 @@ def test_no_noise_is_no_fault(source: Path) -> None:
 
 
 def test_noise_in_the_held_out_rows(source: Path) -> None:
-    clean = label_of(clean_sets(source).holdout)
+    clean = label_of(clean_sets(source).held_out)
     np.testing.assert_array_equal(label_of(rows_of(source).held_out), clean)
     assert (label_of(rows_of(source, noisy_held_out=True).held_out) != clean).mean() == pytest.approx(0.4, abs=0.2)
 
@@ -278,7 +278,7 @@ def test_recorded_labels_of_rows_that_are_drawn(source: Path) -> None:
     np.savez(source.parent / "labels.npz", worse=(np.arange(240) + 1) % 4)
     splits = rows_of(source, noise=f"{source.parent / 'labels.npz'}:worse", noisy_held_out=True)
     np.testing.assert_array_equal(label_of(splits.train), (label_of(clean_sets(source).train) + 1) % 4)
-    np.testing.assert_array_equal(label_of(splits.held_out), (label_of(clean_sets(source).holdout) + 1) % 4)
+    np.testing.assert_array_equal(label_of(splits.held_out), (label_of(clean_sets(source).held_out) + 1) % 4)
     assert fault(splits, "wrong_label").all()
 
 

@@ -41,4 +41,4 @@ def rows_of(source: Path | str, folder: Path | None = None, **data: Any) -> Rows
 
 def clean_sets(source: Path) -> LabelledData:
     """Return the same rows with the labels of the file."""
-    return open_labelled(str(source), dev=0.1, holdout=0.2, test=0.2)
+    return open_labelled(str(source), specific=0.1, held_out=0.2, test=0.2)

@@ -175,14 +175,14 @@ def _whole(labels: NDArray[Any], rows: NDArray[Any], num_classes: int, where: st
 def mark_relevant(arrays: Arrays, classes: Iterable[int]) -> dict[str, NDArray[Any]]:
     """All rows, with `relevant` where the clean label is one of `classes`: for a training set with classes of no interest.
 
-    Reference: RHO-LOSS, section 5.2 ("more relevant points"): all classes in train, half of them in holdout and test.
+    Reference: RHO-LOSS, section 5.2 ("more relevant points"): all classes in train, half of them in the held-out and test sets.
     """
     given = annotated(arrays)
     return {**given, "relevant": np.isin(given["clean_label"], list(classes))}
 
 
 def only_classes(arrays: Arrays, classes: Iterable[int]) -> dict[str, NDArray[Any]]:
-    """The rows whose clean label is one of `classes`, in their order: for the dev, held-out and test sets.
+    """The rows whose clean label is one of `classes`, in their order: for the specific, held-out and test sets.
 
     Raises:
         UserError: no row is left.

@@ -54,11 +54,12 @@ class Order:
                 asked = ", ".join(f"{what}={wanted}" for what, wanted in sizes.items())
                 raise UserError(f"{name}: {count} rows are too few for {asked}; ask for fewer, or give more data.")
             found[what] = np.sort(order[end - rows : end])
-            said.append(f"{'the last' if end == count else f'before {said[-1].split()[-1]}'} {rows} are {what}")
+            where = f"before {_words(list(found)[-2])}" if len(found) > 1 else "the last"
+            said.append(f"{where} {rows} are {_words(what)}")
             end -= rows
         if rest and end:
             found[rest] = np.sort(order[:end])
-            said.append(f"{'the other' if sizes else 'all'} {end} are {rest}")
+            said.append(f"{'the other' if sizes else 'all'} {end} are {_words(rest)}")
         how = f" (in a random order of seed {self.seed})" if self.split == "random" and sizes else ""
         return found, f"of the {count} rows of {name}{how} {', '.join(said)}"
 
@@ -72,3 +73,7 @@ def _number(what: str, wanted: float, count: int, name: str) -> int:
             "between 0 and 1 that comes to a row or more."
         )
     return rows
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")

@@ -1,4 +1,4 @@
-"""Labelled images and features, as disjoint parts: train, dev, perhaps held out, and test."""
+"""Labelled images and features, as disjoint parts: train, specific, perhaps held out, and test."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from bilevel.data.labelled.parts import Part, Parts
 from bilevel.data.loading.arrays import ArrayDataset
 from bilevel.types import UserError
 
-PartName = Literal["train", "dev", "holdout", "test"]
+PartName = Literal["train", "specific", "held_out", "test"]
 _BLOCK = 4096
 _PLAUSIBLE_CLASSES = 20_000
 """So many may have fewer rows than classes."""
@@ -34,9 +34,9 @@ class LabelledData:
 
     name: str
     train: ArrayDataset
-    dev: ArrayDataset
+    specific: ArrayDataset
     """What weights are learned from, or choices made by; never part of train or test."""
-    holdout: ArrayDataset | None
+    held_out: ArrayDataset | None
     """What another model is trained on (the irreducible losses of RHO-LOSS); None unless asked for."""
     test: ArrayDataset
     num_classes: int
@@ -45,7 +45,7 @@ class LabelledData:
     rule: str
     """Where the rows of each set come from, in a sentence."""
     has_valid_part: bool = False
-    """Whether dev and holdout come from a validation part of the source: `source_row` numbers its rows there."""
+    """Whether specific and held_out come from a validation part of the source: `source_row` numbers its rows there."""
 
     def transform(self, function: Callable[[Mapping[str, Any]], Mapping[str, Any]], *parts: PartName) -> LabelledData:
         """The same with the arrays of some sets replaced, as by the functions of `bilevel.data.corruption`.
@@ -54,7 +54,7 @@ class LabelledData:
 
         Args:
             function: from the arrays of a set to the new ones.
-            *parts: names of sets; a holdout that there is not is passed over.
+            *parts: names of sets; `held_out` is passed over where there is none.
         """
         changed: dict[str, Any] = {}
         for part in parts:
@@ -66,8 +66,8 @@ class LabelledData:
 def open_labelled(
     spec: str = "sklearn:digits",
     *,
-    dev: float = 0.1,
-    holdout: float | None = None,
+    specific: float = 0.1,
+    held_out: float | None = None,
     test: float = 0.2,
     limit: int | None = None,
     split: Literal["last", "random"] = "random",
@@ -81,9 +81,9 @@ def open_labelled(
     The rows of the source's training part (its first `limit` rows) are put in an order: as stored (`split="last"`, what DDS,
     appendix A.4, and RLSampler, appendix B, do: only for sources that are not sorted by class) or a permutation that depends on
     `seed` and the number of rows only ("random"). From the end of that order are taken: the test set, if the source has none of
-    its own; before it the dev set; before that the held-out set. The others are the training set. A source with a validation
-    part of its own (CINIC-10) gives its training part whole: dev and holdout are taken from the end of the validation part,
-    in the same manner, and with `holdout=None` all its rows that are not dev are held out (with `holdout=0` they are left out).
+    its own; before it the specific set; before that the held-out set. The others are the training set. A source with a validation
+    part of its own (CINIC-10) gives its training part whole: specific and held_out are taken from the end of the validation part,
+    in the same manner, and with `held_out=None` all its rows that are not specific are held out (with `held_out=0` they are left out).
     In each set rows keep their stored order.
 
     Args:
@@ -101,8 +101,8 @@ def open_labelled(
               `[N + 1]`.
             Inputs of arrays are images, uint8 `[N, H, W]` or `[N, H, W, C]`, or features, numbers `[N, d]`. Labels are whole
             numbers from 0, or text, which names the classes; these are then numbered in alphabetical order.
-        dev: rows of the dev set, or, below 1, their share of the rows it is taken from.
-        holdout: likewise; 0 holds out nothing; None holds out nothing, or what a validation part leaves.
+        specific: rows of the specific set, or, below 1, their share of the rows it is taken from.
+        held_out: likewise; 0 holds out nothing; None holds out nothing, or what a validation part leaves.
         test: likewise, for a source without a test set of its own.
         limit: use only this many rows of the source's training part, the first ones (DDS uses 4,000 of CIFAR-10).
         split: "random" or "last".
@@ -124,7 +124,7 @@ def open_labelled(
     parts = _open_parts(spec, size, Path(cache_dir).expanduser(), label)
     _check_alike(parts)
     classes = _classes(parts)
-    held = {"dev": dev, "holdout": holdout} if holdout else {"dev": dev}
+    held = {"specific": specific, "held_out": held_out} if held_out else {"specific": specific}
     own_test = {} if parts.test else {"test": test}
     train = parts.train if limit is None else Part(*(array[:limit] for array in parts.train))
     first = f"{spec} (train)" if limit is None else f"{spec} (first rows of train)"
@@ -134,7 +134,7 @@ def open_labelled(
         raise UserError(f"{spec}: {', '.join(cuts)} take all {len(train.labels)} rows; leave some to train on.")
     sets = {name: _dataset(train, chosen, f"{spec} ({name})") for name, chosen in rows.items()}
     if parts.valid is not None:
-        left = "holdout" if holdout is None else ""
+        left = "held_out" if held_out is None else ""
         rows, also = order.cut(len(parts.valid.labels), held, f"{spec} (valid)", rest=left)
         sets |= {name: _dataset(parts.valid, chosen, f"{spec} ({name})") for name, chosen in rows.items()}
         rule = f"{rule}; {also}"
@@ -144,8 +144,8 @@ def open_labelled(
     return LabelledData(
         spec,
         sets["train"],
-        sets["dev"],
-        sets.get("holdout"),
+        sets["specific"],
+        sets.get("held_out"),
         sets["test"],
         classes,
         parts.class_names,
