@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -18,7 +18,6 @@ from bilevel.files import load_tree
 from bilevel.offline.domain_classifier import train_domain_classifier
 from bilevel.study import files
 from bilevel.study.config import Config, OptimizerConfig, Study
-from bilevel.study.spec import Start
 from bilevel.study.task import GENERIC, Evaluate, Model, ModelOptions, Splits, Task, Weighting
 from bilevel.types import Batch, Params, UserError
 
@@ -28,6 +27,14 @@ CLASSIFIER = "classifier.json"
 """In the directory of a run that begins with a domain classifier: what that cost."""
 _EVALUATED = 2048
 _SYMBOLS = 256
+
+
+class Start(NamedTuple):
+    """α before training, where it is learned beforehand."""
+
+    weight_params: Params
+    report: Mapping[str, float]
+    """For the summary: `preparation_seconds` and the like."""
 
 
 @dataclass(frozen=True, eq=False)

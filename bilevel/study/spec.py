@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import optax
 
@@ -15,12 +15,11 @@ from bilevel.methods import Method
 from bilevel.samplers import Sampler
 from bilevel.selection.filters import Filter
 from bilevel.step.estimators import Estimator
+from bilevel.study.context import Context
+from bilevel.study.context import Start as Start
 from bilevel.study.task import Model, Weighting
 from bilevel.training import OnSelected
 from bilevel.types import Array, Params
-
-if TYPE_CHECKING:
-    from bilevel.study.context import Context
 
 
 class Log(NamedTuple):
@@ -38,14 +37,6 @@ class Among(NamedTuple):
 
 Space: TypeAlias = Mapping[str, Log | Among]
 """What a search varies: names of the method's settings, and "learning_rate", that of θ."""
-
-
-class Start(NamedTuple):
-    """α before training, where it is learned beforehand."""
-
-    weight_params: Params
-    report: Mapping[str, float]
-    """For the summary: `preparation_seconds` and the like."""
 
 
 class Switch(NamedTuple):
