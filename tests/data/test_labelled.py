@@ -108,7 +108,8 @@ def test_the_last_rows(tmp_path: Path) -> None:
     assert rows_of(data, "train") == list(range(30))
     assert rows_of(data, "test") == list(range(20))
     assert data.rule == (
-        f"of the 40 rows of {tmp_path}/small (first rows of train) the last 4 are specific, before specific 6 are held out, the other "
+        f"of the 40 rows of {tmp_path}/small (first rows of train) the last 4 are specific, "
+        "before specific 6 are held out, the other "
         f"30 are train; all 20 rows of {tmp_path}/small (test) are test"
     )
 

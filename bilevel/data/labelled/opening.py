@@ -83,7 +83,8 @@ def open_labelled(
     `seed` and the number of rows only ("random"). From the end of that order are taken: the test set, if the source has none of
     its own; before it the specific set; before that the held-out set. The others are the training set. A source with a validation
     part of its own (CINIC-10) gives its training part whole: specific and held_out are taken from the end of the validation part,
-    in the same manner, and with `held_out=None` all its rows that are not specific are held out (with `held_out=0` they are left out).
+    in the same manner, and with `held_out=None` all its rows that are not specific are held out (with `held_out=0` they are
+    omitted).
     In each set rows keep their stored order.
 
     Args:
