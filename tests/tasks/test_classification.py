@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -15,7 +16,7 @@ from tiny_images import clean_sets, config_of, digit_flags, image_flags, quarter
 
 from bilevel.cli import main
 from bilevel.offline.loss_table import LossTable
-from bilevel.study import ModelOptions, Picture
+from bilevel.study import Known, ModelOptions, Picture, Weighting, weights
 from bilevel.study.registry import METHODS
 from bilevel.tasks import mosaic
 from bilevel.tasks.classification import TASK, ModelConfig, Rows
@@ -484,3 +485,27 @@ def test_images_of_any_channels_are_drawn(channels: int) -> None:
     assert shown.shape == (4, 4, 3)
     grey = np.repeat(image.mean(-1, keepdims=True), 3, -1).astype(np.uint8)
     np.testing.assert_array_equal(shown, image[..., :3] if channels in (3, 4) else grey)
+
+
+def test_rows_are_ranked_by_logits_of_batches_drawn_at_random(tmp_path: Path) -> None:
+    """A network that centres its batch, on rows sorted by class: classes differ by as much as their brightness does."""
+    label = np.repeat(np.arange(4), 65)
+    image = (50 * label[:, None, None, None] + np.random.default_rng(0).integers(0, 9, (260, 5, 5, 1))).astype(np.uint8)
+    np.savez(tmp_path / "sorted.npz", image=image, label=label)
+    splits = rows_of(tmp_path / "sorted.npz", noise="none", specific_rows=8, held_out=0, test=8)
+
+    def logits(weights: Any, batch: Any) -> Any:
+        bright = batch["image"].astype(float).mean((1, 2, 3)) / 50
+        return bright - bright.mean()
+
+    class_of, count = label_of(splits.train), len(splits.train)
+    assert count % 16, "the last batch is filled"
+    context: Any = SimpleNamespace(splits=splits, task=TASK, weighting=Weighting(lambda key: {}, logits))
+    ids, found = weights._logits({}, logits, context, 16)  # pyright: ignore[reportPrivateUsage]
+    assert sorted(ids) == list(range(count))
+    means = [found[class_of[ids] == c].mean() for c in range(4)]
+    np.testing.assert_allclose(means, np.arange(4) - class_of.mean(), atol=0.15)
+    wrong = Known((class_of == 3).astype(np.int32), ("no", "yes"), fault=True)
+    context.splits = dataclasses.replace(splits, known={"bright": wrong})
+    share = weights.save_weights(tmp_path, {}, context, 16)["weight_on/bright"]
+    assert share == pytest.approx(np.exp(found)[class_of[ids] == 3].sum() / np.exp(found).sum(), rel=1e-6)
