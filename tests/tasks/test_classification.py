@@ -339,7 +339,7 @@ def test_only_the_generic_loss_of_training_is_augmented(source: Path) -> None:
     config = config_of(source, augment="crop", padding=2)
     splits = TASK.open(config, source.parent)
     model = TASK.model(config, splits, ModelOptions())
-    params, state = model.init(jax.random.key(0))
+    params, state = jax.jit(model.init)(jax.random.key(0))
     batch = splits.train.rows(np.arange(16))
     assert model.scoring is not None
     losses = {name: np.asarray(loss(params, state, batch, jax.random.key(1))[0]) for name, loss in
@@ -387,7 +387,7 @@ def test_batch_norm_normalises_by_the_rows_scored_together(source: Path) -> None
     config = config_of(source, ModelConfig("resnet20"))
     splits = TASK.open(config, source.parent)
     model = TASK.model(config, splits, ModelOptions())
-    params, state = model.init(jax.random.key(0))
+    params, state = jax.jit(model.init)(jax.random.key(0))
     assert "batch_stats" in state
     assert model.scoring is not None
     many, few = (splits.train.rows(np.arange(n)) for n in (12, 4))
@@ -405,15 +405,14 @@ def test_the_evaluation_is_a_mean_over_rows(source: Path) -> None:
     config = config_of(source)
     splits = TASK.open(config, source.parent)
     model = TASK.model(config, splits, ModelOptions())
-    params, state = model.init(jax.random.key(0))
+    params, state = jax.jit(model.init)(jax.random.key(0))
     batch = splits.train.rows(np.arange(len(splits.train)))
-    x = np.asarray(splits.plain(jnp.asarray(batch["image"]), jax.random.key(0)), np.float64).reshape(
-        len(splits.train), -1
-    )
+    images = splits.plain(jnp.asarray(batch["image"]), jax.random.key(0))
+    x, layers = np.asarray(images, np.float64).reshape(len(images), -1), jax.tree.map(np.asarray, params)
     for i in range(3):
-        x = np.maximum(x @ params[f"hidden_{i}"]["kernel"] + params[f"hidden_{i}"]["bias"], 0)
-    (head,) = jax.tree.leaves(params["head"], is_leaf=lambda t: "kernel" in t)
-    logits = x @ np.asarray(head["kernel"], np.float64) + head["bias"]
+        x = np.maximum(x @ layers[f"hidden_{i}"]["kernel"] + layers[f"hidden_{i}"]["bias"], 0)
+    head = layers["head"]["classifier"]
+    logits = x @ head["kernel"] + head["bias"]
     nats = np.log(np.exp(logits).sum(-1)) - logits[np.arange(len(x)), batch["label"]]
     found = TASK.evaluate(config, splits, model)(params, state, splits.train, None)
     assert found["loss"] == pytest.approx(nats.mean(), rel=1e-5)
