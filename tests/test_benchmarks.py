@@ -1,5 +1,6 @@
 """The benchmarks run, at sizes that take seconds, and write what they promise."""
 
+import gzip
 import json
 import os
 import subprocess
@@ -96,3 +97,43 @@ def test_loader(tmp_path: Path) -> None:
     rows: list[dict[str, Any]] = json.loads((tmp_path / "loader.json").read_text())["loader"]
     assert {(row["T"], row["B"]) for row in rows} >= {(64, 256), (128, 16384)}
     assert all(0 < row["GB/s"] < 1000 for row in rows)
+
+
+PARSING = """#!/bin/sh
+exec "{python}" -c 'import sys; from bilevel.cli import parse; print(parse(sys.argv[1:]).settings.study.run_dir)' "$@"
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", ["compare_lm", "compare_small_lm", "compare_images"])
+def test_commands_of_scripts_are_understood(script: str, tmp_path: Path) -> None:
+    """Each command is parsed, without being run, as `bilevel` would parse it."""
+    command = tmp_path / "bin" / "bilevel"
+    command.parent.mkdir()
+    command.write_text(PARSING.format(python=sys.executable))
+    command.chmod(0o755)
+    for name in ("rct_abstracts", "reuters"):
+        folder = tmp_path / "lm" / "specific" / name
+        folder.mkdir(parents=True)
+        for part in ("train", "valid", "test"):
+            (folder / f"{part}.txt.gz").write_bytes(gzip.compress(b"a line\n" * 400))
+    environment = {**os.environ, "PATH": f"{command.parent}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
+    call = ["bash", str(ROOT / "benchmarks" / f"{script}.sh"), str(tmp_path), str(tmp_path / "runs")]
+    done = subprocess.run(call, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr[-2000:]
+    folders = done.stdout.split()
+    assert all(folder.startswith(str(tmp_path / "runs")) for folder in folders)
+    assert len(folders) == {"compare_lm": 1, "compare_small_lm": 4, "compare_images": 6}[script]
+
+
+def test_variants_are_settings_of_their_methods() -> None:
+    program = """
+from pathlib import Path
+from benchmarks.tune_lm import VARIANTS, TuneConfig, _config
+for name in VARIANTS:
+    config, method = _config(TuneConfig(Path("data")), name)
+    assert method in config.methods
+print(len(VARIANTS))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT)
+    assert int(done.stdout or 0) > 100, done.stderr[-2000:]

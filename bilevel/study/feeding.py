@@ -68,6 +68,15 @@ def loaders(
     return generic, specific
 
 
+def check_sampled(study: Study) -> None:
+    """Check the batches of a sampler, which need no loader.
+
+    Raises:
+      UserError: --micro-batches does not divide them.
+    """
+    _check_parts("--batch-size", study.batch_size, study.micro_batches)
+
+
 def _check_parts(what: str, size: int, divisor: int) -> None:
     if size % divisor:
         raise UserError(

@@ -10,7 +10,7 @@ import jax
 from bilevel.devices import sharding
 from bilevel.study import budget, comparison, diverged, files, search, sets
 from bilevel.study.config import Config
-from bilevel.study.feeding import loaders
+from bilevel.study.feeding import check_sampled, loaders
 from bilevel.study.finished import finished
 from bilevel.study.registry import chosen, with_first
 from bilevel.study.run import Setting, build_step, directory_of, plan_of
@@ -81,6 +81,8 @@ def check_method(setting: Setting, method: str) -> None:
     build_step(study, plan, setting.mesh)
     if plan.sampler is None:
         loaders(study, plan, setting.splits, study.seed, setting.mesh)
+    else:
+        check_sampled(study)
     if plan.picks and study.big_batch_size > len(setting.splits.train):
         files.say(
             f"warning: --big-batch-size {study.big_batch_size} is more than the {len(setting.splits.train)} training rows: "

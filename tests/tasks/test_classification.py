@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -15,7 +16,7 @@ from tiny_images import clean_sets, config_of, digit_flags, image_flags, quarter
 
 from bilevel.cli import main
 from bilevel.offline.loss_table import LossTable
-from bilevel.study import ModelOptions, Picture
+from bilevel.study import Known, ModelOptions, Picture, Weighting, weights
 from bilevel.study.registry import METHODS
 from bilevel.tasks import mosaic
 from bilevel.tasks.classification import TASK, ModelConfig, Rows
@@ -338,7 +339,7 @@ def test_only_the_generic_loss_of_training_is_augmented(source: Path) -> None:
     config = config_of(source, augment="crop", padding=2)
     splits = TASK.open(config, source.parent)
     model = TASK.model(config, splits, ModelOptions())
-    params, state = model.init(jax.random.key(0))
+    params, state = jax.jit(model.init)(jax.random.key(0))
     batch = splits.train.rows(np.arange(16))
     assert model.scoring is not None
     losses = {name: np.asarray(loss(params, state, batch, jax.random.key(1))[0]) for name, loss in
@@ -386,7 +387,7 @@ def test_batch_norm_normalises_by_the_rows_scored_together(source: Path) -> None
     config = config_of(source, ModelConfig("resnet20"))
     splits = TASK.open(config, source.parent)
     model = TASK.model(config, splits, ModelOptions())
-    params, state = model.init(jax.random.key(0))
+    params, state = jax.jit(model.init)(jax.random.key(0))
     assert "batch_stats" in state
     assert model.scoring is not None
     many, few = (splits.train.rows(np.arange(n)) for n in (12, 4))
@@ -404,15 +405,14 @@ def test_the_evaluation_is_a_mean_over_rows(source: Path) -> None:
     config = config_of(source)
     splits = TASK.open(config, source.parent)
     model = TASK.model(config, splits, ModelOptions())
-    params, state = model.init(jax.random.key(0))
+    params, state = jax.jit(model.init)(jax.random.key(0))
     batch = splits.train.rows(np.arange(len(splits.train)))
-    x = np.asarray(splits.plain(jnp.asarray(batch["image"]), jax.random.key(0)), np.float64).reshape(
-        len(splits.train), -1
-    )
+    images = splits.plain(jnp.asarray(batch["image"]), jax.random.key(0))
+    x, layers = np.asarray(images, np.float64).reshape(len(images), -1), jax.tree.map(np.asarray, params)
     for i in range(3):
-        x = np.maximum(x @ params[f"hidden_{i}"]["kernel"] + params[f"hidden_{i}"]["bias"], 0)
-    (head,) = jax.tree.leaves(params["head"], is_leaf=lambda t: "kernel" in t)
-    logits = x @ np.asarray(head["kernel"], np.float64) + head["bias"]
+        x = np.maximum(x @ layers[f"hidden_{i}"]["kernel"] + layers[f"hidden_{i}"]["bias"], 0)
+    head = layers["head"]["classifier"]
+    logits = x @ head["kernel"] + head["bias"]
     nats = np.log(np.exp(logits).sum(-1)) - logits[np.arange(len(x)), batch["label"]]
     found = TASK.evaluate(config, splits, model)(params, state, splits.train, None)
     assert found["loss"] == pytest.approx(nats.mean(), rel=1e-5)
@@ -484,3 +484,27 @@ def test_images_of_any_channels_are_drawn(channels: int) -> None:
     assert shown.shape == (4, 4, 3)
     grey = np.repeat(image.mean(-1, keepdims=True), 3, -1).astype(np.uint8)
     np.testing.assert_array_equal(shown, image[..., :3] if channels in (3, 4) else grey)
+
+
+def test_rows_are_ranked_by_logits_of_batches_drawn_at_random(tmp_path: Path) -> None:
+    """A network that centres its batch, on rows sorted by class: classes differ by as much as their brightness does."""
+    label = np.repeat(np.arange(4), 65)
+    image = (50 * label[:, None, None, None] + np.random.default_rng(0).integers(0, 9, (260, 5, 5, 1))).astype(np.uint8)
+    np.savez(tmp_path / "sorted.npz", image=image, label=label)
+    splits = rows_of(tmp_path / "sorted.npz", noise="none", specific_rows=8, held_out=0, test=8)
+
+    def logits(weights: Any, batch: Any) -> Any:
+        bright = batch["image"].astype(float).mean((1, 2, 3)) / 50
+        return bright - bright.mean()
+
+    class_of, count = label_of(splits.train), len(splits.train)
+    assert count % 16, "the last batch is filled"
+    context: Any = SimpleNamespace(splits=splits, task=TASK, weighting=Weighting(lambda key: {}, logits))
+    ids, found = weights._logits({}, logits, context, 16)  # pyright: ignore[reportPrivateUsage]
+    assert sorted(ids) == list(range(count))
+    means = [found[class_of[ids] == c].mean() for c in range(4)]
+    np.testing.assert_allclose(means, np.arange(4) - class_of.mean(), atol=0.15)
+    wrong = Known((class_of == 3).astype(np.int32), ("no", "yes"), fault=True)
+    context.splits = dataclasses.replace(splits, known={"bright": wrong})
+    share = weights.save_weights(tmp_path, {}, context, 16)["weight_on/bright"]
+    assert share == pytest.approx(np.exp(found)[class_of[ids] == 3].sum() / np.exp(found).sum(), rel=1e-6)

@@ -301,7 +301,7 @@ def test_the_evaluation_is_all_nats_over_all_bytes(text: Path) -> None:
     config = config_of(text)
     splits = TASK.open(config, text)
     model = TASK.model(config, splits, ModelOptions())
-    params, state = model.init(jax.random.key(0))
+    params, state = jax.jit(model.init)(jax.random.key(0))
     rows = splits.test["specific"]
     evaluate = TASK.evaluate(config, splits, model)
     batch = rows.rows(np.arange(len(rows)))

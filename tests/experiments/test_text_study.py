@@ -2,8 +2,6 @@
 
 import dataclasses
 import json
-import math
-import os
 import signal
 import subprocess
 import sys
@@ -15,10 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from experiments.language_modeling.__main__ import main
 from experiments.language_modeling.build import (
     build_loaders,
-    build_model,
     build_weight_optimizer,
     check_rows,
     last_blocks,
@@ -28,15 +24,11 @@ from experiments.language_modeling.config import ALL, Config, DataConfig, Method
 from experiments.language_modeling.corpora import load_corpora
 from experiments.language_modeling.run import settings_dict
 from experiments.runs import STOPPED
-from language_toy import STEPS, call, flags, write_texts
+from language_toy import call, flags, write_texts
 
-from bilevel.data import PackedText
-from bilevel.devices import sharding
-from bilevel.devices.sharding import make_mesh
 from bilevel.nn.transformer import TransformerConfig
 from bilevel.training.run_dir import read_settings
 from bilevel.types import UserError
-from experiments import cli
 from experiments.language_modeling import checks, comparison
 
 pytestmark = pytest.mark.usefixtures("one_device")
@@ -49,30 +41,6 @@ def data(tmp_path: Path) -> Path:
 
 def results(data: Path) -> list[dict]:
     return json.loads((data / "run" / "comparison.json").read_text())
-
-
-def test_comparison_writes_what_it_promises(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    call(data, compare="uniform,soba", data__generic_labels=data / "labels.tsv", finetune_steps=20)
-    rows = results(data)
-    assert [row["method"] for row in rows] == ["uniform", "soba"]
-    for row in rows:
-        for name in ("seconds", "specific_valid_loss", "specific_test_loss", "generic_loss"):
-            assert math.isfinite(row[name]), name
-        assert (row["seed"], row["steps"]) == (0, STEPS)
-        assert row["finetuned_specific_valid_loss"] < row["specific_valid_loss"]
-    table = (data / "run" / "comparison.md").read_text()
-    assert table.strip() in capsys.readouterr().out
-    lines = (data / "run" / "soba-seed0" / "metrics.jsonl").read_text().splitlines()
-    metrics = [json.loads(line) for line in lines]
-    assert [row["step"] for row in metrics] == [4, 8, 12]
-    assert metrics[-1]["share/lower"] + metrics[-1]["share/<script>UPPER"] == pytest.approx(1)
-    report = (data / "run" / "report.html").read_text()
-    assert "<img" in report
-    assert "data:image" in report
-    assert "http://" not in report
-    assert "https://" not in report
-    assert "<script>UPPER" not in report
-    assert "&lt;script&gt;UPPER" in report
 
 
 @pytest.mark.slow
@@ -108,47 +76,6 @@ def test_frozen_weights_and_evaluation_only(data: Path, capsys: pytest.CaptureFi
     capsys.readouterr()
     call(data, "--eval-only", method="frozen", weights__frozen_from=data / "run" / "soba-seed0")
     assert f"{wanted:.3f}" in capsys.readouterr().out
-
-
-@pytest.mark.slow
-def test_paper_preset_and_other_settings(data: Path) -> None:
-    call(data, compare="soba,anograd", weights__preset="paper", steps=4)
-    call(
-        data,
-        compare="soba",
-        run_dir=data / "b",
-        steps=4,
-        weights__estimator="softmax",
-        weights__alpha_batch="uniform",
-        weights__alpha_batch_size=8,
-        weights__tracker="momentum",
-        weights__filter="importance",
-        model__weighting="conv",
-        weights__min_effective_fraction=0.2,
-    )
-    rows = (data / "b" / "soba-seed0" / "metrics.jsonl").read_text().splitlines()
-    assert json.loads(rows[-1])["effective_sample_size"] >= 0.2 * 16 * 0.999
-
-
-@pytest.mark.slow
-def test_every_other_method(data: Path) -> None:
-    names = ["classifier", "implicit_cg", "implicit_neumann", "learning_to_reweight", "meta_weight_net", "mixing"]
-    call(
-        data,
-        compare=",".join(names),
-        weights__classifier_steps=30,
-        weights__iterations=2,
-        weights__mixing_fraction=0.5,
-        steps=6,
-    )
-    rows = {row["method"]: row for row in json.loads((data / "run" / "comparison.json").read_text())}
-    assert list(rows) == names
-    assert all(math.isfinite(row["specific_test_loss"]) for row in rows.values())
-    assert rows["classifier"]["classifier_valid_loss"] < 0.9 * math.log(2)
-    assert rows["classifier"]["seconds"] > rows["classifier"]["preparation_seconds"] > 0
-    found = json.loads((data / "run" / "classifier-seed0" / "documents.json").read_text())
-    assert all(text.isupper() for _, _, text in found["highest"])
-    assert all(text.islower() for _, _, text in found["lowest"])
 
 
 @pytest.mark.slow
@@ -189,18 +116,6 @@ def test_mixed_rows_are_divided_among_processes(monkeypatch: pytest.MonkeyPatch)
     check_rows(odd, ["uniform", "mixing"])
     with pytest.raises(UserError, match=r"--weights\.specific-candidates 3 cannot be divided among 2 processes"):
         check_rows(odd, ["uniform", "soba"])
-
-
-@pytest.mark.slow
-def test_a_state_split_over_devices_trains_the_same(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    options: dict[str, object] = {"method": "soba", "batch_size": 16}
-    call(data, "--model.scan-layers", **options)
-    mesh = make_mesh(jax.devices()[:4])
-    monkeypatch.setattr(sharding, "make_mesh", lambda: mesh)
-    call(data, "--model.scan-layers", "--shard-state", run_dir=data / "split", **options)
-    rows = [json.loads((data / name / "comparison.json").read_text())[0] for name in ("run", "split")]
-    for name in ("specific_test_loss", "generic_loss"):
-        assert rows[0][name] == pytest.approx(rows[1][name], rel=1e-4), name
 
 
 def start(data: Path, **given: object) -> subprocess.Popen[str]:
@@ -365,15 +280,6 @@ def test_an_estimator_brings_its_rate() -> None:
     assert (rate(preset="paper"), rate(preset="paper", estimator="score")) == (1e-3, 1e-2)
 
 
-@pytest.mark.parametrize(
-    ("weights", "attention"), [({}, "auto"), ({"derivatives": "forward"}, "xla"), ({"preset": "paper"}, "xla")]
-)
-def test_forward_mode_goes_without_fused_attention(weights: dict[str, Any], attention: str) -> None:
-    """The fused kernel, which bfloat16 takes on a GPU, has no forward-mode derivative."""
-    config = Config(model=ModelConfig(dtype="bfloat16"), weights=MethodConfig(**weights))
-    assert build_model(config).config.attention == attention
-
-
 @pytest.mark.parametrize("case", BAD_INPUT)
 def test_bad_input_gets_one_sentence(case: str, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     given, words = BAD_INPUT[case]
@@ -406,23 +312,6 @@ def test_other_settings_in_a_run_directory(data: Path, capsys: pytest.CaptureFix
     assert "learning_rate" in capsys.readouterr().err
 
 
-def test_other_data_under_the_same_path(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    call(data, method="uniform")
-    settings = read_settings(data / "run" / "uniform-seed0")
-    assert list(settings["content_hash"]) == ["generic", "specific_train", "specific_valid", "specific_test"]
-    file = data / "specific" / "test.txt"
-    text = file.read_text()
-    file.write_text(text + "one more line\n")
-    for more in ([], ["--eval-only"]):
-        with pytest.raises(SystemExit):
-            call(data, *more, method="uniform")
-        error = capsys.readouterr().err
-        assert f'settings (content_hash.specific_test was "{settings["content_hash"]["specific_test"]}", now ' in error
-        assert error.count("content_hash") == error.count("error: ") == 1
-    file.write_text(text)
-    call(data, method="uniform")
-
-
 def test_a_diverging_run_names_the_step_and_keeps_the_last_good_checkpoint(
     data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -436,29 +325,6 @@ def test_a_diverging_run_names_the_step_and_keeps_the_last_good_checkpoint(
     assert all(int(step) < 400 for step in kept)
 
 
-@pytest.mark.slow
-@pytest.mark.data
-def test_short_comparison_on_real_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = os.environ.get("BILEVEL_DATA")
-    if not folder or not (Path(folder) / "lm" / "generic" / "train.txt.gz").exists():
-        pytest.skip("BILEVEL_DATA does not name a folder with lm/generic and lm/specific")
-    lm = Path(folder) / "lm"
-    cli.run(
-        Config,
-        main,
-        [
-            *("--compare", "uniform,soba", "--steps", "400", "--run-dir", str(tmp_path / "run"), "--no-progress"),
-            *("--data.generic", str(lm / "generic" / "train.txt.gz"), "--data.cache-dir", str(tmp_path / "cache")),
-            *("--data.generic-labels", str(lm / "generic" / "train.labels.tsv.gz")),
-            *("--data.specific", str(lm / "specific" / "rct_abstracts")),
-        ],
-    )
-    uniform, soba = json.loads((tmp_path / "run" / "comparison.json").read_text())
-    assert soba["specific_test_loss"] < uniform["specific_test_loss"] < 2.9
-    last = json.loads((tmp_path / "run" / "soba-seed0" / "metrics.jsonl").read_text().splitlines()[-1])
-    assert last["share/biomedical_articles"] > 3 * 0.0085  # its share in the generic data
-
-
 def test_numbers_out_of_range_are_named_before_anything_is_read(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for flag, value, least in (
         ("steps", 0, "at least 1"), ("seed", -1, "at least 0"), ("evaluate-rows", 0, "at least 1"),
@@ -470,27 +336,6 @@ def test_numbers_out_of_range_are_named_before_anything_is_read(data: Path, caps
         error = capsys.readouterr().err
         assert f"--{flag} {value}" in error
         assert least in error
-
-
-def test_the_field_is_that_of_the_data_with_fields(data: Path) -> None:
-    lines = (data / "generic.txt").read_text().splitlines()
-    (data / "generic.jsonl").write_text("".join(json.dumps({"body": line}) + "\n" for line in lines))
-    files = DataConfig(generic=str(data / "generic.jsonl"), specific=str(data / "specific"), cache_dir=data / "cache")
-    corpora = load_corpora(Config(length=16, data=dataclasses.replace(files, field="body")))
-    plain = load_corpora(Config(length=16, data=dataclasses.replace(files, generic=str(data / "generic.txt"))))
-    assert corpora.generic.content_hash == plain.generic.content_hash
-    whole = dataclasses.replace(files, field="body", documents="file")
-    test = load_corpora(Config(length=16, data=whole)).specific["test"]
-    assert isinstance(test, PackedText)
-    assert test.document.max() == 0
-    with pytest.raises(UserError, match="plain text"):
-        load_corpora(Config(length=16, data=dataclasses.replace(files, generic=files.specific, field="body")))
-
-
-def test_one_document_cannot_be_split(data: Path) -> None:
-    files = DataConfig(generic=str(data / "generic.txt"), specific=str(data / "specific"), documents="file")
-    with pytest.raises(UserError, match="has 1 documents, too few to hold some out"):
-        load_corpora(Config(length=16, data=dataclasses.replace(files, cache_dir=data / "cache")))
 
 
 def test_evaluation_only_of_nothing_leaves_nothing(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
