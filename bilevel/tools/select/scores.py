@@ -28,7 +28,6 @@ from bilevel.types import UserError
 FILES_IN_PART = 256
 """Where whole files are documents, this many make up a part."""
 _LONGEST_NAME = 100
-FORMAT_VERSION = 1
 READ_ROWS = 1 << 17
 SCHEMA = pa.schema([("document", pa.int64()), ("bytes", pa.int64()), ("score", pa.float32())])
 _BLOCK_BYTES = 1 << 24
@@ -161,7 +160,7 @@ class ScoreFiles:
     def __init__(self, config: Config, network: Network, parts: list[Part]):
         names = [Path(name).name for part in parts for name in part.files or (part.source.name,)]
         self.settings: dict[str, Any] = {
-            "version": FORMAT_VERSION, "network": network.settings, "field": config.field, "documents": config.documents,
+            "network": network.settings, "field": config.field, "documents": config.documents,
             "files": {"count": len(names), "names": digest(names)},
         }  # fmt: skip
         self._folder, self._parts = config.scores or config.output / "scores", parts
