@@ -45,8 +45,7 @@ def load_network(run: Path, name: str | None, load_task: Callable[[str], Task]) 
     """
     settings = _settings(run)
     task = _task(run, settings["task"], name, load_task)
-    names = {f.name for f in dataclasses.fields(task.config)}
-    given = {name: value for name, value in settings.items() if name in names}
+    given = {f.name: settings[f.name] for f in dataclasses.fields(task.config) if f.name in settings}
     config = filled(task.config(), given, str(run / CONFIG_NAME))
     weighting, free = task.weighting(config, None), may_change(config)
     logits = weighting.logits
