@@ -523,10 +523,10 @@ def test_bad_weights(trained: Path, folder: Path, tmp_path: Path, capsys: pytest
     weights.write_bytes(b"cut off")
     assert "cannot be read as a safetensors file" in told(good)
     weights.unlink()
-    assert "this run is not finished: continue it" in told(good)
+    assert "it is not finished: continue it" in told(good)
     shutil.copy(trained / "result.json", good)
     (good / "config.yaml").write_text((good / "config.yaml").read_text().replace("method: soba", "method: uniform"))
-    assert "uniform, which learns no network" in told(good)
+    assert "uniform learns no network" in told(good)
 
 
 OWN = """

@@ -24,12 +24,12 @@ from bilevel.training.progress import Progress
 def command(
     arguments: Sequence[str], prog: str, load_task: Callable[[str], Task]
 ) -> tuple[Callable[[], None], Config, Path]:
-    """Understand a command line: what runs it, its settings and the directory that it writes to.
+    """Understand a command line; return what runs it, its settings and the directory that it writes to.
 
     Args:
       arguments: flags.
       prog: for --help.
-      load_task: name or file of a task -> the task.
+      load_task: name or file -> task.
 
     Raises:
       UserError: for flags that contradict each other.

@@ -45,8 +45,7 @@ def load_network(run: Path, name: str | None, load_task: Callable[[str], Task]) 
     """
     settings = _settings(run)
     task = _task(run, settings["task"], name, load_task)
-    names = {f.name for f in dataclasses.fields(task.config)}
-    given = {name: value for name, value in settings.items() if name in names}
+    given = {f.name: settings[f.name] for f in dataclasses.fields(task.config) if f.name in settings}
     config = filled(task.config(), given, str(run / CONFIG_NAME))
     weighting, free = task.weighting(config, None), may_change(config)
     logits = weighting.logits
@@ -66,12 +65,10 @@ def _settings(run: Path) -> dict[str, Any]:
     if "task" not in settings:
         raise UserError(f"{run / CONFIG_NAME} names no task: give --weights the directory of a run of bilevel compare.")
     if not (run / WEIGHTS).exists():
-        method = settings.get("method")
-        found = (
-            f"a run of {method}, which learns no network that scores rows: give --weights a run of soba, dds or anograd"
-        )
-        unfinished = "not finished: continue it with the command that began it"
-        raise UserError(f"{run} holds no {WEIGHTS}, so it is {found if (run / RESULT).exists() else unfinished}.")
+        hint = "so it is not finished: continue it with the command that began it"
+        if (run / RESULT).exists():
+            hint = f"as {settings.get('method')} learns no network that scores rows: give a run of soba, dds or anograd"
+        raise UserError(f"--weights {run} holds no {WEIGHTS}, {hint}.")
     return settings
 
 
@@ -84,10 +81,8 @@ def _task(run: Path, recorded: str, name: str | None, load_task: Callable[[str],
         hint = "which does not come with bilevel: name its file, as in --task my_task.py"
         raise UserError(f"--weights {run} is a run of the task {recorded}, {hint}.") from error
     if name is not None and task.name != recorded:
-        raise UserError(
-            f"--task {name} is the task {task.name}, but --weights {run} is a run of {recorded}: give that."
-        )
+        raise UserError(f"--task {name} is {task.name}, but --weights {run} is a run of {recorded}: give that task.")
     if not hasattr(task, "pack"):
-        hint = "whose rows are not documents (it has no function pack): give a run of another one, as language_modeling"
+        hint = "whose rows are not documents (it has no function pack): give one of, say, language_modeling"
         raise UserError(f"--weights {run} is a run of the task {task.name}, {hint}.")
     return cast(DocumentTask, task)

@@ -27,12 +27,9 @@ from bilevel.types import UserError
 
 FILES_IN_PART = 256
 """Where whole files are documents, this many make up a part."""
-_LONGEST_NAME = 100
-FORMAT_VERSION = 1
 READ_ROWS = 1 << 17
 SCHEMA = pa.schema([("document", pa.int64()), ("bytes", pa.int64()), ("score", pa.float32())])
 _BLOCK_BYTES = 1 << 24
-_SECONDS_BETWEEN_LOOKS = 0.5
 T = TypeVar("T")
 
 
@@ -49,7 +46,7 @@ class Part(NamedTuple):
     @property
     def stem(self) -> str:
         """Beginning of the names of the files written for this part."""
-        return f"{self.number:05d}-{re.sub(r'[^A-Za-z0-9._-]', '_', Path(self.source.name).name)[-_LONGEST_NAME:]}"
+        return f"{self.number:05d}-{re.sub(r'[^A-Za-z0-9._-]', '_', Path(self.source.name).name)[-100:]}"
 
 
 def open_parts(config: Config) -> list[Part]:
@@ -147,8 +144,10 @@ def _cut(
 
     def padded(rows: DocumentRows) -> DocumentRows:
         missing = batch_size - len(rows.owner)
+        if not missing:
+            return rows
         batch = {k: np.pad(x, [(0, missing)] + [(0, 0)] * (x.ndim - 1), mode="edge") for k, x in rows.batch.items()}
-        return rows._replace(batch=batch) if missing else rows
+        return rows._replace(batch=batch)
 
     for block in document_blocks(documents, _BLOCK_BYTES):
         texts = [document.text for document in block]
@@ -161,7 +160,7 @@ class ScoreFiles:
     def __init__(self, config: Config, network: Network, parts: list[Part]):
         names = [Path(name).name for part in parts for name in part.files or (part.source.name,)]
         self.settings: dict[str, Any] = {
-            "version": FORMAT_VERSION, "network": network.settings, "field": config.field, "documents": config.documents,
+            "network": network.settings, "field": config.field, "documents": config.documents,
             "files": {"count": len(names), "names": digest(names)},
         }  # fmt: skip
         self._folder, self._parts = config.scores or config.output / "scores", parts
@@ -223,5 +222,5 @@ class ScoreFiles:
         while missing := [part for part in missing if not self.found(part, exact=False)]:
             if time.monotonic() >= stop:
                 break
-            time.sleep(_SECONDS_BETWEEN_LOOKS)
+            time.sleep(0.5)
         return missing
