@@ -8,6 +8,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+from numpy.typing import NDArray
 
 from bilevel.nn.classification import Prepare
 from bilevel.types import Array, UserError
@@ -125,5 +126,17 @@ def preparation(
     def prepare(images: Array, rng: Array) -> Array:
         values = standardize(images, mean, std, dtype)
         return flip_and_crop(rng, values, padding=padding, mode=mode, flip=flip) if augment else values
+
+    return prepare
+
+
+def standardization(features: NDArray[np.floating]) -> Prepare:
+    """Return what brings each feature to mean 0 and variance 1 over some rows, `[N, d]`; constant ones to 0."""
+    mean, std = features.mean(0, dtype=np.float64), features.std(0, dtype=np.float64)
+    # A constant column's deviation is rounding alone.
+    scale = 1 / np.where(std > 1e-7 * np.abs(mean), std, 1)
+
+    def prepare(rows: Array, rng: Array) -> Array:
+        return (rows - jnp.asarray(mean, jnp.float32)) * jnp.asarray(scale, jnp.float32)
 
     return prepare

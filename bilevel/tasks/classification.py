@@ -18,7 +18,7 @@ from bilevel.data import ArrayDataset, LabelledData, channel_statistics, digest,
 from bilevel.data.labelled import corruption as faults
 from bilevel.data.labelled.noise import label_noise
 from bilevel.devices import sharding
-from bilevel.nn.augment import preparation
+from bilevel.nn.augment import preparation, standardization
 from bilevel.nn.classification import Prepare, classification_loss, init_variables
 from bilevel.nn.head import with_head
 from bilevel.nn.networks import network_of
@@ -362,14 +362,7 @@ def _preparations(d: DataConfig, inputs: str, sets: LabelledData) -> tuple[Prepa
         raise UserError(
             f"--data.augment {d.augment} needs images, but {d.source} holds rows of {features.shape[1]} features: omit it."
         )
-    mean, std = features.mean(0, dtype=np.float64), features.std(0, dtype=np.float64)
-    # A constant column's deviation is rounding alone.
-    scale = 1 / np.where(std > 1e-7 * np.abs(mean), std, 1)
-
-    def standard(rows: Array, rng: Array) -> Array:
-        return (rows - jnp.asarray(mean, jnp.float32)) * jnp.asarray(scale, jnp.float32)
-
-    prepare = standard if d.standardize else lambda rows, rng: rows
+    prepare = standardization(features) if d.standardize else lambda rows, rng: rows
     return prepare, prepare
 
 
