@@ -172,9 +172,8 @@ class Classification:
     title = "Classification with learned data weights"
     config = ClassificationConfig
     measures: Sequence[Measure] = (
-        Measure("accuracy", "accuracy", lower_is_better=False),
-        Measure("loss", "loss", 3, "nats"),
-    )
+        Measure("accuracy", "accuracy", lower_is_better=False), Measure("loss", "loss", 3, "nats"),
+    )  # fmt: skip
 
     def __init__(self, name: str, presets: Mapping[str, Mapping[str, Mapping[str, Any]]]):
         self.name, self.presets = name, presets
@@ -386,17 +385,10 @@ def _rows(number: float) -> float:
 
 
 TASK = Classification("image_classification", _PRESETS)
-TABULAR = Classification(
-    "tabular",
-    {
-        **_PRESETS,
-        "default": {
-            **_PRESETS["default"],
-            "study": _PRESETS["default"]["study"] | TABULAR_STUDY,
-            "task": {
-                "data": {"source": "sklearn:breast_cancer", "noise_fraction": 0.2},
-                "model": {"network": "mlp", "width": 64},
-            },
-        },
+_TABLES = {
+    "study": _PRESETS["default"]["study"] | TABULAR_STUDY,
+    "task": {
+        "data": {"source": "sklearn:breast_cancer", "noise_fraction": 0.2}, "model": {"network": "mlp", "width": 64},
     },
-)
+}  # fmt: skip
+TABULAR = Classification("tabular", {**_PRESETS, "default": _PRESETS["default"] | _TABLES})
