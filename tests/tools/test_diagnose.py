@@ -86,10 +86,9 @@ def test_compared_rows_are_in_no_batch() -> None:
             )
 
     measure = Measurement(opened(default_config(Deciding()), Deciding()), Compared(400, 4), 3)
-    specific, generic, specific_batches, generic_batches = measure._data
-    assert not measure.held_out
-    assert measure.rows == [30, 120]
-    assert measure.batch_rows == 15
+    specific, generic, specific_batches, generic_batches = measure.data
+    assert "30 specific and 120 generic rows (of the training set" in measure.about
+    assert "4 pairs of batches of 15 other rows" in measure.about
     for rows, batches in ((specific, specific_batches), (generic, generic_batches)):
         assert len(np.unique(rows["id"])) == len(rows["id"])
         assert not {*rows["id"].tolist()} & {*batches["id"].ravel().tolist()}
@@ -122,15 +121,18 @@ BAD_INPUT = {
     "missing data": ({"data__specific": "third"}, ["--data.specific third does not exist"]),
     "no use": ({"compare": "soba"}, ["--compare is not for bilevel diagnose"]),
     "no use either": ({"finetune__steps": 5}, ["--finetune.steps is not for bilevel diagnose"]),
-    "no run": ({"checkpoint": "nowhere"}, ["--checkpoint nowhere holds no config.yaml", "METHOD-seedN"]),
+    "no run": ({"checkpoint": "nowhere"}, ["--checkpoint nowhere holds no run", "METHOD-seedN"]),
     "other model": (
-        {"checkpoint": "RUN", "model__network": "affine"},
+        {"checkpoint": "uniform-seed0", "model__network": "affine"},
         ["--model.network does not go with --checkpoint"],
     ),
-    "other length": ({"checkpoint": "RUN", "steps": 16}, ["--steps does not go with --checkpoint"]),
-    "no checkpoint": ({"checkpoint": "RUN"}, ["holds no checkpoint"]),
-    "several sets": ({"checkpoint": "SEVERAL"}, ["several specific sets (a + b): choose the one", "--data.specific"]),
-    "broken settings": ({"checkpoint": "BROKEN"}, ["BROKEN/config.yaml names no method and seed"]),
+    "other length": ({"checkpoint": "uniform-seed0", "steps": 16}, ["--steps does not go with --checkpoint"]),
+    "no checkpoint": ({"checkpoint": "uniform-seed0"}, ["holds no checkpoint"]),
+    "several sets": (
+        {"checkpoint": "soba-seed0"},
+        ["several specific sets (a + b): choose the one", "--data.specific"],
+    ),
+    "broken settings": ({"checkpoint": "dds-seed0"}, ["dds-seed0/config.yaml", "holds no settings"]),
     "unwritable directory": ({"run_dir": "file/below"}, ["Cannot write to the run directory"]),
 }
 
@@ -144,7 +146,7 @@ def test_bad_input_gets_one_sentence(
     (tmp_path / "file").touch()
     run = {"format": 1, "task": "linear", "method": "uniform", "seed": 0, "steps": 8}
     several = run | {"data": {"specific": "a + b"}, "variant": {"task_weights": None}}
-    for name, settings in (("RUN", run), ("SEVERAL", several), ("BROKEN", {"format": 1})):
+    for name, settings in (("uniform-seed0", run), ("soba-seed0", several), ("dds-seed0", [])):
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.yaml").write_text(json.dumps(settings))
     with pytest.raises(SystemExit) as stop:
@@ -165,5 +167,6 @@ def test_text(texts: list[str], tmp_path: Path) -> None:
 def test_images(digits: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(["diagnose", "image_classification", *digits, "--rows", "16", "--pairs", "2", "--batch-rows", "8"])
     (*_, row) = found(tmp_path / "run")["measurements"]
-    assert 0 < row["valid_accuracy"] < 1
+    assert 0 <= row["valid_accuracy"] < 1
+    assert 0 < row["sar"] < 1
     assert "generic rows (of the training set, as the task has no generic valid set)" in capsys.readouterr().out

@@ -1,7 +1,8 @@
 """The smallest task: linear regression on rows of three domains, of which one is noise."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,7 @@ STUDY = {
     "steps": 8, "batch_size": 4, "big_batch_size": 16, "log_every": 2, "evaluate_every": 4, "checkpoint_every": 4,
     "progress": False, "optimizer": {"learning_rate": 0.05},
 }  # fmt: skip
+PRESETS = {"default": {"study": STUDY}}
 
 
 @dataclass(frozen=True)
@@ -56,8 +58,8 @@ class LinearTask:
     """Fit a line to rows of which a third are like the specific rows."""
 
     name, title, config = "linear", "A linear task", LinearConfig
-    measures = (Measure("loss", "loss", 3, "squared units"),)
-    presets: ClassVar[Any] = {"default": {"study": STUDY}}
+    measures: Sequence[Measure] = (Measure("loss", "loss", 3, "squared units"),)
+    presets: Mapping[str, Mapping[str, Mapping[str, Any]]] = PRESETS
 
     def open(self, config: LinearConfig, folder: Any) -> Splits:
         d = config.data

@@ -14,7 +14,13 @@ from bilevel.study.sets import named_sets
 from bilevel.study.suite import opened
 from bilevel.study.tables import Column
 from bilevel.study.task import Measure, Task
-from bilevel.tools.analyses.base import OF_COMPARISONS, OfLearner, Planned, Record, Results
+from bilevel.tools.analyses.base import (
+    OF_COMPARISONS,
+    OfLearner,
+    Planned,
+    Record,
+    Results,
+)
 from bilevel.tools.diagnose.measure import RATES, Compared, Measurement
 
 MEASURED = "acceleration.json"

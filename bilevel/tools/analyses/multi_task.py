@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from bilevel.data import Dataset, JoinedData, rows_hash
+from bilevel.data import JoinedData
 from bilevel.study.config import Config
 from bilevel.study.registry import METHODS, chosen
 from bilevel.study.run import Setting
@@ -98,17 +98,13 @@ def joined(parts: Mapping[str, Splits], weights: tuple[float, ...] | None) -> Sp
     first = next(iter(parts.values()))
     _, *others = first.valid
 
-    def all_of(rows: Mapping[str, Dataset | None]) -> Any:
-        found = {name: data for name, data in rows.items() if data is not None}
-        one = len({rows_hash(data) for data in found.values()}) < 2
-        return next(iter(found.values()), None) if one else JoinedData(found)
-
+    held_out = {name: splits.held_out for name, splits in parts.items() if splits.held_out is not None}
     tests = {name: next(iter(splits.test.values())) for name, splits in parts.items()}
     return dataclasses.replace(
         first,
         specific=JoinedData({name: splits.specific for name, splits in parts.items()}),
         valid={_ALL: JoinedData({n: s.deciding for n, s in parts.items()}), **{n: first.valid[n] for n in others}},
         test={_ALL: JoinedData(tests), **tests},
-        held_out=all_of({name: splits.held_out for name, splits in parts.items()}),
+        held_out=JoinedData(held_out) if len(held_out) == len(parts) else None,
         specific_weights=weights,
     )

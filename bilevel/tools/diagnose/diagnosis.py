@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from bilevel.study.config import Config, plain
 from bilevel.study.evaluation import trained
 from bilevel.study.feeding import loaders, open_source, steps_in_call
 from bilevel.study.registry import METHODS
+from bilevel.study.resolve import complete
 from bilevel.study.run import Run, Setting
 from bilevel.study.suite import opened
 from bilevel.study.task import Task
@@ -29,7 +29,6 @@ UNUSED = (
     "compare", "seeds", "big_batch_size", "specific_sets", "same_seconds", "budget_seconds", "trials", "trial_steps",
     "targets", "eval_only", "checkpoint_every", "tensorboard", "finetune", "hosts",
 )  # fmt: skip
-_WITH_CHECKPOINT = ("data", "run_dir", "progress")
 
 
 @dataclass(frozen=True)
@@ -49,10 +48,7 @@ class Diagnose(Compared):
 
 
 def command(task: Task, arguments: Sequence[str], prog: str) -> tuple[Callable[[], None], Any, Path]:
-    """Understand a command line, without running it.
-
-    Returns:
-      What runs it, its settings, and the run directory.
+    """Understand a command line, without running it: what runs it, its settings, and the run directory.
 
     Raises:
       UserError: for flags that do not go together, or a checkpoint that is not there.
@@ -66,25 +62,33 @@ def command(task: Task, arguments: Sequence[str], prog: str) -> tuple[Callable[[
     own.check_sizes()
     found.refuse(UNUSED, "is not for bilevel diagnose, which trains one uniform model: omit it.")
     if own.checkpoint is not None:
-        others = [name for name in found.changed() if not name.startswith(_WITH_CHECKPOINT)]
+        others = [name for name in found.changed() if not name.startswith(("data", "run_dir", "progress"))]
         found.refuse(others, f"does not go with --checkpoint, which takes it from {own.checkpoint}: omit it.")
-        _check_one_set(found, own.checkpoint)
+        several = "task_weights" in read_settings(own.checkpoint).get("variant", {})
+        if several and "data.specific" not in found.changed():
+            raise UserError(
+                f"The run in {own.checkpoint} has several specific sets ({config.task.data.specific}): choose the one to "
+                "measure on by --data.specific."
+            )
     return lambda: diagnose(config, task, own), (config, own), config.study.run_dir
 
 
 def diagnose(config: Config, task: Task, own: Diagnose) -> None:
     """Train or restore, measure, and report."""
     setting, directory = opened(config, task), config.study.run_dir
+    method, seed = (own.checkpoint and files.run_of(own.checkpoint)) or ("uniform", config.study.seed)
     with hold_run_dir(directory):
+        measure = Measurement(setting, own, seed)
         if own.checkpoint is None:
-            measure, method = Measurement(setting, own, config.study.seed), "uniform"
             rows = while_training(setting, measure)
         else:
-            method, seed, model = restored(setting, own.checkpoint)
-            measure = Measurement(setting, own, seed)
-            rows = [{"step": model[0], **measure(model[1])}]
-        about = _about(setting, measure, method, own.pairs)
-        print(report.write(directory, rows, task.measures[0], about | {"settings": plain(own) | plain(config.task)}))
+            there = config.with_study(run_dir=own.checkpoint.parent)
+            state = Run(setting.of(complete(there)), method, seed, Variant()).checkpoint()
+            step = int(jax.device_get(getattr(state, "train", state).step))
+            rows = [{"step": step, **measure(trained(state, setting.mesh))}]
+        model = f"{setting.splits.about} Model: {method}, seed {seed}, b = {config.study.batch_size}."
+        about = {"measured": f"{model} {measure.about}", "method": method, "settings": plain(own) | plain(config.task)}
+        print(report.write(directory, rows, task.measures[0], about))
     print(f"\nPlot: {directory / 'diagnose.svg'}")
 
 
@@ -108,22 +112,6 @@ def while_training(setting: Setting, measure: Measurement) -> list[dict[str, flo
     return rows
 
 
-def restored(setting: Setting, directory: Path) -> tuple[str, int, tuple[int, Any]]:
-    """Return method and seed of a run, and the step and the model of its newest checkpoint.
-
-    Raises:
-      UserError: if there is none, or its run is in progress.
-    """
-    settings = read_settings(directory)
-    method, seed = settings["method"], settings["seed"]
-    run_dir = setting.config.with_study(run_dir=directory.parent)
-    run = Run(setting.of(dataclasses.replace(run_dir, prepared=directory.parent / "prepared")), method, seed, Variant())
-    advice = "give a run that has saved one, or train it again"
-    with hold_run_dir(directory):
-        state = files.newest(directory, run.parts[1], advice)
-    return method, seed, (int(jax.device_get(getattr(state, "train", state).step)), trained(state, setting.mesh))
-
-
 def _shorter(config: Config) -> Config:
     """A fifth of the task's steps as the beginning of a whole run, with three measurements."""
     whole = config.study.steps
@@ -134,29 +122,9 @@ def _shorter(config: Config) -> Config:
 
 
 def _settings_file(directory: Path) -> Path:
-    file, advice = directory / CONFIG_NAME, "give the directory METHOD-seedN of a run"
-    if not file.is_file():
-        raise UserError(f"--checkpoint {directory} holds no {CONFIG_NAME}: {advice}.")
-    settings = read_settings(directory)
-    if settings.get("method") not in METHODS or not isinstance(settings.get("seed"), int):
-        raise UserError(f"--checkpoint: {file} names no method and seed: {advice}.")
-    return file
-
-
-def _check_one_set(found: flags.Parsed, directory: Path) -> None:
-    """Refuse a run with several specific sets, unless one is named."""
-    sets = getattr(found.before.task.data, "specific", "")
-    if "task_weights" in read_settings(directory).get("variant", {}) and "data.specific" not in found.changed():
+    file, run = directory / CONFIG_NAME, files.run_of(directory)
+    if run is None or run[0] not in METHODS or not file.is_file():
         raise UserError(
-            f"The run in {directory} has several specific sets ({sets}): choose the one to measure on by --data.specific."
+            f"--checkpoint {directory} holds no run: give the directory METHOD-seedN of one, with its {CONFIG_NAME}."
         )
-
-
-def _about(setting: Setting, measure: Measurement, method: str, pairs: int) -> dict[str, Any]:
-    study, (specific, generic) = setting.config.study, measure.rows
-    measured = (
-        f"Model: {method}, seed {study.seed}, b = {study.batch_size}. {specific} specific and {generic} generic rows"
-        f"{'' if measure.held_out else ' (of the training set, as the task has no generic valid set)'}, {pairs} pairs of "
-        f"batches of {measure.batch_rows} other rows."
-    )
-    return {"data": setting.splits.about, "measured": measured, "method": method}
+    return file

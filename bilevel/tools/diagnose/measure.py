@@ -69,24 +69,25 @@ class Measurement:
     def __init__(self, setting: Setting, sizes: Compared, seed: int):
         self._setting, splits, task = setting, setting.splits, setting.task
         config, seed = setting.config.task, seed + 5_000_011  # other rows than those of the first steps
-        self.held_out = GENERIC in splits.valid
-        """Whether the generic rows are held out from training."""
         kinds = (splits.deciding, splits.specific), (splits.valid.get(GENERIC, splits.train), splits.train)
         sides = [_apart(*kind, sizes.rows, seed) for kind in kinds]
         most = min(len(others) for _, others in sides)
-        self.batch_rows = sizes.batch_rows or min(BATCH_ROWS, max(1, most // 2))
-        if self.batch_rows > most:
+        size = sizes.batch_rows or min(BATCH_ROWS, max(1, most // 2))
+        if size > most:
             raise UserError(
-                f"--batch-rows {self.batch_rows}: only {most} rows of {min(sides, key=lambda s: len(s[1]))[1].name} are "
+                f"--batch-rows {size}: only {most} rows of {min(sides, key=lambda s: len(s[1]))[1].name} are "
                 f"left to draw batches from; give at most {most}."
             )
-        parts = math.gcd(_PARTS, self.batch_rows)
+        parts = math.gcd(_PARTS, size)
         counts = [len(rows) for rows, _ in sides]
         parts = parts if min(counts) >= parts else 1
-        self.rows = [count - count % parts for count in counts]
-        """How many specific and generic rows are compared."""
-        rows = [data.rows(np.arange(n)) for (data, _), n in zip(sides, self.rows, strict=True)]
-        self._data: list[Batch] = [*rows, *(_batches(data, self.batch_rows, sizes.pairs, seed) for _, data in sides)]
+        counts = [count - count % parts for count in counts]
+        rows = [data.rows(np.arange(n)) for (data, _), n in zip(sides, counts, strict=True)]
+        self.data: list[Batch] = [*rows, *(_batches(data, size, sizes.pairs, seed) for _, data in sides)]
+        """The rows that are compared, and the batches: specific, then generic."""
+        seen = "" if GENERIC in splits.valid else " (of the training set, as the task has no generic valid set)"
+        rows_of = f"{counts[0]} specific and {counts[1]} generic rows{seen}"
+        self.about = f"{rows_of}, {sizes.pairs} pairs of batches of {size} other rows."
         exact = task.model(config, splits, ModelOptions(forward=True, dtype="float32"))
         self._rates = functools.partial(acceleration_rates, exact.evaluation, micro_batches=parts)
         self._evaluate = task.evaluate(config, splits, task.model(config, splits, ModelOptions()))
@@ -95,7 +96,7 @@ class Measurement:
         """Return the measures on the valid sets, the rates and their standard errors."""
         params, model_state = jax.tree.map(jnp.asarray, jax.device_get(model))
         found = measured(self._evaluate, (params, model_state), self._setting.splits, EVALUATED, test=False)
-        rates = self._rates(params, model_state, *self._data, rng=jax.random.key(0))
+        rates = self._rates(params, model_state, *self.data, rng=jax.random.key(0))
         return found | {name: float(value) for name, value in rates._asdict().items()}
 
 

@@ -68,10 +68,10 @@ def write(directory: Path, rows: Sequence[Row], measure: Measure, about: Mapping
       directory: where to.
       rows: measurements.
       measure: the task's first.
-      about: `data` and `measured`, sentences, and what else is kept.
+      about: what is kept beside them; `measured` says in sentences on what.
     """
-    sentence, notes = verdict(rows[-1]), f"{about['data']} {about['measured']}"
-    text = f"{notes}\n\n{table(rows, measure)}\n\n{sentence}"
+    sentence = verdict(rows[-1])
+    text = f"{about['measured']}\n\n{table(rows, measure)}\n\n{sentence}"
     found = {
         **about,
         "chance": CHANCE,
