@@ -27,6 +27,7 @@ from bilevel.types import ModelState, Params, UserError
 
 BEST = "best.safetensors"
 _EVALUATIONS = 20
+_LOSS = Measure("loss", "loss")
 
 
 class Fitted(NamedTuple):
@@ -51,7 +52,7 @@ class Fit:
     steps: int
     seed: int
     mesh: Mesh
-    measure: Measure = Measure("loss", "loss")
+    measure: Measure = _LOSS
     """What decides which parameters are kept."""
 
     @property

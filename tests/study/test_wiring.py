@@ -99,7 +99,7 @@ def test_frozen_takes_the_weights_of_a_run(tmp_path: Path, capsys: pytest.Captur
     assert "holds a run with other settings (frozen.weights_digest was" in capsys.readouterr().err
     (moved / "weights.safetensors").write_bytes(b"cut off")
     fails(tmp_path / "new", "frozen", "--frozen.weights", moved)
-    assert "weights.safetensors is damaged" in capsys.readouterr().err
+    assert "weights.safetensors cannot be read as a safetensors file" in capsys.readouterr().err
     fails(tmp_path / "new", "frozen", "--frozen.weights", tmp_path / "nowhere")
     assert "weights.safetensors does not exist: give the directory of a finished run" in capsys.readouterr().err
     fails(tmp_path / "new", "frozen")
@@ -274,7 +274,7 @@ def test_scores_of_another_run(tmp_path: Path, capsys: pytest.CaptureFixture[str
     fails(tmp_path / "run", "contrastive", *given, file)
     assert "holds a run with other settings (contrastive.scores_digest was" in capsys.readouterr().err
     for values, train, own, words in (
-        (np.where(np.arange(240) < 20, gains, np.nan), None, None, "--contrastive.fraction 0.1 of 20 scored rows keeps fewer than"),
+        (np.where(np.arange(240) < 20, gains, np.nan), None, None, "--contrastive.fraction 0.1 of 20 scored rows keeps"),
         (gains, "0", None, "content hash 0, but these data have"),
         (gains, None, "0", "for other specific data (hash 0, here"),
     ):  # fmt: skip
@@ -285,10 +285,7 @@ def test_scores_of_another_run(tmp_path: Path, capsys: pytest.CaptureFixture[str
     fails(tmp_path / "new", "contrastive", *given, file)
     assert str(file) in capsys.readouterr().err
     fails(tmp_path / "new", "contrastive", *given, tmp_path / "nowhere")
-    assert (
-        f"There are no scores at {tmp_path / 'nowhere'}: give --contrastive.scores the {contrastive.NAME}"
-        in capsys.readouterr().err
-    )
+    assert f"There are no scores at {tmp_path / 'nowhere'}: give --contrastive.scores" in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
 
 

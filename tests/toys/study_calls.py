@@ -71,6 +71,7 @@ def environment() -> dict[str, str]:
     return {
         **os.environ,
         "JAX_PLATFORMS": "cpu",
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "PYTHONPATH": os.pathsep.join((str(TASK.parents[2]), str(TASK.parent))),
     }
 
