@@ -203,7 +203,7 @@ def learning_plan(name: str, s: Learning, context: Context, method: methods.Meth
     Raises:
       UserError: for settings that do not go together.
     """
-    study, sparse = context.study, s.mode == "sparse"
+    study, sparse, name = context.study, s.mode == "sparse", name.replace("_", "-")
     if sparse:
         check_sizes(study)
     elif s.specific_candidates:
@@ -227,7 +227,9 @@ def learning_plan(name: str, s: Learning, context: Context, method: methods.Meth
         normalize_alignments=s.normalize_alignments,
         specific_rows=candidates(s, study, name, jax.process_count()) if sparse else 0,
         specific_batch_size=s.specific_batch_size,
-        start=context.classified(s.classifier_steps, s.classifier_rows, s.chosen_rate, name) if s.warm_start else None,
+        start=context.classified(s.classifier_steps, s.classifier_rows, s.chosen_rate, f"{name}.classifier-")
+        if s.warm_start
+        else None,
         keeps_weights=True,
     )
 

@@ -80,7 +80,7 @@ def _selecting(name: str, make: Make, *, unbiased: bool = False, table: bool = F
     def plan(s: Scoring, context: Context) -> Plan:
         check_sizes(context.study)
         options = ModelOptions(mesh=context.gathering_mesh)
-        model, score, who = paired(context, options, s.network, s.dtype, s.statistics, f"--{name}.network")
+        model, score, who = paired(context, options, s.network, s.dtype, s.statistics)
         scorer = make(score, context.study.micro_batches)
         if s.network is not None:
             scorer = scoring.trained_proxy(scorer)
