@@ -126,6 +126,7 @@ def _compare(arguments: Sequence[str]) -> Command:
     config = flags(task, rest, f"bilevel compare {arguments[0]}").config
 
     def run() -> None:
+        config.study.check()
         _join(config.study.hosts)
         compare(config, task)
 

@@ -104,14 +104,14 @@ class Context:
           steps: its updates; the best on held-out rows is kept.
           rows: most rows of either kind in a batch.
           rate: Adam's learning rate.
-          flag: of the method, for messages.
+          flag: how the flags of steps and rows begin, for messages: "classifier.".
 
         Raises:
           UserError: for steps or rows below 1, or data without generic rows for validation.
         """
         if steps < 1 or rows < 1:
             raise UserError(
-                f"--{flag}: the steps ({steps}) and rows ({rows}) of the domain classifier must be at least 1."
+                f"--{flag}steps {steps} and --{flag}rows {rows} must be at least 1: they train the domain classifier."
             )
         held_out = self.splits.valid.get(GENERIC, self.splits.train)
 

@@ -21,12 +21,13 @@ from bilevel.study.config import Study, plain
 from bilevel.study.context import optimizer_of
 from bilevel.study.feeding import open_source, steps_in_call
 from bilevel.study.files import Stopped
-from bilevel.study.task import Evaluate, Model
+from bilevel.study.task import Evaluate, Measure, Model
 from bilevel.training import LoopConfig, prepare_run_dir, train
 from bilevel.types import ModelState, Params, UserError
 
 BEST = "best.safetensors"
 _EVALUATIONS = 20
+_LOSS = Measure("loss", "loss")
 
 
 class Fitted(NamedTuple):
@@ -51,6 +52,8 @@ class Fit:
     steps: int
     seed: int
     mesh: Mesh
+    measure: Measure = _LOSS
+    """What decides which parameters are kept."""
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -85,7 +88,7 @@ class Fit:
             return step.init(step_key, params, {}, model_state)
 
         state = jax.jit(create)()
-        best = _Best(directory / BEST, self.evaluate, self.valid)
+        best = _Best(directory / BEST, self.evaluate, self.valid, self.measure)
         best(state)
         loader = Loader(self.rows, size, seed=self.seed)
         one = sharding.make_mesh(self.mesh.local_devices[:1])
@@ -102,17 +105,19 @@ class Fit:
 
 @dataclass
 class _Best:
-    """The parameters with the lowest valid loss, in a file: a continued run goes on with them."""
+    """The best parameters on valid, in a file: a continued run goes on with them."""
 
     file: Path
     evaluate: Evaluate
     valid: Dataset
+    measure: Measure
 
     def __call__(self, state: TrainState) -> Mapping[str, float]:
         found = self.evaluate(state.params, state.model_state, self.valid, None)
-        if not self.file.exists() or found["loss"] < float(load_tree(self.file)[1]["loss"]):
+        name, sign = self.measure.name, 1 if self.measure.lower_is_better else -1
+        if not self.file.exists() or sign * found[name] < sign * float(load_tree(self.file)[1][name]):
             tree = jax.tree.map(np.asarray, {"params": state.params, "model_state": state.model_state})
-            save_tree(self.file, tree, {"loss": repr(found["loss"])})
+            save_tree(self.file, tree, {name: repr(found[name])})
         return {f"valid_{name}": value for name, value in found.items()}
 
     def load(self, state: TrainState) -> tuple[Params, ModelState]:

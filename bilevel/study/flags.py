@@ -82,7 +82,7 @@ def parse(
     if settings is not None and file:
         raise UserError(f"--config {file} does not go with {settings[0]}, which brings settings: omit it.")
     where = settings or (("--config", Path(file)) if file else None)
-    before = resolve.default_config(task, value(rest, "--preset") or "default", where, adapt)
+    before = resolve.default_config(task, value(rest, "--preset"), where, adapt)
     named = registry.with_first(methods(before, rest))
     kind = resolve.flags_type(task, named, own)
     about = f"Flags of methods are those of {', '.join(named)}." if named else ""

@@ -24,11 +24,22 @@ _BATCH = 512
 
 
 def fit_of(context: Context, network: str | None, rows: Dataset, steps: int, seed: int) -> Fit:
-    """Describe a model that is trained on some rows; the valid set decides which of its parameters are kept."""
+    """Describe a model that is trained on some rows; the loss on valid, if the task measures it, decides what is kept."""
+    measures = context.task.measures
+    measure = next((m for m in measures if m.name == "loss"), measures[0])
     model = context.model(ModelOptions(network=network))
     about = {"task": context.config.task, "network": network}
     return Fit(
-        context.study, model, context.evaluate(model), rows, context.splits.deciding, about, steps, seed, context.mesh
+        context.study,
+        model,
+        context.evaluate(model),
+        rows,
+        context.splits.deciding,
+        about,
+        steps,
+        seed,
+        context.mesh,
+        measure,
     )
 
 
@@ -115,6 +126,11 @@ def uncertain_rows(context: Context, s: Any) -> RowView:
     table = _kept(context, "svp", settings, compute)
     count = max(context.study.batch_size, round(s.fraction * len(train)))
     return RowView(train, highest(table, min(count, len(train))))
+
+
+def given_digest(s: Any, train: Dataset) -> dict[str, str]:
+    """Return what tells a given table from others, wherever it lies; {} where none is given."""
+    return {} if s.table is None else {"table_digest": digest([_given(s.table, train).losses.tobytes()])}
 
 
 def _given(path: Path, train: Dataset) -> LossTable:

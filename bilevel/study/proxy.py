@@ -13,7 +13,7 @@ from bilevel.types import Array, LossFn, ModelState, Params
 
 
 def paired(
-    context: Context, options: ModelOptions, network: str | None, dtype: str | None, statistics: str, flag: str
+    context: Context, options: ModelOptions, network: str | None, dtype: str | None, statistics: str
 ) -> tuple[Model, LossFn, str]:
     """Return what is trained, the loss that scores rows, and what scores them in words.
 
@@ -23,7 +23,6 @@ def paired(
       network: of a proxy that scores; None: the target itself.
       dtype: of the scoring forward pass; None: that of the model.
       statistics: "batch" or "running".
-      flag: of the network, for messages.
     """
     target = context.model(options)
     if network is None:

@@ -22,7 +22,7 @@ _NOT_SETTINGS = ("format", "task", "method", "content_hash", "variant")
 
 def default_config(
     task: Task,
-    preset: str = "default",
+    preset: str | None = None,
     settings: tuple[str, Path] | None = None,
     adapt: Callable[[Config], Config] | None = None,
 ) -> Config:
@@ -30,13 +30,15 @@ def default_config(
 
     Args:
       task: its presets count.
-      preset: name of one.
+      preset: name of one; None: that of the file, or "default".
       settings: a flag and the YAML file that it names, such as a run directory's config.yaml; None: none.
       adapt: changes the presets before the file is read; None: nothing.
 
     Raises:
       UserError: for a preset or a file that there is not, or a setting that does not exist.
     """
+    if preset is None:
+        preset = "default" if settings is None else str(read_file(settings[1], settings[0]).get("preset", "default"))
     methods = defaults(preset, task.presets)
     study, own = Study(preset=preset), task.config()
     for name in dict.fromkeys(("default", preset)):
@@ -45,7 +47,7 @@ def default_config(
         own = filled(own, values.get("task", {}), f"The preset {name}")
     config = Config(study, own, methods, study.run_dir / PREPARED)
     config = config if adapt is None else adapt(config)
-    return complete(config if settings is None else _from_file(*settings, task, config))
+    return complete(config if settings is None else _from_file(*settings, task, config).with_study(preset=preset))
 
 
 def complete(config: Config) -> Config:
@@ -86,6 +88,8 @@ def _from_file(flag: str, file: Path, task: Task, config: Config) -> Config:
     study = filled(study, for_study, where)
     own = filled(own, {name: value for name, value in values.items() if name in names}, where)
     for name in METHODS.keys() & values.keys():
+        if not isinstance(values[name], Mapping):
+            raise UserError(f"{where} sets {name} to {values[name]!r}, which is not one of: settings by name.")
         kept = {k: v for k, v in values[name].items() if not k.endswith("_digest")}
         methods = {**methods, name: filled(methods[name], kept, f"{where}, {name}")}
     return dataclasses.replace(config, study=study, task=own, methods=methods)

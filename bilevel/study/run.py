@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -41,6 +42,8 @@ class Setting(NamedTuple):
     task: Task
     splits: Splits
     mesh: Mesh
+    others: Mapping[str, Config] = MappingProxyType({})
+    """Method -> the configuration of its runs, for methods that continue from one; of those not named, `config`."""
 
     def of(self, config: Config) -> Setting:
         """The same with another configuration."""
@@ -90,9 +93,10 @@ def context_of(setting: Setting, method: str, seed: int) -> Context:
     """Return what the plan of a method may use."""
 
     def other(name: str) -> tuple[Path, Mapping[str, Any]]:
-        return directory_of(setting.config, name, seed), run(setting, name, seed)
+        there = setting.of(setting.others.get(name, setting.config))
+        return directory_of(there.config, name, seed), run(there, name, seed)
 
-    config, task, splits, mesh = setting
+    config, task, splits, mesh, _ = setting
     return Context(config, task, splits, seed, mesh, directory_of(config, method, seed), other)
 
 
@@ -204,8 +208,9 @@ class Run:
         return files.newest(self.context.directory, self.parts[1], advice)
 
     def evaluated(self) -> dict[str, Any]:
-        """Return the measures of the newest checkpoint."""
+        """Return the measures of the newest checkpoint, if the run is of these settings and data."""
         state = self.checkpoint()
+        self.prepare()
         found = measured(self.evaluate, trained(state, self.setting.mesh), self.setting.splits)
         steps = int(jax.device_get(state.step))
         return {"method": self.method, "seed": self.seed, "steps": steps, "seconds": math.nan, **found}

@@ -93,7 +93,7 @@ def check_method(setting: Setting, method: str) -> None:
 def _one_set(name: str, setting: Setting, methods: Sequence[str], alone: bool) -> Results:
     study = setting.config.study
     configs, found = _configs(setting, methods, alone)
-    found += all_runs(setting, configs, alone)
+    found += all_runs(setting._replace(others=configs), configs, alone)
     if not study.eval_only:
         found += _others(setting, found, methods)
     _show(setting, found)
@@ -165,7 +165,9 @@ def _same_seconds(setting: Setting, configs: dict[str, Config], found: Results, 
     if short:
         files.say(f"No step fits in {plan['seconds']:.0f} seconds after what precedes training: {', '.join(short)}.")
     planned = {method: budget.planned(own, method, plan) for method, own in configs.items()}
-    results = all_runs(setting, {method: own for method, own in planned.items() if own is not None}, alone)
+    others = {method: planned[method] or own for method, own in configs.items()}
+    asked = {method: own for method, own in planned.items() if own is not None}
+    results = all_runs(setting._replace(others=others), asked, alone)
     results += _others(setting, results, list(configs), plan)
     reused = [row for row in found if row["method"] in kept]
     if reused + results:

@@ -4,11 +4,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from bilevel.data import ArrayDataset
+from bilevel.nn.head import with_head
 from bilevel.study import Evaluate, Known, Measure, Model, ModelOptions, Splits, Text, Weighting
 from bilevel.study.evaluation import evaluator
 from bilevel.types import LossAux, UserError
@@ -34,8 +37,8 @@ class Data:
 
 @dataclass(frozen=True)
 class Net:
-    network: Literal["linear", "affine"] = "linear"
-    """Without or with a bias."""
+    network: Literal["linear", "affine", "classes"] = "linear"
+    """A line without or with a bias; classes: a classifier of the label by one linear layer."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,21 @@ def rows(domain: np.ndarray, seed: int, name: str) -> ArrayDataset:
     return ArrayDataset(
         {"x": x, "y": y, "domain": domain.astype(np.int32), "label": (y > 0).astype(np.int32)}, name=name
     )
+
+
+def classifier() -> Model:
+    """The sign of y by one layer, with a scoring loss that gives its logits."""
+    layer = nn.Dense(2)
+
+    def loss(params: Any, model_state: Any, batch: Any, rng: Any) -> tuple[Any, LossAux]:
+        logits = layer.apply({"params": params}, batch["x"])
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])  # pyright: ignore[reportArgumentType]
+        return losses, LossAux(model_state, {})
+
+    def init(key: Any) -> tuple[Any, Any]:
+        return layer.init(key, jnp.zeros((1, FEATURES)))["params"], {}
+
+    return Model(init, loss, loss, loss, scoring=lambda statistics: with_head(loss), describe="a classifier")
 
 
 class LinearTask:
@@ -82,7 +100,10 @@ class LinearTask:
         )
 
     def model(self, config: LinearConfig, splits: Splits, options: ModelOptions) -> Model:
-        bias = (options.network or config.model.network) == "affine"
+        network = options.network or config.model.network
+        if network == "classes":
+            return classifier()
+        bias = network == "affine"
 
         def init(key: Any) -> tuple[Any, Any]:
             return {"w": 0.1 * jax.random.normal(key, (FEATURES,))} | ({"b": jnp.zeros(())} if bias else {}), {}

@@ -38,8 +38,9 @@ class Learning(Picking):
     """Specific rows in an α-step; 0: --batch-size."""
     update_every: int = 1
     """θ-updates for each α-update."""
-    probe_every: int = 2
-    """θ-updates for each evaluation of specific rows, a multiple of update-every; 0: as often as α is updated."""
+    probe_every: int | None = None
+    """θ-updates for each evaluation of specific rows, a multiple of update-every; 0: as often as α is updated; none given: 2
+    where the method keeps a specific gradient and update-every divides it, else 0."""
     probe_blocks: int | None = None
     """Probe the parameters of the last blocks only, this many (cheaper); 0: all; none given: 1 where the network has blocks."""
     derivatives: Literal["forward", "finite"] = "finite"
@@ -147,7 +148,7 @@ class Implicit(Learning):
 
     update_every: int = 4
     """θ-updates for each α-update."""
-    probe_every: int = 0
+    probe_every: int | None = 0
     """θ-updates for each evaluation of specific rows; 0: as often as α is updated."""
     average_specific: float = 0.9
     """Decay of the moving average of the specific gradient; 0: none."""
@@ -171,12 +172,14 @@ class MetaWeightNet(Learning):
 
     mode: Literal["sparse", "dense"] = "dense"
     """dense: all rows of a batch are weighed; sparse: rows are picked by it, for B forward passes a step."""
-    probe_every: int = 0
+    probe_every: int | None = 0
     """θ-updates for each evaluation of specific rows; 0: as often as α is updated."""
     probe_blocks: int | None = 0
     """Probe the parameters of the last blocks only; 0: all."""
     average_specific: float = 0.95
     """Decay of the moving average of the specific gradient; 0: none."""
+    weight_learning_rate: float | None = 1e-2
+    """Of its network (Adam)."""
     hidden: int = 100
     """Units of its hidden layer."""
 
@@ -200,7 +203,7 @@ def learning_plan(name: str, s: Learning, context: Context, method: methods.Meth
     Raises:
       UserError: for settings that do not go together.
     """
-    study, sparse = context.study, s.mode == "sparse"
+    study, sparse, name = context.study, s.mode == "sparse", name.replace("_", "-")
     if sparse:
         check_sizes(study)
     elif s.specific_candidates:
@@ -219,12 +222,14 @@ def learning_plan(name: str, s: Learning, context: Context, method: methods.Meth
         alpha_batch=s.alpha_batch,
         alpha_batch_size=s.alpha_batch_size or None,
         update_every=s.update_every,
-        probe_every=s.probe_every or None,
+        probe_every=_probe_every(name, s, method.reuse is not None),
         probe_blocks=_blocks(name, s, model.part is not None),
         normalize_alignments=s.normalize_alignments,
         specific_rows=candidates(s, study, name, jax.process_count()) if sparse else 0,
         specific_batch_size=s.specific_batch_size,
-        start=context.classified(s.classifier_steps, s.classifier_rows, s.chosen_rate, name) if s.warm_start else None,
+        start=context.classified(s.classifier_steps, s.classifier_rows, s.chosen_rate, f"{name}.classifier-")
+        if s.warm_start
+        else None,
         keeps_weights=True,
     )
 
@@ -235,13 +240,24 @@ def _weight_optimizer(name: str, s: Learning) -> optax.GradientTransformation:
         raise UserError(
             f"--{name}.weight-warmup {s.weight_warmup} must be at least 0, and --{name}.update-every {s.update_every} at least 1."
         )
+    updates = s.weight_warmup // s.update_every
+    schedule = optax.linear_schedule(0.0, s.chosen_rate, updates) if updates else s.chosen_rate
+    return optax.adamw(schedule, weight_decay=s.weight_decay)
+
+
+def _probe_every(name: str, s: Learning, reuses: bool) -> int | None:
+    if s.probe_every is None:
+        return 2 if reuses and 2 % s.update_every == 0 else None
     if s.probe_every < 0 or s.probe_every % s.update_every:
         raise UserError(
             f"--{name}.probe-every {s.probe_every} must be a multiple of --{name}.update-every {s.update_every}, or 0."
         )
-    updates = s.weight_warmup // s.update_every
-    schedule = optax.linear_schedule(0.0, s.chosen_rate, updates) if updates else s.chosen_rate
-    return optax.adamw(schedule, weight_decay=s.weight_decay)
+    if s.probe_every > s.update_every and not reuses:
+        raise UserError(
+            f"--{name}.probe-every {s.probe_every} needs a specific gradient that is kept between: give "
+            f"--{name}.average-specific above 0, or --{name}.probe-every 0."
+        )
+    return s.probe_every or None
 
 
 def _blocks(name: str, s: Learning, has_blocks: bool) -> int:

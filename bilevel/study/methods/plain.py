@@ -142,7 +142,7 @@ def _picked(s: Picking, name: str, context: Context) -> Plan:
 
 
 def _classifier(s: Classifier, context: Context) -> Plan:
-    start = context.classified(s.steps, s.rows, s.weight_learning_rate, "classifier")
+    start = context.classified(s.steps, s.rows, s.weight_learning_rate, "classifier.")
     return dataclasses.replace(_picked(s, "classifier", context), start=start)
 
 

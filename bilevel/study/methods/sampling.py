@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bilevel import methods, samplers
-from bilevel.data import rows_hash
+from bilevel.data import digest, rows_hash
 from bilevel.nn.head import with_head
 from bilevel.study import drawn
+from bilevel.study.config import free
 from bilevel.study.context import Context
 from bilevel.study.spec import Log, Plan, Spec, no_weighting
 from bilevel.study.task import ModelOptions
@@ -51,7 +53,7 @@ class RlSampler:
     """Units of each of the two cells of the history logger."""
     policy_size: int = 64
     """Units of each of the two cells of the policy."""
-    start_from: Path | None = None
+    start_from: Path | None = free(None)
     """Begin with the policy that another run learned: its directory, or the file sampler.safetensors there."""
     fixed: bool = False
     """Leave that policy as it is (the paper's fixed RLSampler)."""
@@ -63,7 +65,7 @@ class RlSampler:
 class Replayed:
     """The rows that another run drew, in its order."""
 
-    sequence: Path | None = None
+    sequence: Path | None = free(None)
     """Its directory (RUN_DIR/rl_sampler-seed0), or the file sequence.safetensors there."""
     other_data: bool = False
     """Take a sequence of other data with as many rows."""
@@ -121,6 +123,7 @@ def _rl_sampler(s: RlSampler, context: Context) -> Plan:
         initial_baseline=s.initial_baseline, learning_rate=s.policy_learning_rate, learns=not s.fixed,
     )  # fmt: skip
     start: Callable[[], Any] | None = None
+    identity: dict[str, str] = {}
     if s.start_from is not None:
         template = jax.eval_shape(sampler.init, jax.random.key(0)).params
         found = load_sampler(
@@ -130,14 +133,17 @@ def _rl_sampler(s: RlSampler, context: Context) -> Plan:
             num_rows=len(splits.train),
         )
         start = lambda: found  # noqa: E731 (a value that is known already)
-    return _plan(context, sampler, True, s.reward_parts, start)
+        identity = {"policy_digest": digest(np.asarray(x).tobytes() for x in jax.tree.leaves(found))}
+    return dataclasses.replace(_plan(context, sampler, True, s.reward_parts, start), identity=identity)
 
 
 def _replayed(s: Replayed, context: Context) -> Plan:
     if s.sequence is None:
         raise UserError("The method replayed needs --replayed.sequence RUN_DIR/rl_sampler-seed0: say what to replay.")
     sequence = _sequence(s.sequence, s.other_data, context)
-    return _plan(context, samplers.replayed(sequence, len(context.splits.train), num_steps=context.study.steps), False)
+    sampler = samplers.replayed(sequence, len(context.splits.train), num_steps=context.study.steps)
+    identity = {"sequence_digest": digest([sequence.tobytes()])}
+    return dataclasses.replace(_plan(context, sampler, False), identity=identity)
 
 
 def _sequence(given: Path, other_data: bool, context: Context) -> NDArray[np.int32]:

@@ -10,8 +10,9 @@ from typing import Any, Literal
 from bilevel import methods
 from bilevel.selection import filters, scoring
 from bilevel.selection.scorers import Scorer
+from bilevel.study.config import free
 from bilevel.study.context import Context
-from bilevel.study.known_rows import check_irreducible, irreducible_losses
+from bilevel.study.known_rows import check_irreducible, given_digest, irreducible_losses
 from bilevel.study.methods.picking import check_sizes
 from bilevel.study.proxy import paired
 from bilevel.study.spec import Log, Plan, Spec
@@ -43,7 +44,7 @@ class IrreducibleLosses:
     """Of its training: it is the same for all seeds of a comparison."""
     halves: bool = False
     """Without held-out rows: each half of the training rows is scored by a model trained on the other."""
-    table: Path | None = None
+    table: Path | None = free(None)
     """Irreducible losses of another run on the same data (RUN_DIR/prepared/…/table.safetensors)."""
 
 
@@ -79,7 +80,7 @@ def _selecting(name: str, make: Make, *, unbiased: bool = False, table: bool = F
     def plan(s: Scoring, context: Context) -> Plan:
         check_sizes(context.study)
         options = ModelOptions(mesh=context.gathering_mesh)
-        model, score, who = paired(context, options, s.network, s.dtype, s.statistics, f"--{name}.network")
+        model, score, who = paired(context, options, s.network, s.dtype, s.statistics)
         scorer = make(score, context.study.micro_batches)
         if s.network is not None:
             scorer = scoring.trained_proxy(scorer)
@@ -89,6 +90,7 @@ def _selecting(name: str, make: Make, *, unbiased: bool = False, table: bool = F
         return Plan(
             model=model, method=methods.frozen(), weighting=Weighting(lambda key: {}, scorer), picks=True, filter=rule,
             scored_by=who, table=_table(context, s) if table else None,
+            identity=given_digest(s, context.splits.train) if table else {},
         )  # fmt: skip
 
     return plan
@@ -102,6 +104,7 @@ def _irreducible(s: IrreducibleLoss, context: Context) -> Plan:
         method=methods.frozen(),
         weighting=Weighting(lambda key: {}, scoring.irreducible_loss()),
         table=_table(context, s),
+        identity=given_digest(s, context.splits.train),
         picks=True,
         filter=filters.top_k(),
     )
