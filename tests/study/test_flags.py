@@ -43,7 +43,7 @@ BAD: dict[str, tuple[str, tuple[str, ...], str]] = {
     "probe-every": ("soba", ("--soba.update-every", "2", "--soba.probe-every", "3"), "--soba.probe-every 3 must be a"),
     "nothing kept": ("dds", ("--dds.average-specific", "0", "--dds.probe-every", "2"), "give --dds.average-specific above 0"),
     "classifier": ("classifier", ("--classifier.steps", "0"), "--classifier.steps 0 and --classifier.rows 256 must"),
-    "warm start": ("warm_soba", ("--warm-soba.classifier-rows", "0"), "--warm-soba.classifier-rows 0 must be at least 1"),
+    "warm start": ("warm_soba", ("--warm-soba.classifier-rows", "0"), "--warm-soba.classifier-rows 0 must be"),
     "warm start of a loss": ("meta_weight_net", ("--meta-weight-net.warm-start",), "--meta-weight-net.warm-start: its"),
     "fraction": ("mixing", ("--mixing.fraction", "1.0"), "--mixing.fraction 1.0 of --batch-size 4"),
     "no rows before": ("contrastive", ("--contrastive.start", "0.01"), "--contrastive.start 0.01 leaves 0 of 8 steps"),

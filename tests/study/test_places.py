@@ -240,8 +240,8 @@ def test_weights_that_are_kept_are_those_of_batches_drawn_at_random(tmp_path: Pa
     values = np.exp(classes - classes.mean())
     assert share["weight_on/last"] == pytest.approx(values[classes == 3].sum() / values.sum(), abs=0.02)
     ranked = resolve.read_file(tmp_path / "ranked.json")
-    assert {classes[i] for i, _ in ranked["highest"]} == {3}
-    assert {classes[i] for i, _ in ranked["lowest"]} == {0}
+    assert {int(classes[i]) for i, _ in ranked["highest"]} == {3}
+    assert {int(classes[i]) for i, _ in ranked["lowest"]} == {0}
 
 
 def test_frequencies(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from bilevel.offline.irreducible import half
 from bilevel.offline.loss_table import LossTable
 from bilevel.study import contrastive, known_rows, resolve, run
 from bilevel.study.evaluation import trained
+from bilevel.study.feeding import loaders
 from bilevel.study.run import Run, Setting, plan_of
 from bilevel.study.suite import opened
 from bilevel.study.variant import Variant
@@ -176,6 +177,17 @@ def test_each_half_is_scored_by_the_model_of_the_other(tmp_path: Path, monkeypat
     np.testing.assert_array_equal(
         np.sort(first), np.sort(half(setting.splits.train, 0, 0).rows(np.arange(len(first)))["id"])
     )
+
+
+@pytest.mark.parametrize(("method", "count"), [("soba", 3), ("classifier", 3), ("uniform", 0)])
+def test_specific_candidates_stand_in_every_big_batch(tmp_path: Path, method: str, count: int) -> None:
+    setting = setting_of(tmp_path)
+    setting = with_method(setting, method, specific_candidates=count) if count else setting
+    _, plan = plan_of(setting, method, 0)
+    batch = loaders(setting.config.study, plan, setting.splits, 0, setting.mesh)[0].batch(5)
+    assert len(batch["id"]) == (16 if count else 4)
+    assert (batch["id"] == -1).sum() == count
+    np.testing.assert_allclose(batch["y"][batch["id"] < 0], batch["x"][batch["id"] < 0].sum(1), rtol=1e-4)
 
 
 def test_without_held_out_rows_a_flag_is_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -402,8 +414,8 @@ def _stopping(step: int) -> Any:
 
 def test_measures_that_are_better_when_higher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Search, fine-tuning, ranks and irreducible losses of a task that has no loss among its measures."""
-    new = 'measures = (Measure("gain", "gain", 3, lower_is_better=False),)'
-    task = changed(tmp_path, 'measures = (Measure("loss", "loss", 3, "squared units"),)', new)
+    new = '(Measure("gain", "gain", 3, lower_is_better=False),)'
+    task = changed(tmp_path, '(Measure("loss", "loss", 3, "squared units"),)', new)
     text = task.read_text().replace('return {"loss": ((losses', 'return {"gain": ((-losses')
     task.write_text(text)
     call(
