@@ -24,7 +24,7 @@ def compiled_programs() -> None:
     """
     cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
     keep_programs(cache / "bilevel" / "tests" / f"jax-{jax.__version__}")
-    if folder := jax.config.jax_compilation_cache_dir:
+    if folder := getattr(jax.config, "jax_compilation_cache_dir", None):
         os.environ["JAX_COMPILATION_CACHE_DIR"] = folder  # for processes that tests start
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = str(KEPT_SECONDS)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", KEPT_SECONDS)

@@ -138,7 +138,10 @@ C = TypeVar("C")
 
 
 class Task(Protocol):
-    """A task. `config` is any dataclass with the fields `data` and `model`, dataclasses themselves: they become flags."""
+    """A task. `config` is any dataclass with the fields `data` and `model`, dataclasses themselves: they become flags.
+
+    The splits that a task is given are those that its `open` returned, which may be of a type of its own.
+    """
 
     name: str
     """In run directories and on the command line."""
@@ -162,7 +165,7 @@ class Task(Protocol):
         """
         ...
 
-    def model(self, config: Any, splits: Splits, options: ModelOptions) -> Model:
+    def model(self, config: Any, splits: Any, options: ModelOptions) -> Model:
         """Build the main model.
 
         Raises:
@@ -170,15 +173,15 @@ class Task(Protocol):
         """
         ...
 
-    def weighting(self, config: Any, splits: Splits) -> Weighting:
+    def weighting(self, config: Any, splits: Any) -> Weighting:
         """Build the weighting network over rows."""
         ...
 
-    def evaluate(self, config: Any, splits: Splits, model: Model) -> Evaluate:
+    def evaluate(self, config: Any, splits: Any, model: Model) -> Evaluate:
         """Return the function that measures a model on a set of rows."""
         ...
 
-    def show(self, config: Any, splits: Splits, ids: NDArray[np.integer[Any]]) -> Sequence[Text | Picture]:
+    def show(self, config: Any, splits: Any, ids: NDArray[np.integer[Any]]) -> Sequence[Text | Picture]:
         """Return generic rows as texts or pictures for the report, `ids` being their numbers."""
         ...
 

@@ -119,7 +119,7 @@ def test_tables(kind: str, memory: Any, tmp_path: Path) -> None:
     content = gzip.compress(file.read_bytes()) if kind == "csv.gz" else file.read_bytes()
     memory.pipe(f"/d/t.{kind}", content)
     data = open_labelled(f"memory://d/t.{kind}")
-    rows = np.concatenate([part.arrays["features"][:, 0] for part in (data.train, data.dev, data.test)])
+    rows = np.concatenate([part.arrays["features"][:, 0] for part in (data.train, data.specific, data.test)])
     assert sorted(rows.tolist()) == list(range(40))
     memory.pipe(f"/d/t.{kind}", content[:-9] if kind != "csv" else b"a,label\n1\n")
     with pytest.raises(UserError, match=rf"memory://d/t\.{kind} cannot be read as a table"):

@@ -208,7 +208,7 @@ def test_bad_input_gets_one_sentence(case: str, text: Path, capsys: pytest.Captu
         "BELOW": text / "generic.txt" / "run",
     }  # fmt: skip
     chosen = {name: paths.get(value, value) if isinstance(value, str) else value for name, value in given.items()}
-    run_dir = chosen.pop("run_dir", text / "run")
+    run_dir = Path(chosen.pop("run_dir", text / "run"))
     assert message in refused("language_modeling", run_dir, capsys, **text_flags(text, **{"compare": "soba", **chosen}))
 
 
