@@ -66,7 +66,7 @@ def test_a_comparison_of_several_methods(tmp_path: Path, capsys: pytest.CaptureF
     assert compare("image_classification", folder, **given) == rows, "what is done is kept"
     assert (folder / "dds-seed0" / "metrics.jsonl").stat().st_mtime_ns == before
     capsys.readouterr()
-    main(["compare", "image_classification", *flags(folder, **{**given, "compare": "dds"}), "--eval-only"])
+    main(["compare", "image_classification", *flags(folder, **digit_flags(compare="dds")), "--eval-only"])
     assert f"{rows[1]['test_accuracy']:.3f}" in capsys.readouterr().out
 
 
