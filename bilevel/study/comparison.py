@@ -158,7 +158,8 @@ def _report(setting: Setting, rows: Sequence[Row], metrics: Metrics, folders: Ma
         introduction=" ".join([splits.about, *_notes(rows)]),
         settings=_settings({key[0]: folders[key] for key in reversed(list(folders))}),
         valid_metric=f"valid_{measure.name}",
-        loss_unit=next((m.unit for m in task.measures if m.name == "loss"), "nats"),
+        valid_title=f"valid {measure.title}",
+        valid_unit=measure.unit,
         generic_shares=shares_of(splits),
         highest=found.get("highest", ()),
         lowest=found.get("lowest", ()),
@@ -172,6 +173,7 @@ def _curves(setting: Setting) -> list[Curve]:
         Curve(f"{phase}_{m.name}", f"{phase.capitalize()} {m.title}", m.unit or m.title)
         for phase in ("valid", "test")
         for m in setting.task.measures
+        if (phase, m) != ("valid", setting.task.measures[0])  # which has a section of its own
     ]
     names = faults(setting.splits)
     found += [

@@ -53,16 +53,14 @@ def observer(splits: Splits) -> Callable[[Any], Any] | None:
 
 
 def shares_of(splits: Splits) -> dict[str, float]:
-    """Return the share of each fault, domain and class among all training rows, for the report."""
+    """Return the share of each domain and class among all training rows, for the report."""
     ids = (
         np.concatenate([splits.train.rows(part)["id"] for part in _parts(len(splits.train))]) if splits.known else None
     )
     found: dict[str, float] = {}
-    for name, k in splits.known.items():
-        values = k.values[ids]
-        if k.fault:
-            found[name] = float((values == 1).mean())
-        elif len(k.names) <= SHOWN:
+    for k in splits.known.values():
+        if not k.fault and len(k.names) <= SHOWN:
+            values = k.values[ids]
             found |= {label: float((values == i).mean()) for i, label in enumerate(k.names)}
     return found
 

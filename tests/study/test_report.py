@@ -24,7 +24,7 @@ pytest.importorskip("jinja2")
 def rows(offset: float, shares: bool = True) -> list[dict[str, float]]:
     return [
         {"step": step, "seconds": step / 100, "effective_sample_size": 1000.0 / step}
-        | ({"specific_valid_loss": offset + 1 / step} if step % 20 == 0 else {})
+        | ({"valid_loss": offset + 1 / step} if step % 20 == 0 else {})
         | ({"share/law": step / 1000, "share/<b>": 1 - step / 1000} if shares else {})
         for step in range(10, 101, 10)
     ]
@@ -69,7 +69,7 @@ def test_whole_report(tmp_path: Path):
     assert len(images(text)) == 5  # loss by step and by second, sample size, domains of two methods
     for svg in images(text):
         assert "<svg" in svg
-    for heading in ("Summary", "Specific valid loss", "Effective sample size", "Domains"):
+    for heading in ("Summary", "Valid loss", "Effective sample size", "Domains"):
         assert f"<h2>{heading}</h2>" in text
     assert "<script" not in text
     assert "&lt;script&gt;alert(&#39;x&#39;)&lt;/script&gt;" in text
@@ -168,7 +168,7 @@ def test_every_line_of_a_chart_is_in_the_legend():
 
 
 def test_a_method_has_its_colour_in_every_chart(tmp_path: Path):
-    weighted = {"step": 1, "seconds": 1.0, "specific_valid_loss": 1.0, "effective_sample_size": 2.0}
+    weighted = {"step": 1, "seconds": 1.0, "valid_loss": 1.0, "effective_sample_size": 2.0}
     plain = {name: value for name, value in weighted.items() if name != "effective_sample_size"}
     runs = [
         RunRecord(method, 0, [row, row | {"step": 2, "seconds": 2.0}])

@@ -33,7 +33,7 @@ class RunRecord:
     rows: Sequence[Row]
     """Rows of metrics (`read_metrics`, or the history of a `TrainResult`)."""
     summary: Mapping[str, Any] = field(default_factory=dict)
-    """The results in the summary table, by name. When empty: the last and the best specific valid loss."""
+    """The results in the summary table, by name. When empty: the last value on valid."""
 
 
 class Text(NamedTuple):
@@ -87,8 +87,9 @@ def write_report(
     title: str,
     settings: Mapping[str, Any],
     introduction: str = "",
-    valid_metric: str = "specific_valid_loss",
-    loss_unit: str = "nats",
+    valid_metric: str = "valid_loss",
+    valid_title: str = "valid loss",
+    valid_unit: str = "nats",
     generic_shares: Mapping[str, float] | None = None,
     highest: Sequence[Text | Picture] = (),
     lowest: Sequence[Text | Picture] = (),
@@ -105,8 +106,9 @@ def write_report(
         title: title of the page.
         settings: what was run; nested mappings are shown with dotted names.
         introduction: a paragraph below the title.
-        valid_metric: name of the specific valid loss in the rows.
-        loss_unit: unit of that loss.
+        valid_metric: name of the deciding measure on the specific valid rows, in the rows of metrics.
+        valid_title: of that measure.
+        valid_unit: of that measure; "": none.
         generic_shares: share of each domain in the generic data (0 to 1). Its share among the selected rows
             is the metric `share/<domain>`.
         highest: the generic rows with the highest scores.
@@ -130,7 +132,8 @@ def write_report(
         summary=summary,
         each_run=each_run,
         several_seeds=len(runs) > len(methods),
-        valid_losses=_valid_losses(methods, valid_metric, loss_unit),
+        valid_title=valid_title,
+        valid_curves=_valid_curves(methods, valid_metric, valid_title, valid_unit),
         curves=list(filter(None, (_over_steps(methods, *curve) for curve in curves))),
         sample_size=_over_steps(methods, "effective_sample_size", size_title, size_label, log_y=True),
         domains=_domains(methods, generic_shares or {}),
@@ -197,15 +200,14 @@ def _default_summary(rows: Sequence[Row], valid_metric: str) -> dict[str, Any]:
     return {
         "steps": last.get("step"),
         "seconds": last.get("seconds"),
-        "last specific valid loss": values[-1] if values else None,
-        "best specific valid loss": min(values) if values else None,
+        "last valid value": values[-1] if values else None,
     }
 
 
-def _valid_losses(methods: Mapping[str, Sequence[RunRecord]], name: str, unit: str) -> list[_Figure]:
-    label = f"specific valid loss ({unit})"
+def _valid_curves(methods: Mapping[str, Sequence[RunRecord]], name: str, title: str, unit: str) -> list[_Figure]:
+    label = f"{title} ({unit})" if unit else title
     figures = [
-        _figure(_lines(methods, name, x), f"Specific valid loss by {x}", x_label, label)
+        _figure(_lines(methods, name, x), f"{title[:1].upper()}{title[1:]} by {x}", x_label, label)
         for x, x_label in (("step", "step"), ("seconds", "training time (s)"))
     ]
     return list(filter(None, figures))
@@ -228,6 +230,7 @@ def _domains(methods: Mapping[str, Sequence[RunRecord]], generic: Mapping[str, f
     found = []
     for method, runs in methods.items():
         names = sorted({name for run in runs for row in run.rows for name in row if name.startswith(SHARE_PREFIX)})
+        names = [name for name in names if not generic or name.removeprefix(SHARE_PREFIX) in generic]
         shares = [even_intervals(run.rows, names) for run in runs]
         means = [mean_line(name.removeprefix(SHARE_PREFIX), shares, name) for name in names]
         top = sorted((line for line in means if len(line.x)), key=_rank(generic))[:_MOST_DOMAINS]
