@@ -227,7 +227,7 @@ class Bench:
         if multiple is not None:
             options = {"estimator": "score", "normalize_alignments": True}
         options |= {"update_every": 1, "probe_every": 2} if kind == "reuse" else {}
-        options["param_filter"] = last_blocks(variant.blocks, self.model.config)
+        options["param_filter"] = last_blocks(variant.blocks, self.model.config) if variant.blocks else None
         method, rows = METHODS[variant.method](), (multiple or 1) * self.shape.rows
         self.add((variant, kind, multiple), method, rows, kind, derivatives=MODES[variant.derivatives], **options)
 
