@@ -41,6 +41,7 @@ def columns_of(task: Task, rows: Sequence[Mapping[str, Any]]) -> dict[str, Colum
         found[name] = Column(f"{which} {phase} {measure}", digits.get(measure, 3))
     found |= {
         "steps": Column("steps"), "seconds": Column("seconds"), "steps_to_uniform": Column("steps to uniform's end"),
+        "steps_to_uniform_best": Column("steps to uniform's best"),
         "seconds_to_uniform": Column("seconds to uniform's end"), "effective_sample_size": Column("effective sample size"),
     }  # fmt: skip
     for name in dict.fromkeys(name for row in rows for name in row if name.startswith(("share/", "weight_on/"))):
@@ -97,10 +98,13 @@ def _with_crossing(row: Row, metrics: Metrics, setting: Setting) -> Row:
     valid, test, own = f"valid_{measure.name}", f"test_{measure.name}", metrics[row["method"], row["seed"]]
     baseline = [r[valid] for r in metrics.get(("uniform", row["seed"]), []) if r.get(valid) is not None]
     at = reached(own, valid, baseline[-1], measure) if baseline else None
+    sign = 1 if measure.lower_is_better else -1
+    best = reached(own, valid, sign * min(sign * x for x in baseline), measure) if baseline else None
     each = row["epochs"] / row["steps"]
     targets = {str(t): reached(own, test, t, measure) for t in setting.config.study.targets}
     return row | {
         "steps_to_uniform": at and at["step"],
+        "steps_to_uniform_best": best and best["step"],
         "seconds_to_uniform": at and at["seconds"] + _preparation(row, at["step"]),
         "steps_to": {t: found and found["step"] for t, found in targets.items()},
         "epochs_to": {t: found and round(found["step"] * each, 3) for t, found in targets.items()},

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import jax.numpy as jnp
+
 from bilevel import methods
 from bilevel.selection import filters, scoring
 from bilevel.selection.scorers import Scorer
@@ -111,7 +113,11 @@ def _irreducible(s: IrreducibleLoss, context: Context) -> Plan:
 
 
 def _table(context: Context, s: Any) -> Callable[[], Params]:
-    return lambda: irreducible_losses(context, s).params()
+    def table() -> Params:
+        # Rows that are held out from training have no number; a NaN in the state would count as divergence.
+        return {"table": jnp.nan_to_num(irreducible_losses(context, s).params()["table"])}
+
+    return table
 
 
 _RATE = {"learning_rate": Log(1e-3, 8e-3)}
