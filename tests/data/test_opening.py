@@ -39,7 +39,7 @@ def test_urls_and_names() -> None:
     assert name_of("s3://bucket/why?.txt") == "why?.txt"
 
 
-@pytest.mark.parametrize("content", [b"one\ntwo\n", gzip.compress(b"one\ntwo\n")])
+@pytest.mark.parametrize("content", [b"one\ntwo\n", gzip.compress(b"one\ntwo\n")], ids=["plain", "gzip"])
 @pytest.mark.parametrize("where", ["memory", "disk"])
 def test_bytes_are_decompressed(content: bytes, where: str, memory: Any, tmp_path: Path) -> None:
     if where == "memory":
