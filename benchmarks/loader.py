@@ -12,6 +12,7 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -26,7 +27,7 @@ from bilevel.state import TrainState
 from bilevel.step.train_step import TrainStep
 from bilevel.study import resolve
 from bilevel.study.feeding import loaders
-from bilevel.study.run import Setting, build_step, plan_of
+from bilevel.study.run import Setting, plan_of
 from bilevel.study.suite import opened
 from bilevel.tasks.language_modeling import TASK, DataConfig, LanguageConfig, ModelConfig
 from bilevel.training import Data, LoopConfig, Resident, train
@@ -155,18 +156,13 @@ def _setting(options: LoaderConfig, size: Size = "xs", length: int = 64, big_bat
 
 
 def _parts(setting: Setting) -> Parts:
-    study = setting.config.study
-    _, plan = plan_of(setting, "soba", 0)
-    step = build_step(study, plan, setting.mesh)
-    generic, specific = loaders(study, plan, setting.splits, 0, setting.mesh)
+    context, plan = plan_of(setting, "soba", 0)
+    generic, specific = loaders(context, plan)
+    assert isinstance(plan.step, TrainStep)
     assert isinstance(generic, Loader)
     assert isinstance(specific, Loader)
-
-    def create() -> TrainState:
-        params, model_state = plan.model.init(jax.random.key(0))
-        return step.init(jax.random.key(1), params, plan.weighting.init(jax.random.key(2)), model_state)
-
-    return Parts(step, (generic, specific), jax.jit(create))
+    create = partial(plan.init, jax.random.key(0), jax.random.key(2), jax.random.key(1))
+    return Parts(plan.step, (generic, specific), jax.jit(create))
 
 
 def stall_rows(options: LoaderConfig) -> Iterator[Row]:

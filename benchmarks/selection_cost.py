@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,7 @@ from benchmarks.step_cost import Program, show
 from bilevel.data import ArrayDataset, LabelledData
 from bilevel.devices import sharding
 from bilevel.study import resolve
-from bilevel.study.feeding import loaded_rows
-from bilevel.study.run import Setting, build_step, plan_of
+from bilevel.study.run import Setting, plan_of
 from bilevel.tasks.classification import TASK, DataConfig, ModelConfig, Rows, prepared
 
 SIDE, CLASSES, ROWS = 32, 10, 64
@@ -77,18 +77,13 @@ def noise_images() -> Rows:
 def compiled(setting: Setting, method: str, timed: bool) -> Program:
     """The step of a method on one device, as a comparison builds it."""
     study, (_, plan) = setting.config.study, plan_of(setting, method, 0)
-    step = build_step(study, plan, setting.mesh)
-
-    def create() -> Any:
-        params, model_state = plan.model.init(jax.random.key(0))
-        known = {"table": jnp.zeros(ROWS)} if plan.table is not None else plan.weighting.init(jax.random.key(2))
-        return step.init(jax.random.key(1), params, known, model_state)
+    create = partial(plan.init, jax.random.key(0), jax.random.key(2), jax.random.key(1))
 
     def batch(rows: int) -> Any:
         return jax.tree.map(jnp.asarray, setting.splits.train.rows(np.arange(rows) % ROWS))
 
-    big, specific = batch(loaded_rows(study, plan, study.big_batch_size, 1)), batch(study.batch_size)
-    program = jax.jit(step.step, donate_argnums=0).lower(jax.eval_shape(create), big, specific).compile()
+    big, specific = batch(study.big_batch_size if plan.picks else study.batch_size), batch(study.batch_size)
+    program = jax.jit(plan.step.step, donate_argnums=0).lower(jax.eval_shape(create), big, specific).compile()
     return Program(program, lambda: (None, big, specific), jax.jit(create)() if timed else None)
 
 

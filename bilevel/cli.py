@@ -181,7 +181,7 @@ def _join(hosts: Any) -> None:
 
 
 def _environment() -> None:
-    from bilevel.study.environment import keep_memory, keep_programs
+    from bilevel.devices.environment import keep_memory, keep_programs
 
     keep_memory()
     keep_programs()

@@ -6,7 +6,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from bilevel.study.environment import keep_programs
+from bilevel.devices.environment import keep_programs
 
 KEPT_SECONDS = 0.1
 """Programs that compile faster are not kept. No largest size is set: jax's bookkeeping for it does not survive a kill."""

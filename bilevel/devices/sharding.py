@@ -45,6 +45,11 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
+def everywhere(mesh: Mesh) -> NamedSharding | None:
+    """Return `replicated(mesh)`; None, which leaves jax its default, for a mesh of one device."""
+    return replicated(mesh) if mesh.size > 1 else None
+
+
 def check_divides(mesh: Mesh, **sizes: int) -> None:
     """Reject batch sizes that the mesh does not divide.
 
@@ -119,6 +124,25 @@ def keep_sharding(where: Any) -> Callable[[Callable[..., Any]], Callable[..., An
     return wrapper
 
 
+def placed(mesh: Mesh, step: Any, create: Callable[..., Any], *arguments: Any, split: bool) -> tuple[Any, Any]:
+    """Make a state on all devices of the mesh.
+
+    Args:
+      mesh: from `make_mesh`.
+      step: a `TrainStep`.
+      create: arrays -> the state; jitted here.
+      *arguments: these arrays.
+      split: whether the state is spread over the devices, instead of whole on each.
+
+    Returns:
+      The state, and the step that keeps it where it lies.
+    """
+    if not split:
+        return jax.jit(create, out_shardings=everywhere(mesh))(*arguments), step
+    where = split_state(mesh, jax.eval_shape(create, *arguments))
+    return jax.jit(create, out_shardings=where)(*arguments), step.map(keep_sharding(where))
+
+
 def spread_rows(batch: Any, mesh: Mesh | None) -> Any:
     """Spread the rows of a batch over all devices of the mesh; under plain `jit`."""
     return (
@@ -156,6 +180,11 @@ def whole(mesh: Mesh, tree: Any) -> Any:
     if all(x.is_fully_replicated for x in jax.tree.leaves(tree)):
         return tree
     return jax.jit(lambda x: x, out_shardings=replicated(mesh))(tree)
+
+
+def local(tree: Any) -> Any:
+    """Take this process's copies of replicated arrays, for what every process does for itself."""
+    return jax.tree.map(lambda x: x if x.is_fully_addressable else x.addressable_data(0), tree)
 
 
 def start_processes(coordinator: str | None = None, count: int | None = None, index: int | None = None) -> None:

@@ -13,6 +13,7 @@ Reference: Mindermann et al., RHO-LOSS, ICML 2022, algorithm 1 and section 5.3.
 from __future__ import annotations
 
 from collections.abc import Callable
+from time import perf_counter
 from typing import Any, TypeAlias
 
 import jax
@@ -29,6 +30,23 @@ ReadFn: TypeAlias = Callable[[Array, Metrics, Batch], Array]
 """Losses `[b]`, the loss's metrics and the batch -> one number a row, `[b]`."""
 OnBatch: TypeAlias = Callable[[int, int], None]
 """Rows scored so far, and in all."""
+
+
+class ScoringClock:
+    """Estimates the seconds of scoring from all batches but the first, which compiles; an `on_batch` of `score_rows`."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self._first: tuple[int, float] | None = None
+
+    def __call__(self, done: int, count: int) -> None:
+        """Count the rows that are scored."""
+        now = perf_counter()
+        if self._first is None:
+            self._first = done, now
+        else:
+            rows, began = self._first
+            self.seconds = (now - began) * done / max(done - rows, 1)
 
 
 def _losses(losses: Array, metrics: Metrics, batch: Batch) -> Array:
@@ -72,7 +90,7 @@ def score_rows(
     """
     if batch_size < 1:
         raise UserError(f"batch_size={batch_size} must be at least 1.")
-    size = len(_unwrapped(dataset)[0]) if num_examples is None else num_examples
+    size = len(unwrapped(dataset)[0]) if num_examples is None else num_examples
     table = np.full(size, np.nan, np.float32)
 
     @jax.jit
@@ -126,7 +144,7 @@ def half(dataset: Dataset, which: int, seed: int = 0) -> RowView:
     """
     if which not in (0, 1):
         raise UserError(f"half(which={which}) must be 0 or 1.")
-    whole, positions = _unwrapped(dataset)
+    whole, positions = unwrapped(dataset)
     found = positions[half_of(positions, seed) == which]
     if not len(found):
         raise UserError(
@@ -160,7 +178,7 @@ def cross_scored(
 
     Reference: RHO-LOSS, section 5.3 ("do not require any holdout data").
     """
-    size = len(_unwrapped(dataset)[0])
+    size = len(unwrapped(dataset)[0])
     tables = [
         score_rows(
             loss, *models[1 - which], half(dataset, which, seed), batch_size=batch_size, num_examples=size,
@@ -171,8 +189,8 @@ def cross_scored(
     return combine(*tables)
 
 
-def _unwrapped(dataset: Dataset) -> tuple[Dataset, NDArray[np.integer[Any]]]:
-    """The whole that a data set is a view of, and the rows of it: their numbers are the examples' ids."""
+def unwrapped(dataset: Dataset) -> tuple[Dataset, NDArray[np.integer[Any]]]:
+    """Return the whole that a data set is a view of, and the rows of it: their numbers are the examples' ids."""
     positions = np.arange(len(dataset))
     while isinstance(dataset, RowView):
         dataset, positions = dataset.dataset, dataset.positions[positions]

@@ -192,7 +192,7 @@ def _ranked(setting: Setting, rows: Sequence[Row], measure: Measure) -> dict[str
     sign = 1 if measure.lower_is_better else -1
     for row in sorted(rows, key=lambda row: sign * row[f"valid_{measure.name}"]):
         context = context_of(setting, row["method"], row["seed"])
-        if found := shown(context.directory, context):
+        if found := shown(context):
             return found
     return {}
 

@@ -10,12 +10,12 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, TypeVar
+from typing import Any, Literal, TypeVar
 
+from bilevel.training.opening import Residence
 from bilevel.types import UserError
 
 T = TypeVar("T")
-Residence: TypeAlias = Literal["auto", "always", "never"]
 
 
 def free(default: T) -> T:

@@ -1,40 +1,20 @@
-"""What a method's plan may use: the settings, the data, the task's parts, and what is learned before training."""
+"""What a method's plan may use: the settings, the data, the task's parts, and what other runs left."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import jax
-import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from bilevel.data import Dataset, Loader
-from bilevel.files import load_tree
-from bilevel.offline.domain_classifier import train_domain_classifier
+from bilevel.data import digest
 from bilevel.study import files
 from bilevel.study.config import Config, OptimizerConfig, Study
-from bilevel.study.task import GENERIC, Evaluate, Model, ModelOptions, Splits, Task, Weighting
-from bilevel.types import Batch, Params, UserError
-
-WEIGHTS = "weights.safetensors"
-"""In the directory of a run: its last weighting network."""
-CLASSIFIER = "classifier.json"
-"""In the directory of a run that begins with a domain classifier: what that cost."""
-_EVALUATED = 2048
-_SYMBOLS = 256
-
-
-class Start(NamedTuple):
-    """α before training, where it is learned beforehand."""
-
-    weight_params: Params
-    report: Mapping[str, float]
-    """For the summary: `preparation_seconds` and the like."""
+from bilevel.study.task import Evaluate, Model, ModelOptions, Splits, Task, Weighting
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +24,7 @@ class Context:
     config: Config
     task: Task
     splits: Splits
+    method: str
     seed: int
     mesh: Mesh
     directory: Path
@@ -57,23 +38,23 @@ class Context:
         return self.config.study
 
     @property
-    def prepared(self) -> Path:
-        """Where what several runs use is kept: irreducible losses, proxies."""
-        return self.config.prepared
+    def flag(self) -> str:
+        """What the flags of the method begin with, for messages: rho-loss."""
+        return self.method.replace("_", "-")
 
     @property
-    def guesses(self) -> int:
-        """The number of outcomes that a guess chooses from: the loss of guessing is its logarithm."""
-        return self.splits.classes or _SYMBOLS
+    def optimizer(self) -> optax.GradientTransformation:
+        """The optimizer of θ."""
+        return optimizer_of(self.study.optimizer, self.study.schedule_steps or self.study.steps)
 
-    @property
-    def gathering_mesh(self) -> Mesh | None:
-        """The mesh of a state that is split over several devices."""
-        return self.mesh if self.study.shard_state and self.mesh.size > 1 else None
+    def model(self, **options: Any) -> Model:
+        """Build a main model of the task; the options are those of `ModelOptions`."""
+        return self.task.model(self.config.task, self.splits, ModelOptions(**options))
 
-    def model(self, options: ModelOptions) -> Model:
-        """Build a main model of the task."""
-        return self.task.model(self.config.task, self.splits, options)
+    def trained_model(self, **options: Any) -> Model:
+        """Build the main model of the run, whose state may be split over several devices."""
+        split = self.study.shard_state and self.mesh.size > 1
+        return self.model(mesh=self.mesh if split else None, **options)
 
     @cached_property
     def weighting(self) -> Weighting:
@@ -84,73 +65,26 @@ class Context:
         """Return the function that measures a model."""
         return self.task.evaluate(self.config.task, self.splits, model)
 
-    def recorded(self, method: str) -> Mapping[str, Any]:
-        """Return the settings of `method` that this run was begun with; {} for a new run."""
-        return files.recorded(self.directory).get(method, {})
+    def loaded_rows(self, picks: bool) -> int:
+        """Return the rows that a step loads; of a training set smaller than the big batch, all that its parts can share."""
+        size, rows = self.study.big_batch_size, len(self.splits.train)
+        if not picks:
+            return self.study.batch_size
+        parts = self.mesh.size * self.study.micro_batches
+        return size if size <= rows else rows // parts * parts
 
-    def weights_of(self, method: str, state: Any) -> tuple[Params, float]:
-        """Return the last weighting network of another method's run with this seed, and the seconds of that run."""
-        directory, summary = self.other(method)
-        shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state.weight_params)
-        found, _ = load_tree(directory / WEIGHTS, shapes)
-        return jax.tree.map(lambda new, old: jax.device_put(new, old.sharding), found, state.weight_params), summary[
-            "seconds"
-        ]
+    def identified(self, name: str, file: Path | None, parts: Callable[[], Iterable[str | bytes]]) -> dict[str, str]:
+        """Return the setting `name`: a digest of a file of another run, read by `parts`, wherever that file lies.
 
-    def classified(self, steps: int, rows: int, rate: float, flag: str) -> Callable[[Any], Start]:
-        """Return what gives α the parameters of a domain classifier, trained on as many specific as generic rows.
-
-        Args:
-          steps: its updates; the best on held-out rows is kept.
-          rows: most rows of either kind in a batch.
-          rate: Adam's learning rate.
-          flag: how the flags of steps and rows begin, for messages: "classifier.".
-
-        Raises:
-          UserError: for steps or rows below 1, or data without generic rows for validation.
+        If it is gone, what this run was begun with stands.
         """
-        if steps < 1 or rows < 1:
-            raise UserError(
-                f"--{flag}steps {steps} and --{flag}rows {rows} must be at least 1: they train the domain classifier."
-            )
-        held_out = self.splits.valid.get(GENERIC, self.splits.train)
-
-        def start(state: Any) -> Start:
-            file = self.directory / CLASSIFIER
-            if files.steps_done(self.directory) and file.exists():  # the checkpoint has the network
-                return Start(state.weight_params, files.read_json(file))
-            logits = self.weighting.logits
-            assert callable(logits)
-            train = (self.splits.train, self.splits.specific)
-            generic, specific = (
-                Loader(data, min(rows, len(data)), seed=self.seed + i) for i, data in enumerate(train, 3_000_000)
-            )
-            found = train_domain_classifier(
-                logits,
-                jax.tree.map(lambda x: np.asarray(local(x)), state.weight_params),
-                generic,
-                specific,
-                (_spread(held_out), _spread(self.splits.deciding)),
-                optimizer=optax.adam(rate),
-                steps=steps,
-            )
-            placed = jax.tree.map(
-                lambda new, old: jax.device_put(new, old.sharding), found.weight_params, state.weight_params
-            )
-            report = {"preparation_seconds": found.seconds, "classifier_valid_loss": found.valid_loss}
-            files.write_json(file, report)
-            return Start(placed, report)
-
-        return start
+        before = files.recorded(self.directory).get(self.method, {})
+        gone = file is None or not file.exists()
+        return {name: before[name] if gone and name in before else digest(parts())}
 
 
 def optimizer_of(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
-    """Build the optimizer of θ.
-
-    Args:
-      config: its settings.
-      steps: length of the schedule.
-    """
+    """Build an optimizer of θ whose schedule has so many steps."""
     rate = _rate(config, min(config.warmup, steps // 2), steps)
     if config.name == "adamw":
         return optax.adamw(rate, b2=config.b2, weight_decay=config.weight_decay)
@@ -169,13 +103,3 @@ def _rate(config: OptimizerConfig, warmup: int, steps: int) -> optax.ScalarOrSch
         return warm or peak
     factor = optax.piecewise_constant_schedule(1.0, dict.fromkeys(config.milestones, config.decay))
     return lambda count: (warm(count) if warm else peak) * factor(count)
-
-
-def local(x: Any) -> Any:
-    """Return this process's copy of a replicated array: every process evaluates for itself."""
-    return x.addressable_data(0) if not x.is_fully_addressable else x
-
-
-def _spread(data: Dataset) -> Batch:
-    """At most `_EVALUATED` rows, at even distances from the whole."""
-    return data.rows(np.linspace(0, len(data) - 1, min(_EVALUATED, len(data))).astype(np.int64))

@@ -8,8 +8,7 @@ from typing import Any
 
 from bilevel.study import files, finetune
 from bilevel.study.config import plain
-from bilevel.study.run import Setting, changeable, directory_of, identity, plan_of, run
-from bilevel.study.variant import Variant
+from bilevel.study.run import Setting, Variant, changeable, directory_of, identity, plan_of, run
 from bilevel.training import TrainingDiverged
 from bilevel.training.run_dir import flatten
 from bilevel.types import UserError

@@ -1,4 +1,4 @@
-"""Measures of a model on the sets of a task, by name: `valid_loss`, `test_accuracy`, `valid_loss/generic`."""
+"""What a run is judged by: measures on the sets of a task (`valid_loss`, `valid_loss/generic`), and numbers of its metrics."""
 
 from __future__ import annotations
 
@@ -12,14 +12,16 @@ from jax.sharding import Mesh
 from bilevel.data import Dataset, JoinedData, evaluation_batches
 from bilevel.devices import sharding
 from bilevel.step import SampledState
-from bilevel.study.context import local
-from bilevel.study.task import Evaluate, Splits
+from bilevel.study.context import Context
+from bilevel.study.files import mean
+from bilevel.study.observing import faults
+from bilevel.study.task import Evaluate, Measure, Splits
+from bilevel.training import TrainResult
+from bilevel.training.metrics import even_intervals
 from bilevel.types import ModelState, Params
 
-
-def named(phase: str, which: str, values: Mapping[str, float]) -> dict[str, float]:
-    """Return measures under the names that results and metrics have; the first set of a phase has no name of its own."""
-    return {f"{phase}_{name}" + (f"/{which}" if which else ""): float(value) for name, value in values.items()}
+CORRECT = "generic_correct"
+"""Metric of losses that know whether a row is classified right: on rows picked, the share that is learned already."""
 
 
 def trained(state: Any, mesh: Mesh) -> tuple[Params, ModelState]:
@@ -33,32 +35,23 @@ def measured(
     evaluate: Evaluate, model: tuple[Params, ModelState], splits: Splits, limit: int | None = None, test: bool = True
 ) -> dict[str, float]:
     """Measure a model on the valid sets and, with `test`, on the test sets."""
-    params, model_state = jax.tree.map(local, model)
+    params, model_state = sharding.local(model)
     found: dict[str, float] = {}
-    phases = {"valid": splits.valid, "test": splits.test if test else {}}
-    for phase, sets in phases.items():
-        for number, (name, rows) in enumerate(sets.items()):
-            found |= named(phase, name if number else "", evaluate(params, model_state, rows, limit))
+    for phase, sets in {"valid": splits.valid, "test": splits.test if test else {}}.items():
+        for number, (which, rows) in enumerate(sets.items()):
+            end = f"/{which}" if number else ""  # the first set of a phase has no name of its own
+            values = evaluate(params, model_state, rows, limit)
+            found |= {f"{phase}_{name}{end}": float(value) for name, value in values.items()}
     return found
 
 
-def while_training(
-    evaluate: Evaluate, splits: Splits, mesh: Mesh, limit: int | None, test: bool
-) -> Callable[[Any], Mapping[str, float]]:
-    """Return the measures for the rows of metrics; with `test` those on test too, which choose nothing."""
-    return lambda state: measured(evaluate, trained(state, mesh), splits, limit, test)
-
-
 def evaluator(sums: Callable[[Params, ModelState, Any], Mapping[str, tuple[Any, Any]]], batch_size: int) -> Evaluate:
-    """Return the measures of a task, with one compiled program.
+    """Return the measures of a task, with one compiled program; of several sets joined their mean, each with as many rows.
 
     Args:
       sums: (θ, model state, batch with `mask`, float32 `[b]`) -> name of a measure -> (its sum over the rows that are not
         masked, what that is divided by).
       batch_size: most rows evaluated at once.
-
-    Returns:
-      A function of (θ, model state, rows, most rows). Of several sets joined it is the mean, each with as many rows.
     """
     compiled = jax.jit(sums)
 
@@ -73,3 +66,37 @@ def evaluator(sums: Callable[[Params, ModelState, Any], Mapping[str, tuple[Any, 
         return {name: float(total / count) for name, (total, count) in totals.items()}
 
     return evaluate
+
+
+def summary(context: Context, result: TrainResult, loaded_rows: int) -> dict[str, Any]:
+    """Return the numbers of a run that follow from its metrics.
+
+    Shares of the rows that were trained on are means over all rows of metrics (`share/NAME`), and over the last fifth of them
+    (`share_at_end/NAME`); the effective sample size is that of the last fifth. Epochs are passes over the training rows by what
+    a step loads: online selection loads more rows than it trains on.
+    """
+    shares, steps = [f"share/{name}" for name in faults(context.splits)], context.study.steps
+    rows = even_intervals(result.history, [*shares, CORRECT, "effective_sample_size"])
+    tail = rows[-max(1, len(rows) // 5) :]
+    found = {"effective_sample_size": mean(tail, "effective_sample_size")}
+    for name in shares:
+        found[name] = mean(rows, name)
+        found[name.replace("share/", "share_at_end/")] = mean(tail, name)
+    found["learned_share"] = mean(rows, CORRECT)
+    return {
+        "method": context.method, "seed": context.seed, "steps": steps,
+        "epochs": steps * loaded_rows / len(context.splits.train), "seconds": result.seconds,
+        **{name: value for name, value in found.items() if value is not None},
+        **_best(result.history, context.task.measures[0]),
+    }  # fmt: skip
+
+
+def _best(history: list[dict[str, Any]], measure: Measure) -> dict[str, float]:
+    """The best value on test, and that at the best value on valid; {} where test is not measured while training."""
+    valid, test = f"valid_{measure.name}", f"test_{measure.name}"
+    known = [row for row in history if test in row and valid in row]
+    if not known:
+        return {}
+    best = min(known, key=lambda row: measure.sign * row[valid])
+    top = min(known, key=lambda row: measure.sign * row[test])
+    return {f"best_{test}": top[test], f"{test}_at_best_valid": best[test]}

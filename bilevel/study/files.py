@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -85,6 +86,16 @@ def newest(directory: Path, template: Any, advice: str) -> Any:
     if restored is None:
         raise UserError(f"{directory} holds no checkpoint: {advice}.")
     return restored[1]
+
+
+def remove(folder: Path) -> None:
+    """Remove a folder; all processes call this."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(f"bilevel: nobody reads {folder.name}")
+    if jax.process_index() == 0:
+        shutil.rmtree(folder, ignore_errors=True)
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(f"bilevel: {folder.name} is removed")
 
 
 def of_first(found: Callable[[], Any]) -> Any:

@@ -1,128 +1,131 @@
-"""Models that are trained before a comparison: for irreducible losses, proxies and confusions."""
+"""Training on some rows for the parameters that are best on valid: fine-tuning, and models that score rows beforehand."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import numpy as np
+import jax.numpy as jnp
+import optax
 from jax.sharding import Mesh
 
 from bilevel.data import Dataset, Loader
 from bilevel.devices import sharding
-from bilevel.files import load_tree, save_tree
 from bilevel.methods import uniform
 from bilevel.state import TrainState
 from bilevel.step import make_step
+from bilevel.study import files
 from bilevel.study.config import Study, plain
 from bilevel.study.context import optimizer_of
-from bilevel.study.feeding import open_source, steps_in_call
-from bilevel.study.files import Stopped
 from bilevel.study.task import Evaluate, Measure, Model
-from bilevel.training import LoopConfig, prepare_run_dir, train
-from bilevel.types import ModelState, Params, UserError
+from bilevel.training import Checkpoints, LoopConfig, prepare_run_dir, train
+from bilevel.training.best import Best, KeepBest
+from bilevel.training.opening import open_source, steps_in_call
+from bilevel.training.run_dir import CONFIG_NAME
+from bilevel.types import Array, ModelState, Params
 
-BEST = "best.safetensors"
+BEST = "best"
+"""In the folder of a fit: a checkpoint of the best parameters."""
 _EVALUATIONS = 20
 _LOSS = Measure("loss", "loss")
 
 
-class Fitted(NamedTuple):
-    """A trained model."""
-
-    params: Params
-    model_state: ModelState
-    model: Model
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Fit:
-    """A model to train on some rows with the optimizer of the study, and the parameters with the lowest valid loss to keep."""
+    """A model to train on some rows alone."""
 
     study: Study
+    mesh: Mesh
     model: Model
-    evaluate: Evaluate
+    begin: Callable[[], tuple[Params, ModelState]]
+    """Makes the first parameters and the model state, whole on every device."""
+    optimizer: optax.GradientTransformation
     rows: Dataset
     valid: Dataset
-    about: Mapping[str, Any]
-    """What tells this model from others: the task's settings and the network."""
+    evaluate: Evaluate
+    measure: Measure
+    """What decides, on valid, which parameters are best."""
     steps: int
+    """Most updates."""
+    every: int
+    """Updates between two evaluations."""
+    patience: float = math.inf
+    """Updates without a better value after which it ends."""
     seed: int
-    mesh: Mesh
-    measure: Measure = _LOSS
-    """What decides which parameters are kept."""
+    """Of the order of the rows."""
+    key: Array
+    """Of the draws in the steps."""
+    settings: Mapping[str, Any]
+    """What the outcome depends on, as JSON values."""
 
-    @property
-    def settings(self) -> dict[str, Any]:
-        """What the outcome depends on, as JSON values."""
-        return {
-            **plain(self.about), "steps": self.steps, "seed": self.seed, "count": len(self.rows),
-            "rows": self.rows.content_hash, "valid": self.valid.content_hash, "batch_size": self.study.batch_size,
-            "optimizer": plain(self.study.optimizer),
-        }  # fmt: skip
+    def __call__(self, folder: Path) -> tuple[Best, float]:
+        """Train, or continue, in a folder; one of other settings is emptied.
 
-    def __call__(self, directory: Path) -> Fitted:
-        """Train in a directory, or continue there.
+        Returns:
+          The best parameters, and the seconds of all updates: without compiling, evaluating and saving.
 
         Raises:
           Stopped: a signal stopped it after saving.
-
-        Reference: RHO-LOSS, section 4 and appendix: the irreducible-loss model with the lowest validation loss.
         """
-        if self.steps < 1:
-            raise UserError(
-                f"A model that is trained beforehand needs at least 1 step, and {self.steps} are asked for."
-            )
-        prepare_run_dir(directory, self.settings)
-        size, model = min(self.study.batch_size, len(self.rows)), self.model
+        if (folder / CONFIG_NAME).exists() and files.recorded(folder) not in ({}, self.settings):
+            files.remove(folder)
+        prepare_run_dir(folder, self.settings)
+        study, mesh, parts = self.study, self.mesh, self.mesh.size * self.study.micro_batches
+        size = min(study.batch_size, len(self.rows)) // parts * parts or parts
         step = make_step(
-            model.loss, None, optimizer_of(self.study.optimizer, self.steps), None, uniform(), batch_size=size
-        )
-        key, step_key = jax.random.split(jax.random.key(self.seed))
-
-        def create() -> TrainState:
-            params, model_state = model.init(key)
-            return step.init(step_key, params, {}, model_state)
-
-        state = jax.jit(create)()
-        best = _Best(directory / BEST, self.evaluate, self.valid, self.measure)
-        best(state)
-        loader = Loader(self.rows, size, seed=self.seed)
-        one = sharding.make_mesh(self.mesh.local_devices[:1])
-        source = open_source("never" if jax.process_count() > 1 else self.study.residence, loader, loader, one)
-        every = max(1, self.steps // _EVALUATIONS)
-        loop = LoopConfig(
-            num_steps=self.steps, log_every=every, evaluate_every=every, checkpoint_every=self.study.checkpoint_every,
-            steps_per_call=steps_in_call(source, self.study.steps_per_call), progress=self.study.progress,
+            self.model.loss, None, self.optimizer, None, uniform(), batch_size=size, micro_batches=study.micro_batches,
+            mesh=mesh if mesh.size > 1 else None, gather=self.model.gather,
         )  # fmt: skip
-        if train(step, state, data=source, config=loop, run_dir=directory, evaluate=best).stop_requested:
-            raise Stopped
-        return Fitted(*best.load(state), model)
+
+        def create(params: Params, model_state: ModelState) -> TrainState:
+            # A copy, as the state is donated.
+            return step.init(self.key, jax.tree.map(jnp.copy, params), {}, model_state)
+
+        begin = self.begin()
+        state, step = sharding.placed(mesh, step, create, *begin, split=study.shard_state)
+        hosts = {"process_index": jax.process_index(), "process_count": jax.process_count()}
+        loader = Loader(self.rows, size, seed=self.seed, **hosts)
+        source = open_source(study.residence, loader, loader, mesh)
+        loop = LoopConfig(
+            self.steps, log_every=self.every, evaluate_every=self.every, checkpoint_every=self.every,
+            steps_per_call=steps_in_call(source, study.steps_per_call), progress=study.progress,
+        )  # fmt: skip
+        with Checkpoints(folder / BEST, keep=1) as saved:
+            best = KeepBest(self._measure, self.measure.name, begin, saved, mesh, self.measure.sign)
+            result = train(
+                step, state, data=source, config=loop, run_dir=folder, evaluate=best.compare,
+                until=best.waited(self.patience),
+            )  # fmt: skip
+        if result.stop_requested:
+            raise files.Stopped
+        return best.best, result.seconds
+
+    def _measure(self, params: Params, model_state: ModelState) -> Mapping[str, float]:
+        return self.evaluate(params, model_state, self.valid, None)
 
 
-@dataclass
-class _Best:
-    """The best parameters on valid, in a file: a continued run goes on with them."""
+def fit_of(
+    study: Study, mesh: Mesh, model: Model, evaluate: Evaluate, rows: Dataset, valid: Dataset, about: Any, *, steps: int,
+    seed: int, measure: Measure = _LOSS,
+) -> Fit:  # fmt: skip
+    """Return a model to train from its beginning with the optimizer of the study.
 
-    file: Path
-    evaluate: Evaluate
-    valid: Dataset
-    measure: Measure
+    `about` is what tells this model from others: the task's settings and the network.
 
-    def __call__(self, state: TrainState) -> Mapping[str, float]:
-        found = self.evaluate(state.params, state.model_state, self.valid, None)
-        name, sign = self.measure.name, 1 if self.measure.lower_is_better else -1
-        if not self.file.exists() or sign * found[name] < sign * float(load_tree(self.file)[1][name]):
-            tree = jax.tree.map(np.asarray, {"params": state.params, "model_state": state.model_state})
-            save_tree(self.file, tree, {name: repr(found[name])})
-        return {f"valid_{name}": value for name, value in found.items()}
-
-    def load(self, state: TrainState) -> tuple[Params, ModelState]:
-        shapes = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), {"params": state.params, "model_state": state.model_state}
-        )
-        tree, _ = load_tree(self.file, shapes)
-        return tree["params"], tree["model_state"]
+    Reference: RHO-LOSS, section 4 and appendix: the irreducible-loss model with the lowest validation loss.
+    """
+    key, step_key = jax.random.split(jax.random.key(seed))
+    settings = {
+        **plain(about), "steps": steps, "seed": seed, "count": len(rows), "rows": rows.content_hash,
+        "valid": valid.content_hash, "batch_size": study.batch_size, "optimizer": plain(study.optimizer),
+    }  # fmt: skip
+    return Fit(
+        study=study, mesh=mesh, model=model, optimizer=optimizer_of(study.optimizer, steps),
+        begin=lambda: jax.jit(lambda: model.init(key), out_shardings=sharding.everywhere(mesh))(),
+        rows=rows, valid=valid, evaluate=evaluate, measure=measure, steps=steps, every=max(1, steps // _EVALUATIONS),
+        seed=seed, key=step_key, settings=settings,
+    )  # fmt: skip

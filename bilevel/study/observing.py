@@ -1,18 +1,27 @@
-"""What is known about the rows that a step trains on, as metrics: shares of each domain, of wrong labels, of classes."""
+"""What is known about the rows that a run trains on: shares of domains, classes and faults, and how often each was drawn."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from numpy.typing import NDArray
 
+from bilevel import samplers
+from bilevel.files import save_tree
 from bilevel.selection.metrics import domain_shares
+from bilevel.study import files
+from bilevel.study.report.frequencies import draw_frequencies
 from bilevel.study.task import Known, Splits
+from bilevel.training.run_dir import write_atomically
+from bilevel.types import Array
 
 SHOWN = 20
 """Labels with more values are not reported value by value."""
+_AT_ONCE = 1 << 16
 
 
 def observer(splits: Splits) -> Callable[[Any], Any] | None:
@@ -28,24 +37,23 @@ def observer(splits: Splits) -> Callable[[Any], Any] | None:
         return None
     tables = {name: jnp.asarray(k.values, jnp.int32) for name, k in known.items()}
 
-    def observe(metrics: dict[str, Any]) -> dict[str, Any]:
-        ids = metrics["ids"]
-        weights = metrics.get("weights", jnp.ones(ids.shape, jnp.float32)) * (ids >= 0)
-        total = jnp.maximum(jnp.sum(weights), 1e-30)
-        found: dict[str, Any] = {}
+    def shares(ids: Array, weights: Array) -> dict[str, Array]:
+        found, total = {}, jnp.maximum(jnp.sum(weights), 1e-30)
         for name, k in known.items():
             values = tables[name][jnp.maximum(ids, 0)]
             if k.fault:
                 found[f"share/{name}"] = jnp.sum(weights * (values == 1)) / total
             else:
-                shares = domain_shares(values, len(k.names), weights)
-                found |= {f"share/{label}": shares[i] for i, label in enumerate(k.names)}
+                each = domain_shares(values, len(k.names), weights)
+                found |= {f"share/{label}": each[i] for i, label in enumerate(k.names)}
         return found
 
     def wrapper(function: Any) -> Any:
         def watched(*arguments: Any) -> Any:
             state, metrics = function(*arguments)
-            return state, {**metrics, **observe(metrics)}
+            ids = metrics["ids"]
+            weights = metrics.get("weights", jnp.ones(ids.shape, jnp.float32)) * (ids >= 0)
+            return state, {**metrics, **shares(ids, weights)}
 
         return watched
 
@@ -54,21 +62,59 @@ def observer(splits: Splits) -> Callable[[Any], Any] | None:
 
 def shares_of(splits: Splits) -> dict[str, float]:
     """Return the share of each domain and class among all training rows, for the report."""
-    ids = (
-        np.concatenate([splits.train.rows(part)["id"] for part in _parts(len(splits.train))]) if splits.known else None
-    )
-    found: dict[str, float] = {}
-    for k in splits.known.values():
-        if not k.fault and len(k.names) <= SHOWN:
-            values = k.values[ids]
-            found |= {label: float((values == i).mean()) for i, label in enumerate(k.names)}
-    return found
-
-
-def _parts(count: int) -> list[np.ndarray]:
-    return [np.arange(start, min(start + (1 << 16), count)) for start in range(0, count, 1 << 16)]
+    known = [k for k in splits.known.values() if not k.fault and len(k.names) <= SHOWN]
+    parts = np.array_split(np.arange(len(splits.train)), -(-len(splits.train) // _AT_ONCE)) if known else []
+    ids = [splits.train.rows(part)["id"] for part in parts]
+    values = [(k, k.values[np.concatenate(ids)]) for k in known]
+    return {label: float((v == i).mean()) for k, v in values for i, label in enumerate(k.names)}
 
 
 def faults(splits: Splits) -> dict[str, Known]:
     """Return the known faults by name."""
     return {name: known for name, known in splits.known.items() if known.fault}
+
+
+def save_frequencies(directory: Path, sequence: NDArray[np.integer[Any]], splits: Splits) -> dict[str, float]:
+    """Count the rows and classes of a sequence `[steps, b]`, and keep what figure 3 shows: counts, their spread, a plot.
+
+    Returns:
+      `NAME_often` and `NAME_rarely`, the shares of rows with each known fault among the tenth drawn most and least often, and
+      `spread`, the variance of the counts over their mean: 1 by chance, 0 for whole epochs.
+
+    Reference: RLSampler, section 6.2 and figure 2.
+    """
+    drawn = samplers.row_counts(sequence, len(splits.train))
+    counts = np.asarray(drawn)
+    # As many draws, each from all rows alike, with replacement: what no preference looks like.
+    by_chance = np.random.default_rng(0).multinomial(counts.sum(), np.full(len(counts), 1 / len(counts)))
+    found: dict[str, Any] = {
+        "draws": int(counts.sum()),
+        "rows": {**_spread(counts), "never_drawn": float((counts == 0).mean())},
+        "rows_by_chance": _spread(by_chance),
+    }
+    trees = {"counts": counts}
+    known = next((known for known in splits.known.values() if not known.fault), None)
+    if known is not None:
+        classes = np.asarray(samplers.class_counts(drawn, known.values, len(known.names)))
+        found["classes"] = {**_spread(classes), "counts": dict(zip(known.names, classes.tolist(), strict=True))}
+        trees["class_counts"] = classes
+        each = classes / np.maximum(np.bincount(known.values.astype(int), minlength=len(known.names)), 1)
+        names = known.names if len(classes) <= SHOWN else ()
+        write_atomically(directory / "frequencies.svg", draw_frequencies(counts, by_chance, each, names))
+    results = {"spread": found["rows"]["spread"]}
+    low, high = np.percentile(counts, [10, 90])
+    for name, fault in faults(splits).items():
+        wrong = fault.values == 1
+        # Whole sets of equal counts, so that the order of the rows does not matter.
+        shares = {"often": float(wrong[counts >= high].mean()), "rarely": float(wrong[counts <= low].mean())}
+        found[name] = {"all": float(wrong.mean()), **shares, "drawn": float(counts[wrong].sum() / counts.sum())}
+        results |= {f"{name}_{which}": share for which, share in shares.items()}
+        results[f"share/{name}"] = found[name]["drawn"]
+    files.write_json(directory / "frequencies.json", found)
+    save_tree(directory / "counts.safetensors", trees)
+    return results
+
+
+def _spread(counts: NDArray[np.integer[Any]]) -> dict[str, float]:
+    values = samplers.frequencies(jnp.asarray(counts))._asdict()
+    return {**{name: float(value) for name, value in values.items()}, "spread": float(counts.var() / counts.mean())}

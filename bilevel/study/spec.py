@@ -4,22 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeAlias
-
-import optax
+from types import MappingProxyType
+from typing import Any, NamedTuple, TypeAlias
 
 from bilevel.data import Dataset
-from bilevel.derivatives.linearization import Derivatives
 from bilevel.methods import Method
-from bilevel.samplers import Sampler
-from bilevel.selection.filters import Filter
-from bilevel.step.estimators import Estimator
+from bilevel.state import TrainState
+from bilevel.step import SampledStep, TrainStep, make_step
 from bilevel.study.context import Context
-from bilevel.study.context import Start as Start
 from bilevel.study.task import Model, Weighting
 from bilevel.training import OnSelected
-from bilevel.types import Array, Params
+from bilevel.types import Array, Params, UserError
 
 
 class Log(NamedTuple):
@@ -37,6 +32,17 @@ class Among(NamedTuple):
 
 Space: TypeAlias = Mapping[str, Log | Among]
 """What a search varies: names of the method's settings, and "learning_rate", that of θ."""
+RATE: Space = {"learning_rate": Log(1e-3, 8e-3)}
+NO_WEIGHTING = Weighting(lambda key: {}, None)
+"""For a method that has no network."""
+
+
+class Start(NamedTuple):
+    """α before training, where it is known or learned beforehand."""
+
+    weight_params: Params
+    report: Mapping[str, float] = MappingProxyType({})
+    """For the summary: `preparation_seconds` and the like."""
 
 
 class Switch(NamedTuple):
@@ -55,47 +61,65 @@ class Plan:
 
     model: Model
     """What is trained: the task's model, or that with a proxy."""
-    method: Method
-    weighting: Weighting
-    mode: Literal["sparse", "dense"] = "sparse"
+    step: TrainStep | SampledStep
+    init: Callable[[Array, Array, Array], Any]
+    """Keys of the model, of the weights and of the step -> the initial state."""
     picks: bool = False
     """Whether rows are picked from a big batch."""
-    filter: Filter | None = None
-    derivatives: Derivatives | None = None
-    weight_optimizer: optax.GradientTransformation | None = None
-    estimator: Estimator = "softmax"
-    alpha_batch: Literal["filtered", "uniform"] = "filtered"
-    alpha_batch_size: int | None = None
-    update_every: int | None = None
-    probe_every: int | None = None
-    probe_blocks: int = 0
-    normalize_alignments: bool = False
+    weighs: bool = True
+    """Whether some rows count more than others, or are picked sooner."""
     specific_rows: int = 0
     """Specific rows in each loaded batch."""
     specific_batch_size: int = 0
     """Specific rows in an α-step; 0: as many as a θ-update has."""
     rows: Callable[[], Dataset] | None = None
     """The generic rows that are trained on; None: all."""
-    start: Callable[[Any], Start] | None = None
+    start: Callable[[TrainState], Start] | None = None
     """Initial state -> α learned beforehand."""
     switch: Switch | None = None
-    table: Callable[[], Params] | None = None
-    """Parameters of a scorer that are known beforehand; made when they are first asked for."""
-    sampler: Sampler | None = None
-    """Picks the rows by their numbers."""
-    reward_parts: int = 1
-    sampler_params: Callable[[], Any] | None = None
-    """What a sampler begins with."""
-    recorder: Callable[[Path], OnSelected] | None = None
-    """Run directory -> what keeps the rows that were drawn."""
-    finish: Callable[[Path, Any], Mapping[str, float]] | None = None
-    """Run directory and last state -> what is kept and reported of what was learned."""
-    keeps_weights: bool = False
-    """Whether the weighting network judges rows alone, so that it is kept for other runs."""
+    recorder: Callable[[], OnSelected] | None = None
+    """Makes what keeps the rows that were drawn."""
+    finish: Callable[[Any], Mapping[str, float]] | None = None
+    """Last state -> what is reported of what was learned, after keeping that in the run's directory."""
     scored_by: str = ""
     """What scores rows, in words."""
     identity: Mapping[str, Any] = field(default_factory=dict)
     """Digests of what the run takes from elsewhere."""
+
+    @property
+    def samples(self) -> bool:
+        """Whether a sampler picks rows by their numbers, from data on the device."""
+        return isinstance(self.step, SampledStep)
+
+
+def plan_over(
+    context: Context, model: Model, method: Method, weighting: Weighting = NO_WEIGHTING,
+    options: Mapping[str, Any] = MappingProxyType({}), **fields: Any,
+) -> Plan:  # fmt: skip
+    """Return a plan over `make_step`.
+
+    Its `options` are those that the method chooses, beside what all methods of a study share; `fields` are those of `Plan`.
+
+    Raises:
+      UserError: for options that do not go together, or a big batch that leaves nothing to pick.
+    """
+    study, mesh = context.study, context.mesh
+    if fields.get("picks") and study.big_batch_size < study.batch_size:
+        raise UserError(
+            f"--big-batch-size {study.big_batch_size} is smaller than --batch-size {study.batch_size}: the batch is picked "
+            "from the big batch, so give a larger big batch."
+        )
+    step = make_step(
+        model.loss, weighting.logits, context.optimizer, method=method, batch_size=study.batch_size,
+        specific_loss=model.specific_loss, ema_decay=study.optimizer.average or None, micro_batches=study.micro_batches,
+        mesh=mesh if mesh.size > 1 else None, gather=model.gather, **{"weight_optimizer": None, **options},
+    )  # fmt: skip
+
+    def init(model_key: Array, weight_key: Array, step_key: Array) -> TrainState:
+        params, model_state = model.init(model_key)
+        return step.init(step_key, params, weighting.init(weight_key), model_state)
+
+    return Plan(model=model, step=step, init=init, **fields)
 
 
 @dataclass(frozen=True)
@@ -105,7 +129,7 @@ class Spec:
     settings: type[Any]
     """A frozen dataclass of its settings, with real defaults: they become the flags --METHOD.NAME."""
     plan: Callable[[Any, Context], Plan]
-    search: Space = field(default_factory=dict)
+    search: Space = field(default_factory=lambda: RATE)
     paper: Mapping[str, Any] = field(default_factory=dict)
     """Settings of the preset "paper"."""
     in_all: bool = True
@@ -116,8 +140,3 @@ class Spec:
     """Methods whose run of the same seed it continues from."""
     needs_labels: bool = False
     """Whether it needs rows with a `label`."""
-
-
-def no_weighting(init: Callable[[Array], Params] = lambda key: {}) -> Weighting:
-    """Return a weighting for a method that has no network."""
-    return Weighting(init, None)

@@ -10,10 +10,10 @@ import jax
 from bilevel.devices import sharding
 from bilevel.study import budget, comparison, diverged, files, search, sets
 from bilevel.study.config import Config
-from bilevel.study.feeding import check_sampled, loaders
+from bilevel.study.feeding import loaders
 from bilevel.study.finished import finished
 from bilevel.study.registry import chosen, with_first
-from bilevel.study.run import Setting, build_step, directory_of, plan_of
+from bilevel.study.run import Setting, directory_of, plan_of
 from bilevel.study.set_tables import MARKDOWN, write_tables
 from bilevel.study.task import Task
 from bilevel.training import TrainingDiverged
@@ -77,12 +77,9 @@ def check_methods(setting: Setting, methods: Sequence[str]) -> None:
 def check_method(setting: Setting, method: str) -> None:
     """Check one method's settings against the data, without training; see `check_methods`."""
     study = setting.config.study
-    _, plan = plan_of(setting, method, study.seed)
-    build_step(study, plan, setting.mesh)
-    if plan.sampler is None:
-        loaders(study, plan, setting.splits, study.seed, setting.mesh)
-    else:
-        check_sampled(study)
+    context, plan = plan_of(setting, method, study.seed)
+    if not plan.samples:
+        loaders(context, plan)
     if plan.picks and study.big_batch_size > len(setting.splits.train):
         files.say(
             f"warning: --big-batch-size {study.big_batch_size} is more than the {len(setting.splits.train)} training rows: "

@@ -131,6 +131,11 @@ class Measure(NamedTuple):
     unit: str = ""
     lower_is_better: bool = True
 
+    @property
+    def sign(self) -> int:
+        """1, or -1 where higher is better: the best value is that with the smallest product with it."""
+        return 1 if self.lower_is_better else -1
+
 
 Evaluate: TypeAlias = Callable[[Params, ModelState, Dataset, int | None], Mapping[str, float]]
 """(θ, model state, rows, most rows) -> the task's measures."""

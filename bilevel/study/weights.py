@@ -1,107 +1,115 @@
-"""The weighting network of a run on disk, and the generic rows that it likes most and least."""
+"""The weighting network of a run: learned beforehand, kept at its end, and read by other runs."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+import optax
 from numpy.typing import NDArray
 
-from bilevel.data import digest, evaluation_batches
+from bilevel.data import Loader
+from bilevel.devices import sharding
 from bilevel.files import load_tree, save_tree
+from bilevel.offline.domain_classifier import train_domain_classifier
 from bilevel.study import files
-from bilevel.study.context import WEIGHTS as NAME
-from bilevel.study.context import Context, local
-from bilevel.study.task import Text
-from bilevel.types import LogitFn, Params, UserError
+from bilevel.study.context import Context
+from bilevel.study.observing import faults
+from bilevel.study.spec import Start
+from bilevel.study.task import GENERIC, Text
+from bilevel.types import Params, UserError
 
+NAME = "weights.safetensors"
+"""In the directory of a run: its last weighting network."""
 RANKED = "ranked.json"
 """The rows with the highest and the lowest logits: {"highest": [[id, logit], …], "lowest": …}."""
+CLASSIFIER = "classifier.json"
+"""In the directory of a run that begins with a domain classifier: what that cost."""
+_EVALUATED = 2048
 _MOST = 16_384
 _SHOWN = 36
-_AT_ONCE = 512
 
 
-def weights_file(source: Path | None) -> Path:
-    """Return the file with the weighting network of another run.
+def classified(context: Context, prefix: str, *, steps: int, rows: int, rate: float) -> Callable[[Any], Start]:
+    """Return what gives α the parameters of a domain classifier, trained on as many specific as generic rows.
+
+    Of its `steps` updates by Adam, with at most `rows` of either kind, the best on held-out rows counts. `prefix` is how the
+    flags begin that messages name: "classifier.".
+    """
+    if steps < 1 or rows < 1:
+        raise UserError(
+            f"--{prefix}steps {steps} and --{prefix}rows {rows} must be at least 1: they train the domain classifier."
+        )
+    splits, file = context.splits, context.directory / CLASSIFIER
+
+    def start(state: Any) -> Start:
+        if files.steps_done(context.directory) and file.exists():  # the checkpoint has the network
+            return Start(state.weight_params, files.read_json(file))
+        logits, alpha = context.weighting.logits, jax.tree.map(np.asarray, sharding.local(state.weight_params))
+        assert callable(logits)
+        train = enumerate((splits.train, splits.specific), context.seed + 3_000_000)
+        generic, specific = (Loader(data, min(rows, len(data)), seed=seed) for seed, data in train)
+        known = (splits.valid.get(GENERIC, splits.train), splits.deciding)
+        places = [np.linspace(0, len(data) - 1, min(_EVALUATED, len(data))).astype(np.int64) for data in known]
+        held_out = (known[0].rows(places[0]), known[1].rows(places[1]))
+        optimizer = optax.adam(rate)
+        found = train_domain_classifier(logits, alpha, generic, specific, held_out, optimizer=optimizer, steps=steps)
+        report = {"preparation_seconds": found.seconds, "classifier_valid_loss": found.valid_loss}
+        files.write_json(file, report)
+        return Start(found.weight_params, report)
+
+    return start
+
+
+def load_weights(source: Path, template: Any = None) -> Params:
+    """Return the weighting network that the run in a directory ended with.
 
     Raises:
-      UserError: if there is none.
+      UserError: if there is none, or a damaged one, or one that does not have the names, shapes and types of `template`.
     """
-    if source is None:
-        raise UserError(
-            "The method frozen needs --frozen.weights: the directory METHOD-seedN of a run that learned weights."
-        )
     file = source / NAME
     if not file.exists():
         raise UserError(f"{file} does not exist: give the directory of a finished run of dds, soba or anograd.")
-    return file
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), template)
+    return load_tree(file, shapes)[0]
 
 
-def load_weights(source: Path | None, template: Params) -> Params:
-    """Return the weighting network of another run's end, placed like `template`.
-
-    Raises:
-      UserError: if there is none, or a damaged one, or one of other shapes.
-    """
-    found, _ = load_tree(weights_file(source), jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), template))
-    return jax.tree.map(lambda new, old: jax.device_put(new, old.sharding), found, template)
+def parts_of(source: Path) -> Iterator[str | bytes]:
+    """Yield what tells the weighting network of one run from that of another, wherever it lies."""
+    for path, x in jax.tree_util.tree_leaves_with_path(load_weights(source)):
+        yield from (jax.tree_util.keystr(path), str(x.shape), np.asarray(x).tobytes())
 
 
-def weights_digest(source: Path | None, before: Mapping[str, Any]) -> str:
-    """Return what tells the weighting network of one run from that of another, wherever it lies.
+def save_weights(context: Context, batch_size: int, state: Any) -> dict[str, float]:
+    """Keep the weighting network of a run's last state, and name the generic rows that it likes most and least.
 
-    Args:
-      source: directory of the run.
-      before: the settings that the run asking was begun with; what they recorded stands if the weights are gone.
-
-    Raises:
-      UserError: if there is none, or a damaged one.
-    """
-    if "weights_digest" in before and (source is None or not (source / NAME).exists()):
-        return before["weights_digest"]
-    tree, _ = load_tree(weights_file(source))
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return digest(
-        part for path, x in leaves for part in (jax.tree_util.keystr(path), str(x.shape), np.asarray(x).tobytes())
-    )
-
-
-def save_weights(directory: Path, weight_params: Params, context: Context, batch_size: int) -> dict[str, float]:
-    """Keep the weighting network, and name the generic rows that it likes most and least.
-
-    Args:
-      directory: of the run.
-      weight_params: α.
-      context: of the run.
-      batch_size: rows that the network was shown at once while it learned (BatchNorm normalises by them).
+    It is shown as many rows at once as while it learned, `batch_size`: BatchNorm normalises by them. All processes call this.
 
     Returns:
       `weight_on/NAME`: the share of the softmax over the ranked rows that rows with each known fault have.
     """
-    weight_params = jax.tree.map(lambda x: np.asarray(local(x)), weight_params)
-    save_tree(directory / NAME, weight_params, {"task": context.task.name})
-    logits_of = context.weighting.logits
-    assert callable(logits_of)
-    ids, logits = _logits(weight_params, logits_of, context, batch_size)
+    alpha = sharding.local(sharding.whole(context.mesh, state.weight_params))
+    if jax.process_index() != 0:
+        return {}
+    save_tree(context.directory / NAME, alpha, {"task": context.task.name})
+    ids, logits = ranked_rows(context, alpha, batch_size)
     order = np.argsort(-logits, kind="stable")
     count = min(_SHOWN, len(order) // 2)
     chosen = {"highest": order[:count], "lowest": order[::-1][:count]}
-    files.write_json(
-        directory / RANKED, {name: [[int(ids[i]), float(logits[i])] for i in rows] for name, rows in chosen.items()}
-    )
+    found = {name: [[int(ids[i]), float(logits[i])] for i in rows] for name, rows in chosen.items()}
+    files.write_json(context.directory / RANKED, found)
     share = np.exp(logits - logits.max())
     share /= share.sum()
-    faults = {name: known for name, known in context.splits.known.items() if known.fault}
-    return {f"weight_on/{name}": float(share[known.values[ids] == 1].sum()) for name, known in faults.items()}
+    known = faults(context.splits)
+    return {f"weight_on/{name}": float(share[fault.values[ids] == 1].sum()) for name, fault in known.items()}
 
 
-def shown(directory: Path, context: Context) -> dict[str, list[Any]]:
+def shown(context: Context) -> dict[str, list[Any]]:
     """Return the ranked rows of a run as texts or pictures: "highest" and "lowest"; {} if it has none."""
-    file = directory / RANKED
+    file = context.directory / RANKED
     if not file.exists():
         return {}
     found = {}
@@ -115,29 +123,21 @@ def shown(directory: Path, context: Context) -> dict[str, list[Any]]:
     return found
 
 
-def _logits(
-    weights: Params, logits_of: LogitFn, context: Context, batch_size: int
+def ranked_rows(
+    context: Context, weights: Params, batch_size: int
 ) -> tuple[NDArray[np.integer[Any]], NDArray[np.float64]]:
-    """Ids and logits of generic rows, all or a part at even distances, in batches like those of training.
+    """Return ids and logits of generic rows, all or a part at even distances, in batches like those of training.
 
     A network with BatchNorm normalises by its batch, and learned on batches drawn at random: stored order may go class by class.
     """
-    data, score = context.splits.train, jax.jit(logits_of)
-    if len(data) > _MOST:
-        ids, found = [], []
-        for batch in evaluation_batches(data, _AT_ONCE, _MOST):
-            real = batch.pop("mask") > 0
-            found.append(np.asarray(score(weights, batch), np.float64)[real])
-            ids.append(batch["id"][real])
-        return np.concatenate(ids), np.concatenate(found)
-    count = len(data)
+    assert callable(context.weighting.logits)
+    data, score = context.splits.train, jax.jit(context.weighting.logits)
+    count = min(len(data), _MOST)
+    places = np.arange(count) * len(data) // count
     order, values, ids = np.random.default_rng(0).permutation(count), np.empty(count), np.empty(count, np.int64)
     for start in range(0, count, batch_size):
-        rows = order[
-            np.arange(start, start + batch_size) % count
-        ]  # the last batch is filled with the first rows of all
-        batch = data.rows(rows)
-        keep = min(batch_size, count - start)
+        rows = order[np.arange(start, start + batch_size) % count]  # the first rows fill the last batch
+        batch, keep = data.rows(places[rows]), min(batch_size, count - start)
         values[rows[:keep]] = np.asarray(score(weights, batch), np.float64)[:keep]
         ids[rows[:keep]] = batch["id"][:keep]
     return ids, values

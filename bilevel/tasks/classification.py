@@ -28,7 +28,7 @@ from bilevel.study import Evaluate, Known, Measure, Model, ModelOptions, Picture
 from bilevel.study.config import OptimizerConfig, Study, flag_of, free, plain
 from bilevel.study.evaluation import evaluator
 from bilevel.study.files import read_json, write_json
-from bilevel.study.fitting import Fit
+from bilevel.study.fitting import fit_of
 from bilevel.tasks.mosaic import mosaic
 from bilevel.types import Array, Batch, LossFn, ModelState, Params, UserError
 
@@ -297,15 +297,15 @@ class Classification:
         study = Study(batch_size=32, optimizer=OptimizerConfig(name="adamw", learning_rate=1e-3, weight_decay=0.01))
         model, d = self.model(config, rows, ModelOptions()), config.data
         mesh = sharding.make_mesh(jax.local_devices()[:1])
-        fit = Fit(
-            study, model, self.evaluate(config, rows, model), rows.train, rows.specific, plain(config.model),
-            d.confusion_steps, d.seed, mesh,
+        fit = fit_of(
+            study, mesh, model, self.evaluate(config, rows, model), rows.train, rows.specific, config.model,
+            steps=d.confusion_steps, seed=d.seed,
         )  # fmt: skip
         asked = [part for part in (rows.specific, rows.held_out) if isinstance(part, ArrayDataset)]
         settings = {**fit.settings, "data": plain(d), "asked": [part.content_hash for part in asked]}
         file = folder / "confusion" / digest([json.dumps(settings, sort_keys=True)])[:12] / "pairs.json"
         if not file.exists():
-            found = fit(file.parent / "model")
+            found, _ = fit(file.parent / "model")
             assert model.scoring is not None
             pairs = confused_classes(
                 model.scoring("running"), found.params, found.model_state, asked, rows.classes, _CONFUSED

@@ -15,6 +15,7 @@ import bilevel
 from bilevel.data.loading.arrays import ArrayDataset
 from bilevel.data.loading.views import RowView
 from bilevel.nn.head import with_head
+from bilevel.offline import irreducible
 from bilevel.offline.irreducible import LossTable, cross_scored, half, half_of, score_rows
 from bilevel.offline.loss_table import combine, highest
 from bilevel.selection import filters, scoring
@@ -163,3 +164,14 @@ def test_mistakes_are_explained() -> None:
         half(data, 2)
     with pytest.raises(UserError, match=r"half [01] of 1 rows is empty"):
         [half(dataset(rows=1), which) for which in (0, 1)]
+
+
+def test_seconds_of_scoring_leave_out_what_compiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = iter([100.0, 101.0, 102.0])
+    monkeypatch.setattr(irreducible, "perf_counter", lambda: next(times))
+    clock = irreducible.ScoringClock()
+    clock(10, 25)
+    assert clock.seconds == 0
+    clock(20, 25)
+    clock(25, 25)
+    assert clock.seconds == pytest.approx(2 / 15 * 25)

@@ -1,9 +1,7 @@
-"""Where a run's data, state and processes are: on the device or travelling, split over devices, on two hosts; and memory."""
+"""Where a run's data, state and processes are: on the device or travelling, split over devices, on two hosts."""
 
 from __future__ import annotations
 
-import os
-import platform
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -19,14 +17,13 @@ from study_calls import TASK, call, environment, free_port, result, rows, weight
 
 from bilevel.data import ArrayDataset, Loader
 from bilevel.devices import sharding
-from bilevel.study import drawn, resolve
-from bilevel.study import environment as process
-from bilevel.study.config import Residence
+from bilevel.study import resolve
 from bilevel.study.context import Context
-from bilevel.study.feeding import open_source, steps_in_call
+from bilevel.study.observing import save_frequencies
 from bilevel.study.task import Known, Splits, Weighting
 from bilevel.study.weights import save_weights
 from bilevel.training import Data, Replay, Resident, Sampled
+from bilevel.training.opening import Residence, open_source, steps_in_call
 from bilevel.training.resident import fits_on_device
 from bilevel.types import UserError
 
@@ -162,58 +159,6 @@ def test_data_of_several_processes_travel(monkeypatch: pytest.MonkeyPatch) -> No
         opened("always")
 
 
-CALLS = """
-import resource, sys
-import jax, jax.numpy as jnp
-from bilevel.study.environment import keep_memory
-
-print(keep_memory() if sys.argv[1] == "kept" else False)
-
-step = jax.jit(lambda x: x @ jnp.ones((128, 128)))  # 64 MB, freed after each call
-x = jnp.ones((1 << 17, 128))
-for _ in range(4):
-    step(x).block_until_ready()
-before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(8):
-    step(x).block_until_ready()
-print((resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) // 8)
-"""
-
-
-def faults(how: str) -> tuple[bool, int]:
-    """Whether it was done, and page faults in a call of a program afterwards."""
-    own = ("MALLOC_", "GLIBC_TUNABLES")
-    clean = {name: value for name, value in environment().items() if not name.startswith(own)}
-    run = subprocess.run([sys.executable, "-c", CALLS, how], env=clean, capture_output=True, text=True, check=True)
-    done, count = run.stdout.split()
-    return done == "True", int(count)
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc returns memory at each step")
-def test_a_program_finds_the_memory_of_its_last_call() -> None:
-    (done, kept), (_, given_back) = faults("kept"), faults("given back")
-    assert done
-    assert given_back > 8000  # pages of 4 KiB
-    assert kept < given_back / 2  # the heap still grows now and then
-
-
-@pytest.mark.parametrize("name", ["MALLOC_ARENA_MAX", "GLIBC_TUNABLES"])
-def test_what_the_user_sets_stays(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(name, "")
-    assert not process.keep_memory()
-
-
-def test_nothing_is_done_where_an_accelerator_may_be_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [name for name in os.environ if name.startswith(("MALLOC_", "GLIBC_TUNABLES"))]:
-        monkeypatch.delenv(name)
-    monkeypatch.setattr(process, "_SETTINGS", {})
-    cases = (("cpu", ["cuda"], True), (None, [], True), (None, ["cuda"], False), ("cuda,cpu", [], False))
-    for platforms, plugins, done in cases:
-        monkeypatch.setattr(process, "entry_points", lambda *, group, plugins=plugins: plugins)
-        monkeypatch.setattr(process, "jax", SimpleNamespace(config=SimpleNamespace(jax_platforms=platforms)))
-        assert process.keep_memory() is (done and platform.libc_ver()[0] == "glibc"), (platforms, plugins)
-
-
 def splits_of(count: int, known: dict[str, Known]) -> Splits:
     train = ArrayDataset({"x": np.arange(count, dtype=np.float32)}, name="rows")
     return Splits(train, train, {"valid": train}, {"test": train}, known=known)
@@ -235,8 +180,9 @@ def test_weights_that_are_kept_are_those_of_batches_drawn_at_random(tmp_path: Pa
             return Weighting(lambda key: {}, logits)
 
     mesh, nothing = sharding.make_mesh(jax.devices()[:1]), lambda name: (tmp_path, {})
-    context = Context(resolve.default_config(LINEAR), Task(), splits, 0, mesh, tmp_path, nothing)  # pyright: ignore[reportArgumentType]
-    share = save_weights(tmp_path, {"a": jax.numpy.zeros(1)}, context, 16)
+    config, task = resolve.default_config(LINEAR), Task()
+    context = Context(config, task, splits, "soba", 0, mesh, tmp_path, nothing)  # pyright: ignore[reportArgumentType]
+    share = save_weights(context, 16, SimpleNamespace(weight_params={"a": jax.numpy.zeros(1)}))
     values = np.exp(classes - classes.mean())
     assert share["weight_on/last"] == pytest.approx(values[classes == 3].sum() / values.sum(), abs=0.02)
     ranked = resolve.read_file(tmp_path / "ranked.json")
@@ -250,7 +196,7 @@ def test_frequencies(tmp_path: Path) -> None:
     splits = splits_of(20, {"wrong": Known(wrong, ("no", "yes"), fault=True), "class": Known(classes, tuple("abcd"))})
     counts = np.asarray([0, 0, *[5] * 16, 12, 8])
     sequence = np.random.default_rng(0).permutation(np.repeat(np.arange(20), counts)).reshape(-1, 4)
-    found = drawn.save_frequencies(tmp_path, sequence, splits)
+    found = save_frequencies(tmp_path, sequence, splits)
     kept = resolve.read_file(tmp_path / "frequencies.json")
     assert kept["draws"] == 100
     assert kept["rows"]["never_drawn"] == pytest.approx(0.1)
@@ -269,9 +215,9 @@ def test_chance_is_no_preference(tmp_path: Path) -> None:
     """Uniform draws with replacement spread as much as the counts beside them; whole epochs do not spread."""
     wrong = (np.arange(200) % 5 == 0).astype(int)
     splits = splits_of(200, {"wrong": Known(wrong, ("no", "yes"), fault=True)})
-    by_chance = drawn.save_frequencies(tmp_path, np.random.default_rng(1).integers(0, 200, (1000, 40)), splits)
+    by_chance = save_frequencies(tmp_path, np.random.default_rng(1).integers(0, 200, (1000, 40)), splits)
     assert by_chance["spread"] == pytest.approx(1, abs=0.5)
     assert resolve.read_file(tmp_path / "frequencies.json")["rows_by_chance"]["spread"] == pytest.approx(1, abs=0.5)
-    epochs = drawn.save_frequencies(tmp_path, np.arange(800).reshape(-1, 4) % 200, splits)
+    epochs = save_frequencies(tmp_path, np.arange(800).reshape(-1, 4) % 200, splits)
     assert epochs["spread"] == 0
     assert epochs["wrong_often"] == epochs["wrong_rarely"] == wrong.mean()

@@ -12,10 +12,11 @@ import pytest
 from linear_task import TASK as LINEAR
 from study_calls import call, changed, fails, metrics, result, rows, runs
 
-from bilevel.study import budget, comparison, diverged, finetune, resolve, search, set_tables, sets, suite
+from bilevel.study import budget, comparison, diverged, files, finetune, resolve, search, set_tables, sets, suite
 from bilevel.study.config import Config
 from bilevel.study.files import run_of
-from bilevel.study.finetune import BEST, FOLDER, NAME, PATIENCE
+from bilevel.study.finetune import FOLDER, NAME, PATIENCE
+from bilevel.study.fitting import BEST
 from bilevel.study.methods.plain import FRACTIONS, mixed_rows
 from bilevel.study.registry import METHODS
 from bilevel.study.run import Setting
@@ -23,6 +24,7 @@ from bilevel.study.set_tables import Key
 from bilevel.study.spec import Among, Log
 from bilevel.study.task import Measure
 from bilevel.training import Checkpoints, TrainingDiverged
+from bilevel.training.best import KeepBest
 from bilevel.types import UserError
 
 pytestmark = pytest.mark.usefixtures("one_device")
@@ -290,7 +292,7 @@ def test_fine_tuning_later_and_after_it_broke_off(tmp_path: Path, often: int, mo
     call(tmp_path / "cut", "uniform")
     folder = tmp_path / "cut" / "uniform-seed0"
     before = (folder / "metrics.jsonl").read_bytes(), (folder / "result.json").read_bytes()
-    compare, seen = finetune._Best.compare, []
+    compare, seen = KeepBest.compare, []
 
     def breaks(self: Any, state: Any) -> dict[str, float]:
         seen.append(int(state.step))
@@ -299,7 +301,7 @@ def test_fine_tuning_later_and_after_it_broke_off(tmp_path: Path, often: int, mo
         return compare(self, state)
 
     with monkeypatch.context() as patch:
-        patch.setattr(finetune._Best, "compare", breaks)
+        patch.setattr(KeepBest, "compare", breaks)
         with pytest.raises(RuntimeError, match="power failure"):
             call(tmp_path / "cut", "uniform", *TUNE)
         assert not (folder / NAME).exists()
@@ -331,7 +333,7 @@ def test_fine_tuning_ends_when_nothing_improved_for_long(
         text = task.read_text().replace('3, "squared units"', '3, "squared units", lower_is_better=False')
         task.write_text(text.replace('"loss": ((losses', '"loss": ((-losses'))
     given = ("--finetune.steps", 1000, "--finetune.learning-rate", 20.0)
-    monkeypatch.setattr(finetune, "remove", lambda folder: None)  # as if killed before it, and before the result
+    monkeypatch.setattr(files, "remove", lambda folder: None)  # as if killed before it, and before the result
     folder = tmp_path / "run"
     call(folder, "uniform", *given, task=task)
     found, steps = tuned(folder), evaluated(folder)

@@ -21,10 +21,11 @@ from bilevel.offline.loss_table import LossTable
 from bilevel.study import contrastive, known_rows, resolve, run
 from bilevel.study.evaluation import trained
 from bilevel.study.feeding import loaders
-from bilevel.study.run import Run, Setting, plan_of
+from bilevel.study.fitting import BEST
+from bilevel.study.run import Run, Setting, Variant, plan_of
 from bilevel.study.suite import opened
-from bilevel.study.variant import Variant
-from bilevel.training import load_sequence, read_metrics
+from bilevel.training import Checkpoints, load_sequence, read_metrics
+from bilevel.training.best import Best
 
 pytestmark = pytest.mark.usefixtures("one_device")
 
@@ -140,7 +141,7 @@ def test_rho_loss_picks_the_largest_reducible_losses(tmp_path: Path) -> None:
     """The rows of the first step are the top of ℓ − IL, by numpy."""
     setting = with_method(setting_of(tmp_path), "rho_loss", held_out_steps=4)
     this = Run(setting, "rho_loss", 0, Variant())
-    step, state = this.parts
+    step, (state, _) = this.parts[0], this.started()
     (file,) = tables(tmp_path)
     table = LossTable.load(file, content_hash=setting.splits.train.content_hash, settings=None).losses
     from bilevel.data import Loader
@@ -158,10 +159,10 @@ def test_each_half_is_scored_by_the_model_of_the_other(tmp_path: Path, monkeypat
     fitted: list[tuple[np.ndarray, np.ndarray]] = []
     original = known_rows.Fit.__call__
 
-    def fit(self: Any, directory: Path) -> Any:
+    def fit(self: Any, folder: Path) -> Any:
         assert isinstance(self.rows, RowView)
-        found = original(self, directory)
-        fitted.append((self.rows.rows(np.arange(len(self.rows)))["id"], np.asarray(found.params["w"])))
+        found = original(self, folder)
+        fitted.append((self.rows.rows(np.arange(len(self.rows)))["id"], np.asarray(found[0].params["w"])))
         return found
 
     monkeypatch.setattr(known_rows.Fit, "__call__", fit)
@@ -183,8 +184,7 @@ def test_each_half_is_scored_by_the_model_of_the_other(tmp_path: Path, monkeypat
 def test_specific_candidates_stand_in_every_big_batch(tmp_path: Path, method: str, count: int) -> None:
     setting = setting_of(tmp_path)
     setting = with_method(setting, method, specific_candidates=count) if count else setting
-    _, plan = plan_of(setting, method, 0)
-    batch = loaders(setting.config.study, plan, setting.splits, 0, setting.mesh)[0].batch(5)
+    batch = loaders(*plan_of(setting, method, 0))[0].batch(5)
     assert len(batch["id"]) == (16 if count else 4)
     assert (batch["id"] == -1).sum() == count
     np.testing.assert_allclose(batch["y"][batch["id"] < 0], batch["x"][batch["id"] < 0].sum(1), rtol=1e-4)
@@ -206,7 +206,11 @@ def test_svp_keeps_the_rows_of_highest_entropy(tmp_path: Path) -> None:
     assert plan.rows is not None
     data = plan.rows()
     kept = data.rows(np.arange(len(data)))["id"]
-    tree, _ = load_tree(table.parent / "model" / "best.safetensors")
+    model = context.model()
+    with Checkpoints(table.parent / "model" / BEST, read_only=True) as saved:
+        restored = saved.restore_latest(Best(*model.init(jax.random.key(0))))
+    assert restored is not None
+    tree = restored[1].params
     (kernel,) = (x for x in jax.tree.leaves(tree) if np.shape(x) == (4, 2))
     (bias,) = (x for x in jax.tree.leaves(tree) if np.shape(x) == (2,))
     everything = context.splits.train.rows(np.arange(240))
@@ -301,17 +305,6 @@ def test_scores_of_another_run(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert not (tmp_path / "new").exists()
 
 
-def test_seconds_of_scoring_leave_out_what_compiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    times = iter([100.0, 101.0, 102.0])
-    monkeypatch.setattr(contrastive, "perf_counter", lambda: next(times))
-    clock = contrastive._Clock()
-    clock(10, 25)
-    assert clock.seconds == 0
-    clock(20, 25)
-    clock(25, 25)
-    assert clock.seconds == pytest.approx(2 / 15 * 25)
-
-
 SAMPLER = (*CLASSES, "--rl-sampler.policy-every", 4, "--rl-sampler.reward-every", 2, "--rl-sampler.summary-size", 3,
            "--rl-sampler.logger-size", 5, "--rl-sampler.policy-size", 4)  # fmt: skip
 
@@ -391,7 +384,7 @@ def test_a_continued_sampled_run_equals_an_uninterrupted_one(tmp_path: Path, mon
     cut = tmp_path / "cut" / "rl_sampler-seed0"
     with monkeypatch.context() as patch:
         patch.setattr(Run, "_loop", _stopping(6))
-        patch.setattr(run, "measured", None)  # at the end, before what was drawn is kept
+        patch.setattr(run, "summary", None)  # at the end, before what was drawn is kept
         with pytest.raises(TypeError):
             call(tmp_path / "cut", "rl_sampler", *SAMPLER, "--checkpoint-every", 2)
     assert not (cut / "result.json").exists()

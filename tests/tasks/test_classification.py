@@ -500,12 +500,14 @@ def test_rows_are_ranked_by_logits_of_batches_drawn_at_random(tmp_path: Path) ->
 
     class_of, count = label_of(splits.train), len(splits.train)
     assert count % 16, "the last batch is filled"
-    context: Any = SimpleNamespace(splits=splits, task=TASK, weighting=Weighting(lambda key: {}, logits))
-    ids, found = weights._logits({}, logits, context, 16)  # pyright: ignore[reportPrivateUsage]
+    context: Any = SimpleNamespace(
+        splits=splits, task=TASK, directory=tmp_path, weighting=Weighting(lambda key: {}, logits)
+    )
+    ids, found = weights.ranked_rows(context, {}, 16)
     assert sorted(ids) == list(range(count))
     means = [found[class_of[ids] == c].mean() for c in range(4)]
     np.testing.assert_allclose(means, np.arange(4) - class_of.mean(), atol=0.15)
     wrong = Known((class_of == 3).astype(np.int32), ("no", "yes"), fault=True)
     context.splits = dataclasses.replace(splits, known={"bright": wrong})
-    share = weights.save_weights(tmp_path, {}, context, 16)["weight_on/bright"]
+    share = weights.save_weights(context, 16, SimpleNamespace(weight_params={}))["weight_on/bright"]
     assert share == pytest.approx(np.exp(found)[class_of[ids] == 3].sum() / np.exp(found).sum(), rel=1e-6)

@@ -13,7 +13,7 @@ from tiny_images import config_of, image_flags, quarters, rows_of
 from bilevel import samplers
 from bilevel.data import rows_hash
 from bilevel.files import load_tree
-from bilevel.study import drawn
+from bilevel.study.observing import save_frequencies
 from bilevel.tasks.classification import TASK
 from bilevel.training import load_sequence, save_sampler, save_sequence
 
@@ -179,7 +179,7 @@ def test_how_often_rows_and_classes_were_drawn(source: Path) -> None:
     )  # fmt: skip
     counts = np.asarray([0, 0, *[5] * 16, 12, 8])
     rows = np.random.default_rng(0).permutation(np.repeat(np.arange(20), counts)).reshape(-1, 4)
-    summary = drawn.save_frequencies(source.parent, rows, few)
+    summary = save_frequencies(source.parent, rows, few)
     found = json.loads((source.parent / "frequencies.json").read_text())
     assert found["draws"] == 100
     assert found["rows"]["never_drawn"] == pytest.approx(0.1)
@@ -201,11 +201,11 @@ def test_chance_is_no_preference(source: Path) -> None:
     """Uniform draws with replacement spread as much as the counts beside them; whole epochs do not spread."""
     splits = TASK.open(config_of(source), source.parent)
     rows = len(splits.train)
-    by_chance = drawn.save_frequencies(source.parent, np.random.default_rng(1).integers(0, rows, (1000, 40)), splits)
+    by_chance = save_frequencies(source.parent, np.random.default_rng(1).integers(0, rows, (1000, 40)), splits)
     assert by_chance["spread"] == pytest.approx(1, abs=0.5)
     found = json.loads((source.parent / "frequencies.json").read_text())
     assert found["rows_by_chance"]["spread"] == pytest.approx(1, abs=0.5)
-    epochs = drawn.save_frequencies(source.parent, np.arange(4 * rows).reshape(-1, 4) % rows, splits)
+    epochs = save_frequencies(source.parent, np.arange(4 * rows).reshape(-1, 4) % rows, splits)
     assert epochs["spread"] == 0
     wrong = splits.known["wrong_label"].values.mean()
     assert epochs["wrong_label_often"] == epochs["wrong_label_rarely"] == pytest.approx(wrong)

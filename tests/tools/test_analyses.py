@@ -20,7 +20,7 @@ from bilevel.study.methods.picking import Picking
 from bilevel.study.registry import METHODS
 from bilevel.study.resolve import default_config
 from bilevel.study.run import Setting, plan_of, run
-from bilevel.study.weights import weights_digest
+from bilevel.study.weights import parts_of
 from bilevel.tools.analyses import ANALYSES
 from bilevel.tools.analyses.acceleration import Acceleration
 from bilevel.tools.analyses.base import LEARNING, Planned, Record, record_of
@@ -228,11 +228,9 @@ def test_weights_are_known_wherever_they_lie(tmp_path: Path) -> None:
         return tmp_path / name
 
     one, copy, other = learned("one", 1.0), learned("copy", 1.0), learned("other", 2.0)
-    found = weights_digest(one, {})
-    assert found == weights_digest(copy, {}) != weights_digest(other, {})
-    assert weights_digest(tmp_path / "gone", {"weights_digest": found}) == found
+    assert list(parts_of(one)) == list(parts_of(copy)) != list(parts_of(other))
     with pytest.raises(UserError, match="does not exist"):
-        weights_digest(tmp_path / "gone", {})
+        list(parts_of(tmp_path / "gone"))
 
 
 def test_what_precedes_training_counts(tmp_path: Path) -> None:
@@ -320,7 +318,7 @@ def test_a_run_that_diverged_is_a_dash(call: Call, tmp_path: Path, capsys: pytes
 
 def test_specific_batches_come_from_the_tasks_as_often_as_asked(tmp_path: Path) -> None:
     setting = setting_of(MultiTask(task_weights=(3.0, 1.0)), tmp_path, specific_sets=("first", "second"))
-    loader = loaders(setting.config.study, plan_of(setting, "soba", 0)[1], setting.splits, 0, setting.mesh)[1]
+    loader = loaders(*plan_of(setting, "soba", 0))[1]
     count, steps = 0, 1000
     for step in range(steps):
         domains = set(loader.batch(step)["domain"].tolist())

@@ -22,19 +22,14 @@ import os, signal, sys
 from bilevel.cli import main
 from bilevel.study import run
 
-made = run.while_training
+evaluated = run.trained
 
-def dying(*arguments):
-    measure = made(*arguments)
+def dying(state, mesh):
+    if int(getattr(state, "train", state).step) >= int(sys.argv[1]):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return evaluated(state, mesh)
 
-    def counted(state):
-        if int(getattr(state, "train", state).step) >= int(sys.argv[1]):
-            os.kill(os.getpid(), signal.SIGKILL)
-        return measure(state)
-
-    return counted
-
-run.while_training = dying
+run.trained = dying
 main(sys.argv[2:])
 """
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
-import jax
 import optax
 
 import bilevel
@@ -15,9 +15,10 @@ from bilevel import methods
 from bilevel.selection.meta_weight_net import meta_weight_net
 from bilevel.step.estimators import Estimator
 from bilevel.study.context import Context
-from bilevel.study.methods.picking import PROPORTIONAL, Picking, candidates, check_sizes, filter_of
-from bilevel.study.spec import Among, Log, Plan, Spec, Start
-from bilevel.study.task import ModelOptions, Weighting
+from bilevel.study.methods.picking import PROPORTIONAL, Picking
+from bilevel.study.spec import RATE, Among, Log, Plan, Spec, Start, plan_over
+from bilevel.study.task import Model, ParamFilter, Weighting
+from bilevel.study.weights import classified, load_weights, save_weights
 from bilevel.types import UserError
 
 
@@ -86,9 +87,9 @@ class Tracking(Learning):
 
     def tracker_optimizer(self) -> optax.GradientTransformation:
         """Build the optimizer."""
-        rate = self.tracker_learning_rate
-        made = {"sgd": lambda: optax.sgd(rate), "momentum": lambda: optax.sgd(rate, momentum=0.9)}
-        return made.get(self.tracker, lambda: optax.adam(rate, b2=0.98))()
+        if self.tracker == "adam":
+            return optax.adam(self.tracker_learning_rate, b2=0.98)
+        return optax.sgd(self.tracker_learning_rate, momentum=0.9 if self.tracker == "momentum" else None)
 
 
 @dataclass(frozen=True)
@@ -184,54 +185,69 @@ class MetaWeightNet(Learning):
     """Units of its hidden layer."""
 
 
-def _implicit(s: Implicit, make: Callable[..., methods.Method], **more: Any) -> methods.Method:
-    return make(iterations=s.iterations, damping=s.damping, average_specific=s.average_specific, **more)
+def learned(make: Callable[..., methods.Method], *names: str) -> Callable[[Any, Context], Plan]:
+    """Return the plans of a method that learns the task's weighting network; `make` takes the settings `names`."""
 
-
-def _learned(name: str, method: Callable[[Any], methods.Method]) -> Callable[[Any, Context], Plan]:
-    """The plan of a method over the task's weighting network."""
-
-    def plan(settings: Learning, context: Context) -> Plan:
-        return learning_plan(name, settings, context, method(settings))
+    def plan(s: Learning, context: Context) -> Plan:
+        tracker = (s.tracker_optimizer(),) if isinstance(s, Tracking) else ()
+        method = make(*tracker, **{name: getattr(s, name) for name in names})
+        plan = _plan(s, context, method, _model(s, context), context.weighting)
+        plan = dataclasses.replace(plan, finish=partial(save_weights, context, context.loaded_rows(plan.picks)))
+        if not s.warm_start:
+            return plan
+        prefix, steps, rows = f"{context.flag}.classifier-", s.classifier_steps, s.classifier_rows
+        return dataclasses.replace(plan, start=classified(context, prefix, steps=steps, rows=rows, rate=s.chosen_rate))
 
     return plan
 
 
-def learning_plan(name: str, s: Learning, context: Context, method: methods.Method) -> Plan:
-    """Return the plan of a method that learns the task's weighting network.
+def _dds(average_specific: float, reward: str = "dot") -> methods.Method:
+    return methods.dds(average_specific=average_specific, cosine=reward == "cosine")
 
-    Raises:
-      UserError: for settings that do not go together.
-    """
-    study, sparse, name = context.study, s.mode == "sparse", name.replace("_", "-")
-    if sparse:
-        check_sizes(study)
-    elif s.specific_candidates:
-        raise UserError(f"--{name}.specific-candidates {s.specific_candidates} needs --{name}.mode sparse: omit it.")
-    model = context.model(ModelOptions(forward=s.derivatives == "forward", mesh=context.gathering_mesh))
-    return Plan(
-        model=model,
-        method=method,
-        weighting=context.weighting,
-        mode=s.mode,
-        picks=sparse,
-        filter=filter_of(s),
-        derivatives=bilevel.Forward() if s.derivatives == "forward" else bilevel.Finite(),
-        weight_optimizer=_weight_optimizer(name, s),
-        estimator=s.chosen_estimator,
-        alpha_batch=s.alpha_batch,
-        alpha_batch_size=s.alpha_batch_size or None,
-        update_every=s.update_every,
-        probe_every=_probe_every(name, s, method.reuse is not None),
-        probe_blocks=_blocks(name, s, model.part is not None),
-        normalize_alignments=s.normalize_alignments,
-        specific_rows=candidates(s, study, name, jax.process_count()) if sparse else 0,
+
+def _retrained(s: RetrainedDds, context: Context) -> Plan:
+    def start(state: Any) -> Start:
+        directory, summary = context.other("dds")
+        report = {"preparation_seconds": summary["seconds"], "preparation_steps": float(context.study.steps)}
+        return Start(load_weights(directory, state.weight_params), report)
+
+    return dataclasses.replace(_LEARNED_BY_DDS(s, context), start=start)
+
+
+def _meta_weight_net(s: MetaWeightNet, context: Context) -> Plan:
+    if s.warm_start:
+        raise UserError("--meta-weight-net.warm-start: its network sees losses, not rows, so omit it.")
+    model = _model(s, context)
+    net = meta_weight_net(model.loss, hidden=s.hidden, micro_batches=context.study.micro_batches)
+    return _plan(s, context, _dds(s.average_specific), model, Weighting(net.init, net.scorer))
+
+
+def _model(s: Learning, context: Context) -> Model:
+    return context.trained_model(forward=s.derivatives == "forward")
+
+
+def _plan(s: Learning, context: Context, method: methods.Method, model: Model, weighting: Weighting) -> Plan:
+    """The plan of a method over a weighting network."""
+    sparse, flag = s.mode == "sparse", context.flag
+    if s.specific_candidates and not sparse:
+        raise UserError(f"--{flag}.specific-candidates {s.specific_candidates} needs --{flag}.mode sparse: omit it.")
+    options = {
+        "mode": s.mode,
+        "filter": s.rule(),
+        "derivatives": bilevel.Forward() if s.derivatives == "forward" else bilevel.Finite(),
+        "weight_optimizer": _weight_optimizer(flag, s),
+        "estimator": s.chosen_estimator,
+        "alpha_batch": s.alpha_batch,
+        "alpha_batch_size": s.alpha_batch_size or None,
+        "update_every": s.update_every,
+        "probe_every": _probe_every(flag, s, method.reuse is not None),
+        "param_filter": _probed(flag, s, model),
+        "normalize_alignments": s.normalize_alignments,
+    }
+    return plan_over(
+        context, model, method, weighting, options, picks=sparse, specific_rows=s.candidates(context) if sparse else 0,
         specific_batch_size=s.specific_batch_size,
-        start=context.classified(s.classifier_steps, s.classifier_rows, s.chosen_rate, f"{name}.classifier-")
-        if s.warm_start
-        else None,
-        keeps_weights=True,
-    )
+    )  # fmt: skip
 
 
 def _weight_optimizer(name: str, s: Learning) -> optax.GradientTransformation:
@@ -260,94 +276,47 @@ def _probe_every(name: str, s: Learning, reuses: bool) -> int | None:
     return s.probe_every or None
 
 
-def _blocks(name: str, s: Learning, has_blocks: bool) -> int:
-    if s.probe_blocks is None:
-        return int(has_blocks)
-    if s.probe_blocks and not has_blocks:
+def _probed(name: str, s: Learning, model: Model) -> ParamFilter | None:
+    """The parameters that are probed; None: all."""
+    if model.part is None and s.probe_blocks:
         raise UserError(
             f"--{name}.probe-blocks {s.probe_blocks}: this network has no blocks that can be chosen apart; give 0."
         )
-    return s.probe_blocks
+    blocks = 1 if s.probe_blocks is None else s.probe_blocks
+    return model.part(blocks) if model.part is not None and blocks else None
 
 
-def _retrained(s: RetrainedDds, context: Context) -> Plan:
-    method = methods.dds(average_specific=s.average_specific, cosine=s.reward == "cosine")
-    plan = learning_plan("retrained_dds", s, context, method)
-
-    def start(state: Any) -> Start:
-        found, seconds = context.weights_of("dds", state)
-        return Start(found, {"preparation_seconds": seconds, "preparation_steps": float(context.study.steps)})
-
-    return dataclasses.replace(plan, start=start)
-
-
-def _meta_weight_net(s: MetaWeightNet, context: Context) -> Plan:
-    if s.warm_start:
-        raise UserError("--meta-weight-net.warm-start: its network sees losses, not rows, so omit it.")
-    plan = learning_plan("meta_weight_net", s, context, methods.dds(average_specific=s.average_specific))
-    net = meta_weight_net(plan.model.loss, hidden=s.hidden, micro_batches=context.study.micro_batches)
-    return dataclasses.replace(plan, weighting=Weighting(net.init, net.scorer), keeps_weights=False)
-
-
-_RATE = {"learning_rate": Log(1e-3, 8e-3)}
-_WEIGHTS = _RATE | {"weight_learning_rate": Log(1e-3, 1e-1), "weight_decay": Among((0.0, 0.0, 0.1, 1.0))}
+_WEIGHTS = {**RATE, "weight_learning_rate": Log(1e-3, 1e-1), "weight_decay": Among((0.0, 0.0, 0.1, 1.0))}
 _AVERAGED = _WEIGHTS | {"average_specific": Among((0.8, 0.9, 0.95, 0.98))}
 _TRACKED = _WEIGHTS | {"tracker_learning_rate": Log(5e-4, 1e-2)}
+_IMPLICIT = _AVERAGED | {"damping": Log(1e-2, 10.0), "iterations": Among((3, 5, 10))}
 _PAPER: dict[str, Any] = {
     "estimator": "softmax", "update_every": 1, "probe_every": 0, "probe_blocks": 0, "derivatives": "forward",
     "normalize_alignments": False, "weight_learning_rate": 1e-3,
 }  # fmt: skip
 """Grangier et al., sections 4.2, 4.3 and 6.2, with learning rates of our own where they are silent."""
 _UNAVERAGED = _PAPER | {"average_specific": 0.0}
+_UNIFORM = _UNAVERAGED | {"alpha_batch": "uniform"}
+_LEARNED_BY_DDS = learned(_dds, "average_specific", "reward")
 
 SPECS: dict[str, Spec] = {
     "meta_weight_net": Spec(MetaWeightNet, _meta_weight_net, _AVERAGED, _UNAVERAGED),
-    "dds": Spec(
-        Dds,
-        _learned("dds", lambda s: methods.dds(average_specific=s.average_specific, cosine=s.reward == "cosine")),
-        _AVERAGED,
-        _UNAVERAGED | {"alpha_batch": "uniform"},
-    ),
-    "retrained_dds": Spec(
-        RetrainedDds, _retrained, _AVERAGED, _UNAVERAGED | {"alpha_batch": "uniform"}, first=("dds",)
-    ),
+    "dds": Spec(Dds, _LEARNED_BY_DDS, _AVERAGED, _UNIFORM),
+    "retrained_dds": Spec(RetrainedDds, _retrained, _AVERAGED, _UNIFORM, first=("dds",)),
     "anograd": Spec(
-        Anograd,
-        _learned(
-            "anograd",
-            lambda s: methods.anograd(average_specific=s.average_specific, through_optimizer=s.through_optimizer),
-        ),
-        _AVERAGED,
-        _UNAVERAGED | {"alpha_batch": "uniform", "through_optimizer": False},
+        Anograd, learned(methods.anograd, "average_specific", "through_optimizer"), _AVERAGED,
+        _UNIFORM | {"through_optimizer": False},
     ),
-    "soba": Spec(
-        Soba,
-        _learned("soba", lambda s: methods.soba(s.tracker_optimizer(), damping=s.damping)),
-        _TRACKED | {"damping": Among((0.0, 0.05))},
-        _PAPER,
-    ),
+    "soba": Spec(Soba, learned(methods.soba, "damping"), _TRACKED | {"damping": Among((0.0, 0.05))}, _PAPER),
     "warm_soba": Spec(
-        WarmSoba,
-        _learned("warm_soba", lambda s: methods.soba(s.tracker_optimizer(), damping=s.damping)),
-        _TRACKED | {"classifier_steps": Among((100, 300, 1000))},
-        _PAPER,
+        WarmSoba, learned(methods.soba, "damping"), _TRACKED | {"classifier_steps": Among((100, 300, 1000))}, _PAPER
     ),
-    "penalty": Spec(
-        Penalty,
-        _learned("penalty", lambda s: methods.penalty(s.tracker_optimizer(), strength=s.strength)),
-        _TRACKED | {"strength": Log(0.1, 10.0)},
-        _PAPER,
-    ),
+    "penalty": Spec(Penalty, learned(methods.penalty, "strength"), _TRACKED | {"strength": Log(0.1, 10.0)}, _PAPER),
     "implicit_cg": Spec(
-        Implicit,
-        _learned("implicit_cg", lambda s: _implicit(s, methods.implicit_cg)),
-        _AVERAGED | {"damping": Log(1e-2, 10.0), "iterations": Among((3, 5, 10))},
-        _UNAVERAGED,
+        Implicit, learned(methods.implicit_cg, "iterations", "damping", "average_specific"), _IMPLICIT, _UNAVERAGED
     ),
     "implicit_neumann": Spec(
-        ImplicitNeumann,
-        _learned("implicit_neumann", lambda s: _implicit(s, methods.implicit_neumann, step_size=s.step_size)),
-        _AVERAGED | {"damping": Log(1e-2, 10.0), "step_size": Log(1e-2, 1.0), "iterations": Among((3, 5, 10))},
-        _UNAVERAGED,
+        ImplicitNeumann, learned(methods.implicit_neumann, "iterations", "damping", "average_specific", "step_size"),
+        _IMPLICIT | {"step_size": Log(1e-2, 1.0)}, _UNAVERAGED,
     ),
-}
+}  # fmt: skip

@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
+import jax
+
 from bilevel.selection import filters
-from bilevel.study.config import Study
+from bilevel.study.context import Context
 from bilevel.types import UserError
 
 FilterName: TypeAlias = Literal["gumbel_top_k", "importance", "top_k", "top_fraction", "threshold", "uniform"]
@@ -31,45 +33,28 @@ class Picking:
     specific_candidates: int = 0
     """Specific training rows in each big batch, which may be picked too."""
 
+    def rule(self) -> filters.Filter:
+        """Build the filter."""
+        match self.filter:
+            case "uniform":
+                return filters.uniform()
+            case "top_fraction":
+                return filters.top_fraction(self.top_fraction)
+            case "threshold":
+                return filters.threshold(self.threshold)
+        factory = {"gumbel_top_k": filters.gumbel_top_k, "importance": filters.importance, "top_k": filters.top_k}
+        return factory[self.filter](temperature=self.temperature, min_effective_fraction=self.min_effective_fraction)
 
-def filter_of(settings: Picking) -> filters.Filter:
-    """Build the filter that the settings name."""
-    if settings.filter == "uniform":
-        return filters.uniform()
-    if settings.filter == "top_fraction":
-        return filters.top_fraction(settings.top_fraction)
-    if settings.filter == "threshold":
-        return filters.threshold(settings.threshold)
-    factory = {"gumbel_top_k": filters.gumbel_top_k, "importance": filters.importance, "top_k": filters.top_k}
-    return factory[settings.filter](
-        temperature=settings.temperature, min_effective_fraction=settings.min_effective_fraction
-    )
-
-
-def check_sizes(study: Study) -> None:
-    """Refuse a big batch that leaves nothing to pick.
-
-    Raises:
-      UserError: if it is smaller than the batch.
-    """
-    if study.big_batch_size < study.batch_size:
-        raise UserError(
-            f"--big-batch-size {study.big_batch_size} is smaller than --batch-size {study.batch_size}: the batch is picked "
-            "from the big batch, so give a larger big batch."
-        )
-
-
-def candidates(settings: Picking, study: Study, flag: str, processes: int) -> int:
-    """Return the specific rows in a big batch.
-
-    Raises:
-      UserError: if they leave no generic row, or cannot be shared.
-    """
-    count, size = settings.specific_candidates, study.big_batch_size
-    if not 0 <= count < size:
-        raise UserError(f"--{flag}.specific-candidates {count} of --big-batch-size {size}: give 0 or more, and fewer.")
-    if count % processes:
-        raise UserError(
-            f"--{flag}.specific-candidates {count} cannot be divided among {processes} processes: give a multiple."
-        )
-    return count
+    def candidates(self, context: Context) -> int:
+        """Return the specific rows in a big batch, which leave a generic one, and can be shared by all processes."""
+        count, size, flag = self.specific_candidates, context.study.big_batch_size, context.flag
+        if not 0 <= count < size:
+            raise UserError(
+                f"--{flag}.specific-candidates {count} of --big-batch-size {size}: give 0 or more, and fewer."
+            )
+        if count % jax.process_count():
+            raise UserError(
+                f"--{flag}.specific-candidates {count} cannot be divided among {jax.process_count()} processes: give a "
+                "multiple."
+            )
+        return count

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,10 @@ from bilevel.study import contrastive
 from bilevel.study.config import free
 from bilevel.study.context import Context
 from bilevel.study.known_rows import uncertain_rows
-from bilevel.study.methods.picking import FilterName, Picking, candidates, check_sizes, filter_of
-from bilevel.study.spec import Among, Log, Plan, Spec, Start, no_weighting
-from bilevel.study.task import ModelOptions
-from bilevel.study.weights import load_weights, weights_digest
+from bilevel.study.methods.picking import FilterName, Picking
+from bilevel.study.spec import RATE, Among, Log, Plan, Spec, Start, plan_over
+from bilevel.study.weights import NAME as WEIGHTS
+from bilevel.study.weights import classified, load_weights, parts_of, save_weights
 from bilevel.types import UserError
 
 
@@ -87,25 +88,18 @@ class Frozen(Picking):
     """Directory METHOD-seedN of a run that learned weights."""
 
 
-def uniform_plan(context: Context) -> Plan:
-    """Return the plan of uniform sampling."""
-    model = context.model(ModelOptions(mesh=context.gathering_mesh))
-    return Plan(model=model, method=methods.uniform(), weighting=no_weighting())
+def _uniform(s: Any, context: Context, **fields: Any) -> Plan:
+    """The plan of a method that trains on rows drawn uniformly, from all or from some that it chooses."""
+    return plan_over(context, context.trained_model(), methods.uniform(), weighs=False, **fields)
 
 
 def _mixing(s: Mixing, context: Context) -> Plan:
-    fraction = 0.25 if s.fraction is None else s.fraction
-    return dataclasses.replace(
-        uniform_plan(context), specific_rows=mixed_rows(fraction, context.study.batch_size, jax.process_count())
-    )
+    fraction, processes = 0.25 if s.fraction is None else s.fraction, jax.process_count()
+    return _uniform(s, context, specific_rows=mixed_rows(fraction, context.study.batch_size, processes))
 
 
 def mixed_rows(fraction: float, batch_size: int, processes: int = 1) -> int:
-    """Return the specific rows in a batch of `mixing`: as many for each process, and at least one of either kind.
-
-    Raises:
-      UserError: for a fraction out of range, or a batch too small.
-    """
+    """Return the specific rows in a batch of `mixing`: as many for each process, and at least one of either kind."""
     if not 0 < fraction < 1 or batch_size < 2 * processes:
         raise UserError(
             f"--mixing.fraction {fraction} of --batch-size {batch_size}: give a fraction between 0 and 1, and at "
@@ -117,63 +111,60 @@ def mixed_rows(fraction: float, batch_size: int, processes: int = 1) -> int:
 
 def _contrastive(s: Contrastive, context: Context) -> Plan:
     switch, identity = contrastive.switch(s, context)
-    return dataclasses.replace(uniform_plan(context), switch=switch, identity=identity)
+    return _uniform(s, context, switch=switch, identity=identity)
 
 
 def _svp(s: Svp, context: Context) -> Plan:
     if not 0 < s.fraction <= 1 or s.steps < 1:
         raise UserError(f"--svp.fraction {s.fraction} must lie in (0, 1], and --svp.steps {s.steps} be at least 1.")
-    context.model(ModelOptions(network=s.network))
-    return dataclasses.replace(uniform_plan(context), rows=lambda: uncertain_rows(context, s))
+    context.model(network=s.network)
+    return _uniform(s, context, rows=lambda: uncertain_rows(context, s))
 
 
-def _picked(s: Picking, name: str, context: Context) -> Plan:
+def _picked(s: Picking, context: Context, start: Callable[[Any], Start], **fields: Any) -> Plan:
     """The plan of a method whose weighting network stays as it is."""
-    check_sizes(context.study)
-    return Plan(
-        model=context.model(ModelOptions(mesh=context.gathering_mesh)),
-        method=methods.frozen(),
-        weighting=context.weighting,
-        picks=True,
-        filter=filter_of(s),
-        specific_rows=candidates(s, context.study, name, jax.process_count()),
-        keeps_weights=True,
-    )
+    model, finish = context.trained_model(), partial(save_weights, context, context.loaded_rows(True))
+    return plan_over(
+        context, model, methods.frozen(), context.weighting, {"filter": s.rule()}, picks=True,
+        specific_rows=s.candidates(context), start=start, finish=finish, **fields,
+    )  # fmt: skip
 
 
 def _classifier(s: Classifier, context: Context) -> Plan:
-    start = context.classified(s.steps, s.rows, s.weight_learning_rate, "classifier.")
-    return dataclasses.replace(_picked(s, "classifier", context), start=start)
+    start = classified(context, "classifier.", steps=s.steps, rows=s.rows, rate=s.weight_learning_rate)
+    return _picked(s, context, start)
 
 
 def _frozen(s: Frozen, context: Context) -> Plan:
-    digest = weights_digest(s.weights, context.recorded("frozen"))
+    def source() -> Path:
+        if s.weights is None:
+            raise UserError(
+                "The method frozen needs --frozen.weights: the directory METHOD-seedN of a run that learned weights."
+            )
+        return s.weights
 
-    def start(state: Any) -> Start:
-        return Start(load_weights(s.weights, state.weight_params), {})
+    file = None if s.weights is None else s.weights / WEIGHTS
+    identity = context.identified("weights_digest", file, lambda: parts_of(source()))
+    return _picked(s, context, lambda state: Start(load_weights(source(), state.weight_params)), identity=identity)
 
-    return dataclasses.replace(_picked(s, "frozen", context), start=start, identity={"weights_digest": digest})
 
-
-_RATE = {"learning_rate": Log(1e-3, 8e-3)}
 FRACTIONS = (0.125, 0.25, 0.5, 0.75)
 """What `mixing` tries where neither a fraction nor --trials is given; Grangier et al. select it by validation, too."""
 
 SPECS: dict[str, Spec] = {
-    "uniform": Spec(Uniform, lambda s, context: uniform_plan(context), _RATE),
+    "uniform": Spec(Uniform, _uniform),
     "mixing": Spec(
-        Mixing, _mixing, _RATE | {"fraction": Among((0.0625, 0.125, 0.25, 0.5, 0.75, 0.875))}, tried="fraction"
+        Mixing, _mixing, {**RATE, "fraction": Among((0.0625, 0.125, 0.25, 0.5, 0.75, 0.875))}, tried="fraction"
     ),
     "contrastive": Spec(
-        Contrastive, _contrastive, _RATE | {"start": Among((0.25, 0.5)), "fraction": Among((0.03, 0.1, 0.3))},
+        Contrastive, _contrastive, {**RATE, "start": Among((0.25, 0.5)), "fraction": Among((0.03, 0.1, 0.3))},
         {"fraction": 0.1},
     ),
     "classifier": Spec(
-        Classifier,
-        _classifier,
-        _RATE | {"weight_learning_rate": Log(1e-3, 1e-1), "filter": Among(("top_k", "top_fraction", "threshold"))},
+        Classifier, _classifier,
+        {**RATE, "weight_learning_rate": Log(1e-3, 1e-1), "filter": Among(("top_k", "top_fraction", "threshold"))},
         {"weight_learning_rate": 1e-3},
     ),
-    "svp": Spec(Svp, _svp, _RATE, needs_labels=True),
-    "frozen": Spec(Frozen, _frozen, _RATE, in_all=False),
+    "svp": Spec(Svp, _svp, needs_labels=True),
+    "frozen": Spec(Frozen, _frozen, in_all=False),
 }  # fmt: skip

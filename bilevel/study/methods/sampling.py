@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from numpy.typing import NDArray
 
-from bilevel import methods, samplers
+from bilevel import samplers
 from bilevel.data import digest, rows_hash
 from bilevel.nn.head import with_head
-from bilevel.study import drawn
+from bilevel.step import SampledState, make_sampled_step
 from bilevel.study.config import free
 from bilevel.study.context import Context
-from bilevel.study.spec import Log, Plan, Spec, no_weighting
-from bilevel.study.task import ModelOptions
+from bilevel.study.feeding import check_parts
+from bilevel.study.observing import save_frequencies
+from bilevel.study.spec import Plan, Spec
 from bilevel.training import SequenceRecorder, load_sampler, load_sequence, save_sampler, save_sequence
-from bilevel.types import UserError
+from bilevel.types import Array, UserError
 
 SEQUENCE = "sequence.safetensors"
 SAMPLER = "sampler.safetensors"
@@ -71,39 +70,48 @@ class Replayed:
     """Take a sequence of other data with as many rows."""
 
 
-def _plan(context: Context, sampler: samplers.Sampler, learned: bool, parts: int = 1, start: Any = None) -> Plan:
-    study, splits = context.study, context.splits
+def _plan(
+    context: Context, sampler: samplers.Sampler, parts: int, policy: Any, *, learned: bool, **fields: Any
+) -> Plan:
+    """The plan of a run that a sampler draws the rows of: a learned one's parameters are kept, and begin with `policy`."""
+    study, splits, folder = context.study, context.splits, context.directory
     if study.resident == "never":
         raise UserError(
             "--resident never does not fit rl_sampler and replayed, whose data always lie on the device: omit it."
         )
     if jax.process_count() > 1:
         raise UserError("rl_sampler and replayed run in one process: omit --hosts.coordinator, or these methods.")
-    model = context.model(ModelOptions())
+    check_parts("--batch-size", study.batch_size, study.micro_batches)
+    model = context.model()
     model = model._replace(loss=with_head(model.loss))  # what the sampler observes
+    step = make_sampled_step(
+        sampler, model.loss, context.optimizer, validation_micro_batches=parts, micro_batches=study.micro_batches,
+        ema_decay=study.optimizer.average or None,
+    )  # fmt: skip
 
-    def recorder(folder: Path) -> SequenceRecorder:
+    def init(model_key: Array, weight_key: Array, step_key: Array) -> SampledState:
+        params, model_state = model.init(model_key)
+        return step.init(step_key, params, model_state, policy)
+
+    def recorder() -> SequenceRecorder:
         ids = splits.train.rows(np.arange(len(splits.train)))["id"]
         return SequenceRecorder(folder / DRAWN, study.batch_size, ids)
 
-    def finish(folder: Path, state: Any) -> Mapping[str, float]:
+    def finish(state: Any) -> Mapping[str, float]:
         about = {"content_hash": rows_hash(splits.train), "num_rows": len(splits.train)}
-        sequence = recorder(folder).sequence()
+        sequence = recorder().sequence()
         save_sequence(folder / SEQUENCE, sequence, **about)
         if learned:
             save_sampler(folder / SAMPLER, state.sampler.params, **about)
-        found = drawn.save_frequencies(folder, sequence, splits)
+        found = save_frequencies(folder, sequence, splits)
         (folder / DRAWN).unlink(missing_ok=True)
         return found
 
-    return Plan(
-        model=model, method=methods.uniform(), weighting=no_weighting(), sampler=sampler, reward_parts=parts,
-        sampler_params=start, recorder=recorder, finish=finish,
-    )  # fmt: skip
+    return Plan(model=model, step=step, init=init, recorder=recorder, finish=finish, **fields)
 
 
 def _rl_sampler(s: RlSampler, context: Context) -> Plan:
-    study, splits = context.study, context.splits
+    splits = context.splits
     if s.fixed and s.start_from is None:
         raise UserError("--rl-sampler.fixed keeps a policy that was learned: say where by --rl-sampler.start-from.")
     if s.reward_every < 1 or s.policy_every < 1 or s.policy_every % s.reward_every:
@@ -117,47 +125,37 @@ def _rl_sampler(s: RlSampler, context: Context) -> Plan:
             "divisor, or another number of rows."
         )
     sampler = samplers.rl_sampler(
-        len(splits.train), study.batch_size, splits.classes,
+        len(splits.train), context.study.batch_size, splits.classes,
         update_every=s.policy_every, reward_every=s.reward_every, summary_size=s.summary_size, logger_size=s.logger_size,
         policy_size=s.policy_size, reward_scale=s.reward_scale, baseline_rate=s.baseline_rate,
         initial_baseline=s.initial_baseline, learning_rate=s.policy_learning_rate, learns=not s.fixed,
     )  # fmt: skip
-    start: Callable[[], Any] | None = None
-    identity: dict[str, str] = {}
+    policy, identity = None, {}
     if s.start_from is not None:
         template = jax.eval_shape(sampler.init, jax.random.key(0)).params
-        found = load_sampler(
-            _file(s.start_from, SAMPLER),
-            template,
-            content_hash=_hash(s.other_data, context),
-            num_rows=len(splits.train),
-        )
-        start = lambda: found  # noqa: E731 (a value that is known already)
-        identity = {"policy_digest": digest(np.asarray(x).tobytes() for x in jax.tree.leaves(found))}
-    return dataclasses.replace(_plan(context, sampler, True, s.reward_parts, start), identity=identity)
+        policy = load_sampler(_file(s.start_from, SAMPLER), template, **_expected(s, context))
+        identity = {"policy_digest": digest(np.asarray(x).tobytes() for x in jax.tree.leaves(policy))}
+    return _plan(context, sampler, s.reward_parts, policy, learned=True, identity=identity)
 
 
 def _replayed(s: Replayed, context: Context) -> Plan:
     if s.sequence is None:
         raise UserError("The method replayed needs --replayed.sequence RUN_DIR/rl_sampler-seed0: say what to replay.")
-    sequence = _sequence(s.sequence, s.other_data, context)
-    sampler = samplers.replayed(sequence, len(context.splits.train), num_steps=context.study.steps)
-    identity = {"sequence_digest": digest([sequence.tobytes()])}
-    return dataclasses.replace(_plan(context, sampler, False), identity=identity)
-
-
-def _sequence(given: Path, other_data: bool, context: Context) -> NDArray[np.int32]:
-    file, size = _file(given, SEQUENCE), context.study.batch_size
-    found = load_sequence(file, content_hash=_hash(other_data, context), num_rows=len(context.splits.train))
-    if found.shape[1] != size:
+    study, file = context.study, _file(s.sequence, SEQUENCE)
+    sequence = load_sequence(file, **_expected(s, context))
+    if (found := sequence.shape[1]) != study.batch_size:
         raise UserError(
-            f"The sequence in {file} has {found.shape[1]} rows a step, but --batch-size is {size}: make them equal."
+            f"The sequence in {file} has {found} rows a step, but --batch-size is {study.batch_size}: make them equal."
         )
-    return found
+    sampler = samplers.replayed(sequence, len(context.splits.train), num_steps=study.steps)
+    identity = {"sequence_digest": digest([sequence.tobytes()])}
+    return _plan(context, sampler, 1, None, learned=False, identity=identity)
 
 
-def _hash(other_data: bool, context: Context) -> str | None:
-    return None if other_data else rows_hash(context.splits.train)
+def _expected(s: RlSampler | Replayed, context: Context) -> dict[str, Any]:
+    """The data that a file of another run must be of."""
+    train = context.splits.train
+    return {"content_hash": None if s.other_data else rows_hash(train), "num_rows": len(train)}
 
 
 def _file(given: Path, name: str) -> Path:
@@ -166,9 +164,6 @@ def _file(given: Path, name: str) -> Path:
 
 
 SPECS: dict[str, Spec] = {
-    "rl_sampler": Spec(
-        RlSampler, _rl_sampler, {"learning_rate": Log(1e-3, 8e-3)}, {"reward_parts": 5},
-        needs_labels=True,
-    ),
-    "replayed": Spec(Replayed, _replayed, in_all=False),
-}  # fmt: skip
+    "rl_sampler": Spec(RlSampler, _rl_sampler, paper={"reward_parts": 5}, needs_labels=True),
+    "replayed": Spec(Replayed, _replayed, {}, in_all=False),
+}

@@ -4,22 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 
 from bilevel import methods
+from bilevel.offline.irreducible import unwrapped
 from bilevel.selection import filters, scoring
 from bilevel.selection.scorers import Scorer
 from bilevel.study.config import free
 from bilevel.study.context import Context
-from bilevel.study.known_rows import check_irreducible, given_digest, irreducible_losses
-from bilevel.study.methods.picking import check_sizes
-from bilevel.study.proxy import paired
-from bilevel.study.spec import Log, Plan, Spec
-from bilevel.study.task import ModelOptions, Weighting
-from bilevel.types import LossFn, Params
+from bilevel.study.known_rows import check_irreducible, irreducible_losses
+from bilevel.study.spec import Plan, Spec, Start, plan_over
+from bilevel.study.task import Model, Weighting
+from bilevel.types import Array, LossFn, ModelState, Params
 
 
 @dataclass(frozen=True)
@@ -75,77 +77,79 @@ class GradientNormIs(Scoring):
     """Rows drawn in proportion to that gradient norm, and weighed by its inverse."""
 
 
-Make = Callable[[LossFn, int], Scorer]
+def _selecting(make: Callable[..., Scorer], rule: filters.Filter | None = None) -> Callable[[Any, Context], Plan]:
+    """The plans of a method that scores rows by a model."""
 
-
-def _selecting(name: str, make: Make, *, unbiased: bool = False, table: bool = False) -> Callable[[Any, Context], Plan]:
     def plan(s: Scoring, context: Context) -> Plan:
-        check_sizes(context.study)
-        options = ModelOptions(mesh=context.gathering_mesh)
-        model, score, who = paired(context, options, s.network, s.dtype, s.statistics)
-        scorer = make(score, context.study.micro_batches)
-        if s.network is not None:
-            scorer = scoring.trained_proxy(scorer)
-        if table:
-            check_irreducible(context, s, name)
-        rule = filters.importance(unbiased=True) if unbiased else filters.top_k()
-        return Plan(
-            model=model, method=methods.frozen(), weighting=Weighting(lambda key: {}, scorer), picks=True, filter=rule,
-            scored_by=who, table=_table(context, s) if table else None,
-            identity=given_digest(s, context.splits.train) if table else {},
-        )  # fmt: skip
+        model, score, who = _paired(s, context)
+        scorer = make(score, micro_batches=context.study.micro_batches)
+        scorer = scorer if s.network is None else scoring.trained_proxy(scorer)
+        return _picked(s, context, model, scorer, rule, scored_by=who)
 
     return plan
 
 
-def _irreducible(s: IrreducibleLoss, context: Context) -> Plan:
-    check_sizes(context.study)
-    check_irreducible(context, s, "irreducible_loss")
-    return Plan(
-        model=context.model(ModelOptions(mesh=context.gathering_mesh)),
-        method=methods.frozen(),
-        weighting=Weighting(lambda key: {}, scoring.irreducible_loss()),
-        table=_table(context, s),
-        identity=given_digest(s, context.splits.train),
-        picks=True,
-        filter=filters.top_k(),
+def _paired(s: Scoring, context: Context) -> tuple[Model, LossFn, str]:
+    """What is trained, the loss that scores rows, and what scores them in words."""
+    target, who = context.trained_model(), "the target itself"
+    scorer = context.trained_model(network=s.network, dtype=s.dtype)
+    score = scorer.evaluation if scorer.scoring is None else scorer.scoring(s.statistics)
+    if s.network is not None:
+        who = f"{s.network}, which is trained along on the rows picked"
+        target = _both(target, context.trained_model(network=s.network))
+    _, state = jax.eval_shape(scorer.init, jax.random.key(0))
+    of = {"batch": "of the rows scored together", "running": "that the model keeps"}[s.statistics]
+    norm = f"BatchNorm by the statistics {of}" if "batch_stats" in state else "no BatchNorm"
+    return target, score, f"scored by {who}, by a forward pass in {s.dtype or 'the type of the model'}, {norm}"
+
+
+def _both(target: Model, proxy: Model) -> Model:
+    """A target and a proxy, trained on the same rows; what is evaluated is the target."""
+
+    def init(key: Array) -> tuple[Params, ModelState]:
+        params, state = target.init(key)
+        proxy_params, proxy_state = proxy.init(jax.random.fold_in(key, 1))
+        return {"target": params, "proxy": proxy_params}, {"target": state, "proxy": proxy_state}
+
+    return target._replace(
+        init=init,
+        loss=scoring.with_proxy(target.loss, proxy.loss),
+        specific_loss=scoring.of_target(target.specific_loss),
+        evaluation=scoring.of_target(target.evaluation),
+        scoring=None,
+        part=None,
     )
 
 
-def _table(context: Context, s: Any) -> Callable[[], Params]:
-    def table() -> Params:
-        # Rows that are held out from training have no number; a NaN in the state would count as divergence.
-        return {"table": jnp.nan_to_num(irreducible_losses(context, s).params()["table"])}
-
-    return table
+def _irreducible(s: IrreducibleLoss, context: Context) -> Plan:
+    return _picked(s, context, context.trained_model(), scoring.irreducible_loss())
 
 
-_RATE = {"learning_rate": Log(1e-3, 8e-3)}
+def _picked(
+    s: Any, context: Context, model: Model, scorer: Scorer, rule: filters.Filter | None = None, **fields: Any
+) -> Plan:
+    """The plan of a method that picks rows by a scorer, which may know the irreducible loss of each."""
+    alpha = {}
+    if isinstance(s, IrreducibleLosses):
+        alpha = {"table": np.zeros(len(unwrapped(context.splits.train)[0]), np.float32)}
+        fields |= {"identity": check_irreducible(context, s), "start": partial(_known, s, context)}
+    return plan_over(
+        context, model, methods.frozen(), Weighting(lambda key: alpha, scorer), {"filter": rule or filters.top_k()},
+        picks=True, **fields,
+    )  # fmt: skip
+
+
+def _known(s: IrreducibleLosses, context: Context, state: Any) -> Start:
+    # Rows that are held out from training have no number; a NaN in the state would count as divergence.
+    return Start({"table": jnp.nan_to_num(irreducible_losses(context, s).losses)})
+
 
 SPECS: dict[str, Spec] = {
-    "rho_loss": Spec(
-        RhoLoss,
-        _selecting("rho_loss", lambda loss, parts: scoring.rho_loss(loss, micro_batches=parts), table=True),
-        _RATE,
-    ),
-    "train_loss": Spec(
-        TrainLoss,
-        _selecting("train_loss", lambda loss, parts: scoring.train_loss(loss, micro_batches=parts)),
-        _RATE,
-    ),
-    "gradient_norm": Spec(
-        GradientNorm,
-        _selecting("gradient_norm", lambda loss, parts: scoring.gradient_norm(loss, micro_batches=parts)),
-        _RATE,
-        needs_labels=True,
-    ),
+    "rho_loss": Spec(RhoLoss, _selecting(scoring.rho_loss)),
+    "train_loss": Spec(TrainLoss, _selecting(scoring.train_loss)),
+    "gradient_norm": Spec(GradientNorm, _selecting(scoring.gradient_norm), needs_labels=True),
     "gradient_norm_is": Spec(
-        GradientNormIs,
-        _selecting(
-            "gradient_norm_is", lambda loss, parts: scoring.log_gradient_norm(loss, micro_batches=parts), unbiased=True
-        ),
-        _RATE,
-        needs_labels=True,
+        GradientNormIs, _selecting(scoring.log_gradient_norm, filters.importance(unbiased=True)), needs_labels=True
     ),
-    "irreducible_loss": Spec(IrreducibleLoss, _irreducible, _RATE),
+    "irreducible_loss": Spec(IrreducibleLoss, _irreducible),
 }

@@ -13,9 +13,11 @@ import bilevel
 from bilevel import methods
 from bilevel.nn.mentor_net import MentorNetwork, mentor
 from bilevel.study.context import Context
-from bilevel.study.spec import Among, Log, Plan, Spec, no_weighting
-from bilevel.study.task import ModelOptions
+from bilevel.study.spec import RATE, Among, Plan, Spec, plan_over
 from bilevel.types import UserError
+
+_SYMBOLS = 256
+"""Outcomes that a guess chooses from where rows have no classes."""
 
 
 @dataclass(frozen=True)
@@ -52,27 +54,30 @@ class Mentornet:
     """Learning rate of the mentor (Adam)."""
 
 
-def _dense(method: methods.Method, context: Context, forward: bool = False, **more: Any) -> Plan:
-    model = context.model(ModelOptions(mesh=context.gathering_mesh, forward=forward))
-    return Plan(model=model, method=method, weighting=no_weighting(), mode="dense", **more)
+def _dense(context: Context, method: methods.Method, *, forward: bool = False, blocks: int = 0, **fields: Any) -> Plan:
+    """The plan of a method that weighs all rows; the probe is of the last blocks, 0: of all."""
+    model = context.trained_model(forward=forward)
+    options = {
+        "mode": "dense",
+        "derivatives": bilevel.Forward() if forward else bilevel.Finite(),
+        "param_filter": model.part(blocks) if blocks and model.part is not None else None,
+    }
+    if blocks and model.part is None:
+        raise UserError(f"--{context.flag}.probe-blocks {blocks}: this network has no blocks; give 0.")
+    return plan_over(context, model, method, options=options, **fields)
 
 
 def _learning_to_reweight(s: LearningToReweight, context: Context) -> Plan:
-    forward = s.derivatives == "forward"
-    plan = _dense(
-        methods.learning_to_reweight(), context, forward,
-        derivatives=bilevel.Forward() if forward else bilevel.Finite(),
-        specific_batch_size=s.specific_batch_size, probe_blocks=s.probe_blocks,
+    return _dense(
+        context, methods.learning_to_reweight(), forward=s.derivatives == "forward", blocks=s.probe_blocks,
+        specific_batch_size=s.specific_batch_size,
     )  # fmt: skip
-    if s.probe_blocks and plan.model.part is None:
-        raise UserError(f"--learning-to-reweight.probe-blocks {s.probe_blocks}: this network has no blocks; give 0.")
-    return plan
 
 
 def _spcl(s: Spcl, context: Context) -> Plan:
-    guessing = math.log(context.guesses)
+    guessing = math.log(context.splits.classes or _SYMBOLS)
     pace = optax.linear_schedule(s.pace_start * guessing, s.pace_end * guessing, context.study.steps)
-    return _dense(methods.spcl(pace), context)
+    return _dense(context, methods.spcl(pace))
 
 
 def _mentornet(s: Mentornet, context: Context) -> Plan:
@@ -86,16 +91,14 @@ def _mentornet(s: Mentornet, context: Context) -> Plan:
         total_steps=context.study.steps,
         burn_in=s.burn_in,
     )
-    return _dense(method, context, specific_batch_size=s.specific_batch_size)
+    return _dense(context, method, specific_batch_size=s.specific_batch_size)
 
-
-_RATE = {"learning_rate": Log(1e-3, 8e-3)}
 
 SPECS: dict[str, Spec] = {
     "learning_to_reweight": Spec(
-        LearningToReweight, _learning_to_reweight, _RATE | {"specific_batch_size": Among((16, 64, 256))},
+        LearningToReweight, _learning_to_reweight, {**RATE, "specific_batch_size": Among((16, 64, 256))},
         {"derivatives": "forward"},
     ),
-    "spcl": Spec(Spcl, _spcl, _RATE | {"pace_end": Among((2.0, 3.0, 4.0))}),
-    "mentornet": Spec(Mentornet, _mentornet, _RATE, needs_labels=True),
+    "spcl": Spec(Spcl, _spcl, {**RATE, "pace_end": Among((2.0, 3.0, 4.0))}),
+    "mentornet": Spec(Mentornet, _mentornet, needs_labels=True),
 }  # fmt: skip

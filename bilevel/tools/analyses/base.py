@@ -15,11 +15,10 @@ from bilevel.study.methods.picking import Picking
 from bilevel.study.methods.plain import Frozen
 from bilevel.study.registry import METHODS, with_first
 from bilevel.study.report.charts import draw, mean_line
-from bilevel.study.run import Setting, directory_of
+from bilevel.study.run import Setting, Variant, directory_of
 from bilevel.study.suite import check_methods, opened
 from bilevel.study.tables import Column, by_method
 from bilevel.study.task import GENERIC, Measure, Task
-from bilevel.study.variant import Variant
 from bilevel.training import TrainingDiverged, read_metrics
 from bilevel.training.metrics import Row
 from bilevel.training.run_dir import write_atomically

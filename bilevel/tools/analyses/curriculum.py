@@ -17,8 +17,7 @@ from bilevel.data import permute
 from bilevel.devices import sharding
 from bilevel.files import load_tree, save_tree
 from bilevel.study.config import Config
-from bilevel.study.run import Setting
-from bilevel.study.variant import Variant
+from bilevel.study.run import Setting, Variant
 from bilevel.tools.analyses.base import OfLearner, Planned, in_folder
 from bilevel.training import Data, Replay, Resident, Source
 from bilevel.types import Params, UserError

@@ -11,10 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bilevel.study.config import Config
-from bilevel.study.run import Setting
+from bilevel.study.run import Setting, Variant
 from bilevel.study.tables import Column
 from bilevel.study.task import Measure
-from bilevel.study.variant import Variant
 from bilevel.tools.analyses.base import OfLearner, Planned, Record, Results, in_folder
 from bilevel.training import OnSelected
 from bilevel.training.metrics import Row, even_intervals

@@ -10,12 +10,11 @@ from typing import ClassVar
 from bilevel.data import JoinedData
 from bilevel.study.config import Config
 from bilevel.study.registry import METHODS, chosen
-from bilevel.study.run import Setting
+from bilevel.study.run import Setting, Variant
 from bilevel.study.sets import named_sets
 from bilevel.study.suite import opened
 from bilevel.study.tables import Column
 from bilevel.study.task import Measure, Splits, Task
-from bilevel.study.variant import Variant
 from bilevel.tools.analyses.base import OF_COMPARISONS, Analysis, Planned, Results
 from bilevel.types import UserError
 

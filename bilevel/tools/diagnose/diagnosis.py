@@ -12,16 +12,16 @@ import jax
 from bilevel.study import files, flags
 from bilevel.study.config import Config, plain
 from bilevel.study.evaluation import trained
-from bilevel.study.feeding import loaders, open_source, steps_in_call
+from bilevel.study.feeding import loaders
 from bilevel.study.registry import METHODS
 from bilevel.study.resolve import complete
-from bilevel.study.run import Run, Setting
+from bilevel.study.run import Run, Setting, Variant
 from bilevel.study.suite import opened
 from bilevel.study.task import Task
-from bilevel.study.variant import Variant
 from bilevel.tools.diagnose import report
 from bilevel.tools.diagnose.measure import Compared, Measurement
 from bilevel.training import LoopConfig, hold_run_dir, train
+from bilevel.training.opening import open_source, steps_in_call
 from bilevel.training.run_dir import CONFIG_NAME, read_settings
 from bilevel.types import UserError
 
@@ -103,7 +103,7 @@ def while_training(setting: Setting, measure: Measurement) -> list[dict[str, flo
         rows.append({"step": int(jax.device_get(state.step)), **found})
         return found
 
-    source = open_source(study.residence, *loaders(study, run.plan, setting.splits, study.seed, mesh), mesh)
+    source = open_source(study.residence, *loaders(run.context, run.plan), mesh)
     loop = LoopConfig(
         study.steps, log_every=study.log_every, evaluate_every=study.evaluate_every, progress=study.progress,
         stop_signals=False, steps_per_call=steps_in_call(source, study.steps_per_call),

@@ -9,14 +9,14 @@ from typing import Any, NamedTuple, cast
 
 import jax
 
-from bilevel.data import NumpyBatch
+from bilevel.data import NumpyBatch, digest
 from bilevel.files import load_tree
 from bilevel.study.config import may_change, of_run
-from bilevel.study.context import WEIGHTS
 from bilevel.study.files import RESULT
 from bilevel.study.resolve import filled
 from bilevel.study.task import DocumentTask, Pack, Task
-from bilevel.study.weights import weights_digest
+from bilevel.study.weights import NAME as WEIGHTS
+from bilevel.study.weights import parts_of
 from bilevel.training.run_dir import CONFIG_NAME, flatten, read_settings
 from bilevel.types import Array, UserError
 
@@ -52,7 +52,7 @@ def load_network(run: Path, name: str | None, load_task: Callable[[str], Task]) 
     assert callable(logits)
     params, compiled = load_tree(run / WEIGHTS, jax.eval_shape(weighting.init, jax.random.key(0)))[0], jax.jit(logits)
     decides = {name: value for name, value in flatten(of_run(config)).items() if name not in free}
-    identity = {"task": task.name, **decides, "parameters": weights_digest(run, {})}
+    identity = {"task": task.name, **decides, "parameters": digest(parts_of(run))}
     return Network(lambda rows: compiled(params, rows), task.pack(config), identity)
 
 
