@@ -11,3 +11,4 @@ from bilevel.study.task import Splits as Splits
 from bilevel.study.task import Task as Task
 from bilevel.study.task import Text as Text
 from bilevel.study.task import Weighting as Weighting
+from bilevel.study.task import evaluator as evaluator

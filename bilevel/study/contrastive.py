@@ -19,7 +19,7 @@ from bilevel.offline.contrastive import LossTable, highest_fraction, load_gains,
 from bilevel.offline.irreducible import ScoringClock, unwrapped
 from bilevel.study import files
 from bilevel.study.context import Context
-from bilevel.study.finetune import finetuning
+from bilevel.study.fitting import finetuning
 from bilevel.study.spec import Switch
 from bilevel.types import UserError
 

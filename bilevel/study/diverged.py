@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from bilevel.study import files, finetune
+from bilevel.study import files, fitting
 from bilevel.study.config import plain
 from bilevel.study.run import Setting, Variant, changeable, directory_of, identity, plan_of, run
 from bilevel.training import TrainingDiverged
@@ -75,7 +75,7 @@ def _known(setting: Setting, method: str, seed: int, own: Mapping[str, Any]) -> 
     folder, done = _where(directory), directory / files.RESULT
     study = setting.config.study
     if not (folder / NAME).exists() or (
-        done.exists() and (not study.finetune.steps or finetune.kept_results(study, directory))
+        done.exists() and (not study.finetune.steps or fitting.kept_results(study, directory))
     ):
         return None
     if files.read_json(folder / NAME)["settings"] != _settings(setting, method, seed, folder, own):
@@ -87,12 +87,12 @@ def _known(setting: Setting, method: str, seed: int, own: Mapping[str, Any]) -> 
 
 def _where(directory: Path) -> Path:
     """The directory that a run trains in: its own, or, after its end, that of fine-tuning."""
-    return directory / finetune.FOLDER if (directory / files.RESULT).exists() else directory
+    return directory / fitting.FOLDER if (directory / files.RESULT).exists() else directory
 
 
 def _settings(setting: Setting, method: str, seed: int, folder: Path, own: Mapping[str, Any]) -> dict[str, Any]:
     """What decides whether the run, or its fine-tuning, diverges."""
-    if folder.name == finetune.FOLDER:
+    if folder.name == fitting.FOLDER:
         return plain(setting.config.study.finetune)
     _, plan = plan_of(setting, method, seed)
     found = flatten(identity(setting, method, seed, plan.identity) | dict(own))

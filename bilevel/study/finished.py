@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bilevel.study import diverged, files, finetune
+from bilevel.study import diverged, files, fitting
 from bilevel.study.config import Config
 from bilevel.study.registry import METHODS
 from bilevel.study.run import Setting, changeable, directory_of, identity
@@ -65,7 +65,7 @@ def _run(setting: Setting, method: str, seed: int) -> _Found | None:
         return None
     result, note = directory / files.RESULT, directory / diverged.NAME
     if result.exists():
-        row = files.read_json(result) | finetune.kept_results(setting.config.study, directory)
+        row = files.read_json(result) | fitting.kept_results(setting.config.study, directory)
     elif note.exists():
         result, row = note, {"method": method, "seed": seed}
     else:

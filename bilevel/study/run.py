@@ -21,7 +21,7 @@ from bilevel.study.config import Config, may_change, of_run, plain
 from bilevel.study.context import Context
 from bilevel.study.evaluation import measured, summary, trained
 from bilevel.study.feeding import loaders
-from bilevel.study.finetune import finetuned, kept_results
+from bilevel.study.fitting import finetuned, kept_results
 from bilevel.study.observing import observer
 from bilevel.study.registry import METHODS
 from bilevel.study.spec import Plan, Switch

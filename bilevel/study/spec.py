@@ -12,7 +12,7 @@ from bilevel.methods import Method
 from bilevel.state import TrainState
 from bilevel.step import SampledStep, TrainStep, make_step
 from bilevel.study.context import Context
-from bilevel.study.task import Model, Weighting
+from bilevel.study.task import Model, ParamFilter, Weighting
 from bilevel.training import OnSelected
 from bilevel.types import Array, Params, UserError
 
@@ -120,6 +120,15 @@ def plan_over(
         return step.init(step_key, params, weighting.init(weight_key), model_state)
 
     return Plan(model=model, step=step, init=init, **fields)
+
+
+def probed(context: Context, model: Model, blocks: int) -> ParamFilter | None:
+    """Return which parameters are probed: those of the last blocks, this many; None, which is all, for 0."""
+    if not blocks:
+        return None
+    if model.part is None:
+        raise UserError(f"--{context.flag}.probe-blocks {blocks}: this network has no blocks; give 0.")
+    return model.part(blocks)
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar
 
+import jax
 import numpy as np
 from jax.sharding import Mesh
 from numpy.typing import NDArray
 
-from bilevel.data import Dataset, NumpyBatch
+from bilevel.data import Dataset, JoinedData, NumpyBatch, evaluation_batches
 from bilevel.selection.scorers import Scorer
 from bilevel.study.report import Picture as Picture
 from bilevel.study.report import Text as Text
@@ -229,3 +230,26 @@ def check_task(task: Any, where: str) -> Task:
     if missing:
         raise UserError(f"The task in {where} lacks {', '.join(missing)}: implement bilevel.study.Task.")
     return task
+
+
+def evaluator(sums: Callable[[Params, ModelState, Any], Mapping[str, tuple[Any, Any]]], batch_size: int) -> Evaluate:
+    """Return the measures of a task, with one compiled program; of several sets joined their mean, each with as many rows.
+
+    Args:
+      sums: (θ, model state, batch with `mask`, float32 `[b]`) -> name of a measure -> (its sum over the rows that are not
+        masked, what that is divided by).
+      batch_size: most rows evaluated at once.
+    """
+    compiled = jax.jit(sums)
+
+    def evaluate(params: Params, model_state: ModelState, rows: Dataset, limit: int | None) -> Mapping[str, float]:
+        if isinstance(rows, JoinedData):
+            share = None if limit is None else max(1, limit // len(rows.parts))
+            parts = [evaluate(params, model_state, part, share) for part in rows.parts.values()]
+            return {name: float(np.mean([part[name] for part in parts])) for name in parts[0]}
+        batches = evaluation_batches(rows, min(batch_size, len(rows)), limit)
+        found = jax.device_get([compiled(params, model_state, batch) for batch in batches])
+        totals = {name: np.sum([batch[name] for batch in found], axis=0) for name in found[0]}
+        return {name: float(total / count) for name, (total, count) in totals.items()}
+
+    return evaluate

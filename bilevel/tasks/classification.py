@@ -24,9 +24,8 @@ from bilevel.nn.head import with_head
 from bilevel.nn.networks import network_of
 from bilevel.offline.confusion import confused_classes
 from bilevel.selection.scoring import scoring_loss
-from bilevel.study import Evaluate, Known, Measure, Model, ModelOptions, Picture, Splits, Text, Weighting
+from bilevel.study import Evaluate, Known, Measure, Model, ModelOptions, Picture, Splits, Text, Weighting, evaluator
 from bilevel.study.config import OptimizerConfig, Study, flag_of, free, plain
-from bilevel.study.evaluation import evaluator
 from bilevel.study.files import read_json, write_json
 from bilevel.study.fitting import fit_of
 from bilevel.tasks.mosaic import mosaic

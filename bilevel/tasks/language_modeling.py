@@ -24,8 +24,7 @@ from bilevel.nn.transformer import (
 from bilevel.nn.weighting import ConvWeighting, NGramWeighting, logit_fn
 from bilevel.study import Evaluate, Known, Measure, Model, ModelOptions, ParamFilter, Splits, Text, Weighting
 from bilevel.study.config import free
-from bilevel.study.evaluation import evaluator
-from bilevel.study.task import DocumentRows, Pack
+from bilevel.study.task import DocumentRows, Pack, evaluator
 from bilevel.types import Array, Batch, ModelState, Params, UserError
 
 HELD_OUT_EVERY = 50

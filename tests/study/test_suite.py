@@ -12,11 +12,10 @@ import pytest
 from linear_task import TASK as LINEAR
 from study_calls import call, changed, fails, metrics, result, rows, runs
 
-from bilevel.study import budget, comparison, diverged, files, finetune, resolve, search, set_tables, sets, suite
+from bilevel.study import budget, comparison, diverged, files, fitting, resolve, search, set_tables, sets, suite
 from bilevel.study.config import Config
 from bilevel.study.files import run_of
-from bilevel.study.finetune import FOLDER, NAME, PATIENCE
-from bilevel.study.fitting import BEST
+from bilevel.study.fitting import BEST, FOLDER, NAME, PATIENCE
 from bilevel.study.methods.plain import FRACTIONS, mixed_rows
 from bilevel.study.registry import METHODS
 from bilevel.study.run import Setting
@@ -271,7 +270,7 @@ def test_trials_that_diverged_are_not_run_again(tmp_path: Path, diverging: list[
 
 @pytest.fixture
 def often(monkeypatch: pytest.MonkeyPatch) -> int:
-    monkeypatch.setattr(finetune, "EVALUATE_EVERY", 5)
+    monkeypatch.setattr(fitting, "EVALUATE_EVERY", 5)
     return 5
 
 

@@ -12,8 +12,7 @@ import optax
 
 from bilevel.data import ArrayDataset
 from bilevel.nn.head import with_head
-from bilevel.study import Evaluate, Known, Measure, Model, ModelOptions, Splits, Text, Weighting
-from bilevel.study.evaluation import evaluator
+from bilevel.study import Evaluate, Known, Measure, Model, ModelOptions, Splits, Text, Weighting, evaluator
 from bilevel.types import LossAux, UserError
 
 DOMAINS = ("first", "second", "noise")

@@ -16,8 +16,8 @@ from bilevel.selection.meta_weight_net import meta_weight_net
 from bilevel.step.estimators import Estimator
 from bilevel.study.context import Context
 from bilevel.study.methods.picking import PROPORTIONAL, Picking
-from bilevel.study.spec import RATE, Among, Log, Plan, Spec, Start, plan_over
-from bilevel.study.task import Model, ParamFilter, Weighting
+from bilevel.study.spec import RATE, Among, Log, Plan, Spec, Start, plan_over, probed
+from bilevel.study.task import Model, Weighting
 from bilevel.study.weights import classified, load_weights, save_weights
 from bilevel.types import UserError
 
@@ -229,6 +229,7 @@ def _model(s: Learning, context: Context) -> Model:
 def _plan(s: Learning, context: Context, method: methods.Method, model: Model, weighting: Weighting) -> Plan:
     """The plan of a method over a weighting network."""
     sparse, flag = s.mode == "sparse", context.flag
+    blocks = int(model.part is not None) if s.probe_blocks is None else s.probe_blocks
     if s.specific_candidates and not sparse:
         raise UserError(f"--{flag}.specific-candidates {s.specific_candidates} needs --{flag}.mode sparse: omit it.")
     options = {
@@ -241,7 +242,7 @@ def _plan(s: Learning, context: Context, method: methods.Method, model: Model, w
         "alpha_batch_size": s.alpha_batch_size or None,
         "update_every": s.update_every,
         "probe_every": _probe_every(flag, s, method.reuse is not None),
-        "param_filter": _probed(flag, s, model),
+        "param_filter": probed(context, model, blocks),
         "normalize_alignments": s.normalize_alignments,
     }
     return plan_over(
@@ -274,16 +275,6 @@ def _probe_every(name: str, s: Learning, reuses: bool) -> int | None:
             f"--{name}.average-specific above 0, or --{name}.probe-every 0."
         )
     return s.probe_every or None
-
-
-def _probed(name: str, s: Learning, model: Model) -> ParamFilter | None:
-    """The parameters that are probed; None: all."""
-    if model.part is None and s.probe_blocks:
-        raise UserError(
-            f"--{name}.probe-blocks {s.probe_blocks}: this network has no blocks that can be chosen apart; give 0."
-        )
-    blocks = 1 if s.probe_blocks is None else s.probe_blocks
-    return model.part(blocks) if model.part is not None and blocks else None
 
 
 _WEIGHTS = {**RATE, "weight_learning_rate": Log(1e-3, 1e-1), "weight_decay": Among((0.0, 0.0, 0.1, 1.0))}

@@ -111,14 +111,9 @@ def _both(target: Model, proxy: Model) -> Model:
         proxy_params, proxy_state = proxy.init(jax.random.fold_in(key, 1))
         return {"target": params, "proxy": proxy_params}, {"target": state, "proxy": proxy_state}
 
-    return target._replace(
-        init=init,
-        loss=scoring.with_proxy(target.loss, proxy.loss),
-        specific_loss=scoring.of_target(target.specific_loss),
-        evaluation=scoring.of_target(target.evaluation),
-        scoring=None,
-        part=None,
-    )
+    loss, of_target = scoring.with_proxy(target.loss, proxy.loss), scoring.of_target
+    specific, evaluation = of_target(target.specific_loss), of_target(target.evaluation)
+    return target._replace(init=init, loss=loss, specific_loss=specific, evaluation=evaluation, scoring=None, part=None)
 
 
 def _irreducible(s: IrreducibleLoss, context: Context) -> Plan:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import optax
@@ -13,7 +13,7 @@ import bilevel
 from bilevel import methods
 from bilevel.nn.mentor_net import MentorNetwork, mentor
 from bilevel.study.context import Context
-from bilevel.study.spec import RATE, Among, Plan, Spec, plan_over
+from bilevel.study.spec import RATE, Among, Plan, Spec, plan_over, probed
 from bilevel.types import UserError
 
 _SYMBOLS = 256
@@ -54,30 +54,22 @@ class Mentornet:
     """Learning rate of the mentor (Adam)."""
 
 
-def _dense(context: Context, method: methods.Method, *, forward: bool = False, blocks: int = 0, **fields: Any) -> Plan:
-    """The plan of a method that weighs all rows; the probe is of the last blocks, 0: of all."""
+def _learning_to_reweight(s: LearningToReweight, context: Context) -> Plan:
+    forward = s.derivatives == "forward"
     model = context.trained_model(forward=forward)
     options = {
         "mode": "dense",
         "derivatives": bilevel.Forward() if forward else bilevel.Finite(),
-        "param_filter": model.part(blocks) if blocks and model.part is not None else None,
+        "param_filter": probed(context, model, s.probe_blocks),
     }
-    if blocks and model.part is None:
-        raise UserError(f"--{context.flag}.probe-blocks {blocks}: this network has no blocks; give 0.")
-    return plan_over(context, model, method, options=options, **fields)
-
-
-def _learning_to_reweight(s: LearningToReweight, context: Context) -> Plan:
-    return _dense(
-        context, methods.learning_to_reweight(), forward=s.derivatives == "forward", blocks=s.probe_blocks,
-        specific_batch_size=s.specific_batch_size,
-    )  # fmt: skip
+    method, size = methods.learning_to_reweight(), s.specific_batch_size
+    return plan_over(context, model, method, options=options, specific_batch_size=size)
 
 
 def _spcl(s: Spcl, context: Context) -> Plan:
     guessing = math.log(context.splits.classes or _SYMBOLS)
     pace = optax.linear_schedule(s.pace_start * guessing, s.pace_end * guessing, context.study.steps)
-    return _dense(context, methods.spcl(pace))
+    return plan_over(context, context.trained_model(), methods.spcl(pace), options={"mode": "dense"})
 
 
 def _mentornet(s: Mentornet, context: Context) -> Plan:
@@ -91,7 +83,8 @@ def _mentornet(s: Mentornet, context: Context) -> Plan:
         total_steps=context.study.steps,
         burn_in=s.burn_in,
     )
-    return _dense(context, method, specific_batch_size=s.specific_batch_size)
+    model, size = context.trained_model(), s.specific_batch_size
+    return plan_over(context, model, method, options={"mode": "dense"}, specific_batch_size=size)
 
 
 SPECS: dict[str, Spec] = {
