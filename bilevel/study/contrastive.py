@@ -84,9 +84,10 @@ def _scored(s: Any, context: Context, state: Any, file: Path) -> LossTable:
     rows = np.arange(len(train))
     if 0 < s.rows < len(train):
         rows = np.sort(np.random.default_rng([context.seed, 5_000_003]).choice(rows, s.rows, replace=False))
+    first, second = sharding.local((before, (after.params, after.model_state)))
     scores = score_gains(
-        model.evaluation, *sharding.local((before, (after.params, after.model_state))), RowView(train, rows),
-        context.splits.specific, batch_size=_SCORED_AT_ONCE, on_batch=clock,
+        model.evaluation, first, second, RowView(train, rows), context.splits.specific,
+        batch_size=_SCORED_AT_ONCE, on_batch=clock,
         settings={"finetune_steps": s.finetune_steps, "seed": context.seed},
     )  # fmt: skip
     scores = dataclasses.replace(scores, settings={**scores.settings, SECONDS: seconds + clock.seconds})

@@ -56,7 +56,8 @@ class KeepBest:
         whole = sharding.whole(self._mesh, (state.params, state.model_state))
         values = self._measure(*sharding.local(whole))
         if self._sign * values[self._name] < self._sign * self.best.value:
-            self._keep(Best(*jax.tree.map(jnp.copy, whole), int(jax.device_get(state.step)), values[self._name]))
+            params, model_state = jax.tree.map(jnp.copy, whole)
+            self._keep(Best(params, model_state, int(jax.device_get(state.step)), values[self._name]))
         return {f"valid_{name}": float(value) for name, value in values.items()}
 
     def waited(self, patience: float) -> Callable[[int], bool]:
