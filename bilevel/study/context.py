@@ -74,9 +74,9 @@ class Context:
         return size if size <= rows else rows // parts * parts
 
     def identified(self, name: str, file: Path | None, parts: Callable[[], Iterable[str | bytes]]) -> dict[str, str]:
-        """Return the setting `name`: a digest of a file of another run, read by `parts`, wherever that file lies.
+        """Return the setting `name`: a digest of what `parts` reads from a file of another run, wherever that lies.
 
-        If it is gone, what this run was begun with stands.
+        If the file is gone, what this run was begun with stands.
         """
         before = files.recorded(self.directory).get(self.method, {})
         gone = file is None or not file.exists()

@@ -150,7 +150,9 @@ def finetuning(context: Context, model: Model, steps: int, begin: Callable[[], t
 
 
 def finetuned(context: Context, model: Model, begin: Callable[[], tuple[Params, ModelState]]) -> dict[str, Any]:
-    """Return the results of the best step of fine-tuning, named finetuned_*, kept so that it is done once for the same flags.
+    """Return the results of fine-tuning a trained model, named finetuned_*.
+
+    They are of its best step, and kept so that it is done once for the same flags.
 
     Raises:
       Stopped: a signal stopped it before its end.

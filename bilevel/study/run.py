@@ -62,9 +62,10 @@ class Variant(NamedTuple):
 
 
 def run(setting: Setting, method: str, seed: int, variant: Variant | None = None) -> dict[str, Any]:
-    """Train (or continue, or only evaluate) one run; return its summary, as written to result.json and finetuned.json.
+    """Train (or continue, or only evaluate) one run, and return its summary.
 
-    The seed decides the initial parameters, the order of the data and all random draws.
+    It is that of result.json and finetuned.json. The seed decides the initial parameters, the order of the data and all random
+    draws.
 
     Raises:
       Stopped: a signal stopped it before its end.

@@ -186,7 +186,10 @@ class MetaWeightNet(Learning):
 
 
 def learned(make: Callable[..., methods.Method], *names: str) -> Callable[[Any, Context], Plan]:
-    """Return the plans of a method that learns the task's weighting network; `make` takes the settings `names`."""
+    """Return the plans of a method that learns the task's weighting network.
+
+    `make` builds the method from the settings `names`, after the optimizer of its tracker if it has one.
+    """
 
     def plan(s: Learning, context: Context) -> Plan:
         tracker = (s.tracker_optimizer(),) if isinstance(s, Tracking) else ()
