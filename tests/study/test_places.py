@@ -45,10 +45,10 @@ def test_a_state_split_over_eight_devices_ends_like_on_one(tmp_path: Path, monke
 
 
 def test_two_processes_give_what_one_gives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The command of every host: what precedes training, training, selection, fine-tuning, the tables."""
-    methods = "warm_soba,contrastive"
+    """The command of every host: what precedes training, models that score rows too, training, fine-tuning, the tables."""
+    methods = "warm_soba,contrastive,rho_loss"
     own = ("--warm-soba.classifier-steps", 10, "--contrastive.finetune-steps", 10, "--contrastive.fraction", 0.25,
-           "--warm-soba.specific-batch-size", 8)  # fmt: skip
+           "--warm-soba.specific-batch-size", 8, "--rho-loss.held-out-steps", 4)  # fmt: skip
     flags = [
         *map(str, (*TOGETHER, *own)),
         "--run-dir",
