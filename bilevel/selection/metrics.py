@@ -13,7 +13,8 @@ def weight_metrics(logits: Array) -> Metrics:
 
     Returns:
       `effective_sample_size` = 1/Σw², between 1 and B; `weight_entropy` = −Σ w log w in nats, between 0 and log B;
-      `largest_weight` = max w, between 1/B and 1. All float32 scalars.
+      `largest_weight` = max w, between 1/B and 1; `logit_rms`, the standard deviation of the logits, and `largest_logit`, the
+      largest distance of one from their mean. All float32 scalars.
     """
     log_weights = jax.nn.log_softmax(logits)
     weights = jnp.exp(log_weights)
@@ -21,6 +22,8 @@ def weight_metrics(logits: Array) -> Metrics:
         "effective_sample_size": 1.0 / jnp.sum(weights**2),
         "weight_entropy": -jnp.sum(jnp.where(weights > 0, weights * log_weights, 0.0)),
         "largest_weight": jnp.max(weights),
+        "logit_rms": jnp.std(logits),
+        "largest_logit": jnp.max(jnp.abs(logits - jnp.mean(logits))),
     }
 
 

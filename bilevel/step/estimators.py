@@ -37,6 +37,7 @@ def logit_cotangents(
     *,
     num_rows: int,
     normalize: bool = False,
+    pull: Array | None = None,
     axis: Axis = ALONE,
 ) -> Array:
     """Compute the cotangents c_i of the logits, float32 `[b]`.
@@ -54,6 +55,7 @@ def logit_cotangents(
       num_rows: b over all devices.
       normalize: divide the alignments by the root mean square of their deviations from the mean first (a running reward scale of
         1, whatever the norm of the probe); all-equal alignments give 0.
+      pull: λ (s_i − s̄), `[b]`, added to the alignments after scaling: the entropy bonus of `make_step`; None: nothing.
       axis: the devices that the rows are spread over.
     """
     mean = total(alignments, axis) / num_rows
@@ -64,6 +66,9 @@ def logit_cotangents(
         noise = jnp.finfo(alignments.dtype).eps * jnp.abs(mean)
         scale = jnp.where(deviation > noise, 1.0 / jnp.maximum(deviation, 1e-30), 0.0)
         centred, mean = centred * scale, mean * scale
+    if pull is not None:
+        pulled = total(pull, axis) / num_rows
+        centred, mean = centred + pull - pulled, mean + pulled
     if estimator == "score":
         # a_i − ā_{−i} = (a_i − ā)·b/(b − 1)
         return centred / max(num_rows - 1, 1)

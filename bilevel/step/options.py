@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
@@ -27,6 +28,7 @@ class StepOptions:
     update_every: int = 4
     probe_every: int | None = None
     normalize_alignments: bool = False
+    entropy_bonus: float = 0.0
     ema_decay: float | None = None
     micro_batches: int = 1
     row_metrics: tuple[str, ...] = ()
@@ -66,6 +68,8 @@ class StepOptions:
                 'estimator="uniform" needs rows drawn without regard to their weights: '
                 'use it with mode="dense" or alpha_batch="uniform", or choose "softmax" or "score".'
             )
+        if not 0 <= self.entropy_bonus < math.inf:
+            raise UserError(f"entropy_bonus={self.entropy_bonus} must be a number of at least 0; 0 is none.")
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             raise UserError(f"ema_decay={self.ema_decay} must lie in (0, 1), or be None for no average.")
 

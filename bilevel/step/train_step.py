@@ -25,6 +25,7 @@ from bilevel.devices.axis import Axis
 from bilevel.methods.base import Method, MethodFn, MethodUpdate
 from bilevel.selection import filters, scorers
 from bilevel.selection.metrics import weight_metrics
+from bilevel.selection.picking import Scores
 from bilevel.selection.scorers import Scorer
 from bilevel.state import TrainState
 from bilevel.step import estimators
@@ -56,6 +57,7 @@ def make_step(
     update_every: int | None = None,
     probe_every: int | None = None,
     normalize_alignments: bool = False,
+    entropy_bonus: float = 0.0,
     ema_decay: float | None = None,
     micro_batches: int = 1,
     row_metrics: tuple[str, ...] = (),
@@ -93,6 +95,10 @@ def make_step(
         use the specific gradient that the state remembers, for one forward pass with `Finite()`. A multiple of `update_every`;
         None: on every α-step. Needs a method with `reuse`: `soba`, `penalty`, or `dds` and `anograd` with `average_specific`.
       normalize_alignments: scale the alignments of each α-step to root mean square 1.
+      entropy_bonus: λ ≥ 0. The α-gradient lowers Σ w_i a_i − λ τ H(w), H the entropy of the weights and τ the filter's temperature:
+        λ (s_i − s̄) is added to each alignment, after scaling, s̄ the mean logit of the big batch. Without it logits grow for
+        ever, since alignments of noise push as hard as those of a signal; with it they rest where w ∝ exp(−E[a]/(λ τ)). Costs
+        nothing.
       ema_decay: keep an exponential moving average of (params, model_state) with this decay, in at least float32.
       micro_batches: evaluate the b rows (and the specific batch) in this many equal parts, one after the other: the same update
         to rounding with the activations of one part in memory. See `bilevel.derivatives.rows.RowLosses`.
@@ -127,7 +133,7 @@ def make_step(
         update_every = 1 if method.chooses_weights else 4
     options = StepOptions(
         batch_size, mode, estimator, alpha_batch, alpha_batch_size, update_every, probe_every, normalize_alignments,
-        ema_decay, micro_batches, row_metrics, Axis(axis_name),
+        entropy_bonus, ema_decay, micro_batches, row_metrics, Axis(axis_name),
     )  # fmt: skip
     check_together(options, method, filter, has_weighting=weighting is not None, has_rate=weight_optimizer is not None)
     evaluations = Evaluations(
@@ -303,7 +309,7 @@ class _Parts:
             "alignment_rms": jnp.sqrt(estimators.total(trees.widen(update.alignments) ** 2, axis) / count),
         }
         if not self.method.chooses_weights:
-            gradient = self._weight_gradient(state, outer, update, chosen.scores(update.losses).temperature)
+            gradient = self._weight_gradient(state, outer, update, chosen.scores(update.losses))
             metrics["weight_gradient_norm"] = trees.norm(gradient)
             updates, opt_state = self.weight_optimizer.update(gradient, opt_state, weights)
             weights = optax.apply_updates(weights, updates)
@@ -314,9 +320,11 @@ class _Parts:
             moved = self._plain(later, chosen.inner)._replace(metrics=metrics)
         return moved._replace(weight_params=weights, weight_opt_state=opt_state, method_state=update.state)
 
-    def _weight_gradient(self, state: TrainState, rows: Inner, update: MethodUpdate, temperature: Array) -> Params:
+    def _weight_gradient(self, state: TrainState, rows: Inner, update: MethodUpdate, scores: Scores) -> Params:
         """Σ a_i ∇_α w_i by one pass back through the weighting network."""
         options, axis = self.options, self.options.axis
+        temperature = scores.temperature
+        centre = axis.mean(jnp.mean(scores.local)) * temperature
         features = rows.features(update.losses)
         logits, pullback = jax.vjp(
             lambda p: self.chooser.scorer.logits(p, rows.batch, features), axis.spread(state.weight_params)
@@ -327,6 +335,7 @@ class _Parts:
             options.estimator,
             num_rows=logits.shape[0] * axis.size,
             normalize=options.normalize_alignments,
+            pull=options.entropy_bonus * (trees.widen(logits) - centre) if options.entropy_bonus else None,
             axis=axis,
         )
         (gradient,) = pullback((cotangents / temperature).astype(logits.dtype))

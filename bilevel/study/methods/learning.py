@@ -48,6 +48,8 @@ class Learning(Picking):
     """Exact forward mode, or finite differences (cheaper)."""
     normalize_alignments: bool = True
     """Scale the alignments of each α-step to root mean square 1."""
+    entropy_bonus: float = 0.0
+    """λ: keeps the logits from growing for ever, and sets how sharp the weights become; 0: none."""
     weight_learning_rate: float | None = None
     """Of the weighting network (Adam); none given: 1e-2 with the estimator score, else 1e-3."""
     weight_warmup: int = 0
@@ -247,6 +249,7 @@ def _plan(s: Learning, context: Context, method: methods.Method, model: Model, w
         "probe_every": _probe_every(flag, s, method.reuse is not None),
         "param_filter": probed(context, model, blocks),
         "normalize_alignments": s.normalize_alignments,
+        "entropy_bonus": s.entropy_bonus,
     }
     return plan_over(
         context, model, method, weighting, options, picks=sparse, specific_rows=s.candidates(context) if sparse else 0,

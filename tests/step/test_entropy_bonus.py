@@ -1,0 +1,89 @@
+"""The entropy bonus: the gradient it adds, and that it keeps logits from growing where there is nothing to learn."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import toy
+
+import bilevel
+from bilevel.selection import filters
+from bilevel.step.estimators import logit_cotangents
+from bilevel.types import Array, UserError
+
+LOGITS = jnp.asarray([0.5, -1.0, 1.5, 0.0, 0.2])
+ALIGNMENTS = jnp.asarray([0.3, -1.0, 2.0, 0.7, 0.1])
+BONUS = 0.3
+
+
+def lowered(logits: Array) -> Array:
+    """Σ w a − λ H(w)."""
+    weights = jax.nn.softmax(logits)
+    return jnp.sum(weights * (ALIGNMENTS + BONUS * jnp.log(weights)))
+
+
+def test_softmax_estimator_adds_the_gradient_of_the_entropy() -> None:
+    found = logit_cotangents(ALIGNMENTS, LOGITS, "softmax", num_rows=5, pull=BONUS * (LOGITS - 7.0))
+    np.testing.assert_allclose(found, jax.grad(lowered)(LOGITS), atol=1e-6)
+
+
+def test_score_estimator_adds_it_in_the_mean() -> None:
+    weights, mean = np.asarray(jax.nn.softmax(LOGITS)), np.zeros(5)
+    for rows in itertools.product(range(5), repeat=3):
+        i = jnp.asarray(rows)
+        c = logit_cotangents(ALIGNMENTS[i], LOGITS[i], "score", num_rows=3, pull=BONUS * LOGITS[i])
+        mean += np.prod(weights[list(rows)]) * np.bincount(rows, np.asarray(c), minlength=5)
+    np.testing.assert_allclose(mean, jax.grad(lowered)(LOGITS), atol=1e-6)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_a_step_moves_alpha_by_it(temperature: float) -> None:
+    """Dense, where all rows have a part: what the bonus adds is −λτ times the gradient of the entropy."""
+    alpha, big, specific = toy.weight_params(2), toy.arrays(3, 12), toy.arrays(4, 3)
+
+    def moved(bonus: float) -> Array:
+        train = bilevel.make_step(
+            toy.loss, toy.weighting, optax.sgd(0.1), optax.sgd(1.0), bilevel.dds(), batch_size=12, mode="dense",
+            entropy_bonus=bonus, filter=filters.gumbel_top_k(temperature=temperature),
+        )  # fmt: skip
+        state = train.init(jax.random.key(0), toy.params(1), alpha)
+        return toy.flat(jax.jit(train.learn)(state, big, specific)[0].weight_params)
+
+    def negative_entropy(alpha: dict[str, Array]) -> Array:
+        log_weights = jax.nn.log_softmax(toy.weighting(alpha, big) / temperature)
+        return jnp.sum(jnp.exp(log_weights) * log_weights)
+
+    wanted = -BONUS * temperature * toy.flat(jax.grad(negative_entropy)(alpha))
+    np.testing.assert_allclose(moved(BONUS) - moved(0.0), wanted, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize(("bonus", "grows"), [(0.0, True), (0.05, False)])
+def test_noise_alone(bonus: float, grows: bool) -> None:
+    """Rows drawn by their weights, alignments that mean nothing, Adam: as where the specific loss has been learned."""
+    optimizer, rule = optax.adam(0.05), filters.importance()
+
+    def step(carry: tuple[Array, optax.OptState], key: Array) -> tuple[tuple[Array, optax.OptState], None]:
+        logits, state = carry
+        draw, noise = jax.random.split(key)
+        rows = rule.select(draw, logits, 8)
+        pull = bonus * (logits[rows] - jnp.mean(logits)) if bonus else None
+        c = logit_cotangents(
+            jax.random.normal(noise, (8,)), logits[rows], "score", num_rows=8, normalize=True, pull=pull
+        )
+        updates, state = optimizer.update(jnp.zeros(64).at[rows].add(c), state)
+        return (logits + updates, state), None
+
+    begin = (jnp.zeros(64), optimizer.init(jnp.zeros(64)))
+    (logits, _), _ = jax.lax.scan(step, begin, jax.random.split(jax.random.key(0), 4000))
+    size = float(filters.effective_sample_size(logits))
+    assert (size < 4) == grows, size
+
+
+def test_a_bonus_that_is_no_number() -> None:
+    with pytest.raises(UserError, match="entropy_bonus=-1 must be a number of at least 0"):
+        bilevel.make_step(
+            toy.loss, toy.weighting, optax.sgd(0.1), optax.sgd(1.0), bilevel.dds(), batch_size=4, entropy_bonus=-1
+        )
