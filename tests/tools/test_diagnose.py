@@ -33,7 +33,6 @@ def test_training_writes_what_it_promises(call: Call, tmp_path: Path, capsys: py
         assert row["sar"] > 0.6  # a third of a generic batch is like the specific rows, and a third is their opposite
         assert 0 <= row["sar_error"] < 0.2
         assert row["valid_loss/generic"] > 0
-    assert result["paper_table_8"]["language modeling (c4, reuters)"] == {"sar": 0.862, "gar": 0.694}
     assert "SAR is above chance" in result["verdict"]
     printed, page = capsys.readouterr().out, (tmp_path / "run" / "diagnose.md").read_text()
     table = report.table(rows, linear_task.TASK.measures[0])

@@ -1,4 +1,8 @@
-"""Analyses of learned weights, after Grangier, Ablin and Hannun (2024), sections 6.1 to 6.4 and appendix B."""
+"""Analyses of learned weights.
+
+Reference: Grangier, Ablin, Hannun, "Adaptive Training Distributions with Scalable Online Bilevel Optimization" (2024), sections
+  6.1 to 6.4 and appendix B.
+"""
 
 from __future__ import annotations
 
@@ -19,10 +23,7 @@ ANALYSES: dict[str, type[Analysis]] = {a.name: a for a in (Curriculum, Filters, 
 
 
 def command(name: str, task: Task, arguments: Sequence[str], prog: str) -> tuple[Callable[[], None], Any, Path]:
-    """Understand the command line of an analysis, without running it.
-
-    Returns:
-      What runs it, its settings, and the run directory.
+    """Understand a command line, without running it: what runs it, its settings, and the run directory.
 
     Raises:
       UserError: for flags that do not go together.

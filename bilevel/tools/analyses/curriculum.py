@@ -16,14 +16,13 @@ from numpy.typing import NDArray
 from bilevel.data import permute
 from bilevel.devices import sharding
 from bilevel.files import load_tree, save_tree
-from bilevel.study.config import Config
+from bilevel.study.config import Config, check_least
 from bilevel.study.run import Setting
 from bilevel.study.variant import Variant
 from bilevel.tools.analyses.base import OfLearner, Planned, in_folder
 from bilevel.training import Data, Replay, Resident, Source
 from bilevel.types import Params, UserError
 
-ORDERS = ("shuffled", "replayed")
 _ON_DEVICE = 64
 """Snapshots that a replay keeps on the devices; others are read again when they are due."""
 
@@ -35,9 +34,7 @@ class Curriculum(OfLearner):
     Trains with SOBA (or --learner), and keeps the weighting network α every few steps. Then trains new main models with
     the last α frozen ("final"), with the kept α in a random order of the steps ("shuffled"), and in their own order
     ("replayed"). If final is no worse than the learner, what was learned is a distribution, not a curriculum.
-
-    Reference: Grangier, Ablin, Hannun, "Adaptive Training Distributions with Scalable Online Bilevel Optimization",
-    section 6.1.
+    After Grangier et al. (2024), section 6.1.
     """
 
     snapshots: int = 50
@@ -47,13 +44,11 @@ class Curriculum(OfLearner):
     batches, so that only the weights differ."""
 
     name: ClassVar[str] = "curriculum"
-    heading: ClassVar[str] = "trajectory"
 
     def check(self, config: Config) -> None:
-        """As `OfLearner.check`, and the flags of this analysis."""
+        """Refuse a trajectory without snapshots, and batches that lie on the device."""
         super().check(config)
-        if self.snapshots < 1:
-            raise UserError(f"--snapshots {self.snapshots} must be at least 1.")
+        check_least(self, {"snapshots": 1})
         if config.study.resident == "always":
             raise UserError("--resident always does not go with replaying weights, which travel step by step: omit it.")
 
@@ -67,10 +62,9 @@ class Curriculum(OfLearner):
         yield learner._replace(variant=Variant(kept, on_state=snapshots.save, state_every=every))
         new, frozen = seed + self.seed_offset, self.frozen(setting, learner.directory)
         yield Planned("final", in_folder(frozen, "final"), "frozen", new)
-        for order in ORDERS:
-            when = order_of(order, steps, new) // every * every
-            variant = Variant({**kept, "trajectory": order}, snapshots.replay(when), streams=True)
-            yield Planned(order, in_folder(frozen, order), "frozen", new, variant)
+        for name, order in orders(steps, new).items():
+            variant = Variant({**kept, "trajectory": name}, snapshots.replay(order // every * every), streams=True)
+            yield Planned(name, in_folder(frozen, name), "frozen", new, variant)
 
 
 class Snapshots(NamedTuple):
@@ -111,10 +105,7 @@ class Snapshots(NamedTuple):
         return source
 
 
-def order_of(order: str, steps: int, seed: int) -> NDArray[np.int64]:
-    """Return the step of the trajectory whose α serves in each step, int64 `[steps]`.
-
-    It is a permutation, the identity if "replayed".
-    """
+def orders(steps: int, seed: int) -> dict[str, NDArray[np.int64]]:
+    """Return the step of the trajectory whose α serves in each step, int64 `[steps]`, by the name of the order."""
     numbers = np.arange(steps, dtype=np.int64)
-    return numbers if order == "replayed" else permute(numbers, steps, seed, 6_000_003)
+    return {"shuffled": permute(numbers, steps, seed, 6_000_003), "replayed": numbers}

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 
 from bilevel.study import files, flags
-from bilevel.study.config import Config, plain
+from bilevel.study.config import Config, check_least, plain
 from bilevel.study.evaluation import trained
 from bilevel.study.feeding import loaders, open_source, steps_in_call
 from bilevel.study.registry import METHODS
@@ -20,7 +20,7 @@ from bilevel.study.suite import opened
 from bilevel.study.task import Task
 from bilevel.study.variant import Variant
 from bilevel.tools.diagnose import report
-from bilevel.tools.diagnose.measure import Compared, Measurement
+from bilevel.tools.diagnose.measure import LEAST, Compared, Measurement
 from bilevel.training import LoopConfig, hold_run_dir, train
 from bilevel.training.run_dir import CONFIG_NAME, read_settings
 from bilevel.types import UserError
@@ -36,10 +36,8 @@ class Diagnose(Compared):
     """Can gradient alignments tell the specific from the generic data? A check before a long run.
 
     Trains a uniform model for a short while, the beginning of a run of --schedule-steps, and measures the specific and the
-    generic acceleration rate (SAR and GAR) every --evaluate-every steps.
-
-    Reference: Grangier, Ablin, Hannun, "Adaptive Training Distributions with Scalable Online Bilevel Optimization",
-    section 6.3.
+    generic acceleration rate (SAR and GAR) every --evaluate-every steps. After Grangier, Ablin and
+    Hannun (2024), section 6.3.
     """
 
     checkpoint: Path | None = None
@@ -59,7 +57,7 @@ def command(task: Task, arguments: Sequence[str], prog: str) -> tuple[Callable[[
     config, own = found.config, found.own
     config = config.with_study(schedule_steps=max(config.study.steps, config.study.schedule_steps))
     config.study.check()
-    own.check_sizes()
+    check_least(own, LEAST)
     found.refuse(UNUSED, "is not for bilevel diagnose, which trains one uniform model: omit it.")
     if own.checkpoint is not None:
         others = [name for name in found.changed() if not name.startswith(("data", "run_dir", "progress"))]
@@ -75,41 +73,37 @@ def command(task: Task, arguments: Sequence[str], prog: str) -> tuple[Callable[[
 
 def diagnose(config: Config, task: Task, own: Diagnose) -> None:
     """Train or restore, measure, and report."""
-    setting, directory = opened(config, task), config.study.run_dir
+    setting, directory, rows = opened(config, task), config.study.run_dir, []
     method, seed = (own.checkpoint and files.run_of(own.checkpoint)) or ("uniform", config.study.seed)
     with hold_run_dir(directory):
         measure = Measurement(setting, own, seed)
+
+        def evaluate(state: Any) -> Mapping[str, float]:
+            found, step = measure(trained(state, setting.mesh)), getattr(state, "train", state).step
+            rows.append({"step": int(jax.device_get(step)), **found})
+            return found
+
         if own.checkpoint is None:
-            rows = while_training(setting, measure)
+            _train(setting, evaluate)
         else:
-            there = config.with_study(run_dir=own.checkpoint.parent)
-            state = Run(setting.of(complete(there)), method, seed, Variant()).checkpoint()
-            step = int(jax.device_get(getattr(state, "train", state).step))
-            rows = [{"step": step, **measure(trained(state, setting.mesh))}]
+            there = setting.of(complete(config.with_study(run_dir=own.checkpoint.parent)))
+            evaluate(Run(there, method, seed, Variant()).checkpoint())
         model = f"{setting.splits.about} Model: {method}, seed {seed}, b = {config.study.batch_size}."
         about = {"measured": f"{model} {measure.about}", "method": method, "settings": plain(own) | plain(config.task)}
         print(report.write(directory, rows, task.measures[0], about))
     print(f"\nPlot: {directory / 'diagnose.svg'}")
 
 
-def while_training(setting: Setting, measure: Measurement) -> list[dict[str, float]]:
-    """Train the uniform model, and measure on the way."""
-    study, mesh, rows = setting.config.study, setting.mesh, []
+def _train(setting: Setting, evaluate: Callable[[Any], Mapping[str, float]]) -> None:
+    """Train the uniform model, without keeping anything of it."""
+    study, mesh = setting.config.study, setting.mesh
     run = Run(setting, "uniform", study.seed, Variant())
-    step, state = run.parts
-
-    def evaluate(state: Any) -> Mapping[str, float]:
-        found = measure(trained(state, mesh))
-        rows.append({"step": int(jax.device_get(state.step)), **found})
-        return found
-
     source = open_source(study.residence, *loaders(study, run.plan, setting.splits, study.seed, mesh), mesh)
     loop = LoopConfig(
         study.steps, log_every=study.log_every, evaluate_every=study.evaluate_every, progress=study.progress,
         stop_signals=False, steps_per_call=steps_in_call(source, study.steps_per_call),
     )  # fmt: skip
-    train(step, state, data=source, config=loop, evaluate=evaluate)
-    return rows
+    train(*run.parts, data=source, config=loop, evaluate=evaluate)
 
 
 def _shorter(config: Config) -> Config:

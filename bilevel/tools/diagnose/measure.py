@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,19 +12,17 @@ import numpy as np
 
 from bilevel.data import Dataset, Loader, RowView, permute, rows_hash
 from bilevel.offline.acceleration import acceleration_rates
-from bilevel.study.config import flag_of
 from bilevel.study.evaluation import measured
 from bilevel.study.run import Setting
 from bilevel.study.task import GENERIC, ModelOptions
 from bilevel.types import Batch, ModelState, Params, UserError
 
-EVALUATED = 2048
-"""Most rows of each set in an evaluation."""
-BATCH_ROWS = 128
-"""Rows of a batch in the paper."""
-_PARTS = 8
-"""Rows and batches are evaluated in this many parts where it divides them: less memory, and on CPU less time."""
 RATES = ("sar", "gar")
+LEAST = {"rows": 2, "pairs": 2, "batch_rows": 1}
+"""Flag -> the least number that measures anything."""
+_EVALUATED = 2048  # most rows of each set in an evaluation
+_BATCH_ROWS = 128  # as in the paper
+_PARTS = 8  # rows and batches are evaluated in this many parts where it divides them: less memory, and on CPU less time
 
 
 @dataclass(frozen=True)
@@ -39,16 +36,6 @@ class Compared:
     batch_rows: int | None = None
     """Rows in each of these batches; none given: 128, as in the paper, or half of the rows that there are. Fewer mean noisier
     gradients, and rates nearer to chance."""
-
-    def check_sizes(self) -> None:
-        """Refuse numbers that measure nothing.
-
-        Raises:
-          UserError: naming the first such flag.
-        """
-        for name, least in (("rows", 2), ("pairs", 2), ("batch_rows", 1)):
-            if (found := getattr(self, name)) is not None and found < least:
-                raise UserError(f"{flag_of(name)} {found} must be at least {least}.")
 
 
 class Measurement:
@@ -67,54 +54,49 @@ class Measurement:
     """
 
     def __init__(self, setting: Setting, sizes: Compared, seed: int):
-        self._setting, splits, task = setting, setting.splits, setting.task
-        config, seed = setting.config.task, seed + 5_000_011  # other rows than those of the first steps
-        kinds = (splits.deciding, splits.specific), (splits.valid.get(GENERIC, splits.train), splits.train)
-        sides = [_apart(*kind, sizes.rows, seed) for kind in kinds]
-        most = min(len(others) for _, others in sides)
-        size = sizes.batch_rows or min(BATCH_ROWS, max(1, most // 2))
-        if size > most:
+        config, task, splits = setting.config.task, setting.task, setting.splits
+        seed += 5_000_011  # other rows than those of the first steps
+        specific, specific_others = _apart(splits.deciding, splits.specific, sizes.rows, seed)
+        generic, generic_others = _apart(splits.valid.get(GENERIC, splits.train), splits.train, sizes.rows, seed)
+        smaller = min(specific_others, generic_others, key=len)
+        size = sizes.batch_rows or min(_BATCH_ROWS, max(1, len(smaller) // 2))
+        if size > len(smaller):
             raise UserError(
-                f"--batch-rows {size}: only {most} rows of {min(sides, key=lambda s: len(s[1]))[1].name} are "
-                f"left to draw batches from; give at most {most}."
+                f"--batch-rows {size}: only {len(smaller)} rows of {smaller.name} are left to draw batches from; give at most "
+                f"{len(smaller)}."
             )
         parts = math.gcd(_PARTS, size)
-        counts = [len(rows) for rows, _ in sides]
-        parts = parts if min(counts) >= parts else 1
-        counts = [count - count % parts for count in counts]
-        rows = [data.rows(np.arange(n)) for (data, _), n in zip(sides, counts, strict=True)]
-        self.data: list[Batch] = [*rows, *(_batches(data, size, sizes.pairs, seed) for _, data in sides)]
+        parts = parts if min(len(specific), len(generic)) >= parts else 1
+        counts = [len(data) // parts * parts for data in (specific, generic)]
+        rows = [data.rows(np.arange(n)) for data, n in zip((specific, generic), counts, strict=True)]
+        batches = [_batches(data, size, sizes.pairs, seed) for data in (specific_others, generic_others)]
+        self.data: list[Batch] = [*rows, *batches]
         """The rows that are compared, and the batches: specific, then generic."""
         seen = "" if GENERIC in splits.valid else " (of the training set, as the task has no generic valid set)"
         rows_of = f"{counts[0]} specific and {counts[1]} generic rows{seen}"
         self.about = f"{rows_of}, {sizes.pairs} pairs of batches of {size} other rows."
         exact = task.model(config, splits, ModelOptions(forward=True, dtype="float32"))
         self._rates = functools.partial(acceleration_rates, exact.evaluation, micro_batches=parts)
-        self._evaluate = task.evaluate(config, splits, task.model(config, splits, ModelOptions()))
+        evaluate = task.evaluate(config, splits, task.model(config, splits, ModelOptions()))
+        self._measured = functools.partial(measured, evaluate, splits=splits, limit=_EVALUATED, test=False)
 
     def __call__(self, model: tuple[Params, ModelState]) -> dict[str, float]:
         """Return the measures on the valid sets, the rates and their standard errors."""
         params, model_state = jax.tree.map(jnp.asarray, jax.device_get(model))
-        found = measured(self._evaluate, (params, model_state), self._setting.splits, EVALUATED, test=False)
         rates = self._rates(params, model_state, *self.data, rng=jax.random.key(0))
+        found = self._measured((params, model_state))
         return found | {name: float(value) for name, value in rates._asdict().items()}
 
 
 def _apart(compared: Dataset, trained: Dataset, count: int, seed: int) -> tuple[Dataset, Dataset]:
     """The rows that are compared, and the rows that batches are drawn from: never the same ones."""
-    size = len(compared)
-    if rows_hash(compared) != rows_hash(trained):
-        return RowView(compared, permute(np.arange(min(count, size)), size, seed, 0)), trained
-    order, count = permute(np.arange(size), size, seed, 0), min(count, size // 2)
-    return RowView(compared, order[:count]), RowView(compared, order[count:])
+    size, same = len(compared), rows_hash(compared) == rows_hash(trained)
+    count = min(count, size // 2 if same else size)
+    order = permute(np.arange(size if same else count), size, seed, 0)
+    return RowView(compared, order[:count]), RowView(compared, order[count:]) if same else trained
 
 
 def _batches(data: Dataset, rows: int, pairs: int, seed: int) -> Batch:
     """Every array `[P, b, …]`."""
     loader = Loader(data, rows, seed=seed)
     return jax.tree.map(lambda *x: np.stack(x), *(loader.batch(i) for i in range(pairs)))
-
-
-def rate(row: Any, name: str) -> str:
-    """Return a rate in percent with its standard error."""
-    return f"{100 * row[name]:.1f} ± {100 * row[f'{name}_error']:.1f} %"

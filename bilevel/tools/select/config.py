@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from bilevel.study.config import flag_of
+from bilevel.study.config import check_least
 from bilevel.types import UserError
 
 
@@ -69,10 +69,7 @@ class Config:
             raise UserError(f"Found {found} of --keep-fraction and --keep-count: give exactly one of them.")
         if self.keep_fraction is not None and not 0 < self.keep_fraction <= 1:
             raise UserError(f"--keep-fraction {self.keep_fraction} must be above 0 and at most 1.")
-        for name, least in (("keep_count", 1), ("batch_size", 1), ("seed", 0), ("shards", 1)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise UserError(f"{flag_of(name)} {value} must be at least {least}.")
+        check_least(self, {"keep_count": 1, "batch_size": 1, "seed": 0, "shards": 1})
         if not 0 <= self.shard < self.shards:
             raise UserError(
                 f"--shard {self.shard} --shards {self.shards}: number the processes from 0 to one less than --shards."
