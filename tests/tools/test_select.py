@@ -27,13 +27,13 @@ from bilevel.data import Document, document_blocks, open_source
 from bilevel.devices import sharding
 from bilevel.files import load_tree, save_tree
 from bilevel.nn.weighting import ConvWeighting, NGramWeighting
+from bilevel.offline import documents as offline
 from bilevel.study.files import STOPPED
-from bilevel.tools.select import corpus, network
+from bilevel.tools.select import scores
 from bilevel.tools.select.config import Config
-from bilevel.tools.select.corpus import Part
-from bilevel.tools.select.network import Scored, load_network, score_documents
+from bilevel.tools.select.network import load_network
 from bilevel.tools.select.output import choose, ranks
-from bilevel.tools.select.scores import ScoreFiles
+from bilevel.tools.select.scores import Part, ScoreFiles
 
 T = 24
 MODULES = {"ngram": NGramWeighting(width=4, hidden=4), "conv": ConvWeighting(layers=2, width=4)}
@@ -162,11 +162,11 @@ def test_scores_are_those_of_the_network(trained: Path, tmp_path: Path, weightin
 def test_scores_do_not_depend_on_how_the_stream_is_cut(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     loaded = load_network(run, None, cli.load_task)
     documents = [Document(x.encode()) for x in [*texts(50, 6), "", "huge " * 4000, "", *texts(20, 7)]]
-    whole = list(score_documents(loaded, documents, 16))
-    monkeypatch.setattr(network, "document_blocks", lambda stream, _: document_blocks(stream, 700))
-    pieces = list(score_documents(loaded, documents, 16))
+    whole = list(offline.score_documents(*loaded[:2], documents, 16))
+    monkeypatch.setattr(offline, "document_blocks", lambda stream, _: document_blocks(stream, 700))
+    pieces = list(offline.score_documents(*loaded[:2], documents, 16))
     assert len(whole) == 1 < 5 < len(pieces)
-    for column, name in enumerate(Scored._fields):
+    for column, name in enumerate(offline.Scored._fields):
         joined = np.concatenate([piece[column] for piece in pieces])
         np.testing.assert_array_equal(joined, whole[0][column], err_msg=name)
 
@@ -216,7 +216,7 @@ def test_large_file_in_both_formats(run: Path, tmp_path: Path) -> None:
 
 
 def test_whole_files_arrays_and_other_sources(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(corpus, "FILES_IN_PART", 2)
+    monkeypatch.setattr(scores, "FILES_IN_PART", 2)
     (tmp_path / "files").mkdir()
     for i, text in enumerate(texts(5, 8)):
         (tmp_path / "files" / f"{i}.txt").write_text(f"{text}\nend")

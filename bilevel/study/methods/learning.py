@@ -351,3 +351,6 @@ SPECS: dict[str, Spec] = {
         _UNAVERAGED,
     ),
 }
+
+LEARNING = tuple(name for name, spec in SPECS.items() if spec.settings is not MetaWeightNet)
+"""Methods that learn a weighting network of rows, not of losses, while the model trains."""

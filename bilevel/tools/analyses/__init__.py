@@ -23,10 +23,9 @@ ANALYSES: dict[str, type[Analysis]] = {a.name: a for a in (Curriculum, Filters, 
 
 
 def command(name: str, task: Task, arguments: Sequence[str], prog: str) -> tuple[Callable[[], None], Any, Path]:
-    """Understand a command line, without running it: what runs it, its settings, and the run directory.
+    """Understand a command line, without running it.
 
-    Raises:
-      UserError: for flags that do not go together.
+    Returns what runs it, its settings, and the run directory; a UserError says which flags do not go together.
     """
     kind = ANALYSES[name]
     found = flags.parse(task, arguments, prog, kind.methods, own=kind, adapt=kind.adapted)

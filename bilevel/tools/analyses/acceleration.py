@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from bilevel.study.config import Config, check_least
+from bilevel.study.config import Config
 from bilevel.study.evaluation import trained
 from bilevel.study.run import Run, Setting
 from bilevel.study.sets import named_sets
@@ -14,7 +14,7 @@ from bilevel.study.suite import opened
 from bilevel.study.tables import Column
 from bilevel.study.task import Measure, Task
 from bilevel.tools.analyses.base import OF_COMPARISONS, OfLearner, Planned, baseline
-from bilevel.tools.diagnose.measure import LEAST, RATES, Compared, Measurement
+from bilevel.tools.diagnose.measure import RATES, Compared, Measurement
 
 
 @dataclass(frozen=True)
@@ -39,13 +39,12 @@ class Acceleration(Compared, OfLearner):
     def check(self, config: Config) -> None:
         """Refuse numbers that measure nothing, and sets of one name."""
         super().check(config)
-        check_least(self, LEAST)
+        self.check_sizes()
         named_sets(config)
 
     def opened(self, config: Config, task: Task) -> list[Setting]:
         """Open the data of each set; raises a UserError for too few rows to measure on."""
-        found = [opened(own, task) for _, own in named_sets(config)]
-        for setting in found:
+        for setting in (found := [opened(own, task) for _, own in named_sets(config)]):
             Measurement(setting, self, config.study.seed)
         return found
 

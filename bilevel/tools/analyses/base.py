@@ -11,10 +11,10 @@ from typing import Any, ClassVar, NamedTuple
 
 from bilevel.study import comparison, diverged, files, flags, search
 from bilevel.study.config import Config, flag_of
-from bilevel.study.methods.learning import Learning, MetaWeightNet
+from bilevel.study.methods.learning import LEARNING
 from bilevel.study.methods.picking import Picking
 from bilevel.study.methods.plain import Frozen
-from bilevel.study.registry import METHODS, with_first
+from bilevel.study.registry import with_first
 from bilevel.study.report.charts import draw, mean_line
 from bilevel.study.run import Setting, directory_of
 from bilevel.study.suite import check_methods, opened
@@ -26,11 +26,6 @@ from bilevel.training.metrics import Row
 from bilevel.training.run_dir import write_atomically
 from bilevel.types import UserError
 
-LEARNING = tuple(
-    name for name, spec in METHODS.items()
-    if issubclass(spec.settings, Learning) and not issubclass(spec.settings, MetaWeightNet)
-)  # fmt: skip
-"""Methods that learn a weighting network of rows while the model trains."""
 OF_COMPARISONS = ("eval_only", "trials", "trial_steps", "same_seconds", "budget_seconds", "targets", "hosts")
 """Flags of the comparison that no analysis has a use for."""
 
@@ -70,15 +65,13 @@ class Analysis(ABC):
     columns: ClassVar[Mapping[str, Column]] = {}
     """Of the table, besides those of a comparison."""
 
+    methods = staticmethod(flags.compared)
+    """The configuration without flags, and the arguments -> the methods whose settings are flags."""
+
     @classmethod
     def adapted(cls, config: Config) -> Config:
         """Return the defaults of this analysis."""
         return config.with_study(run_dir=Path("runs") / cls.name, targets=())
-
-    @staticmethod
-    def methods(before: Config, arguments: Sequence[str]) -> Sequence[str]:
-        """Return the methods whose settings are flags."""
-        return flags.compared(before, arguments)
 
     @abstractmethod
     def check(self, config: Config) -> None:
@@ -120,10 +113,8 @@ class OfLearner(Analysis):
     def methods(before: Config, arguments: Sequence[str]) -> Sequence[str]:
         """Return the learner."""
         if (found := flags.value(arguments, "--learner") or "soba") not in LEARNING:
-            known = ", ".join(LEARNING)
-            raise UserError(
-                f"--learner {found} does not learn a weighting network while it trains: choose from {known}."
-            )
+            what = "does not learn a weighting network while it trains"
+            raise UserError(f"--learner {found} {what}: choose from {', '.join(LEARNING)}.")
         return [found]
 
     def check(self, config: Config) -> None:
@@ -151,11 +142,7 @@ def baseline(run: Planned, runs: Sequence[Planned]) -> Planned:
 
 
 def analyse(analysis: Analysis, config: Config, task: Task) -> None:
-    """Make the runs of all seeds, and write NAME.json, NAME.md and NAME.svg.
-
-    Raises:
-      UserError: for data or settings that are not possible, and at the end for runs that diverged.
-    """
+    """Make the runs of all seeds, and write NAME.json, NAME.md and NAME.svg; at the end, a UserError names what diverged."""
     settings, study, measure = analysis.opened(config, task), config.study, task.measures[0]
     for run in (run for setting in settings for run in analysis.runs(setting, study.seed)):
         if run.method != "frozen":  # its weights are learned by a run of those that are checked
@@ -178,9 +165,8 @@ def _made(run: Planned, apart: bool) -> Planned:
         files.say(f"{run.label}, seed {run.seed}")
     here = run.setting.of(search.searched(run.setting, run.method))
     summary = diverged.attempt(here, run.method, run.seed, not apart, run.variant)
-    return run._replace(
-        summary=summary, metrics=() if diverged.WHERE in summary else metrics_of(run.directory, summary)
-    )
+    ended = diverged.WHERE not in summary
+    return run._replace(summary=summary, metrics=metrics_of(run.directory, summary) if ended else ())
 
 
 def metrics_of(directory: Path, summary: dict[str, Any]) -> list[Row]:
@@ -191,11 +177,8 @@ def metrics_of(directory: Path, summary: dict[str, Any]) -> list[Row]:
 
 def _plot(analysis: Analysis, runs: Sequence[Planned], measure: Measure) -> str:
     """The valid measure of each line of the table, the mean over seeds and each seed, as SVG."""
-    seeds: dict[str, list[Sequence[Row]]] = {}
-    for run in runs:
-        if run.metrics:
-            seeds.setdefault(run.label, []).append(run.metrics)
-    lines = [mean_line(label, rows, f"valid_{measure.name}", analysis.x) for label, rows in seeds.items()]
+    name, labels = f"valid_{measure.name}", dict.fromkeys(run.label for run in runs if run.metrics)
+    lines = [mean_line(of, [run.metrics for run in runs if run.label == of], name, analysis.x) for of in labels]
     unit = f" ({measure.unit})" if measure.unit else ""
     x_label = "training seconds" if analysis.x == "seconds" else "step"
     return draw(lines, x_label=x_label, y_label=f"valid {measure.title}{unit}")

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
-from bilevel.data import JoinedData
 from bilevel.study.config import Config
 from bilevel.study.registry import METHODS, chosen
 from bilevel.study.run import Setting
-from bilevel.study.sets import named_sets
+from bilevel.study.sets import joined, named_sets
 from bilevel.study.suite import opened
-from bilevel.study.task import Splits, Task
+from bilevel.study.task import Task
 from bilevel.study.variant import Variant
 from bilevel.tools.analyses.base import OF_COMPARISONS, Analysis, Planned
 from bilevel.types import UserError
-
-_ALL = "all sets"
 
 
 @dataclass(frozen=True)
@@ -70,19 +67,3 @@ class MultiTask(Analysis):
         """Plan one run a method."""
         for method in chosen(setting.config.study.compare, setting.splits.classes):
             yield Planned(method, setting, method, seed, Variant({"task_weights": self.task_weights}))
-
-
-def joined(parts: Mapping[str, Splits], weights: tuple[float, ...] | None) -> Splits:
-    """Return the splits of the first set with the specific rows of all; the test sets have names of their own."""
-    first, *_ = parts.values()
-    others = list(first.valid)[1:]
-    tests = {name: next(iter(splits.test.values())) for name, splits in parts.items()}
-    held_out = {name: splits.held_out for name, splits in parts.items() if splits.held_out is not None}
-    return dataclasses.replace(
-        first,
-        specific=JoinedData({name: splits.specific for name, splits in parts.items()}),
-        valid={_ALL: JoinedData({n: s.deciding for n, s in parts.items()}), **{n: first.valid[n] for n in others}},
-        test={_ALL: JoinedData(tests), **tests},
-        held_out=JoinedData(held_out) if len(held_out) == len(parts) else None,
-        specific_weights=weights,
-    )

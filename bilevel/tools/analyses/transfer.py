@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 from bilevel.study.comparison import reached
 from bilevel.study.config import Config
 from bilevel.study.resolve import filled
 from bilevel.study.run import Setting
-from bilevel.study.task import Measure, Splits, Weighting
+from bilevel.study.task import Measure
 from bilevel.tools.analyses.base import OfLearner, Planned, baseline, in_folder
 from bilevel.types import UserError
 
@@ -56,7 +57,7 @@ class Transfer(OfLearner):
         yield learner
         for method in ("uniform", self.learner):
             yield Planned(f"{large}: {method}", second, method, seed)
-        task: Any = _WithWeighting(setting.task, first.config.task)
+        task = _weighing_as(setting.task, first.config.task)
         frozen = self.frozen(second, learner.directory)._replace(task=task)
         yield Planned(f"{large}: weights from {small}", frozen, "frozen", seed)
 
@@ -70,18 +71,10 @@ class Transfer(OfLearner):
         return {"seconds_to_uniform": at and at["seconds"]}
 
 
-@dataclass(frozen=True)
-class _WithWeighting:
-    """A task with the weighting network of other settings: it may be as large as the main model that learned it."""
-
-    task: Any
-    config: Any
-
-    def weighting(self, config: Any, splits: Splits) -> Weighting:
-        return self.task.weighting(self.config, splits)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.task, name)
+def _weighing_as(task: Any, config: Any) -> Any:
+    """The task with the weighting network of other settings: it may be as large as the main model that learned it."""
+    parts = {name: getattr(task, name) for name in dir(task) if not name.startswith("_")}
+    return SimpleNamespace(**{**parts, "weighting": lambda _, splits: task.weighting(config, splits)})
 
 
 def _of_network(config: Config, network: str) -> Config:

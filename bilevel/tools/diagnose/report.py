@@ -1,21 +1,15 @@
-"""What the measurements say: a table, a sentence, a plot."""
+"""What the measurements say, as a table, a sentence and a plot."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any, TypeAlias
 
 import numpy as np
 
-from bilevel.study.files import write_json
 from bilevel.study.report.charts import Line, draw
 from bilevel.study.tables import markdown
 from bilevel.study.task import GENERIC, Measure
 from bilevel.tools.diagnose.measure import RATES
-from bilevel.training.run_dir import write_atomically
-
-Row: TypeAlias = Mapping[str, float]
 
 CHANCE = 0.5
 ERRORS = 2
@@ -36,24 +30,7 @@ PAPER = (
 )
 
 
-def write(directory: Path, rows: Sequence[Row], measure: Measure, about: Mapping[str, Any]) -> str:
-    """Write diagnose.md, diagnose.json and diagnose.svg; return the table with the sentence.
-
-    Args:
-      directory: where to.
-      rows: measurements.
-      measure: the task's first.
-      about: what is kept beside them; `measured` says in sentences on what.
-    """
-    sentence = verdict(rows[-1])
-    text = f"{about['measured']}\n\n{table(rows, measure)}\n\n{sentence}"
-    write_json(directory / "diagnose.json", {**about, "measurements": rows, "verdict": sentence})
-    write_atomically(directory / "diagnose.md", f"# SAR and GAR\n\n{text}\n")
-    write_atomically(directory / "diagnose.svg", _plot(rows))
-    return text
-
-
-def table(rows: Sequence[Row], measure: Measure) -> str:
+def table(rows: Sequence[Mapping[str, float]], measure: Measure) -> str:
     """Return the Markdown table: one line a measurement, rates with their standard errors."""
     name, title = f"valid_{measure.name}", f"valid {measure.title}"
     heads = {n: head for n, head in ((name, title), (f"{name}/{GENERIC}", f"{GENERIC} {title}")) if n in rows[0]}
@@ -64,7 +41,7 @@ def table(rows: Sequence[Row], measure: Measure) -> str:
     return markdown(["step", *heads.values(), *(r.upper() for r in RATES)], lines)
 
 
-def verdict(row: Row) -> str:
+def verdict(row: Mapping[str, float]) -> str:
     """Return one sentence on the last measurement, with the paper's numbers beside it."""
     sar, gar = (row[name] - CHANCE > ERRORS * row[f"{name}_error"] for name in RATES)
     return (
@@ -73,12 +50,12 @@ def verdict(row: Row) -> str:
     )
 
 
-def _rate(row: Row, name: str) -> str:
+def _rate(row: Mapping[str, float], name: str) -> str:
     return f"{100 * row[name]:.1f} ± {100 * row[f'{name}_error']:.1f} %"
 
 
-def _plot(rows: Sequence[Row]) -> str:
-    """The rates over steps, with lines at two standard errors, as SVG."""
+def plot(rows: Sequence[Mapping[str, float]]) -> str:
+    """Draw the rates over steps, with lines at two standard errors, as SVG."""
     steps, lines = np.asarray([row["step"] for row in rows], float), []
     for name in RATES:
         rates, errors = (100 * np.asarray([row[of] for row in rows]) for of in (name, f"{name}_error"))

@@ -15,20 +15,18 @@ from pathlib import Path
 from bilevel.study.files import STOPPED
 from bilevel.study.task import Task
 from bilevel.tools.select.config import Config
-from bilevel.tools.select.corpus import open_parts
 from bilevel.tools.select.network import load_network
 from bilevel.tools.select.output import SELECTED, Selection
-from bilevel.tools.select.scores import ScoreFiles
+from bilevel.tools.select.scores import ScoreFiles, open_parts
 from bilevel.training.progress import Progress
 
 
 def command(
     arguments: Sequence[str], prog: str, load_task: Callable[[str], Task]
 ) -> tuple[Callable[[], None], Config, Path]:
-    """Understand a command line, without running it: what runs it, its settings, and the directory that it writes to.
+    """Understand a command line, without running it.
 
-    Raises:
-      UserError: for flags that contradict each other.
+    Returns what runs it, its settings, and the directory that it writes to; a UserError says which flags contradict each other.
     """
     import tyro
 
@@ -38,11 +36,7 @@ def command(
 
 
 def select(config: Config, load_task: Callable[[str], Task]) -> None:
-    """Score this process's files and, once all scores are there, write what is kept of them.
-
-    Raises:
-      SystemExit: the scores of other shards are missing.
-    """
+    """Score this process's files and, once all scores are there, write what is kept of them; exit if others are missing."""
     network = load_network(config.weights, config.task, load_task)
     parts = open_parts(config)
     files = ScoreFiles(config, network, parts)

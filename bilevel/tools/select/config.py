@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from bilevel.study.config import check_least
 from bilevel.types import UserError
@@ -76,9 +76,3 @@ class Config:
             )
         if not self.temperature > 0:
             raise UserError(f"--temperature {self.temperature} must be above 0.")
-
-    def choice_settings(self) -> dict[str, Any]:
-        """What decides which documents are kept, given the scores, and how they are written."""
-        drawn = {"temperature": self.temperature, "seed": self.seed} if self.rule == "gumbel" else {}
-        names = ("format", "keep_fraction", "keep_count", "rule")
-        return {name: getattr(self, name) for name in names} | drawn

@@ -1,27 +1,23 @@
-"""The weighting network of a finished run, and the scores that it gives documents."""
+"""The weighting network of a finished run."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import jax
-import numpy as np
-from numpy.typing import NDArray
 
-from bilevel.data import Document, NumpyBatch, document_blocks, read_ahead
+from bilevel.data import NumpyBatch, Pack
 from bilevel.files import load_tree
 from bilevel.study.config import of_run
 from bilevel.study.context import WEIGHTS
 from bilevel.study.files import RESULT
 from bilevel.study.resolve import default_config
-from bilevel.study.task import DocumentRows, DocumentTask, Pack, Task
+from bilevel.study.task import DocumentTask, Task
 from bilevel.study.weights import weights_digest
 from bilevel.training.run_dir import CONFIG_NAME, read_settings
 from bilevel.types import Array, UserError
-
-_BLOCK_BYTES = 1 << 24
 
 
 class Network(NamedTuple):
@@ -82,48 +78,3 @@ def _task(run: Path, name: str | None, load_task: Callable[[str], Task]) -> Docu
         hint = "whose rows are not documents (it has no function pack): give one of, say, language_modeling"
         raise UserError(f"--weights {run} is a run of the task {task.name}, {hint}.")
     return cast(DocumentTask, task)
-
-
-class Scored(NamedTuple):
-    """Scores of some documents, in the order of the corpus."""
-
-    document: NDArray[np.int64]
-    """int64 `[n]`: numbers in the part, blank documents counted."""
-    size: NDArray[np.int64]
-    """int64 `[n]`: bytes of each document."""
-    score: NDArray[np.float32]
-    """float32 `[n]`."""
-
-
-def score_documents(network: Network, documents: Iterable[Document], batch_size: int) -> Iterator[Scored]:
-    """Score documents as a stream: each by the mean logit of its rows, weighted by their bytes.
-
-    Blank ones (`b""`) get no score. `batch_size` rows are scored in one program call; the last one of about 16 MiB of text is
-    padded. While the device works on some documents, a thread cuts the next.
-    """
-    first = 0
-    with read_ahead(enumerate(_cut(network.pack, documents, batch_size))) as blocks:
-        for _, (sizes, batches) in blocks:
-            if batches:
-                owner = np.concatenate([rows.owner for rows in batches])
-                size = np.concatenate([rows.size for rows in batches])
-                begun = [network.logits(rows.batch) for rows in batches]
-                logits = np.concatenate([np.asarray(x) for x in begun], dtype=np.float64)[: len(owner)]
-                weight, total = (np.bincount(owner, x, len(sizes)) for x in (size, size * logits))
-                chosen = np.flatnonzero(weight)
-                yield Scored(first + chosen, sizes[chosen], (total[chosen] / weight[chosen]).astype(np.float32))
-            first += len(sizes)
-
-
-def _cut(
-    pack: Pack, documents: Iterable[Document], batch_size: int
-) -> Iterator[tuple[NDArray[np.int64], list[DocumentRows]]]:
-    """Stream the sizes of some documents, and their rows in batches of one size, the last one padded."""
-    for block in document_blocks(documents, _BLOCK_BYTES):
-        texts, batches = [document.text for document in block], []
-        for rows in pack(texts, batch_size):
-            if len(rows.owner) < batch_size:
-                place = np.minimum(np.arange(batch_size), len(rows.owner) - 1)
-                rows = rows._replace(batch={name: x[place] for name, x in rows.batch.items()})
-            batches.append(rows)
-        yield np.fromiter(map(len, texts), np.int64, len(texts)), batches

@@ -17,13 +17,14 @@ from bilevel.data import digest
 from bilevel.files import appearing, remove_abandoned
 from bilevel.study.files import read_json, write_json
 from bilevel.tools.select.config import Config
-from bilevel.tools.select.corpus import Part
-from bilevel.tools.select.scores import PATIENCE, ScoreFiles
+from bilevel.tools.select.scores import PATIENCE, Part, ScoreFiles
 from bilevel.training import prepare_run_dir
 from bilevel.training.progress import Progress
 from bilevel.types import UserError
 
 SELECTED = "selected"
+DECIDES = ("format", "keep_fraction", "keep_count", "rule", "temperature", "seed")
+"""Flags that say, given the scores, what is written."""
 SCHEMA = pa.schema(
     [("file", pa.dictionary(pa.int32(), pa.string())), ("document", pa.int64()), ("bytes", pa.int64()),
      ("score", pa.float32()), ("kept", pa.bool_())]
@@ -78,8 +79,8 @@ class Selection:
     def __init__(self, config: Config, files: ScoreFiles, parts: list[Part]):
         self._config, self._files, self._parts = config, files, parts
         self._threshold, self._kept = choose(config, files, parts)
-        settings = {"scores": files.settings, "choice": config.choice_settings()}
-        prepare_run_dir(config.output, settings, flag="--output", patience=PATIENCE)
+        choice = {name: getattr(config, name) for name in DECIDES}
+        prepare_run_dir(config.output, {"scores": files.settings, "choice": choice}, flag="--output", patience=PATIENCE)
         self._folder = config.output / SELECTED
         self._folder.mkdir(exist_ok=True)
         remove_abandoned(self._folder)

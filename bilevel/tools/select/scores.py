@@ -1,33 +1,96 @@
-"""The first phase: a table of scores for each part of the corpus."""
+"""The first phase: the corpus in parts, and a table of scores for each of them."""
 
 from __future__ import annotations
 
+import contextlib
 import json
+import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
-from bilevel.data import digest
+from bilevel.data import Source, digest, open_source
+from bilevel.data.opening import hash_of, size_of, stamp_of
+from bilevel.data.text.files import source_of_files
 from bilevel.files import appearing, remove_abandoned
+from bilevel.offline.documents import score_documents
 from bilevel.tools.select.config import Config
-from bilevel.tools.select.corpus import Part
-from bilevel.tools.select.network import Network, score_documents
+from bilevel.tools.select.network import Network
 from bilevel.training import prepare_run_dir
 from bilevel.training.progress import Progress
 from bilevel.types import UserError
 
-try:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-except ImportError as missing:
-    raise UserError("The selection needs pyarrow: pip install 'bilevel[experiments]'.") from missing
-
 SCHEMA = pa.schema([("document", pa.int64()), ("bytes", pa.int64()), ("score", pa.float32())])
+FILES_IN_PART = 256
+"""Where whole files are documents, this many make up a part."""
 _NOTE = b"bilevel"
 """In the metadata of a table: which text was scored."""
 PATIENCE = 60.0
 """Seconds to wait for other shards that begin at the same time."""
+T = TypeVar("T")
+
+
+class Part(NamedTuple):
+    """A file of the corpus; or a run of files that are a document each; or a source that is not made of files.
+
+    What reads it raises a `UserError` if a file is gone.
+    """
+
+    number: int
+    """Position in the corpus."""
+    source: Source
+    """Its documents."""
+    files: tuple[str, ...] = ()
+    """The file of each document, where files are documents; else empty."""
+
+    @property
+    def stem(self) -> str:
+        """Beginning of the names of the files written for this part."""
+        return f"{self.number:05d}-{re.sub(r'[^A-Za-z0-9._-]', '_', Path(self.source.name).name)[-100:]}"
+
+    def state(self) -> dict[str, list[Any]]:
+        """Return size and time of each file: while they stay, the text has stayed."""
+        with self._reading():
+            sizes, times = ([of(path) for path in self.source.paths] for of in (size_of, stamp_of))
+            return {"sizes": sizes or [self.source.fingerprint()], "times": times}
+
+    def content(self) -> str:
+        """Return a digest of all bytes; of what is not made of files, its fingerprint."""
+        with self._reading():
+            return digest(map(hash_of, self.source.paths)) if self.source.paths else self.source.fingerprint()
+
+    def stream(self, read: Callable[[], Iterator[T]]) -> Iterator[T]:
+        """Stream `source.read` or `source.lines`."""
+        with self._reading():
+            yield from read()
+
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise UserError(
+                f"Cannot read {self.source.name} ({error.strerror or error}): put it back, or select from other files."
+            ) from error
+
+
+def open_parts(config: Config) -> list[Part]:
+    """Return the parts of the corpus in order, the same for all processes; a UserError says what is wrong with the data."""
+    whole = open_source(config.corpus, field=config.field, documents=config.documents, blank_files=True)
+    if not whole.paths:
+        return [Part(0, whole)]
+    size, parts = 1 if config.documents == "line" else FILES_IN_PART, []
+    for start in range(0, len(whole.paths), size):
+        paths = list(whole.paths[start : start + size])
+        files = tuple(map(str, paths)) if config.documents == "file" else ()
+        name = "files" if files else str(paths[0])
+        source = source_of_files(name, paths, config.field, config.documents, blank_files=True)
+        parts.append(Part(len(parts), source, files))
+    return parts
 
 
 class ScoreFiles:
@@ -40,7 +103,7 @@ class ScoreFiles:
             "files": {"count": len(names), "names": digest(names)},
         }  # fmt: skip
         self._config, self._network, self._folder = config, network, config.scores or config.output / "scores"
-        flag = "--output" if config.scores is None else "--scores"
+        flag = "--scores" if config.scores else "--output"
         prepare_run_dir(self._folder, self.settings, flag=flag, patience=PATIENCE)
         remove_abandoned(self._folder)
 
@@ -69,9 +132,9 @@ class ScoreFiles:
     def score(self, part: Part, progress: Progress) -> None:
         """Score a part and write its table, in one piece; a `UserError` says that the network gives no number."""
         note = json.dumps({**part.state(), "content": part.content()})
-        schema, documents = SCHEMA.with_metadata({_NOTE: note}), part.stream(part.source.read)
+        network, schema, documents = self._network, SCHEMA.with_metadata({_NOTE: note}), part.stream(part.source.read)
         with appearing(self.file(part)) as file, pq.ParquetWriter(file, schema, compression="zstd") as writer:
-            for scored in score_documents(self._network, documents, self._config.batch_size):
+            for scored in score_documents(network.logits, network.pack, documents, self._config.batch_size):
                 for bad in np.flatnonzero(~np.isfinite(scored.score))[:1]:
                     raise UserError(
                         f"The weighting network gives {scored.score[bad]} for document {scored.document[bad]} of "
