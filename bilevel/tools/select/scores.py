@@ -35,10 +35,7 @@ T = TypeVar("T")
 
 
 class Part(NamedTuple):
-    """A file of the corpus; or a run of files that are a document each; or a source that is not made of files.
-
-    What reads it raises a `UserError` if a file is gone.
-    """
+    """A file of the corpus; or a run of files that are a document each; or a source that is not made of files."""
 
     number: int
     """Position in the corpus."""
@@ -70,6 +67,7 @@ class Part(NamedTuple):
 
     @contextlib.contextmanager
     def _reading(self) -> Iterator[None]:
+        """Raise a `UserError` if a file is gone."""
         try:
             yield
         except OSError as error:
