@@ -150,7 +150,8 @@ def _analyse(arguments: Sequence[str]) -> Command:
 
 
 def _select(arguments: Sequence[str]) -> Command:
-    _check_tyro()
+    _check_installed("tyro", "The command line")
+    _check_installed("pyarrow", "The selection")
     from bilevel.tools import select
 
     return Command(*select.command(arguments, "bilevel select", load_task))
@@ -159,15 +160,15 @@ def _select(arguments: Sequence[str]) -> Command:
 def _task(arguments: Sequence[str], command: str) -> tuple[Any, Sequence[str]]:
     if not arguments or arguments[0].startswith("-"):
         raise UserError(f"bilevel {command} needs a task: one of {', '.join(TASKS)}, or a file my_task.py.")
-    _check_tyro()
+    _check_installed("tyro", "The command line")
     return load_task(arguments[0]), arguments[1:]
 
 
-def _check_tyro() -> None:
+def _check_installed(package: str, what: str) -> None:
     try:
-        import tyro  # noqa: F401 (needed by all commands)
+        importlib.import_module(package)
     except ImportError as error:
-        raise UserError("The command line needs tyro: pip install 'bilevel[experiments]'.") from error
+        raise UserError(f"{what} needs {package}: pip install 'bilevel[experiments]'.") from error
 
 
 def _join(hosts: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -15,6 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bilevel.types import UserError
+
+_ABANDONED = 86_400.0
 
 
 @contextlib.contextmanager
@@ -40,6 +43,14 @@ def appearing(path: Path) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
+
+
+def remove_abandoned(folder: Path) -> None:
+    """Remove the temporary files that nobody has written to for a day: their processes were killed."""
+    for path in folder.glob(".*.*.tmp"):
+        with contextlib.suppress(OSError):
+            if time.time() - path.stat().st_mtime > _ABANDONED:
+                path.unlink()
 
 
 def save_tree(path: str | Path, tree: Any, metadata: Mapping[str, str] | None = None) -> None:

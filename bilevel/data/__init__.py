@@ -22,6 +22,8 @@ from bilevel.data.text.files import file_fingerprint as file_fingerprint
 from bilevel.data.text.overlap import rows_in_both as rows_in_both
 from bilevel.data.text.packed import PackedText as PackedText
 from bilevel.data.text.packed import pack as pack
+from bilevel.data.text.rows import DocumentRows as DocumentRows
+from bilevel.data.text.rows import Pack as Pack
 from bilevel.data.text.rows import Rows as Rows
 from bilevel.data.text.rows import cut_rows as cut_rows
 from bilevel.data.text.rows import document_blocks as document_blocks

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import glob
 import gzip
+import hashlib
 import io
 import os
 import re
@@ -149,6 +150,12 @@ def stamp_of(place: Place) -> int | str:
     with remote_errors(place):
         system, path = _filesystem(place)
         return str(system.ukey(path))
+
+
+def hash_of(place: Place) -> bytes:
+    """Return the BLAKE2b digest of all bytes of a file; errors as `open_bytes`."""
+    with open_bytes(place, decompress=False) as file:
+        return hashlib.file_digest(file, "blake2b").digest()
 
 
 @contextlib.contextmanager

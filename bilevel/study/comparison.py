@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from bilevel.study import files
@@ -56,14 +57,16 @@ def columns_of(task: Task, rows: Sequence[Mapping[str, Any]]) -> dict[str, Colum
         "preparation_steps": Column("steps before"),
         f"finetuned_test_{first.name}": Column(f"test {first.title}, fine-tuned", first.digits),
     }
+    for name in dict.fromkeys(name for row in rows for name in row if name.startswith(f"finetuned_test_{first.name}/")):
+        found[name] = Column(f"{name.partition('/')[2]} test {first.title}, fine-tuned", first.digits)
     return found
 
 
-def table(rows: Sequence[Row], task: Task) -> str:
-    """Return a Markdown table: one line a method, mean ± standard deviation over seeds."""
+def table(rows: Sequence[Row], task: Task, more: Mapping[str, Column] = MappingProxyType({})) -> str:
+    """Return a Markdown table: one line a method, mean ± standard deviation over seeds; `more` are columns besides."""
     units = "; ".join(f"{m.title} in {m.unit}" for m in task.measures if m.unit)
     note = f"{units[:1].upper()}{units[1:]}; seconds of training." if units else "Seconds of training."
-    return f"{by_method(rows, columns_of(task, rows))}\n\n{note}"
+    return f"{by_method(rows, {**columns_of(task, rows), **more})}\n\n{note}"
 
 
 def write(setting: Setting, results: Sequence[Row], elsewhere: Mapping[tuple[str, int], Path]) -> str:
@@ -105,14 +108,14 @@ def _with_crossing(row: Row, metrics: Metrics, setting: Setting) -> Row:
     return row | {
         "steps_to_uniform": at and at["step"],
         "steps_to_uniform_best": best and best["step"],
-        "seconds_to_uniform": at and at["seconds"] + _preparation(row, at["step"]),
+        "seconds_to_uniform": at and at["seconds"] + preparation(row, at["step"]),
         "steps_to": {t: found and found["step"] for t, found in targets.items()},
         "epochs_to": {t: found and round(found["step"] * each, 3) for t, found in targets.items()},
     }
 
 
-def _preparation(row: Row, step: int) -> float:
-    """The seconds before a step that were spent on other things than training."""
+def preparation(row: Mapping[str, Any], step: int) -> float:
+    """Return the seconds before a step that were spent on other things than training."""
     return row.get("preparation_seconds", 0.0) if step > row.get("preparation_step", 0) else 0.0
 
 

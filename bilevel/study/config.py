@@ -33,6 +33,18 @@ def flag_of(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
+def check_least(settings: Any, least: Mapping[str, float]) -> None:
+    """Refuse numbers that are too small; None is none.
+
+    Raises:
+      UserError: naming the first such flag.
+    """
+    for name, smallest in least.items():
+        value = getattr(settings, name)
+        if value is not None and not value >= smallest:
+            raise UserError(f"{flag_of(name)} {value} must be at least {smallest}.")
+
+
 @dataclass(frozen=True)
 class OptimizerConfig:
     """The optimizer of θ."""
@@ -193,9 +205,7 @@ class Study:
         )
         least |= dict.fromkeys(("seed", "trials", "trial_steps", "schedule_steps", "evaluate_every", "checkpoint_every",
                                 "evaluate_rows", "budget_seconds"), 0)  # fmt: skip
-        for name, smallest in least.items():
-            if not getattr(self, name) >= smallest:
-                raise UserError(f"{flag_of(name)} {getattr(self, name)} must be at least {smallest}.")
+        check_least(self, least)
         self.optimizer.check()
         if self.finetune.steps < 0 or not 0 < self.finetune.learning_rate < math.inf:
             raise UserError(

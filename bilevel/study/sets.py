@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 
+from bilevel.data import JoinedData
 from bilevel.study import files
 from bilevel.study.config import Config
+from bilevel.study.task import Splits
 from bilevel.training.run_dir import CONFIG_NAME
 from bilevel.types import UserError
+
+ALL = "all sets"
+"""Name of the rows of several sets together, which are evaluated as the mean over the sets."""
 
 
 def set_name(given: str) -> str:
@@ -57,3 +62,24 @@ def earlier_sets(config: Config, names: Collection[str]) -> list[tuple[str, Conf
         if name not in names and name not in found and given and set_name(given) == name:
             found[name] = for_set(parent, name, given)
     return list(found.items())
+
+
+def joined(sets: Mapping[str, Splits], weights: Sequence[float] | None) -> Splits:
+    """Return the splits of the first set with the specific rows of all; the test sets have names of their own.
+
+    Args:
+      sets: name -> splits with the same generic rows.
+      weights: how often a specific batch comes from each, in proportion; None: all alike.
+    """
+    first, *_ = sets.values()
+    tests = {name: next(iter(splits.test.values())) for name, splits in sets.items()}
+    deciding = JoinedData({name: splits.deciding for name, splits in sets.items()})
+    held_out = {name: splits.held_out for name, splits in sets.items() if splits.held_out is not None}
+    return dataclasses.replace(
+        first,
+        specific=JoinedData({name: splits.specific for name, splits in sets.items()}),
+        valid={ALL: deciding, **{name: first.valid[name] for name in list(first.valid)[1:]}},
+        test={ALL: JoinedData(tests), **tests},
+        held_out=JoinedData(held_out) if len(held_out) == len(sets) else None,
+        specific_weights=weights,
+    )

@@ -6,7 +6,7 @@ search, fine-tuning, tables and the report, for every task alike.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar
@@ -16,7 +16,7 @@ import numpy as np
 from jax.sharding import Mesh
 from numpy.typing import NDArray
 
-from bilevel.data import Dataset, JoinedData, NumpyBatch, evaluation_batches
+from bilevel.data import Dataset, JoinedData, Pack, evaluation_batches
 from bilevel.selection.scorers import Scorer
 from bilevel.study.report import Picture as Picture
 from bilevel.study.report import Text as Text
@@ -190,21 +190,6 @@ class Task(Protocol):
     def show(self, config: Any, splits: Any, ids: NDArray[np.integer[Any]]) -> Sequence[Text | Picture]:
         """Return generic rows as texts or pictures for the report, `ids` being their numbers."""
         ...
-
-
-class DocumentRows(NamedTuple):
-    """Rows that documents were cut into, in order."""
-
-    batch: NumpyBatch
-    """As the weighting network takes them."""
-    owner: NDArray[np.integer[Any]]
-    """`[b]`: the position of each row's document."""
-    size: NDArray[np.integer[Any]]
-    """`[b]`: the bytes of text in each row."""
-
-
-Pack: TypeAlias = Callable[[list[bytes], int], Iterator[DocumentRows]]
-"""(documents in UTF-8, most rows) -> their rows, in batches of that size, the last one excepted; none for `b""`."""
 
 
 class DocumentTask(Task, Protocol):

@@ -13,7 +13,18 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
-from bilevel.data import PackedText, RowView, cut_rows, open_source, open_specific, options_of, pack, rows_in_both
+from bilevel.data import (
+    DocumentRows,
+    Pack,
+    PackedText,
+    RowView,
+    cut_rows,
+    open_source,
+    open_specific,
+    options_of,
+    pack,
+    rows_in_both,
+)
 from bilevel.nn.transformer import (
     SIZES,
     Transformer,
@@ -24,7 +35,7 @@ from bilevel.nn.transformer import (
 from bilevel.nn.weighting import ConvWeighting, NGramWeighting, logit_fn
 from bilevel.study import Evaluate, Known, Measure, Model, ModelOptions, ParamFilter, Splits, Text, Weighting
 from bilevel.study.config import free
-from bilevel.study.task import DocumentRows, Pack, evaluator
+from bilevel.study.task import evaluator
 from bilevel.types import Array, Batch, ModelState, Params, UserError
 
 HELD_OUT_EVERY = 50

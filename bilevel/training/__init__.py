@@ -15,6 +15,7 @@ from bilevel.training.metrics import read_metrics as read_metrics
 from bilevel.training.programs import StepChoice as StepChoice
 from bilevel.training.recorder import SequenceRecorder as SequenceRecorder
 from bilevel.training.replay import Replay as Replay
+from bilevel.training.replay import Snapshots as Snapshots
 from bilevel.training.resident import Resident as Resident
 from bilevel.training.run_dir import hold_run_dir as hold_run_dir
 from bilevel.training.run_dir import prepare_run_dir as prepare_run_dir

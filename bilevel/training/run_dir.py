@@ -24,7 +24,14 @@ _LOCK_NAME = ".lock"
 _SHOWN = 3
 
 
-def prepare_run_dir(path: str | Path, config: Mapping[str, Any], *, may_change: Collection[str] = ()) -> Path:
+def prepare_run_dir(
+    path: str | Path,
+    config: Mapping[str, Any],
+    *,
+    may_change: Collection[str] = (),
+    flag: str = "--run-dir",
+    patience: float = 0.0,
+) -> Path:
     """Create the directory of a run and write its settings to `config.yaml`, or compare them with it.
 
     Settings with which nothing was saved (the run was refused, or stopped before its first row of metrics) are replaced.
@@ -36,6 +43,8 @@ def prepare_run_dir(path: str | Path, config: Mapping[str, Any], *, may_change: 
             JSON does not have (paths, types) are stored as text. The name `format` is taken.
         may_change: dotted names of settings that may differ when the run continues (the number of steps, how
             often to log); a name also covers everything below it.
+        flag: that gave the path, for messages.
+        patience: seconds to wait for other processes that do the same.
 
     Returns:
         `path` as a `Path`.
@@ -51,9 +60,9 @@ def prepare_run_dir(path: str | Path, config: Mapping[str, Any], *, may_change: 
     if jax.process_index() != 0:
         return path
     settings = json.loads(json.dumps(config, default=str))
-    with hold_run_dir(path):
+    with hold_run_dir(path, flag, patience):
         if (path / CONFIG_NAME).exists() and anything_saved(path):
-            _check_same(path, read_settings(path), settings, may_change)
+            _check_same(path, read_settings(path), settings, may_change, flag)
         text = yaml.safe_dump({_FORMAT_KEY: FORMAT, **settings}, sort_keys=False, allow_unicode=True)
         write_atomically(path / CONFIG_NAME, text)
     return path
@@ -82,25 +91,28 @@ def read_settings(path: Path) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def hold_run_dir(path: Path) -> Iterator[None]:
+def hold_run_dir(path: Path, flag: str = "--run-dir", patience: float = 0.0) -> Iterator[None]:
     """Hold the lock of a run directory (created if needed); it is released however the process dies.
+
+    Args:
+        path: the directory.
+        flag: that gave it, for messages.
+        patience: seconds to wait for another process.
 
     Raises:
         UserError: another process holds it, or the directory cannot be written.
     """
-    lock = FileLock(path / _LOCK_NAME, timeout=0, fallback_to_soft=False)
+    lock = FileLock(path / _LOCK_NAME, timeout=patience, fallback_to_soft=False)
     try:
         path.mkdir(parents=True, exist_ok=True)
         (path / _LOCK_NAME).touch()
     except OSError as error:
-        raise UserError(
-            f"Cannot write to the run directory {path} ({error.strerror}): give another --run-dir."
-        ) from error
+        raise UserError(f"Cannot write to the run directory {path} ({error.strerror}): give another {flag}.") from error
     try:
         lock.acquire()
     except Timeout as error:
         raise UserError(
-            f"Another process is running in {path}: wait for its end, stop it, or give another --run-dir."
+            f"Another process is running in {path}: wait for its end, stop it, or give another {flag}."
         ) from error
     except OSError as error:  # some network file systems have no locks
         print(f"warning: {path} cannot be locked ({error.strerror}): start no second process there.", file=sys.stderr)
@@ -126,7 +138,9 @@ def anything_saved(path: Path) -> bool:
     return any(file.is_file() and file not in own and file.stat().st_size > 0 for file in path.rglob("*"))
 
 
-def _check_same(path: Path, before: dict[str, Any], settings: dict[str, Any], may_change: Collection[str]) -> None:
+def _check_same(
+    path: Path, before: dict[str, Any], settings: dict[str, Any], may_change: Collection[str], flag: str
+) -> None:
     old, new = flatten(before), flatten(settings)
     names = [*new, *(name for name in old if name not in new)]
     differing = [
@@ -139,7 +153,7 @@ def _check_same(path: Path, before: dict[str, Any], settings: dict[str, Any], ma
         more = f"; and {len(differing) - _SHOWN} more" if len(differing) > _SHOWN else ""
         raise UserError(
             f"{path} holds a run with other settings ({shown}{more}): "
-            "give another --run-dir, or the same settings to continue that run."
+            f"give another {flag}, or the same settings to continue that run."
         )
 
 

@@ -11,13 +11,13 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
@@ -27,12 +27,13 @@ from bilevel.data import Document, document_blocks, open_source
 from bilevel.devices import sharding
 from bilevel.files import load_tree, save_tree
 from bilevel.nn.weighting import ConvWeighting, NGramWeighting
+from bilevel.offline import documents as offline
 from bilevel.study.files import STOPPED
 from bilevel.tools.select import scores
 from bilevel.tools.select.config import Config
 from bilevel.tools.select.network import load_network
-from bilevel.tools.select.output import choose, gumbel
-from bilevel.tools.select.scores import Part, Scored, ScoreFiles, score_documents
+from bilevel.tools.select.output import choose, ranks
+from bilevel.tools.select.scores import Part, ScoreFiles
 
 T = 24
 MODULES = {"ngram": NGramWeighting(width=4, hidden=4), "conv": ConvWeighting(layers=2, width=4)}
@@ -159,13 +160,13 @@ def test_scores_are_those_of_the_network(trained: Path, tmp_path: Path, weightin
 
 
 def test_scores_do_not_depend_on_how_the_stream_is_cut(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    network = load_network(run, None, cli.load_task)
+    loaded = load_network(run, None, cli.load_task)
     documents = [Document(x.encode()) for x in [*texts(50, 6), "", "huge " * 4000, "", *texts(20, 7)]]
-    whole = list(score_documents(network, documents, 16))
-    monkeypatch.setattr(scores, "document_blocks", lambda stream, _: document_blocks(stream, 700))
-    pieces = list(score_documents(network, documents, 16))
+    whole = list(offline.score_documents(*loaded[:2], documents, 16))
+    monkeypatch.setattr(offline, "document_blocks", lambda stream, _: document_blocks(stream, 700))
+    pieces = list(offline.score_documents(*loaded[:2], documents, 16))
     assert len(whole) == 1 < 5 < len(pieces)
-    for column, name in enumerate(Scored._fields):
+    for column, name in enumerate(offline.Scored._fields):
         joined = np.concatenate([piece[column] for piece in pieces])
         np.testing.assert_array_equal(joined, whole[0][column], err_msg=name)
 
@@ -199,9 +200,8 @@ def test_documents_are_the_original_lines(run: Path, folder: Path, tmp_path: Pat
     assert lines_in(tmp_path / "text") == [*plain, *(f"{line}\r" for line in texts(30, 2))]
 
 
-def test_large_file_in_both_formats(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Over several blocks of lines and batches of scores, both formats keep the same documents; ties are cut exactly."""
-    monkeypatch.setattr(scores, "READ_ROWS", 1000)
+def test_large_file_in_both_formats(run: Path, tmp_path: Path) -> None:
+    """Over several blocks of lines, both formats keep the same documents; ties are cut exactly."""
     made = [f"{i % 7:040d}" if i % 3 else "" for i in range(60_000)]
     (tmp_path / "big.txt").write_text("\n".join(made) + "\n")
     call(run, tmp_path / "big.txt", tmp_path / "table", keep_count=12_345, batch_size=2048)
@@ -246,18 +246,15 @@ def test_whole_files_arrays_and_other_sources(run: Path, tmp_path: Path, monkeyp
 
 
 class FewScores:
-    """Score files in memory, many scores equal, in pieces."""
+    """Score files in memory, many scores equal."""
 
     def __init__(self, parts: list[Part]):
         rng = np.random.default_rng(0)
         values = np.array([-3.5, -0.0, 0.0, 0.25, 1e-30, 7.0], np.float32)
         self.scores = [rng.choice(values, 20 * part.number).astype(np.float32) for part in parts]
 
-    def read(self, part: Part) -> Iterator[Scored]:
-        stored = self.scores[part.number]
-        for start in range(0, len(stored), 7):
-            number = np.arange(start, min(start + 7, len(stored)))
-            yield Scored(number, np.ones_like(number), stored[number])
+    def read(self, part: Part) -> pa.Table:
+        return pa.table({"score": self.scores[part.number]})
 
 
 def test_the_choice_is_that_of_a_stable_sort() -> None:
@@ -267,25 +264,27 @@ def test_the_choice_is_that_of_a_stable_sort() -> None:
     owner = np.repeat(np.arange(5), [len(x) for x in files.scores])
     for count in (1, 2, 57, 100, 143, 199, 200):
         config = Config(Path(), "", Path(), keep_count=count)
-        found = choose(config, cast(ScoreFiles, files), parts)
+        threshold, kept = choose(config, cast(ScoreFiles, files), parts)
         order = np.argsort(-whole, kind="stable")[:count]
-        assert np.flatnonzero(np.concatenate(found.kept)).tolist() == sorted(order)
-        assert [len(kept) for kept in found.kept] == np.bincount(owner, minlength=5).tolist()
-        assert found.threshold == whole[order[-1]]
+        assert np.flatnonzero(np.concatenate(kept)).tolist() == sorted(order)
+        assert [len(own) for own in kept] == np.bincount(owner, minlength=5).tolist()
+        assert threshold == whole[order[-1]]
 
 
-def test_gumbel_draws_in_proportion() -> None:
-    """The first draws follow the softmax; noise is a function of (seed, part, document) alone."""
-    logits = np.array([0.0, 1.0, 2.0])
-    first = [int(np.argmax(logits + gumbel(seed, 4, np.arange(3)))) for seed in range(4000)]
-    wanted = np.exp(logits) / np.exp(logits).sum()
+def test_ranks_draw_in_proportion() -> None:
+    """The first draws follow the softmax of score / temperature; the noise of seeds and parts differs."""
+
+    def drawn(seed: int, part: int, scores: list[float], temperature: float = 1.0) -> Any:
+        config = Config(Path(), "", Path(), rule="gumbel", seed=seed, temperature=temperature)
+        return ranks(config, part, np.array(scores, np.float32))
+
+    first = [int(np.argmax(drawn(seed, 4, [0.0, 2.0, 4.0], 2.0))) for seed in range(4000)]
+    wanted = np.exp([0.0, 1.0, 2.0]) / np.exp([0.0, 1.0, 2.0]).sum()
     np.testing.assert_allclose(np.bincount(first, minlength=3) / 4000, wanted, atol=0.03)
-    noise = gumbel(1, 2, np.arange(100_000))
-    np.testing.assert_array_equal(noise[500:600], gumbel(1, 2, np.arange(500, 600)))
-    assert abs(noise.mean() - np.euler_gamma) < 0.02
-    assert abs(noise.var() - np.pi**2 / 6) < 0.05
-    for other in (gumbel(2, 2, np.arange(1000)), gumbel(1, 3, np.arange(1000)), noise[1000:2000]):
-        assert abs(np.corrcoef(noise[:1000], other)[0, 1]) < 0.15
+    noise = drawn(1, 2, [0.0] * 1000)
+    np.testing.assert_array_equal(noise, drawn(1, 2, [0.0] * 1000))
+    for seed, part in ((2, 2), (1, 3)):
+        assert abs(np.corrcoef(noise, drawn(seed, part, [0.0] * 1000))[0, 1]) < 0.15
 
 
 def test_drawn_selection(run: Path, folder: Path, tmp_path: Path) -> None:
@@ -312,9 +311,9 @@ def command(*arguments: str, before: str = "") -> subprocess.Popen[str]:
 KILL_AFTER_WRITES = """
 import os, signal, pyarrow.parquet as pq
 written, original = 0, pq.ParquetWriter.write_table
-def write_table(self, *given):
+def write_table(self, *given, **more):
     global written
-    original(self, *given)
+    original(self, *given, **more)
     written += 1
     if written == {count}:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -377,11 +376,11 @@ def test_a_changed_file_is_scored_again(
 ) -> None:
     spec = f"{folder}/a.txt,{folder}/b.txt.gz"
     call(run, spec, tmp_path / "out")
-    first = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out" / "scores").iterdir()}
+    first = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out" / "scores").glob("*.parquet")}
     (folder / "a.txt").write_text("\n".join(texts(9, 11)))
     call(run, spec, tmp_path / "out")
-    assert "a.txt changed after it was scored: scoring it again." in capsys.readouterr().err
-    second = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out" / "scores").iterdir()}
+    assert "a.txt changed after it was scored" in capsys.readouterr().err
+    second = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out" / "scores").glob("*.parquet")}
     assert {name for name in first if first[name] != second[name]} == {"00000-a.txt.parquet"}
     rows = rows_in(tmp_path / "out")
     assert len(rows) == 39
@@ -435,7 +434,7 @@ def test_a_file_that_is_gone_is_not_a_full_disk(
         (folder / "a.txt").unlink(missing_ok=True)
         return ""
 
-    monkeypatch.setattr(scores, "content", gone)
+    monkeypatch.setattr(Part, "content", gone)
     with pytest.raises(SystemExit):
         call(run, folder / "a.txt", tmp_path / "out")
     error = capsys.readouterr().err
@@ -545,7 +544,9 @@ def test_other_tasks(trained: Path, folder: Path, tmp_path: Path, capsys: pytest
     own = make_run(tmp_path / "own", trained, task="own")
     given = own, folder / "a.txt", tmp_path / "out"
     assert "run of the task own, which does not come with bilevel: name its file" in refused(capsys, *given)
-    assert "but --weights" in refused(capsys, *given, task="language_modeling")
+    assert "is of the task own, not of language_modeling: give that task" in refused(
+        capsys, *given, task="language_modeling"
+    )
     call(*given, task=tmp_path / "own_task.py")
     call(make_run(tmp_path / "same", trained), folder / "a.txt", tmp_path / "same_out")
     assert rows_in(tmp_path / "out") == rows_in(tmp_path / "same_out")
@@ -560,7 +561,7 @@ def test_other_settings_are_refused(
     call(run, folder / "a.txt", out)
     before = everything(out)
     error = refused(capsys, run, folder / "a.txt", out, keep_count=11)
-    assert "made with other settings (keep_count was 10, now 11): give another --output" in error
+    assert "other settings (choice.keep_count was 10, now 11): give another --output" in error
     assert "network.parameters was" in refused(capsys, make_run(tmp_path / "b", trained, seed=1), folder / "a.txt", out)
     assert "files.count was 1, now 2" in refused(capsys, run, f"{folder}/a.txt,{folder}/b.txt.gz", out)
     given: dict[str, object] = {"scores": out / "scores", "documents": "file"}
@@ -575,7 +576,7 @@ def test_settings_with_which_nothing_was_scored_do_not_bind(
     bad.write_bytes(b"caf\xe9\n")
     assert "is not UTF-8" in refused(capsys, run, bad, tmp_path / "out")
     call(run, folder / "a.txt", tmp_path / "out")
-    assert (tmp_path / "out" / "scores" / "settings.json").exists()
+    assert (tmp_path / "out" / "scores" / "config.yaml").exists()
 
 
 def test_damaged_scores_are_made_again(run: Path, folder: Path, tmp_path: Path) -> None:
@@ -597,4 +598,4 @@ def test_temporary_files_are_removed(run: Path, folder: Path, tmp_path: Path) ->
     for name in names[1:]:
         os.utime(tmp_path / "out" / "scores" / name, (0, 0))
     call(run, folder / "a.txt", tmp_path / "out")
-    assert {path.name for path in (tmp_path / "out").rglob(".*")} == {names[0], names[2]}
+    assert {path.name for path in (tmp_path / "out").rglob(".*")} == {names[0], names[2], ".lock"}

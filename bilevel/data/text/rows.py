@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from bilevel.data.digests import Document
+from bilevel.data.loading.arrays import NumpyBatch
 
 SHORTEST_TAIL = 16
 """A last window shorter than this (and than the row length) is dropped, unless it is its document's only
@@ -27,6 +28,21 @@ class Rows(NamedTuple):
     """int32 `[n]`: the real bytes of each row, 1 to T."""
     owner: NDArray[np.int64]
     """int64 `[n]`: the position of each row's text in the list."""
+
+
+class DocumentRows(NamedTuple):
+    """Rows that documents were cut into, in order."""
+
+    batch: NumpyBatch
+    """As the weighting network takes them."""
+    owner: NDArray[np.integer[Any]]
+    """`[b]`: the position of each row's document."""
+    size: NDArray[np.integer[Any]]
+    """`[b]`: the bytes of text in each row."""
+
+
+Pack: TypeAlias = Callable[[list[bytes], int], Iterator[DocumentRows]]
+"""(documents in UTF-8, most rows) -> their rows, in batches of that size, the last one excepted; none for `b""`."""
 
 
 def document_blocks(documents: Iterable[Document], block_bytes: int = _BLOCK_BYTES) -> Iterator[list[Document]]:

@@ -317,3 +317,6 @@ SPECS: dict[str, Spec] = {
         _IMPLICIT | {"step_size": Log(1e-2, 1.0)}, _UNAVERAGED,
     ),
 }  # fmt: skip
+
+LEARNING = tuple(name for name, spec in SPECS.items() if spec.settings is not MetaWeightNet)
+"""Methods that learn a weighting network of rows, not of losses, while the model trains."""

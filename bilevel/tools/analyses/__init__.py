@@ -1,4 +1,8 @@
-"""Analyses of learned weights, after Grangier, Ablin and Hannun (2024), sections 6.1 to 6.4 and appendix B."""
+"""Analyses of learned weights.
+
+Reference: Grangier, Ablin, Hannun, "Adaptive Training Distributions with Scalable Online Bilevel Optimization" (2024), sections
+  6.1 to 6.4 and appendix B.
+"""
 
 from __future__ import annotations
 
@@ -19,13 +23,9 @@ ANALYSES: dict[str, type[Analysis]] = {a.name: a for a in (Curriculum, Filters, 
 
 
 def command(name: str, task: Task, arguments: Sequence[str], prog: str) -> tuple[Callable[[], None], Any, Path]:
-    """Understand the command line of an analysis, without running it.
+    """Understand a command line, without running it.
 
-    Returns:
-      What runs it, its settings, and the run directory.
-
-    Raises:
-      UserError: for flags that do not go together.
+    Returns what runs it, its settings, and the run directory; a UserError says which flags do not go together.
     """
     kind = ANALYSES[name]
     found = flags.parse(task, arguments, prog, kind.methods, own=kind, adapt=kind.adapted)

@@ -1,35 +1,30 @@
-"""What the analyses share: flags, the runs one after the other, the table and the plot."""
+"""What the analyses share: their runs one after the other, the table and the plot."""
 
 from __future__ import annotations
 
 import dataclasses
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, TypeAlias
+from typing import Any, ClassVar, NamedTuple
 
-from bilevel.study import diverged, files, flags, search
+from bilevel.study import comparison, diverged, files, flags, search
 from bilevel.study.config import Config, flag_of
-from bilevel.study.methods.learning import Learning, MetaWeightNet
+from bilevel.study.methods.learning import LEARNING
 from bilevel.study.methods.picking import Picking
 from bilevel.study.methods.plain import Frozen
-from bilevel.study.registry import METHODS, with_first
+from bilevel.study.registry import with_first
 from bilevel.study.report.charts import draw, mean_line
 from bilevel.study.run import Setting, Variant, directory_of
 from bilevel.study.suite import check_methods, opened
-from bilevel.study.tables import Column, by_method
-from bilevel.study.task import GENERIC, Measure, Task
-from bilevel.training import TrainingDiverged, read_metrics
+from bilevel.study.tables import Column
+from bilevel.study.task import Measure, Task
+from bilevel.training import read_metrics
 from bilevel.training.metrics import Row
 from bilevel.training.run_dir import write_atomically
 from bilevel.types import UserError
 
-Results: TypeAlias = Sequence[Mapping[str, Any]]
-LEARNING = tuple(
-    name for name, spec in METHODS.items()
-    if issubclass(spec.settings, Learning) and not issubclass(spec.settings, MetaWeightNet)
-)  # fmt: skip
-"""Methods that learn a weighting network of rows while the model trains."""
 OF_COMPARISONS = ("eval_only", "trials", "trial_steps", "same_seconds", "budget_seconds", "targets", "hosts")
 """Flags of the comparison that no analysis has a use for."""
 
@@ -43,6 +38,10 @@ class Planned(NamedTuple):
     method: str
     seed: int
     variant: Variant = Variant()
+    summary: Mapping[str, Any] = {}
+    """Empty until it has ended."""
+    metrics: Sequence[Row] = ()
+    """With the seconds of what preceded training, as in the summary; of a run that diverged, none."""
 
     @property
     def directory(self) -> Path:
@@ -50,70 +49,44 @@ class Planned(NamedTuple):
         return directory_of(self.setting.config, self.method, self.seed)
 
 
-class Record(NamedTuple):
-    """A finished run."""
-
-    run: Planned
-    summary: dict[str, Any]
-    metrics: Sequence[Row]
-    """With the seconds of what preceded training, as in the summary; of a run that diverged, none."""
-
-
 @dataclass(frozen=True)
-class Analysis:
-    """An analysis: its own flags as fields, the runs that it makes, and what it shows of them."""
+class Analysis(ABC):
+    """An analysis: its own flags as fields, the runs that it makes, and what it adds to their table."""
 
     name: ClassVar[str]
     """Of the command, of the files, and of the run directory below runs/."""
-    heading: ClassVar[str] = "method"
-    """Of the first column."""
     unused: ClassVar[tuple[str, ...]] = (*OF_COMPARISONS, "compare", "specific_sets")
     """Flags of the study that it refuses."""
     apart: ClassVar[bool] = False
     """Whether the runs take nothing from each other: one that diverges is then a dash in the table, and the others are made."""
     x: ClassVar[str] = "step"
     """What the deciding measure is plotted against: step or seconds."""
+    columns: ClassVar[Mapping[str, Column]] = {}
+    """Of the table, besides those of a comparison."""
+
+    methods = staticmethod(flags.compared)
+    """The configuration without flags, and the arguments -> the methods whose settings are flags."""
 
     @classmethod
     def adapted(cls, config: Config) -> Config:
         """Return the defaults of this analysis."""
         return config.with_study(run_dir=Path("runs") / cls.name, targets=())
 
-    @staticmethod
-    def methods(before: Config, arguments: Sequence[str]) -> Sequence[str]:
-        """Return the methods whose settings are flags."""
-        return flags.compared(before, arguments)
-
+    @abstractmethod
     def check(self, config: Config) -> None:
         """Check the flags before anything is read; raises a UserError."""
 
     def opened(self, config: Config, task: Task) -> list[Setting]:
-        """Open the data of all runs: one setting for each data set."""
+        """Open the data of all runs, one setting for each data set; raises a UserError."""
         return [opened(config, task)]
 
+    @abstractmethod
     def runs(self, setting: Setting, seed: int) -> Iterator[Planned]:
         """Plan the runs of one seed, in their order; this reads nothing that they write."""
-        raise NotImplementedError
 
-    def measured(self, planned: Planned) -> dict[str, Any]:
-        """Return what is added to the summary of a finished run."""
+    def added(self, run: Planned, runs: Sequence[Planned], measure: Measure) -> dict[str, Any]:
+        """Return what is added to the summary of a run that ended, given all runs."""
         return {}
-
-    def results(self, records: Sequence[Record], measure: Measure) -> list[dict[str, Any]]:
-        """Return the lines of the table, one a run, with values named as in `columns`; `method` is the label."""
-        return [record.summary | {"method": record.run.label} for record in records]
-
-    def columns(self, measure: Measure, results: Results) -> dict[str, Column]:
-        """Return the columns of the table of some results; those that no run has are left out."""
-        name, title, digits, *_ = measure
-        return {
-            f"valid_{name}": Column(f"valid {title}", digits),
-            f"test_{name}": Column(f"test {title}", digits),
-            f"valid_{name}/{GENERIC}": Column(f"{GENERIC} valid {title}", digits),
-            "effective_sample_size": Column("effective sample size"),
-            "seconds": Column("seconds"),
-            f"finetuned_test_{name}": Column(f"test {title}, fine-tuned", digits),
-        }
 
 
 @dataclass(frozen=True)
@@ -128,7 +101,7 @@ class OfLearner(Analysis):
 
     @classmethod
     def adapted(cls, config: Config) -> Config:
-        """As `Analysis.adapted`; a task's settings for dense weights, their rate too, give way to those that pick rows."""
+        """Replace a task's settings for dense weights, their rate too, by those that pick rows."""
         config = super().adapted(config)
         for name in LEARNING if cls.sparse else ():
             if (own := config.methods[name]).mode != "sparse":
@@ -139,14 +112,12 @@ class OfLearner(Analysis):
     def methods(before: Config, arguments: Sequence[str]) -> Sequence[str]:
         """Return the learner."""
         if (found := flags.value(arguments, "--learner") or "soba") not in LEARNING:
-            known = ", ".join(LEARNING)
-            raise UserError(
-                f"--learner {found} does not learn a weighting network while it trains: choose from {known}."
-            )
+            what = "does not learn a weighting network while it trains"
+            raise UserError(f"--learner {found} {what}: choose from {', '.join(LEARNING)}.")
         return [found]
 
     def check(self, config: Config) -> None:
-        """As `Analysis.check`."""
+        """Refuse weights of rows that were not picked."""
         if self.sparse and config.methods[self.learner].mode != "sparse":
             flag = flag_of(f"{self.learner}.mode")
             raise UserError(f"{flag} dense is not for this analysis, which picks rows from a big batch: omit it.")
@@ -163,60 +134,50 @@ def in_folder(setting: Setting, folder: str) -> Setting:
     return setting.of(setting.config.with_study(run_dir=setting.config.study.run_dir / folder))
 
 
+def baseline(run: Planned, runs: Sequence[Planned]) -> Planned:
+    """Return the run with uniform sampling of the same data and seed."""
+    same = (other for other in runs if other.seed == run.seed and other.setting.splits is run.setting.splits)
+    return next(other for other in same if other.method == "uniform")
+
+
 def analyse(analysis: Analysis, config: Config, task: Task) -> None:
-    """Make the runs of all seeds, and write NAME.json, NAME.md and NAME.svg.
-
-    Raises:
-      UserError: for data or settings that are not possible, and at the end for runs that diverged.
-    """
-    settings, (measure, *_), file = analysis.opened(config, task), task.measures, config.study.run_dir / analysis.name
-    for planned in (run for setting in settings for run in analysis.runs(setting, config.study.seed)):
-        if planned.method != "frozen":  # its weights are learned by a run of those that are checked
-            check_methods(planned.setting, with_first([planned.method]))
-    seeds = [(setting, seed) for setting in settings for seed in config.study.seed_numbers]
-    records = [_record(analysis, planned) for setting, seed in seeds for planned in analysis.runs(setting, seed)]
-    results = analysis.results(records, measure)
-    unit = f"{measure.title.capitalize()} in {measure.unit}; seconds" if measure.unit else "Seconds"
-    text = f"{by_method(results, analysis.columns(measure, results), analysis.heading)}\n\n{unit} of training."
-    files.write_json(file.with_suffix(".json"), results)
+    """Make the runs of all seeds, and write NAME.json, NAME.md and NAME.svg; at the end, a UserError names what diverged."""
+    settings, study, measure = analysis.opened(config, task), config.study, task.measures[0]
+    for run in (run for setting in settings for run in analysis.runs(setting, study.seed)):
+        if run.method != "frozen":  # its weights are learned by a run of those that are checked
+            check_methods(run.setting, with_first([run.method]))
+    seeds = [(setting, seed) for setting in settings for seed in study.seed_numbers]
+    runs = [_made(run, analysis.apart) for setting, seed in seeds for run in analysis.runs(setting, seed)]
+    added = [analysis.added(run, runs, measure) if run.metrics else {} for run in runs]
+    rows = [{**run.summary, "method": run.label, **more} for run, more in zip(runs, added, strict=True)]
+    text, file = comparison.table(rows, task, analysis.columns), study.run_dir / analysis.name
+    files.write_json(file.with_suffix(".json"), rows)
     write_atomically(file.with_suffix(".md"), text + "\n")
-    write_atomically(file.with_suffix(".svg"), _plot(analysis, records, measure))
+    write_atomically(file.with_suffix(".svg"), _plot(analysis, runs, measure))
     print(f"{text}\n\nPlot: {file}.svg")
-    diverged.refuse(record.summary for record in records)
+    diverged.refuse(rows)
 
 
-def _record(analysis: Analysis, planned: Planned) -> Record:
-    """Make a run; where the runs are apart, of one that diverged what is known."""
-    _, setting, method, seed, variant = planned
-    if setting.config.study.progress:
-        files.say(f"{planned.label}, seed {seed}")
-    try:
-        config = search.searched(setting, method)
-        summary = diverged.attempt(setting.of(config), method, seed, not analysis.apart, variant)
-    except TrainingDiverged as error:
-        if not analysis.apart:
-            raise
-        files.say(f"{planned.label} is left out: {error}")
-        summary = {"method": method, "seed": seed, diverged.WHERE: str(search.folder_of(setting.config, method))}
-    if diverged.WHERE in summary:
-        return Record(planned, summary, [])
-    return record_of(planned, summary | analysis.measured(planned))
+def _made(run: Planned, apart: bool) -> Planned:
+    """Make a run; where the runs are apart, one that diverges ends nothing."""
+    if run.setting.config.study.progress:
+        files.say(f"{run.label}, seed {run.seed}")
+    here = run.setting.of(search.searched(run.setting, run.method))
+    summary = diverged.attempt(here, run.method, run.seed, not apart, run.variant)
+    ended = diverged.WHERE not in summary
+    return run._replace(summary=summary, metrics=metrics_of(run.directory, summary) if ended else ())
 
 
-def record_of(run: Planned, summary: dict[str, Any]) -> Record:
-    """Return a finished run with its metrics."""
-    seconds, begin = summary.get("preparation_seconds", 0.0), summary.get("preparation_step", 0)
-    rows = read_metrics(run.directory / "metrics.jsonl")
-    return Record(run, summary, [row | {"seconds": row["seconds"] + seconds * (row["step"] > begin)} for row in rows])
+def metrics_of(directory: Path, summary: dict[str, Any]) -> list[Row]:
+    """Return the metrics of a run; their seconds include what preceded training."""
+    rows = read_metrics(directory / "metrics.jsonl")
+    return [row | {"seconds": row["seconds"] + comparison.preparation(summary, row["step"])} for row in rows]
 
 
-def _plot(analysis: Analysis, records: Sequence[Record], measure: Measure) -> str:
+def _plot(analysis: Analysis, runs: Sequence[Planned], measure: Measure) -> str:
     """The valid measure of each line of the table, the mean over seeds and each seed, as SVG."""
-    rows: dict[str, list[Sequence[Row]]] = {}
-    for record in records:
-        if record.metrics:
-            rows.setdefault(record.run.label, []).append(record.metrics)
-    lines = [mean_line(label, seeds, f"valid_{measure.name}", analysis.x) for label, seeds in rows.items()]
+    name, labels = f"valid_{measure.name}", dict.fromkeys(run.label for run in runs if run.metrics)
+    lines = [mean_line(of, [run.metrics for run in runs if run.label == of], name, analysis.x) for of in labels]
     unit = f" ({measure.unit})" if measure.unit else ""
     x_label = "training seconds" if analysis.x == "seconds" else "step"
     return draw(lines, x_label=x_label, y_label=f"valid {measure.title}{unit}")

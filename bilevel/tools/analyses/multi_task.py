@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
-from bilevel.data import JoinedData
 from bilevel.study.config import Config
 from bilevel.study.registry import METHODS, chosen
 from bilevel.study.run import Setting, Variant
-from bilevel.study.sets import named_sets
+from bilevel.study.sets import joined, named_sets
 from bilevel.study.suite import opened
-from bilevel.study.tables import Column
-from bilevel.study.task import Measure, Splits, Task
-from bilevel.tools.analyses.base import OF_COMPARISONS, Analysis, Planned, Results
+from bilevel.study.task import Task
+from bilevel.tools.analyses.base import OF_COMPARISONS, Analysis, Planned
 from bilevel.types import UserError
-
-_ALL = "all sets"
 
 
 @dataclass(frozen=True)
@@ -26,10 +22,7 @@ class MultiTask(Analysis):
     """Several specific tasks at once (appendix B, table 12).
 
     The specific batch of each step comes from one of the sets, at random. What decides is the mean over the sets. Fine-tuning,
-    and the domain classifier, use the rows of all sets together. --data.specific is not used.
-
-    Reference: Grangier, Ablin, Hannun, "Adaptive Training Distributions with Scalable Online Bilevel Optimization",
-    appendix B.
+    and the domain classifier, use the rows of all sets together. --data.specific is not used. After Grangier et al. (2024).
     """
 
     task_weights: tuple[float, ...] | None = None
@@ -43,67 +36,33 @@ class MultiTask(Analysis):
 
     @classmethod
     def adapted(cls, config: Config) -> Config:
-        """As `Analysis.adapted`, with the methods of the paper's table, and fine-tuning."""
+        """Return the methods of the paper's table, and fine-tuning."""
         finetune = dataclasses.replace(config.study.finetune, steps=1000)
         return super().adapted(config).with_study(compare="uniform,classifier,soba", finetune=finetune)
 
     def check(self, config: Config) -> None:
-        """As `Analysis.check`, and the flags of this analysis."""
-        given = config.study.specific_sets
-        if len(given) < 2:
-            raise UserError(f"--specific-sets names {len(given)} specific sets: give at least two.")
+        """Refuse fewer than two sets, weights that are not theirs, and methods that need other runs."""
+        count = len(config.study.specific_sets)
+        if count < 2:
+            raise UserError(f"--specific-sets names {count} specific sets: give at least two.")
         named_sets(config)
-        if self.task_weights is not None and len(self.task_weights) != len(given):
+        if self.task_weights is not None and len(self.task_weights) != count:
             raise UserError(
-                f"--task-weights has {len(self.task_weights)} numbers for {len(given)} specific sets: give one for each."
+                f"--task-weights has {len(self.task_weights)} numbers for {count} specific sets: give one for each."
             )
         for method in chosen(config.study.compare, classes=1):
             if not METHODS[method].in_all:
                 raise UserError(f"--compare names {method}, which takes what another run left: omit it.")
 
     def opened(self, config: Config, task: Task) -> list[Setting]:
-        """Open the generic data, and all sets joined.
-
-        Raises:
-          UserError: for data that are missing, broken or too small, or weights that are no proportions.
-        """
+        """Open the generic data, and all sets joined; raises a UserError, also for weights that are no proportions."""
         parts = {name: opened(own.with_study(run_dir=config.study.run_dir), task) for name, own in named_sets(config)}
-        first = next(iter(parts.values()))
         splits = joined({name: part.splits for name, part in parts.items()}, self.task_weights)
         data = dataclasses.replace(config.task.data, specific=" + ".join(config.study.specific_sets))
-        task_config = dataclasses.replace(config.task, data=data)
-        return [first._replace(config=dataclasses.replace(config, task=task_config), splits=splits)]
+        config = dataclasses.replace(config, task=dataclasses.replace(config.task, data=data))
+        return [next(iter(parts.values()))._replace(config=config, splits=splits)]
 
     def runs(self, setting: Setting, seed: int) -> Iterator[Planned]:
         """Plan one run a method."""
         for method in chosen(setting.config.study.compare, setting.splits.classes):
             yield Planned(method, setting, method, seed, Variant({"task_weights": self.task_weights}))
-
-    def columns(self, measure: Measure, results: Results) -> dict[str, Column]:
-        """Return the average and each set, before and after fine-tuning."""
-        begin = f"test_{measure.name}/"
-        names = dict.fromkeys(n.removeprefix(begin) for row in results for n in row if n.startswith(begin))
-        found = {f"valid_{measure.name}": Column(f"average valid {measure.title}", measure.digits)}
-        for prefix, note in (("", ""), ("finetuned_", ", fine-tuned")):
-            test = f"{prefix}test_{measure.name}"
-            found[test] = Column(f"average test {measure.title}{note}", measure.digits)
-            found |= {f"{test}/{name}": Column(f"{name}{note}", measure.digits) for name in names}
-        rest = super().columns(measure, results)
-        return found | {name: column for name, column in rest.items() if name not in found}
-
-
-def joined(parts: Mapping[str, Splits], weights: tuple[float, ...] | None) -> Splits:
-    """Return the splits of the first set with the specific rows of all; the test sets have names of their own."""
-    first = next(iter(parts.values()))
-    _, *others = first.valid
-
-    held_out = {name: splits.held_out for name, splits in parts.items() if splits.held_out is not None}
-    tests = {name: next(iter(splits.test.values())) for name, splits in parts.items()}
-    return dataclasses.replace(
-        first,
-        specific=JoinedData({name: splits.specific for name, splits in parts.items()}),
-        valid={_ALL: JoinedData({n: s.deciding for n, s in parts.items()}), **{n: first.valid[n] for n in others}},
-        test={_ALL: JoinedData(tests), **tests},
-        held_out=JoinedData(held_out) if len(held_out) == len(parts) else None,
-        specific_weights=weights,
-    )

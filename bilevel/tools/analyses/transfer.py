@@ -5,15 +5,15 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 from bilevel.study.comparison import reached
 from bilevel.study.config import Config
 from bilevel.study.resolve import filled
 from bilevel.study.run import Setting
-from bilevel.study.tables import Column
-from bilevel.study.task import Measure, Splits, Weighting
-from bilevel.tools.analyses.base import OfLearner, Planned, Record, Results, in_folder
+from bilevel.study.task import Measure
+from bilevel.tools.analyses.base import OfLearner, Planned, baseline, in_folder
 from bilevel.types import UserError
 
 
@@ -24,10 +24,7 @@ class Transfer(OfLearner):
     Trains the small model with SOBA (or --learner), and the large one with uniform sampling, with SOBA, and with the small
     model's weights, frozen. The plot shows the valid measure against training seconds; they include those of a domain classifier
     that warm_soba begins with, but those of the frozen weights leave out the training of the small model, which is a line of
-    its own.
-
-    Reference: Grangier, Ablin, Hannun, "Adaptive Training Distributions with Scalable Online Bilevel Optimization",
-    section 6.4.
+    its own. After Grangier et al. (2024), section 6.4.
     """
 
     small: str | None = None
@@ -36,15 +33,14 @@ class Transfer(OfLearner):
     """Network of the large model, as --model.network takes it. The paper: --small small --large large."""
 
     name: ClassVar[str] = "transfer"
-    heading: ClassVar[str] = "model and method"
     x: ClassVar[str] = "seconds"
 
     def check(self, config: Config) -> None:
-        """As `OfLearner.check`, and the flags of this analysis."""
+        """Refuse models that are one, or do not exist."""
         super().check(config)
         if not hasattr(config.task.model, "network"):
             raise UserError("The models of this task have no --model.network, so that there is no larger one: omit it.")
-        small = self._small(config)
+        small = self.small or config.task.model.network
         if self.large is None or small == self.large:
             raise UserError(f"--small {small} --large {self.large}: give the networks of two models that differ.")
         for network in (small, self.large):
@@ -52,57 +48,35 @@ class Transfer(OfLearner):
 
     def runs(self, setting: Setting, seed: int) -> Iterator[Planned]:
         """Plan the small model, then the large one three times."""
-        config, small, large = setting.config, self._small(setting.config), str(self.large)
+        small, large = self.small or setting.config.task.model.network, str(self.large)
         first, second = (
-            in_folder(setting.of(_of_network(config, network)), network.replace("/", "_")) for network in (small, large)
+            in_folder(setting.of(_of_network(setting.config, network)), network.replace("/", "_"))
+            for network in (small, large)
         )
         learner = Planned(f"{small}: {self.learner}", first, self.learner, seed)
         yield learner
         for method in ("uniform", self.learner):
             yield Planned(f"{large}: {method}", second, method, seed)
-        task: Any = _WithWeighting(setting.task, first.config.task)
+        task = _weighing_as(setting.task, first.config.task)
         frozen = self.frozen(second, learner.directory)._replace(task=task)
         yield Planned(f"{large}: weights from {small}", frozen, "frozen", seed)
 
-    def columns(self, measure: Measure, results: Results) -> dict[str, Column]:
-        """As `Analysis.columns`, and the seconds to the baseline."""
-        title = f"seconds to the large baseline's last {measure.title}"
-        return super().columns(measure, results) | {"seconds_to_baseline": Column(title)}
-
-    def results(self, records: Sequence[Record], measure: Measure) -> list[dict[str, Any]]:
-        """Add the seconds at which the large model passes the value that uniform sampling of the same seed ends with."""
-        rows, name = super().results(records, measure), f"valid_{measure.name}"
-        evaluated = [[row for row in record.metrics if name in row] for record in records]
-        known = list(zip(records, evaluated, strict=True))
-        ends = {record.run.seed: found[-1][name] for record, found in known if record.run.method == "uniform"}
-        for row, (record, found) in zip(rows, known, strict=True):
-            if record.run.setting.config.task.model.network == self.large:
-                at = reached(found, name, ends[record.run.seed], measure)
-                row["seconds_to_baseline"] = at and at["seconds"]
-        return rows
-
-    def _small(self, config: Config) -> str:
-        return self.small or config.task.model.network
+    def added(self, run: Planned, runs: Sequence[Planned], measure: Measure) -> dict[str, Any]:
+        """Return the seconds at which a large model passes the value that uniform sampling of the same seed ends with."""
+        if run.setting.config.task.model.network != self.large:
+            return {}
+        name = f"valid_{measure.name}"
+        *_, end = (row[name] for row in baseline(run, runs).metrics if name in row)
+        at = reached(run.metrics, name, end, measure)
+        return {"seconds_to_uniform": at and at["seconds"]}
 
 
-@dataclass(frozen=True)
-class _WithWeighting:
-    """A task with the weighting network of other settings: it may be as large as the main model that learned it."""
-
-    task: Any
-    config: Any
-
-    def weighting(self, config: Any, splits: Splits) -> Weighting:
-        return self.task.weighting(self.config, splits)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.task, name)
+def _weighing_as(task: Any, config: Any) -> Any:
+    """The task with the weighting network of other settings: it may be as large as the main model that learned it."""
+    parts = {name: getattr(task, name) for name in dir(task) if not name.startswith("_")}
+    return SimpleNamespace(**{**parts, "weighting": lambda _, splits: task.weighting(config, splits)})
 
 
 def _of_network(config: Config, network: str) -> Config:
-    """The configuration with another main model.
-
-    Raises:
-      UserError: for a network that there is not, where the task lists them.
-    """
+    """The configuration with another main model; raises a UserError where the task has no such one."""
     return dataclasses.replace(config, task=filled(config.task, {"model": {"network": network}}, "--small or --large"))

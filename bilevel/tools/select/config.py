@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from bilevel.study.config import flag_of
+from bilevel.study.config import check_least
 from bilevel.types import UserError
 
 
@@ -69,19 +69,10 @@ class Config:
             raise UserError(f"Found {found} of --keep-fraction and --keep-count: give exactly one of them.")
         if self.keep_fraction is not None and not 0 < self.keep_fraction <= 1:
             raise UserError(f"--keep-fraction {self.keep_fraction} must be above 0 and at most 1.")
-        for name, least in (("keep_count", 1), ("batch_size", 1), ("seed", 0), ("shards", 1)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise UserError(f"{flag_of(name)} {value} must be at least {least}.")
+        check_least(self, {"keep_count": 1, "batch_size": 1, "seed": 0, "shards": 1})
         if not 0 <= self.shard < self.shards:
             raise UserError(
                 f"--shard {self.shard} --shards {self.shards}: number the processes from 0 to one less than --shards."
             )
         if not self.temperature > 0:
             raise UserError(f"--temperature {self.temperature} must be above 0.")
-
-    def choice_settings(self) -> dict[str, Any]:
-        """What decides which documents are kept, given the scores, and how they are written."""
-        drawn = {"temperature": self.temperature, "seed": self.seed} if self.rule == "gumbel" else {}
-        names = ("format", "keep_fraction", "keep_count", "rule")
-        return {name: getattr(self, name) for name in names} | drawn

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import jax
 
-from bilevel.data import NumpyBatch, digest
+from bilevel.data import NumpyBatch, Pack, digest
 from bilevel.files import load_tree
-from bilevel.study.config import may_change, of_run
+from bilevel.study.config import of_run
 from bilevel.study.files import RESULT
-from bilevel.study.resolve import filled
-from bilevel.study.task import DocumentTask, Pack, Task
+from bilevel.study.resolve import default_config
+from bilevel.study.task import DocumentTask, Task
 from bilevel.study.weights import NAME as WEIGHTS
 from bilevel.study.weights import parts_of
-from bilevel.training.run_dir import CONFIG_NAME, flatten, read_settings
+from bilevel.training.run_dir import CONFIG_NAME, read_settings
 from bilevel.types import Array, UserError
 
 
@@ -43,20 +42,19 @@ def load_network(run: Path, name: str | None, load_task: Callable[[str], Task]) 
     Raises:
       UserError: if the run is missing or not finished, or learned no network that scores documents.
     """
-    settings = _settings(run)
-    task = _task(run, settings["task"], name, load_task)
-    given = {f.name: settings[f.name] for f in dataclasses.fields(task.config) if f.name in settings}
-    config = filled(task.config(), given, str(run / CONFIG_NAME))
-    weighting, free = task.weighting(config, None), may_change(config)
+    task = _task(run, name, load_task)
+    config = default_config(task, settings=("--weights", run / CONFIG_NAME)).task
+    weighting = task.weighting(config, None)
     logits = weighting.logits
     assert callable(logits)
-    params, compiled = load_tree(run / WEIGHTS, jax.eval_shape(weighting.init, jax.random.key(0)))[0], jax.jit(logits)
-    decides = {name: value for name, value in flatten(of_run(config)).items() if name not in free}
-    identity = {"task": task.name, **decides, "parameters": digest(parts_of(run))}
-    return Network(lambda rows: compiled(params, rows), task.pack(config), identity)
+    params, _ = load_tree(run / WEIGHTS, jax.eval_shape(weighting.init, jax.random.key(0)))
+    compiled = jax.jit(logits)
+    settings = {"task": task.name, **of_run(config), "parameters": digest(parts_of(run))}
+    return Network(lambda rows: compiled(params, rows), task.pack(config), settings)
 
 
-def _settings(run: Path) -> dict[str, Any]:
+def _task(run: Path, name: str | None, load_task: Callable[[str], Task]) -> DocumentTask:
+    """The task of a finished run with a weighting network of documents."""
     if not (run / CONFIG_NAME).exists():
         inside = sorted(path.parent.name for path in run.glob(f"*/{WEIGHTS}"))
         hint = f"one of the runs in it, {', '.join(inside)}" if inside else "METHOD-seedN below its run directory"
@@ -69,19 +67,13 @@ def _settings(run: Path) -> dict[str, Any]:
         if (run / RESULT).exists():
             hint = f"as {settings.get('method')} learns no network that scores rows: give a run of soba, dds or anograd"
         raise UserError(f"--weights {run} holds no {WEIGHTS}, {hint}.")
-    return settings
-
-
-def _task(run: Path, recorded: str, name: str | None, load_task: Callable[[str], Task]) -> DocumentTask:
     try:
-        task = load_task(name or recorded)
+        task = load_task(name or settings["task"])
     except UserError as error:
         if name is not None:
             raise
         hint = "which does not come with bilevel: name its file, as in --task my_task.py"
-        raise UserError(f"--weights {run} is a run of the task {recorded}, {hint}.") from error
-    if name is not None and task.name != recorded:
-        raise UserError(f"--task {name} is {task.name}, but --weights {run} is a run of {recorded}: give that task.")
+        raise UserError(f"--weights {run} is a run of the task {settings['task']}, {hint}.") from error
     if not hasattr(task, "pack"):
         hint = "whose rows are not documents (it has no function pack): give one of, say, language_modeling"
         raise UserError(f"--weights {run} is a run of the task {task.name}, {hint}.")
