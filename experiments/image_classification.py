@@ -1,4 +1,6 @@
-"""Classification with wrong labels (Wang et al.: DDS, table 1; Mindermann et al.: RHO-LOSS, table 2; RLSampler).
+"""Classification with wrong labels (Wang et al.: DDS; Mindermann et al.: RHO-LOSS; RLSampler).
+
+The page docs/papers.md says which of their tables and figures it repeats, and how much smaller.
 
     python -m experiments.image_classification
     python -m experiments.image_classification --data.source tfds:cifar10 --model.network resnet18 --compare all

@@ -1,4 +1,4 @@
-"""Language modelling with learned data weights (Grangier, Ablin, Hannun: ATD, section 5.2, tables 1, 2 and 9).
+"""Language modelling with learned data weights (Grangier, Ablin, Hannun: ATD, section 5.2, tables 1 to 3).
 
     python -m experiments.language_modeling
     python -m experiments.language_modeling --data.generic "heap/*.txt.gz" --data.specific my_domain/ \
@@ -6,7 +6,8 @@
 
 The default command compares soba with uniform on text that ships with Python, 3,000 steps each. On two cores of an AMD EPYC it
 ends after 5.4 minutes with a test loss of 2.092 (uniform) and 1.751 (soba) nats per byte (2026-11-28, jax 0.10.2).
-The paper (table 2): soba lowers the loss of uniform on Reuters, and of the other specific sets, before and after fine-tuning.
+The paper (tables 2 and 3): soba lowers the loss of uniform on Reuters, and on the other specific sets, before and after
+fine-tuning.
 The same as `bilevel compare language_modeling`; `--help` lists all flags.
 """
 

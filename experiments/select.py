@@ -1,4 +1,6 @@
-"""Select the documents of any corpus that a trained weighting network prefers (Grangier et al.: ATD, section 5.2).
+"""Select the documents of any corpus that a trained weighting network prefers.
+
+The weighting network is that of Grangier et al. (ATD), section 5.2; ranking whole documents by it is ours.
 
     python -m experiments.language_modeling --compare soba --run-dir runs/mine
     python -m experiments.select --weights runs/mine/soba-seed0 --corpus "heap/*.jsonl.gz" --output selected \

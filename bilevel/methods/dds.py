@@ -39,9 +39,10 @@ def dds(*, average_specific: float = 0.0, cosine: bool = False) -> Method:
       cosine: a_i = cos(∇ℓ_i, p) instead of ⟨∇ℓ_i, p⟩, so that rows with large gradients gain nothing from their size. The norms
         of the rows' gradients cost b backward passes: for small networks and batches.
 
-    Reference: Wang et al., "Optimizing Data Usage via Differentiable Rewards", ICML 2020, section 2.2 and equation 6;
-      for `cosine` section 3.2 and appendix A.1 (there of the specific gradient itself, instead of its pullback); Grangier et
-      al., section 4.3.1, equation 3.
+    Reference: Wang et al., "Optimizing Data Usage via Differentiable Rewards", ICML 2020, section 2.3 and equation 6,
+      for other optimizers appendix A.1; for `cosine` section 3.2 and appendix A.1 (there of the specific gradient itself,
+      instead of its pullback). Grangier et al., section 4.3.1, equation 3, unroll a step of plain SGD with a rate ρ of its
+      own instead of θ's optimizer.
     """
     check_decay(average_specific)
 

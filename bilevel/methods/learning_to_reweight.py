@@ -9,7 +9,7 @@ from bilevel.methods.base import Method, MethodUpdate, Problem
 
 
 def learning_to_reweight() -> Method:
-    """Weigh each batch by one step of the weights, as free parameters, from uniform.
+    """Weigh each batch by the gradient of its weights, free parameters, at uniform.
 
     At uniform weights, with θ⁺ = θ + U(g) and g = (1/B) Σ ∇ℓ_i, the probe is that of DDS,
 
@@ -29,9 +29,11 @@ def learning_to_reweight() -> Method:
     backward pass (2F). The metrics of the weights describe w̃, which `metrics["weights"]` holds.
 
     Reference: Ren, Zeng, Yang, Urtasun, "Learning to reweight examples for robust deep learning", ICML 2018, algorithm 1;
-      Grangier et al., section 5.1, whose reading this is. Ren et al. start from weights 0 and unroll plain SGD, so that
+      Grangier et al., section 5.1. Both differ from this. Ren et al. start from weights 0 and unroll plain SGD, so that
       ∇L_spec is taken at θ; here it is taken after the update by θ's own optimizer at uniform weights. Where no row is of
-      use, theirs stay 0, and θ where it is.
+      use, theirs stay 0, and θ where it is. Grangier et al. take the gradient at uniform weights, as here, and weigh by
+      uniform weights plus one step along it (no formula is given; in our symbols 1/B − η a_i); here, as with Ren et al., the
+      useful part of the gradient alone is the weight.
     """
 
     def update(problem: Problem, state: tuple[()]) -> MethodUpdate:

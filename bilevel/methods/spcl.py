@@ -29,6 +29,10 @@ def spcl(pace: float | optax.Schedule) -> Method:
         pace = optax.linear_schedule(1.0, 5.0, transition_steps=10_000)
         train = make_step(loss, None, optimizer, None, spcl(pace), mode="dense", batch_size=B)
 
+    A row of C classes at the loss of guessing, log C, has v = 1/2 with λ = 2 log C and 2/3 with 3 log C. With the paces of a
+    comparison, 2 to 3 log C, such a row is therefore never excluded, only one whose label the model holds for unlikelier than
+    C⁻² to C⁻³.
+
     Costs what a plain step costs. `metrics["weights"]` holds v_i/B; where no row has any weight, θ still moves by its optimizer's
     update of a gradient of 0, and the metrics of the weights are NaN.
 
@@ -38,9 +42,10 @@ def spcl(pace: float | optax.Schedule) -> Method:
     Raises:
       UserError: for a pace that is a number and not positive.
 
-    Reference: Jiang, Meng, Zhao, Shan, Hauptmann, "Self-paced curriculum learning", AAAI 2015, the linear scheme; Kumar, Packer,
-      Koller, "Self-paced learning for latent variable models", NeurIPS 2010 (λ grows by a constant factor:
-      `optax.exponential_decay` with a rate above 1); a baseline in Wang et al. (DDS), section 4.
+    Reference: Jiang, Meng, Zhao, Shan, Hauptmann, "Self-paced curriculum learning", AAAI 2015: of its schemes
+      the linear one alone, and without its curriculum region (what is known beforehand about which rows are easy), so that
+      this is plain self-paced learning; Kumar, Packer, Koller, "Self-paced learning for latent variable models", NeurIPS 2010
+      (λ grows by a constant factor: `optax.exponential_decay` with a rate above 1); a baseline in Wang et al. (DDS), section 4.
     """
     if not callable(pace) and pace <= 0:
         raise UserError(f"spcl(pace={pace}) must be positive: the loss from which a row has no weight.")

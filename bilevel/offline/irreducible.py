@@ -7,7 +7,7 @@
 
 Without held-out data, two models trained on one half of the data each score the other half: see `half` and `cross_scored`.
 
-Reference: Mindermann et al., RHO-LOSS, ICML 2022, algorithm 1 and section 5.3.
+Reference: Mindermann et al., RHO-LOSS, ICML 2022; here algorithm 1 and section 5.3 of its first version (RHOLS).
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from bilevel.types import Array
 
 
 class Frequencies(NamedTuple):
-    """The spread of how often rows (or classes) were drawn, float32 scalars: figure 3."""
+    """The spread of how often rows (or classes) were drawn, float32 scalars: figure 3 (a, b)."""
 
     least: Array
     percentile_10: Array
@@ -54,7 +54,7 @@ def class_counts(counts: Array, labels: Any, num_classes: int) -> Array:
 
 
 def frequencies(counts: Array) -> Frequencies:
-    """Compute the numbers of figure 3 for counts of rows or classes, int32 `[n]`."""
+    """Compute the numbers of figure 3 (a, b) for counts of rows or classes, int32 `[n]`."""
     values = counts.astype(jnp.float32)
     low, median, high = jnp.percentile(values, jnp.asarray([10.0, 50.0, 90.0]))
     least, most = jnp.min(values), jnp.max(values)  # percentiles would round them

@@ -122,7 +122,8 @@ def fit_of(
 
     `about` is what tells this model from others: the task's settings and the network.
 
-    Reference: RHO-LOSS, section 4 and appendix: the irreducible-loss model with the lowest validation loss.
+    Reference: RHO-LOSS as published at ICML 2022, where the irreducible-loss model with the lowest validation loss is kept; its
+    first version (RHOLS), whose numbers are given elsewhere, does not say which.
     """
     key, step_key = jax.random.split(jax.random.key(seed))
     settings = {

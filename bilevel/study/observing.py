@@ -30,7 +30,7 @@ def observer(splits: Splits) -> Callable[[Any], Any] | None:
     Rows count by their weights in the θ-update, where these differ. `share/FAULT` is the share of rows with a fault,
     `share/NAME` that of a domain or class. Rows without an id (mixed in, -1) are left out.
 
-    Reference: RHO-LOSS, figures 1 and 4 (right); DDS, figure 3.
+    Reference: RHO-LOSS, figures 1 (right) and 4 (right) of its first version; DDS, figure 3 (in its first version 2).
     """
     known = {name: k for name, k in splits.known.items() if k.fault or len(k.names) <= SHOWN}
     if not known:
@@ -75,13 +75,13 @@ def faults(splits: Splits) -> dict[str, Known]:
 
 
 def save_frequencies(directory: Path, sequence: NDArray[np.integer[Any]], splits: Splits) -> dict[str, float]:
-    """Count the rows and classes of a sequence `[steps, b]`, and keep what figure 3 shows: counts, their spread, a plot.
+    """Count the rows and classes of a sequence `[steps, b]`, and keep what figure 3 (a, b) shows: counts, their spread, a plot.
 
     Returns:
       `NAME_often` and `NAME_rarely`, the shares of rows with each known fault among the tenth drawn most and least often, and
       `spread`, the variance of the counts over their mean: 1 by chance, 0 for whole epochs.
 
-    Reference: RLSampler, section 6.2 and figure 2.
+    Reference: RLSampler, section 6.2 and figure 3; the line by chance is ours.
     """
     drawn = samplers.row_counts(sequence, len(splits.train))
     counts = np.asarray(drawn)

@@ -96,7 +96,7 @@ class Tracking(Learning):
 
 @dataclass(frozen=True)
 class Soba(Tracking):
-    """SOBA: v tracks the solution of the linear system (ATD, section 4.2)."""
+    """SOBA: v tracks the solution of the linear system (ATD, section 4.3.2)."""
 
     damping: float = 0.0
     """λ, added to the Hessian."""
@@ -122,7 +122,7 @@ class Penalty(Tracking):
 
 @dataclass(frozen=True)
 class Dds(Learning):
-    """DDS: one update of θ is unrolled (DDS, algorithm 1; ATD, equation 3)."""
+    """DDS: one update of θ by its optimizer is unrolled (DDS, algorithm 1 and appendix A.1; in ATD, equation 3, one of SGD)."""
 
     average_specific: float = 0.95
     """Decay of the moving average of the specific gradient; 0: none."""
@@ -137,7 +137,7 @@ class RetrainedDds(Dds):
 
 @dataclass(frozen=True)
 class Anograd(Learning):
-    """Anograd: the cosine of the generic and the specific gradient grows (ATD, section 4.3)."""
+    """Anograd: the cosine of the generic and the specific gradient grows (ATD, section 4.3.3)."""
 
     average_specific: float = 0.95
     """Decay of the moving average of the specific gradient; 0: none."""
@@ -291,7 +291,9 @@ _PAPER: dict[str, Any] = {
     "estimator": "softmax", "update_every": 1, "probe_every": 0, "probe_blocks": 0, "derivatives": "forward",
     "normalize_alignments": False, "weight_learning_rate": 1e-3,
 }  # fmt: skip
-"""Grangier et al., sections 4.2, 4.3 and 6.2, with learning rates of our own where they are silent."""
+"""Grangier et al., sections 4.2, 4.3 and 6.2, and table 13 (the rate). Our own where they are silent: the tracker and its rate.
+
+dds pulls back through θ's optimizer; their equation 3 has plain SGD."""
 _UNAVERAGED = _PAPER | {"average_specific": 0.0}
 _UNIFORM = _UNAVERAGED | {"alpha_batch": "uniform"}
 _LEARNED_BY_DDS = learned(_dds, "average_specific", "reward")
