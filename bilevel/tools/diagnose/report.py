@@ -10,7 +10,7 @@ import numpy as np
 
 from bilevel.study.files import write_json
 from bilevel.study.report.charts import Line, draw
-from bilevel.study.tables import markdown
+from bilevel.study.tables import Table
 from bilevel.study.task import GENERIC, Measure
 from bilevel.tools.diagnose.measure import RATES, rate
 from bilevel.training.run_dir import write_atomically
@@ -46,7 +46,7 @@ def table(rows: Sequence[Row], measure: Measure) -> str:
         [f"{row['step']:.0f}", *(f"{row[n]:.{measure.digits}f}" for n in shown), *(rate(row, r) for r in RATES)]
         for row in rows
     ]
-    return markdown(["step", *(names[name] for name in shown), *(r.upper() for r in RATES)], lines)
+    return str(Table(["step", *(names[name] for name in shown), *(r.upper() for r in RATES)], lines))
 
 
 def verdict(row: Row) -> str:
