@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -9,108 +12,113 @@ from typing import Any
 
 from bilevel.study import files
 from bilevel.study.diverged import WHERE
+from bilevel.study.finished import Result
 from bilevel.study.observing import faults, shares_of
-from bilevel.study.report import Curve, Picture, RunRecord, write_report
-from bilevel.study.run import Setting, context_of, directory_of
-from bilevel.study.tables import Column, by_method, markdown, mean_cell
-from bilevel.study.task import Measure, Task
+from bilevel.study.report import Picture, Report, Section, domains, over_training, write_report
+from bilevel.study.run import Setting, context_of
+from bilevel.study.tables import Column, Table, by_method, by_run
+from bilevel.study.task import Measure, Splits, Task
 from bilevel.study.weights import shown
 from bilevel.training import read_metrics
 from bilevel.training.run_dir import flatten, write_atomically
 
+JSON = "comparison.json"
 REPORT = "report.html"
 Row = dict[str, Any]
 Metrics = Mapping[tuple[str, int], list[Row]]
+"""(method, seed) -> its rows of metrics."""
+_COSTS = {
+    "steps": "steps", "seconds": "seconds", "steps_to_uniform": "steps to uniform's end",
+    "steps_to_uniform_best": "steps to uniform's best", "seconds_to_uniform": "seconds to uniform's end",
+    "effective_sample_size": "effective sample size",
+}  # fmt: skip
+_SAMPLE_SIZE = (
+    "Of the weights over a big batch, 1/Σw²: 1 row means that the softmax puts all weight on one. A filter that draws b rows "
+    "without replacement then takes those with the b largest logits."
+)
 
 
 def columns_of(task: Task, rows: Sequence[Mapping[str, Any]]) -> dict[str, Column]:
-    """Return the columns of the table: measures on test and valid, costs, what was chosen, fine-tuning."""
-    first, *_ = task.measures
-    found: dict[str, Column] = {}
-    for phase in ("test", "valid"):
-        found |= {f"{phase}_{m.name}": Column(f"{phase} {m.title}", m.digits) for m in task.measures}
-        if phase == "test":
-            found[f"best_test_{first.name}"] = Column("best", first.digits)
-            found[f"test_{first.name}_at_best_valid"] = Column("at best valid", first.digits)
-    others = dict.fromkeys(
-        name for row in rows for name in row if "/" in name and name.split("_")[0] in ("valid", "test")
-    )
-    digits = {m.name: m.digits for m in task.measures}
-    for name in others:
-        phase, _, rest = name.partition("_")
-        measure, _, which = rest.partition("/")
-        found[name] = Column(f"{which} {phase} {measure}", digits.get(measure, 3))
-    found |= {
-        "steps": Column("steps"), "seconds": Column("seconds"), "steps_to_uniform": Column("steps to uniform's end"),
-        "steps_to_uniform_best": Column("steps to uniform's best"),
-        "seconds_to_uniform": Column("seconds to uniform's end"), "effective_sample_size": Column("effective sample size"),
-    }  # fmt: skip
-    for name in dict.fromkeys(name for row in rows for name in row if name.startswith(("share/", "weight_on/"))):
-        kind, fault = name.split("/", 1)
-        title = (
-            f"{fault.replace('_', ' ')} among selected" if kind == "share" else f"weight on {fault.replace('_', ' ')}"
-        )
-        found[name] = Column(title, 2)
+    """Return the columns of the table: measures on test and valid, costs, what was chosen, targets, fine-tuning."""
+    first, digits = task.measures[0], {m.name: m.digits for m in task.measures}
+    names = dict.fromkeys(name for row in rows for name in row)
+    found = {f"test_{m.name}": Column(f"test {m.title}", m.digits) for m in task.measures}
+    found[f"best_test_{first.name}"] = Column("best", first.digits)
+    found[f"test_{first.name}_at_best_valid"] = Column("at best valid", first.digits)
+    found |= {f"valid_{m.name}": Column(f"valid {m.title}", m.digits) for m in task.measures}
+    for name in names:
+        if other_set := re.fullmatch(r"(valid|test)_(.+?)/(.+)", name):
+            phase, measure, which = other_set.groups()
+            found[name] = Column(f"{which} {phase} {measure}", digits.get(measure, 3))
+    found |= {name: Column(title) for name, title in _COSTS.items()}
+    for name in names:
+        if fault := re.fullmatch(r"(share|weight_on)/(.+)", name):
+            kind, what = fault[1], fault[2].replace("_", " ")
+            found[name] = Column(f"{what} among selected" if kind == "share" else f"weight on {what}", 2)
+        if target := re.fullmatch(r"(steps|epochs)_to\.(.+)", name):
+            found[name] = Column(f"{target[1]} to test {first.title} {target[2]}", 1 if target[1] == "epochs" else 0)
     found |= {
         "learned_share": Column("already learned among selected", 2),
         "spread": Column("variance / mean of draws a row", 2),
         "preparation_steps": Column("steps before"),
-        f"finetuned_test_{first.name}": Column(f"test {first.title}, fine-tuned", first.digits),
     }
-    for name in dict.fromkeys(name for row in rows for name in row if name.startswith(f"finetuned_test_{first.name}/")):
-        found[name] = Column(f"{name.partition('/')[2]} test {first.title}, fine-tuned", first.digits)
+    tuned = f"finetuned_test_{first.name}"
+    found[tuned] = Column(f"test {first.title}, fine-tuned", first.digits)
+    for name in names:
+        if name.startswith(f"{tuned}/"):
+            found[name] = Column(f"{name.partition('/')[2]} test {first.title}, fine-tuned", first.digits)
     return found
 
 
 def table(rows: Sequence[Row], task: Task, more: Mapping[str, Column] = MappingProxyType({})) -> str:
     """Return a Markdown table: one line a method, mean ± standard deviation over seeds; `more` are columns besides."""
+    flat = [flatten(row) for row in rows]
     units = "; ".join(f"{m.title} in {m.unit}" for m in task.measures if m.unit)
     note = f"{units[:1].upper()}{units[1:]}; seconds of training." if units else "Seconds of training."
-    return f"{by_method(rows, {**columns_of(task, rows), **more})}\n\n{note}"
+    return f"{by_method(flat, {**columns_of(task, flat), **more})}\n\n{note}"
 
 
-def write(setting: Setting, results: Sequence[Row], elsewhere: Mapping[tuple[str, int], Path]) -> str:
-    """Write comparison.json, comparison.md and the report; return the tables.
+def write(setting: Setting, results: Sequence[Result]) -> str:
+    """Write comparison.json, comparison.md and the report; return the table.
 
     Args:
       setting: of the comparison.
-      results: summaries of runs; of those that diverged, only method and seed, and they are left out of the report.
-      elsewhere: (method, seed) -> directory of the runs that do not lie in the run directory.
+      results: its runs; those that diverged are left out of the report.
     """
-    config, task = setting.config, setting.task
-    ended = [row for row in results if WHERE not in row]
-    keys = [(row["method"], row["seed"]) for row in ended]
-    folders = {key: directory_of(config, *key) for key in keys} | dict(elsewhere)
-    metrics = {key: read_metrics(folders[key] / "metrics.jsonl") for key in keys}
-    rows = [_with_crossing(row, metrics, setting) if WHERE not in row else row for row in results]
-    text = "\n\n".join([table(rows, task), *_targets(rows, setting), *_notes(rows)])
-    run_dir = config.study.run_dir
-    files.write_json(run_dir / "comparison.json", rows)
+    run_dir, task = setting.config.study.run_dir, setting.task
+    metrics = {r.key: read_metrics(r.directory / "metrics.jsonl") for r in results if WHERE not in r.row}
+    results = [r._replace(row=r.row | _crossing(r, metrics, setting)) if r.key in metrics else r for r in results]
+    rows = [result.row for result in results]
+    text = "\n\n".join([table(rows, task), *_notes(rows)])
+    files.write_json(run_dir / JSON, rows)
     write_atomically(run_dir / "comparison.md", text + "\n")
-    if ended:
-        _report(setting, [row for row in rows if WHERE not in row], metrics, folders)
+    if metrics:
+        _report(setting, [result for result in results if result.key in metrics], metrics)
     return text
 
 
-def _with_crossing(row: Row, metrics: Metrics, setting: Setting) -> Row:
-    """Add when the run reaches the valid measure that uniform of the same seed ends with, and the targets on test.
+def _crossing(result: Result, metrics: Metrics, setting: Setting) -> Row:
+    """When the run reaches the valid measure that uniform of the same seed ends with, and its best; and the targets on test.
 
     Reference: RHO-LOSS, section 5.2 and figure 3. An epoch is one pass over the training rows by what is loaded.
     """
-    measure = setting.task.measures[0]
-    valid, test, own = f"valid_{measure.name}", f"test_{measure.name}", metrics[row["method"], row["seed"]]
-    baseline = [r[valid] for r in metrics.get(("uniform", row["seed"]), []) if r.get(valid) is not None]
-    at = reached(own, valid, baseline[-1], measure) if baseline else None
-    sign = 1 if measure.lower_is_better else -1
-    best = reached(own, valid, sign * min(sign * x for x in baseline), measure) if baseline else None
+    row, own, measure = result.row, metrics[result.key], setting.task.measures[0]
+    valid, test = f"valid_{measure.name}", f"test_{measure.name}"
+    baseline = [r[valid] for r in metrics.get(("uniform", row["seed"]), []) if valid in r]
+    found: Row = {}
+    if baseline:
+        best = (min if measure.lower_is_better else max)(baseline)
+        at_end, at_best = (reached(own, valid, value, measure) for value in (baseline[-1], best))
+        found = {
+            "steps_to_uniform": at_end and at_end["step"],
+            "steps_to_uniform_best": at_best and at_best["step"],
+            "seconds_to_uniform": at_end and at_end["seconds"] + preparation(row, at_end["step"]),
+        }
+    targets = {str(target): reached(own, test, target, measure) for target in setting.config.study.targets}
     each = row["epochs"] / row["steps"]
-    targets = {str(t): reached(own, test, t, measure) for t in setting.config.study.targets}
-    return row | {
-        "steps_to_uniform": at and at["step"],
-        "steps_to_uniform_best": best and best["step"],
-        "seconds_to_uniform": at and at["seconds"] + preparation(row, at["step"]),
-        "steps_to": {t: found and found["step"] for t, found in targets.items()},
-        "epochs_to": {t: found and round(found["step"] * each, 3) for t, found in targets.items()},
+    return found | {
+        "steps_to": {target: at and at["step"] for target, at in targets.items()},
+        "epochs_to": {target: at and round(at["step"] * each, 3) for target, at in targets.items()},
     }
 
 
@@ -125,96 +133,71 @@ def reached(rows: Sequence[Row], name: str, value: float, measure: Measure) -> R
     return next((row for row in rows if row.get(name) is not None and sign * row[name] <= sign * value), None)
 
 
-def _targets(rows: Sequence[Row], setting: Setting) -> list[str]:
-    """One line a method, one column a target: steps, and epochs where more is loaded than trained on."""
-    names = [str(target) for target in setting.config.study.targets]
-    if not names:
-        return []
-    lines = []
-    for method in dict.fromkeys(row["method"] for row in rows):
-        own, cells = [row for row in rows if row["method"] == method], []
-        for name in names:
-            steps, epochs = (
-                mean_cell([row.get(to, {}).get(name) for row in own], d)
-                for to, d in (("steps_to", 0), ("epochs_to", 1))
-            )
-            cells.append(steps if steps == epochs else f"{steps} ({epochs})")
-        lines.append([method, *cells])
-    title = setting.task.measures[0].title
-    return [f"Steps (epochs) to a test {title}:\n\n{markdown(['method', *names], lines)}"]
-
-
 def _notes(rows: Sequence[Row]) -> list[str]:
     """What scores the rows of each method that selects by a model, in sentences."""
     return [f"{name}: {by}." for name, by in {row["method"]: row.get("scored_by") for row in rows}.items() if by]
 
 
-def _report(setting: Setting, rows: Sequence[Row], metrics: Metrics, folders: Mapping[tuple[str, int], Path]) -> None:
-    config, task, splits = setting.config, setting.task, setting.splits
-    columns, measure = columns_of(task, rows), setting.task.measures[0]
-    records = []
-    for row in rows:
-        summary = {c.title: row[name] for name, c in columns.items() if row.get(name) is not None}
-        summary |= {f"steps to {target}": step for target, step in row["steps_to"].items()}
-        records.append(RunRecord(row["method"], row["seed"], metrics[row["method"], row["seed"]], summary))
-    found = _ranked(setting, rows, measure)
-    write_report(
-        config.study.run_dir / REPORT,
-        records,
+def _report(setting: Setting, ended: Sequence[Result], metrics: Metrics) -> None:
+    task, splits = setting.task, setting.splits
+    rows = [flatten(result.row) for result in ended]
+    columns, methods = columns_of(task, rows), list(dict.fromkeys(row["method"] for row in rows))
+    first = {method: next(r.directory for r in ended if r.row["method"] == method) for method in methods}
+    seeds = {method: [found for (name, _), found in metrics.items() if name == method] for method in methods}
+    found = Report(
         title=task.title,
         introduction=" ".join([splits.about, *_notes(rows)]),
-        settings=_settings({key[0]: folders[key] for key in reversed(list(folders))}),
-        valid_metric=f"valid_{measure.name}",
-        valid_title=f"valid {measure.title}",
-        valid_unit=measure.unit,
-        generic_shares=shares_of(splits),
-        highest=found.get("highest", ()),
-        lowest=found.get("lowest", ()),
-        curves=_curves(setting),
-        pictures=_drawn(rows, folders),
+        settings=_settings(first),
+        summary=by_method(rows, columns),
+        runs=by_run(rows, columns) if len(rows) > len(methods) else None,
+        sections=[*_curves(seeds, task, splits), *domains(seeds, shares_of(splits)), *_drawn(first)],
+        ranked=_ranked(setting, ended),
     )
+    write_report(setting.config.study.run_dir / REPORT, found)
 
 
-def _curves(setting: Setting) -> list[Curve]:
-    found = [
-        Curve(f"{phase}_{m.name}", f"{phase.capitalize()} {m.title}", m.unit or m.title)
-        for phase in ("valid", "test")
-        for m in setting.task.measures
-        if (phase, m) != ("valid", setting.task.measures[0])  # which has a section of its own
-    ]
-    names = faults(setting.splits)
-    found += [
-        Curve(f"share/{n}", f"{n.replace('_', ' ').capitalize()} among the selected rows", "share") for n in names
-    ]
-    found.append(Curve("reward", "Reward of the sampler", "exp(−scale · loss)"))
-    return [*found, Curve("generic_correct", "Selected rows that are classified as labelled", "share")]
+def _curves(metrics: Mapping[str, list[list[Row]]], task: Task, splits: Splits) -> list[Section]:
+    """A section for each measure on valid and test, each known fault, and what only some methods report."""
+    section = functools.partial(over_training, metrics)
+    found = []
+    for phase, measure in itertools.product(("valid", "test"), task.measures):
+        title, unit = f"{phase} {measure.title}", f" ({measure.unit})" if measure.unit else ""
+        decides = (phase, measure) == ("valid", task.measures[0])
+        found += section(f"{phase}_{measure.name}", title[:1].upper() + title[1:], title + unit, seconds=decides)
+    for name in faults(splits):
+        found += section(f"share/{name}", f"{name.replace('_', ' ').capitalize()} among the selected rows", "share")
+    found += section("reward", "Reward of the sampler", "exp(−scale · loss)")
+    found += section("generic_correct", "Selected rows that are classified as labelled", "share")
+    size = "effective sample size (rows)"
+    return found + section("effective_sample_size", "Effective sample size", size, log_y=True, about=_SAMPLE_SIZE)
 
 
-def _ranked(setting: Setting, rows: Sequence[Row], measure: Measure) -> dict[str, list[Any]]:
+def _ranked(setting: Setting, ended: Sequence[Result]) -> dict[str, list[Any]]:
     """The rows that the best run with a weighting network likes most and least."""
-    sign = 1 if measure.lower_is_better else -1
-    for row in sorted(rows, key=lambda row: sign * row[f"valid_{measure.name}"]):
-        context = context_of(setting, row["method"], row["seed"])
-        if found := shown(context):
+    measure = setting.task.measures[0]
+    name, highest_first = f"valid_{measure.name}", not measure.lower_is_better
+    for result in sorted(ended, key=lambda result: result.row[name], reverse=highest_first):
+        if found := shown(
+            context_of(setting.of(setting.config.with_study(run_dir=result.directory.parent)), *result.key)
+        ):
             return found
     return {}
 
 
-def _drawn(rows: Sequence[Row], folders: Mapping[tuple[str, int], Path]) -> list[Picture]:
+def _drawn(first: Mapping[str, Path]) -> list[Section]:
     """How often the first run of each sampler drew classes and rows."""
-    found = []
-    for method, seed in {row["method"]: row["seed"] for row in reversed(rows)}.items():
-        file = folders[method, seed] / "frequencies.svg"
-        if file.exists():
-            found.append(Picture(f"{method}: how often classes and rows were drawn", file.read_text()))
-    return found
+    files_of = {
+        f"{method}: how often classes and rows were drawn": path / "frequencies.svg" for method, path in first.items()
+    }
+    return [Section(title, [Picture(title, file.read_text())]) for title, file in files_of.items() if file.exists()]
 
 
-def _settings(folders: Mapping[str, Path]) -> dict[str, Any]:
-    """What runs were made with: first what all methods share, then "METHOD: NAME". The folders are those of one run a method."""
-    of_runs = {"method", "seed"}
-    found = {method: flatten(files.recorded(folder)) for method, folder in folders.items()}
-    first, *others = found.values()
-    shared = {k: v for k, v in first.items() if k not in of_runs and all(k in o and o[k] == v for o in others)}
-    own = {f"{m}: {k}": v for m, given in found.items() for k, v in given.items() if k not in of_runs | shared.keys()}
-    return shared | own
+def _settings(first: Mapping[str, Path]) -> Table:
+    """What runs were made with: first what all methods share, then "METHOD: NAME"; of one run a method."""
+    found = {method: flatten(files.recorded(folder)) for method, folder in first.items()}
+    for own in found.values():
+        del own["method"], own["seed"]
+    one, *others = found.values()
+    shared = {name: value for name, value in one.items() if all(name in o and o[name] == value for o in others)}
+    own = {f"{m}: {name}": value for m, given in found.items() for name, value in given.items() if name not in shared}
+    return Table(["setting", "value"], [[name, str(value)] for name, value in (shared | own).items()])

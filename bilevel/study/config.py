@@ -6,16 +6,19 @@ A field says by its metadata whether it decides the outcome of a run: two runs w
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeAlias, TypeVar
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, TypeAdapter, ValidationError
 
 from bilevel.training.opening import Residence
 from bilevel.types import UserError
 
 T = TypeVar("T")
+Count: TypeAlias = Annotated[int, Field(ge=1)]
+Rate: TypeAlias = Annotated[PositiveFloat, Field(allow_inf_nan=False)]
 
 
 def free(default: T) -> T:
@@ -45,13 +48,20 @@ def check_least(settings: Any, least: Mapping[str, float]) -> None:
             raise UserError(f"{flag_of(name)} {value} must be at least {smallest}.")
 
 
+def wrong(message: str) -> str:
+    """What a message of pydantic says about a value, as the end of a sentence: "must be at least 1"."""
+    return (
+        message.replace("Input should", "must").replace("greater than or equal to", "at least").removeprefix("Input ")
+    )
+
+
 @dataclass(frozen=True)
 class OptimizerConfig:
     """The optimizer of θ."""
 
     name: Literal["adam", "adamw", "sgd"] = "adam"
     """Update rule."""
-    learning_rate: float = 2e-3
+    learning_rate: Rate = 2e-3
     """Peak learning rate."""
     b2: float = 0.999
     """adam, adamw: decay of the second moment."""
@@ -65,27 +75,19 @@ class OptimizerConfig:
     """After warm-up: constant, cosine decay to 0, or multiplied by --optimizer.decay at each milestone."""
     milestones: tuple[int, ...] = ()
     """step: θ-updates, counted from the first, after which the learning rate changes."""
-    decay: float = 0.1
+    decay: PositiveFloat = 0.1
     """step: factor of each change."""
-    warmup: int = 0
+    warmup: NonNegativeInt = 0
     """Steps of warm-up, at most half of all."""
-    average: float = 0.0
+    average: Annotated[NonNegativeFloat, Field(lt=1)] = 0.0
     """Evaluate a moving average of the parameters and BatchNorm statistics with this decay (DDS: 0.999); 0: the last ones."""
 
     def check(self) -> None:
-        """Refuse numbers out of range.
+        """Refuse milestones that do not fit.
 
         Raises:
-          UserError: naming the first flag.
+          UserError: naming the flag.
         """
-        if not 0 < self.learning_rate < math.inf:
-            raise UserError(f"--optimizer.learning-rate {self.learning_rate} must be a positive number.")
-        if not 0 <= self.average < 1:
-            raise UserError(
-                f"--optimizer.average {self.average} must lie in [0, 1): it is a decay, and 0 averages nothing."
-            )
-        if self.warmup < 0:
-            raise UserError(f"--optimizer.warmup {self.warmup} must be at least 0.")
         given = " ".join(map(str, self.milestones))
         if (self.schedule == "step") != bool(self.milestones):
             found = f"--optimizer.milestones {given} with" if given else "No --optimizer.milestones with"
@@ -97,17 +99,15 @@ class OptimizerConfig:
             raise UserError(
                 f"--optimizer.milestones {given} must be numbers of steps from 1 on, each larger than the one before."
             )
-        if self.decay <= 0:
-            raise UserError(f"--optimizer.decay {self.decay} must be positive: it multiplies the learning rate.")
 
 
 @dataclass(frozen=True)
 class FinetuneConfig:
     """A last phase on the specific rows alone; its best parameters on valid are kept."""
 
-    steps: int = of_comparison(0)
+    steps: NonNegativeInt = of_comparison(0)
     """Most steps; 0: none."""
-    learning_rate: float = of_comparison(5e-4)
+    learning_rate: Rate = of_comparison(5e-4)
     """Learning rate (Adam)."""
 
 
@@ -131,27 +131,27 @@ class Study:
     """Methods to train under the same budget, comma-separated; all: every method that needs no other run."""
     preset: str = of_comparison("default")
     """default: tuned on valid; paper: the settings of the papers. A flag of a method has the last word."""
-    steps: int = 3000
+    steps: Count = 3000
     """θ-updates."""
-    seed: int = 0
+    seed: NonNegativeInt = 0
     """First seed; decides the initial parameters, the order of the data and all random draws."""
-    seeds: int = of_comparison(1)
+    seeds: Count = of_comparison(1)
     """Number of seeds: seed, seed + 1, …"""
-    batch_size: int = 16
+    batch_size: Count = 16
     """b: rows in a θ-update."""
-    big_batch_size: int = 512
+    big_batch_size: Count = 512
     """B: rows that are scored for it."""
     specific_sets: tuple[str, ...] = of_comparison(())
     """Several specific sets, each as --data.specific takes one: everything is done for each, in a folder named after it."""
     same_seconds: bool = of_comparison(False)
     """Train every method again, with as many steps as fit in uniform's seconds (or in --budget-seconds)."""
-    budget_seconds: float = of_comparison(0.0)
+    budget_seconds: NonNegativeFloat = of_comparison(0.0)
     """With --same-seconds: training seconds of each run; 0: those of uniform, on average over seeds."""
-    trials: int = of_comparison(0)
+    trials: NonNegativeInt = of_comparison(0)
     """Settings that are tried for each method before the comparison, the preset first; the best on valid is used. 0: none."""
-    trial_steps: int = of_comparison(0)
+    trial_steps: NonNegativeInt = of_comparison(0)
     """θ-updates of a trial; 0: a quarter of --steps."""
-    schedule_steps: int = 0
+    schedule_steps: NonNegativeInt = 0
     """Length of the learning-rate schedule, if training is to stop before its end; 0: --steps."""
     targets: tuple[float, ...] = of_comparison(())
     """Values of the deciding measure on test; reported are the steps until each is reached."""
@@ -159,24 +159,24 @@ class Study:
     """Where everything is written; the same command continues there."""
     eval_only: bool = of_comparison(False)
     """Evaluate the checkpoints in the run directory, without training."""
-    log_every: int = free(50)
+    log_every: Count = free(50)
     """Steps between two rows of metrics."""
-    evaluate_every: int = free(250)
+    evaluate_every: NonNegativeInt = free(250)
     """Steps between two evaluations."""
-    checkpoint_every: int = free(1000)
+    checkpoint_every: NonNegativeInt = free(1000)
     """Steps between two checkpoints."""
-    evaluate_rows: int = free(2048)
+    evaluate_rows: NonNegativeInt = free(2048)
     """Most rows of each set in an evaluation while training; 0: all. The final ones use all."""
     resident: Residence = of_comparison("auto")
     """Keep all data on the device, and make several steps in one program call; auto: if they fit (in an eighth of its memory,
     on CPU in 1 GiB) and there is one process."""
-    steps_per_call: int = of_comparison(8)
+    steps_per_call: Count = of_comparison(8)
     """With data on the device: most steps in one call."""
     progress: bool = free(True)
     """Show a progress bar."""
     tensorboard: bool = free(False)
     """Also write TensorBoard events."""
-    micro_batches: int = 1
+    micro_batches: Count = 1
     """Evaluate batches in this many equal parts, one after the other, to save memory."""
     shard_state: bool = free(False)
     """Spread parameters and optimizer states over all devices, for models that do not fit on one."""
@@ -200,18 +200,13 @@ class Study:
         Raises:
           UserError: naming the first flag.
         """
-        least = dict.fromkeys(
-            ("steps", "seeds", "batch_size", "big_batch_size", "log_every", "steps_per_call", "micro_batches"), 1
-        )
-        least |= dict.fromkeys(("seed", "trials", "trial_steps", "schedule_steps", "evaluate_every", "checkpoint_every",
-                                "evaluate_rows", "budget_seconds"), 0)  # fmt: skip
-        check_least(self, least)
+        try:
+            TypeAdapter(Study).validate_python(plain(self))
+        except ValidationError as error:
+            first = error.errors()[0]
+            name = ".".join(map(str, first["loc"]))
+            raise UserError(f"{flag_of(name)} {first['input']} {wrong(first['msg'])}.") from None
         self.optimizer.check()
-        if self.finetune.steps < 0 or not 0 < self.finetune.learning_rate < math.inf:
-            raise UserError(
-                f"--finetune.steps {self.finetune.steps} must be at least 0, and --finetune.learning-rate "
-                f"{self.finetune.learning_rate} positive."
-            )
         self._check_together()
         self._check_hosts()
 
@@ -280,7 +275,12 @@ def plain(value: Any) -> Any:
 
 def of_run(config: Any) -> dict[str, Any]:
     """The settings of a dataclass that concern one run, as `plain` values."""
-    return _chosen(config, lambda f: f.metadata.get("of_run", True))
+    found = {}
+    for f in dataclasses.fields(config):
+        value = getattr(config, f.name)
+        if f.metadata.get("of_run", True):
+            found[f.name] = of_run(value) if dataclasses.is_dataclass(value) else plain(value)
+    return {name: value for name, value in found.items() if value != {}}
 
 
 def may_change(config: Any, prefix: str = "") -> list[str]:
@@ -293,13 +293,3 @@ def may_change(config: Any, prefix: str = "") -> list[str]:
         elif dataclasses.is_dataclass(value):
             found += may_change(value, f"{prefix}{f.name}.")
     return found
-
-
-def _chosen(config: Any, wanted: Callable[[dataclasses.Field[Any]], bool]) -> dict[str, Any]:
-    found = {}
-    for f in dataclasses.fields(config):
-        value = getattr(config, f.name)
-        if not wanted(f):
-            continue
-        found[f.name] = _chosen(value, wanted) if dataclasses.is_dataclass(value) else plain(value)
-    return {name: value for name, value in found.items() if value != {}}

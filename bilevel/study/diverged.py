@@ -8,9 +8,8 @@ from typing import Any
 
 from bilevel.study import files, fitting
 from bilevel.study.config import plain
-from bilevel.study.run import Setting, Variant, changeable, directory_of, identity, plan_of, run
+from bilevel.study.run import Run, Setting, Variant, directory_of, run
 from bilevel.training import TrainingDiverged
-from bilevel.training.run_dir import flatten
 from bilevel.types import UserError
 
 NAME = "diverged.json"
@@ -34,25 +33,25 @@ def attempt(
       TrainingDiverged: with `alone`.
       Stopped: a signal stopped it before its end.
     """
-    own = (variant or Variant()).settings
-    row = files.of_first(lambda: _known(setting, method, seed, own))
-    if row is None or alone:
+    directory = directory_of(setting.config, method, seed)
+    if alone or not files.of_first(lambda: _noted(setting, method, seed, variant or Variant())):
         try:
             return run(setting, method, seed, variant)
         except TrainingDiverged as error:
             if alone:
                 raise
-            folder = _where(directory_of(setting.config, method, seed))
-            about = {
-                "message": str(error),
-                "step": error.step,
-                "settings": _settings(setting, method, seed, folder, own),
-            }
-            files.write_json(folder / NAME, about)
-            row = files.of_first(lambda: _known(setting, method, seed, own))
+            files.write_json(_where(directory) / NAME, {"message": str(error), "step": error.step})
+    row = files.of_first(lambda: known(directory, method, seed))
     file = Path(row[WHERE]) / NAME
     files.say(f"{file.parent} diverged: {files.read_json(file)['message']} Delete {file} to train it again.")
     return row
+
+
+def known(directory: Path, method: str, seed: int) -> dict[str, Any]:
+    """Return the row of a run that diverged: the results before fine-tuning, if it was that which did."""
+    done = directory / files.RESULT
+    before = files.read_json(done) if done.exists() else {"method": method, "seed": seed}
+    return before | {WHERE: str(_where(directory))}
 
 
 def refuse(rows: Iterable[Mapping[str, Any]]) -> None:
@@ -69,34 +68,23 @@ def refuse(rows: Iterable[Mapping[str, Any]]) -> None:
         )
 
 
-def _known(setting: Setting, method: str, seed: int, own: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The row of a run whose directory says that it diverged with these settings; a note of other settings is removed."""
-    directory = directory_of(setting.config, method, seed)
-    folder, done = _where(directory), directory / files.RESULT
-    study = setting.config.study
-    if not (folder / NAME).exists() or (
-        done.exists() and (not study.finetune.steps or fitting.kept_results(study, directory))
-    ):
-        return None
-    if files.read_json(folder / NAME)["settings"] != _settings(setting, method, seed, folder, own):
-        (folder / NAME).unlink()
-        return None
-    row = files.read_json(done) if done.exists() else {"method": method, "seed": seed}
-    return row | {WHERE: str(folder)}
+def _noted(setting: Setting, method: str, seed: int, variant: Variant) -> bool:
+    """Whether the directory of a run says that it diverged, or its fine-tuning with the same flags.
+
+    Raises:
+      UserError: it holds a run with other settings.
+    """
+    directory, asked = directory_of(setting.config, method, seed), plain(setting.config.study.finetune)
+    folder = _where(directory)
+    if not (folder / NAME).exists():
+        return False
+    if folder != directory:
+        tuned = files.recorded(folder)
+        return bool(asked["steps"]) and all(tuned.get(name) == value for name, value in asked.items())
+    Run(setting, method, seed, variant).prepare()
+    return True
 
 
 def _where(directory: Path) -> Path:
     """The directory that a run trains in: its own, or, after its end, that of fine-tuning."""
     return directory / fitting.FOLDER if (directory / files.RESULT).exists() else directory
-
-
-def _settings(setting: Setting, method: str, seed: int, folder: Path, own: Mapping[str, Any]) -> dict[str, Any]:
-    """What decides whether the run, or its fine-tuning, diverges."""
-    if folder.name == fitting.FOLDER:
-        return plain(setting.config.study.finetune)
-    _, plan = plan_of(setting, method, seed)
-    found = flatten(identity(setting, method, seed, plan.identity) | dict(own))
-    kept = {name: value for name, value in found.items() if name not in changeable(setting, method)}
-    if plan.switch is not None:
-        kept["finetune.learning_rate"] = setting.config.study.finetune.learning_rate
-    return plain(kept)

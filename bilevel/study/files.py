@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -37,8 +38,14 @@ def run_name(method: str, seed: int) -> str:
 
 def run_of(folder: Path) -> tuple[str, int] | None:
     """Return the method and the seed that a directory is named after; None for another directory."""
-    method, found, seed = folder.name.rpartition("-seed")
-    return (method, int(seed)) if found and seed.isdecimal() else None
+    found = re.fullmatch(r"(.+)-seed(\d+)", folder.name)
+    return (found[1], int(found[2])) if found else None
+
+
+def begun(folder: Path) -> list[tuple[str, int]]:
+    """Return method and seed of the runs that were begun in a folder."""
+    found = [run_of(file.parent) for file in sorted(folder.glob(f"*/{CONFIG_NAME}"))]
+    return [run for run in found if run is not None]
 
 
 def read_json(file: Path) -> Any:

@@ -3,35 +3,35 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from bilevel.study import diverged, files, fitting
 from bilevel.study.config import Config
-from bilevel.study.registry import METHODS
 from bilevel.study.run import Setting, changeable, directory_of, identity
-from bilevel.training.run_dir import CONFIG_NAME, flatten
+from bilevel.training.run_dir import flatten
+
+Differing = dict[str, tuple[Any, Any]]
+"""Dotted name of a setting -> (as recorded, as this command has it)."""
 
 
-class _Found(NamedTuple):
-    folder: Path
-    method: str
-    own: dict[str, Any]
-    """Settings of the method, as recorded."""
-    wanted: dict[str, Any]
-    """Those of this command."""
-    data: dict[str, str]
+class Result(NamedTuple):
+    """A run of a comparison."""
+
+    directory: Path
     row: dict[str, Any]
-    ended: float
+    """Its summary; of one that diverged what is known, with `diverged_in`."""
+
+    @property
+    def key(self) -> tuple[str, int]:
+        """Method and seed."""
+        return self.row["method"], self.row["seed"]
 
 
 def finished(
-    setting: Setting,
-    config_of: Callable[[str], Config | None],
-    known: Collection[tuple[str, int]] = (),
-    methods: Collection[str] = (),
-) -> list[dict[str, Any]]:
+    setting: Setting, configs: Mapping[str, Config], known: Collection[Result], methods: Collection[str]
+) -> list[Result]:
     """Return the results of the runs of a directory that may stand in one table.
 
     These have the same settings but for method, seed and the method's own, and the same data; and the seeds of one method have
@@ -39,84 +39,73 @@ def finished(
 
     Args:
       setting: its `run_dir` holds the directories METHOD-seedN.
-      config_of: method -> what its runs are to have been made with; None: they do not belong here.
-      known: (method, seed) of runs to leave out.
+      configs: method -> what its runs are to have been made with, in the order of the table.
+      known: runs to leave out.
       methods: of this command: the seeds of these must be like its runs, those of other methods like the method's latest run.
     """
-    order = list(METHODS)
-    folder, name = setting.config.study.run_dir, CONFIG_NAME
-    found = (files.run_of(file.parent) for file in folder.glob(f"*-seed*/{name}"))
-    runs = []
-    for method, seed in sorted(
-        (run for run in found if run and run[0] in METHODS), key=lambda r: (order.index(r[0]), r[1])
-    ):
-        config = None if (method, seed) in known else config_of(method)
-        if config is not None and (one := _run(setting.of(config), method, seed)):
-            runs.append(one)
-    runs = _of_same_data(runs, setting.splits.hashes)
-    return [run.row for run in _of_same_settings(runs, methods)]
+    out, begun = {result.key for result in known}, files.begun(setting.config.study.run_dir)
+    order = [(name, seed) for method in configs for name, seed in sorted(begun) if name == method]
+    found = [run for key in order if key not in out and (run := _found(setting.of(configs[key[0]]), *key))]
+    latest = {run.result.key[0]: run.own for run in sorted(found, key=lambda run: run.ended)}
+    wanted = latest | {method: {} for method in methods}
+    kept = []
+    for result, own, _ in found:
+        like = wanted[result.key[0]]
+        if own == like:
+            kept.append(result)
+        else:
+            leave_out(result.directory, f"its settings differ from those of other seeds ({_compared(own, like)})")
+    return kept
 
 
-def _run(setting: Setting, method: str, seed: int) -> _Found | None:
-    """A run that ended or diverged, if what all methods share is as this command has it."""
+class _Found(NamedTuple):
+    result: Result
+    own: Differing
+    """Settings of the method."""
+    ended: float
+
+
+def _found(setting: Setting, method: str, seed: int) -> _Found | None:
+    """A run that ended or diverged, if its data and what all methods share are as this command has them."""
     directory = directory_of(setting.config, method, seed)
-    settings, wanted = files.recorded(directory), identity(setting, method, seed, {})
-    if not settings or _shared(setting, method, settings) != _shared(setting, method, wanted):
+    file = next((file for name in (files.RESULT, diverged.NAME) if (file := directory / name).exists()), None)
+    if file is None:
         return None
-    result, note = directory / files.RESULT, directory / diverged.NAME
-    if result.exists():
-        row = files.read_json(result) | fitting.kept_results(setting.config.study, directory)
-    elif note.exists():
-        result, row = note, {"method": method, "seed": seed}
-    else:
+    other = differing(setting, method, seed)
+    own = {name.removeprefix(f"{method}."): x for name, x in other.items() if name.startswith(f"{method}.")}
+    data = [name.removeprefix(f"{files.CONTENT_HASH}.") for name in other if name.startswith(files.CONTENT_HASH)]
+    if len(other) > len(own) + len(data):
         return None
-    own = (_own(setting, method, settings), _own(setting, method, wanted))
-    return _Found(directory, method, *own, settings.get(files.CONTENT_HASH, {}), row, result.stat().st_mtime)
+    if data:
+        leave_out(directory, f"it was trained on other {', '.join(data)} data")
+        return None
+    row = diverged.known(directory, method, seed)
+    if file.name == files.RESULT:
+        row = files.read_json(file) | fitting.kept_results(setting.config.study, directory)
+    return _Found(Result(directory, row), own, file.stat().st_mtime)
 
 
-def _shared(setting: Setting, method: str, settings: dict[str, Any]) -> dict[str, Any]:
-    """What all runs of a comparison have in common."""
-    apart = ("method", "seed", method, files.CONTENT_HASH)
-    free = changeable(setting, method)
-    found = flatten({name: value for name, value in settings.items() if name not in apart})
-    return {name: value for name, value in found.items() if name not in free}
+def _compared(own: Differing, like: Differing) -> str:
+    """In which settings two runs differ, each given by what differs from this command."""
+    given = {name: now for name, (_, now) in (own | like).items()}
+    one, other = (given | {name: was for name, (was, _) in each.items()} for each in (own, like))
+    return ", ".join(
+        [f"{name} is {one[name]}, not {other[name]}" for name in sorted(given) if one[name] != other[name]][:3]
+    )
 
 
-def _own(setting: Setting, method: str, settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings of the method, without what each seed takes from another run."""
-    free = changeable(setting, method)
-    found = settings.get(method, {})
-    return {name: x for name, x in found.items() if f"{method}.{name}" not in free and not name.endswith("_digest")}
+def differing(setting: Setting, method: str, seed: int) -> Differing:
+    """Return the settings that decide the outcome of a run and differ from those of this command.
 
-
-def _of_same_data(runs: list[_Found], hashes: Mapping[str, str]) -> list[_Found]:
-    """Leave out, and name, the runs on other data."""
-    kept = []
-    for run in runs:
-        other = sorted(name for name, value in run.data.items() if hashes.get(name, value) != value)
-        if other:
-            _say(f"{run.folder} is left out of the tables: it was trained on other {', '.join(other)} data.")
-        else:
-            kept.append(run)
-    return kept
-
-
-def _of_same_settings(runs: list[_Found], methods: Collection[str]) -> list[_Found]:
-    """Leave out, and name, the seeds of a method with other settings than those of this command, or of its latest run."""
-    latest = {run.method: run for run in sorted(runs, key=lambda run: run.ended)}
-    kept = []
-    for run in runs:
-        like = run.wanted if run.method in methods else latest[run.method].own
-        other = sorted(name for name in {**run.own, **like} if run.own.get(name) != like.get(name))
-        if other:
-            what = ", ".join(f"{name} is {run.own.get(name)}, not {like.get(name)}" for name in other[:3])
-            _say(f"{run.folder} is left out of the tables: its settings differ from those of other seeds ({what}).")
-        else:
-            kept.append(run)
-    return kept
+    Digests of what each seed takes from another run do not count.
+    """
+    recorded = files.recorded(directory_of(setting.config, method, seed))
+    old, new = flatten(recorded), flatten(identity(setting, method, seed, {}))
+    names = {name for name in {*old, *new} - {*changeable(setting, method)} if not name.endswith("_digest")}
+    return {name: (old.get(name), new.get(name)) for name in sorted(names) if old.get(name) != new.get(name)}
 
 
 @functools.cache
-def _say(text: str) -> None:
-    """Print a line on stderr, once, however often a directory is looked through."""
-    files.say(text)
+def leave_out(folder: Path, why: str) -> None:
+    """Say on stderr, once, however often a directory is looked through, that it is not in the tables."""
+    files.say(f"{folder} is left out of the tables: {why}.")

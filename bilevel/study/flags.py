@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,11 +24,9 @@ class Parsed(NamedTuple):
 
     def changed(self) -> list[str]:
         """Dotted names of the settings of study, task and methods that the flags changed."""
-        return [
-            name
-            for old, new in ((self.before.study, self.config.study), (self.before.task, self.config.task))
-            for name in _differing(plain(old), plain(new))
-        ] + _differing(plain(self.before.methods), plain(self.config.methods))
+        both = ({**plain(c.study), **plain(c.task), **plain(c.methods)} for c in (self.before, self.config))
+        old, new = map(flatten, both)
+        return [name for name in new if old.get(name) != new[name]]
 
     def refuse(self, names: Collection[str], why: str) -> None:
         """Refuse flags that were given though they have no use.
@@ -88,8 +85,7 @@ def parse(
     about = f"Flags of methods are those of {', '.join(named)}." if named else ""
     text = f"{(own and own.__doc__) or task.__doc__ or task.title}\n\n{about}"
     flags = tyro.cli(kind, args=rest, default=resolve.flags_of(kind, before), description=text, prog=prog)
-    found = None if own is None else own(**{f.name: getattr(flags, f.name) for f in dataclasses.fields(own)})
-    return Parsed(resolve.config_of(flags, before), found, before)
+    return Parsed(resolve.config_of(flags, before), own and resolve.part_of(own, flags), before)
 
 
 def taken(arguments: Sequence[str], flag: str) -> tuple[str | None, list[str]]:
@@ -111,8 +107,3 @@ def taken(arguments: Sequence[str], flag: str) -> tuple[str | None, list[str]]:
 def value(arguments: Sequence[str], flag: str) -> str | None:
     """Return the value of a flag; None if it is not given."""
     return taken(arguments, flag)[0]
-
-
-def _differing(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    before, after = flatten(old), flatten(new)
-    return [name for name in after if before.get(name) != after[name]]

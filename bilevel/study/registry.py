@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from bilevel.study.methods import learning, plain, sampling, selecting, weighing
 from bilevel.study.spec import Spec
@@ -50,26 +49,3 @@ def with_first(names: Sequence[str]) -> list[str]:
     """Return the methods with those that they continue from, before them."""
     found = [first for name in names for first in (*METHODS[name].first, name)]
     return list(dict.fromkeys(found))
-
-
-def defaults(preset: str, presets: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> dict[str, Any]:
-    """Return the settings of all methods under a preset.
-
-    Args:
-      preset: "default", "paper", or another name of the task's presets.
-      presets: of the task: preset -> method -> what it sets; "default" holds always.
-
-    Raises:
-      UserError: for a preset that there is not.
-    """
-    known = {"default", "paper", *presets}
-    if preset not in known:
-        raise UserError(f"--preset {preset} does not exist: choose from {', '.join(sorted(known))}.")
-    found = {}
-    for name, spec in METHODS.items():
-        values = dict(presets.get("default", {}).get(name, {}))
-        if preset == "paper":
-            values |= spec.paper
-        values |= presets.get(preset, {}).get(name, {})
-        found[name] = spec.settings(**values)
-    return found

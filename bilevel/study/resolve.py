@@ -1,21 +1,26 @@
-"""Defaults of a command: the task's preset, then the settings of a file; flags have the last word."""
+"""Defaults of a command: the task's presets, then the settings of a file; flags have the last word.
+
+All three fill one dataclass, that of `flags_type`, whose fields lie as in config.yaml.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-import types
+import functools
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from bilevel.study.config import Config, Study
-from bilevel.study.registry import METHODS, defaults
+from bilevel.study.config import Config, Study, wrong
+from bilevel.study.registry import METHODS
 from bilevel.study.task import Task
 from bilevel.types import UserError
 
+T = TypeVar("T")
 PREPARED = "prepared"
 _NOT_SETTINGS = ("format", "task", "method", "content_hash", "variant")
 
@@ -37,17 +42,19 @@ def default_config(
     Raises:
       UserError: for a preset or a file that there is not, or a setting that does not exist.
     """
-    if preset is None:
-        preset = "default" if settings is None else str(read_file(settings[1], settings[0]).get("preset", "default"))
-    methods = defaults(preset, task.presets)
-    study, own = Study(preset=preset), task.config()
+    where = "" if settings is None else f"{settings[0]} {settings[1]}"
+    given = {} if settings is None else _settings_of_file(*settings, task)
+    preset = preset or str(given.get("preset", "default"))
+    known = {"default", "paper", *task.presets}
+    if preset not in known:
+        raise UserError(f"--preset {preset} does not exist: choose from {', '.join(sorted(known))}.")
+    kind = flags_type(task, METHODS)
+    methods = {name: spec.settings() for name, spec in METHODS.items()}
+    config = complete(Config(Study(), task.config(), methods, Path()))
     for name in dict.fromkeys(("default", preset)):
-        values = task.presets.get(name, {})
-        study = filled(study, values.get("study", {}), f"The preset {name}")
-        own = filled(own, values.get("task", {}), f"The preset {name}")
-    config = Config(study, own, methods, study.run_dir / PREPARED)
+        config = config_of(filled(flags_of(kind, config), _preset(task, name), f"The preset {name}"), config)
     config = config if adapt is None else adapt(config)
-    return complete(config if settings is None else _from_file(*settings, task, config).with_study(preset=preset))
+    return config_of(filled(flags_of(kind, config), {**given, "preset": preset}, where), config)
 
 
 def complete(config: Config) -> Config:
@@ -75,103 +82,94 @@ def read_file(file: Path, flag: str = "--config") -> dict[str, Any]:
     return dict(found)
 
 
-def _from_file(flag: str, file: Path, task: Task, config: Config) -> Config:
-    found, where = read_file(file, flag), f"{flag} {file}"
-    study, own, methods = config.study, config.task, config.methods
-    if found.get("task", task.name) != task.name:
-        raise UserError(f"{where} is of the task {found['task']}, not of {task.name}: give that task, or another file.")
-    if "method" in found:
-        found.setdefault("compare", found["method"])
-    values = {name: value for name, value in found.items() if name not in _NOT_SETTINGS}
-    names = {f.name for f in dataclasses.fields(own)}
-    for_study = {name: value for name, value in values.items() if name not in names and name not in METHODS}
-    study = filled(study, for_study, where)
-    own = filled(own, {name: value for name, value in values.items() if name in names}, where)
-    for name in METHODS.keys() & values.keys():
-        if not isinstance(values[name], Mapping):
-            raise UserError(f"{where} sets {name} to {values[name]!r}, which is not one of: settings by name.")
-        kept = {k: v for k, v in values[name].items() if not k.endswith("_digest")}
-        methods = {**methods, name: filled(methods[name], kept, f"{where}, {name}")}
-    return dataclasses.replace(config, study=study, task=own, methods=methods)
-
-
-def filled(config: Any, values: Mapping[str, Any], where: str) -> Any:
+def filled(config: T, values: Mapping[str, Any], where: str) -> T:
     """Return a dataclass with other values of some fields, nested ones too.
+
+    Args:
+      config: the dataclass.
+      values: as YAML has them.
+      where: the beginning of messages: who sets them.
 
     Raises:
       UserError: for a name that is no field, or a value of another type.
     """
-    hints, known = typing.get_type_hints(type(config)), {f.name for f in dataclasses.fields(config)}
-    changes = {}
-    for name, value in values.items():
-        if name not in known:
-            raise UserError(f"{where} sets {name}, which does not exist: choose from {', '.join(sorted(known))}.")
-        before = getattr(config, name)
-        if dataclasses.is_dataclass(before) and isinstance(value, Mapping):
-            changes[name] = filled(before, value, f"{where}, {name}")
-        else:
-            changes[name] = _converted(hints[name], value, f"{where} sets {name} to {value!r}")
-    return dataclasses.replace(config, **changes)
+    try:
+        return _validator(type(config))(_expanded(config, values))
+    except ValidationError as error:
+        first = error.errors()[0]
+    path = [str(name) for name in first["loc"][1:]]
+    if first["type"] != "unexpected_keyword_argument":
+        raise UserError(f"{where} sets {'.'.join(path)} to {first['input']!r}, which {wrong(first['msg'])}.")
+    owner: Any = functools.reduce(getattr, path[:-1], config)
+    known = ", ".join(sorted(f.name for f in dataclasses.fields(owner)))
+    raise UserError(f"{where} sets {'.'.join(path)}, which does not exist: choose from {known}.")
 
 
-def _converted(hint: Any, value: Any, what: str) -> Any:
-    """A value of YAML as the type of a field."""
-    kinds = _kinds(hint)
-    if isinstance(value, list):
-        value = tuple(value)
-    if isinstance(value, str) and Path in kinds:
-        return Path(value)
-    if isinstance(value, int) and not isinstance(value, bool) and float in kinds and int not in kinds:
-        return float(value)
-    if isinstance(value, str) and float in kinds and str not in kinds:  # YAML reads 1e-3 as text
-        try:
-            return float(value)
-        except ValueError:
-            pass
-    literals = [x for x in kinds if not isinstance(x, type)]
-    classes = tuple(x for x in kinds if isinstance(x, type))
-    if value not in literals and not (classes and isinstance(value, classes)):
-        shown = ", ".join(str(getattr(x, "__name__", x)) for x in kinds)
-        raise UserError(f"{what}, which is not one of: {shown}.")
-    return value
-
-
-def _kinds(hint: Any) -> list[Any]:
-    """The classes, and the literal values, that a type allows."""
-    origin = typing.get_origin(hint)
-    if origin is typing.Annotated:
-        return _kinds(typing.get_args(hint)[0])
-    if origin is typing.Literal:
-        return list(typing.get_args(hint))
-    if origin in (typing.Union, types.UnionType):
-        return [kind for part in typing.get_args(hint) for kind in _kinds(part)]
-    return [origin or hint]
-
-
-def flags_type(task: Task, methods: Iterable[str], tool: type[Any] | None = None) -> type[Any]:
+def flags_type(task: Task, methods: Collection[str], tool: type[Any] | None = None) -> type[Any]:
     """Return a dataclass with all flags: those of the study, of the task, of some methods, and of a tool."""
     own = typing.get_type_hints(task.config)
-    fields: list[Any] = [(f.name, own[f.name], dataclasses.MISSING) for f in dataclasses.fields(task.config)]
-    fields += [(name, METHODS[name].settings, dataclasses.MISSING) for name in methods if _has_fields(name)]
-    made = [(name, kind, dataclasses.field(default=None)) for name, kind, _ in fields]
-    return dataclasses.make_dataclass("Flags", made, bases=(Study,) if tool is None else (tool, Study), frozen=True)
+    kinds = {f.name: own[f.name] for f in dataclasses.fields(task.config)}
+    kinds |= {name: METHODS[name].settings for name in methods if dataclasses.fields(METHODS[name].settings)}
+    fields: list[Any] = [(name, kind, dataclasses.field(default=None)) for name, kind in kinds.items()]
+    return dataclasses.make_dataclass("Flags", fields, bases=(Study,) if tool is None else (tool, Study), frozen=True)
 
 
 def flags_of(kind: type[Any], config: Config) -> Any:
     """Return the flags with the values of a configuration."""
-    values = {f.name: getattr(config.study, f.name) for f in dataclasses.fields(Study)}
-    values |= {f.name: getattr(config.task, f.name) for f in dataclasses.fields(config.task)}
     names = {f.name for f in dataclasses.fields(kind)}
-    return kind(**values, **{name: s for name, s in config.methods.items() if name in names})
+    methods = {name: settings for name, settings in config.methods.items() if name in names}
+    return kind(**_fields(config.study), **_fields(config.task), **methods)
 
 
 def config_of(flags: Any, before: Config) -> Config:
     """Return the configuration that flags say; methods without flags keep their settings."""
-    study = Study(**{f.name: getattr(flags, f.name) for f in dataclasses.fields(Study)})
-    own = type(before.task)(**{f.name: getattr(flags, f.name) for f in dataclasses.fields(before.task)})
     methods = {name: getattr(flags, name, settings) for name, settings in before.methods.items()}
-    return complete(Config(study, own, methods, before.prepared))
+    return complete(Config(part_of(Study, flags), part_of(type(before.task), flags), methods, before.prepared))
 
 
-def _has_fields(name: str) -> bool:
-    return bool(dataclasses.fields(METHODS[name].settings))
+def part_of(kind: type[T], flags: Any) -> T:
+    """Return those of the flags that are fields of a dataclass."""
+    return kind(**{f.name: getattr(flags, f.name) for f in dataclasses.fields(kind)})  # pyright: ignore[reportArgumentType]
+
+
+def _preset(task: Task, name: str) -> dict[str, Any]:
+    given = task.presets.get(name, {})
+    papers = {method: spec.paper if name == "paper" else {} for method, spec in METHODS.items()}
+    methods = {method: {**paper, **given.get(method, {})} for method, paper in papers.items()}
+    return {**given.get("study", {}), **given.get("task", {}), **{m: values for m, values in methods.items() if values}}
+
+
+def _settings_of_file(flag: str, file: Path, task: Task) -> dict[str, Any]:
+    """The settings in a file, without what says of which run it is."""
+    found = read_file(file, flag)
+    if found.get("task", task.name) != task.name:
+        raise UserError(
+            f"{flag} {file} is of the task {found['task']}, not of {task.name}: give that task, or another file."
+        )
+    if "method" in found:
+        found.setdefault("compare", found["method"])
+    for name in METHODS.keys() & found.keys():
+        if isinstance(found[name], Mapping):
+            found[name] = {k: value for k, value in found[name].items() if not k.endswith("_digest")}
+    return {name: value for name, value in found.items() if name not in _NOT_SETTINGS}
+
+
+def _expanded(config: Any, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a dataclass by name, with other values of some; those that are dataclasses too where they change."""
+    found = _fields(config)
+    for name, value in values.items():
+        nested = dataclasses.is_dataclass(found.get(name)) and isinstance(value, Mapping)
+        found[name] = _expanded(found[name], value) if nested else value
+    return found
+
+
+def _fields(config: Any) -> dict[str, Any]:
+    return {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
+
+
+@functools.cache
+def _validator(kind: Any) -> Callable[[Any], Any]:
+    """What makes a dataclass of names and values; pydantic takes options for a tuple of dataclasses, not for one."""
+    options = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
+    adapter = TypeAdapter(tuple[kind], config=options)  # pyright: ignore[reportInvalidTypeForm]
+    return lambda values: adapter.validate_python((values,))[0]

@@ -9,7 +9,7 @@ import dataclasses
 import math
 import zlib
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -36,12 +36,9 @@ def searched(setting: Setting, method: str) -> Config:
       TrainingDiverged: if every trial of the method diverged.
       Stopped: a signal stopped a trial.
     """
-    config = setting.config
-    if not _searches(config, method):
-        return config
-    if config.study.eval_only:
-        return searched_before(config, method)
-    return with_settings(config, method, _best(setting, method))
+    if not _searches(setting.config, method) or setting.config.study.eval_only:
+        return searched_before(setting.config, method)
+    return with_settings(setting.config, method, _best(setting, method))
 
 
 def searched_before(config: Config, method: str) -> Config:
@@ -52,18 +49,10 @@ def searched_before(config: Config, method: str) -> Config:
     return with_settings(config, method, files.read_json(file)["best"]["settings"])
 
 
-def trial_configs(config: Config, method: str, most_specific: int) -> list[Config]:
-    """Return the configurations of a method's trials."""
-    if not _searches(config, method):
-        return []
-    _, tried = _search(config, method, most_specific)
-    return [_trial(config, method, number, settings) for number, settings in enumerate(tried)]
-
-
 def folder_of(config: Config, method: str) -> Path:
     """Return where the trials of a method are."""
-    study, spec = config.study, METHODS[method]
-    return study.run_dir / "search" / (method if study.trials else f"{method}_{spec.tried}")
+    name = method if config.study.trials else f"{method}_{METHODS[method].tried}"
+    return config.study.run_dir / "search" / name
 
 
 def trial_settings(method: str, seed: int, trial: int, most_specific: int | None = None) -> dict[str, Any]:
@@ -95,12 +84,46 @@ def trial_settings(method: str, seed: int, trial: int, most_specific: int | None
 
 def with_settings(config: Config, method: str, settings: dict[str, Any]) -> Config:
     """Return the configuration with other settings of a method, and perhaps another learning rate of θ."""
-    own = {name: value for name, value in settings.items() if name != "learning_rate"}
-    config = config.with_method(method, dataclasses.replace(config.methods[method], **own))
-    if "learning_rate" not in settings:
-        return config
-    optimizer = dataclasses.replace(config.study.optimizer, learning_rate=settings["learning_rate"])
-    return config.with_study(optimizer=optimizer)
+    own, optimizer = dict(settings), config.study.optimizer
+    optimizer = dataclasses.replace(optimizer, learning_rate=own.pop("learning_rate", optimizer.learning_rate))
+    own_settings = dataclasses.replace(config.methods[method], **own)
+    return config.with_method(method, own_settings).with_study(optimizer=optimizer)
+
+
+class Trial(NamedTuple):
+    """A run of a search."""
+
+    settings: dict[str, Any]
+    """What it changes."""
+    config: Config
+    seed: int
+
+
+def trials(setting: Setting, method: str) -> list[Trial]:
+    """Return the trials of a method; none for one without a search."""
+    config, study, spec = setting.config, setting.config.study, METHODS[method]
+    if not _searches(config, method):
+        return []
+    folder = folder_of(config, method)
+
+    def tried() -> list[Any]:
+        """The seed of the trials that are there, so that seeds that are added later take what was found; and the settings."""
+        begun = [seed for name, seed in files.begun(folder / "0") if name == method]
+        seed = study.seed if study.seed in begun else min(begun, default=study.seed)
+        if study.trials:
+            rows = len(setting.splits.specific)
+            most = max(rows - rows % setting.mesh.size, 1)
+            return [seed, [trial_settings(method, seed, number, most) for number in range(study.trials)]]
+        rows = sorted({mixed_rows(fraction, study.batch_size, jax.process_count()) for fraction in FRACTIONS})
+        return [seed, [{spec.tried: count / study.batch_size} for count in rows]]
+
+    seed, found = files.of_first(tried)
+    steps, no_finetuning = study.trial_steps or max(1, study.steps // 4), dataclasses.replace(study.finetune, steps=0)
+    short = config.with_study(steps=steps, schedule_steps=0, finetune=no_finetuning)
+    return [
+        Trial(settings, with_settings(short, method, settings).with_study(run_dir=folder / str(number)), seed)
+        for number, settings in enumerate(found)
+    ]
 
 
 def _searches(config: Config, method: str) -> bool:
@@ -108,61 +131,20 @@ def _searches(config: Config, method: str) -> bool:
     return bool(config.study.trials) or (tried is not None and getattr(config.methods[method], tried) is None)
 
 
-def _search(config: Config, method: str, most_specific: int) -> tuple[int, list[dict[str, Any]]]:
-    """The seed of the trials, and what each changes."""
-    study = config.study
-
-    def found() -> list[Any]:
-        seed = _seed(config, method)
-        if study.trials:
-            return [seed, [trial_settings(method, seed, number, most_specific) for number in range(study.trials)]]
-        tried = METHODS[method].tried
-        rows = sorted({mixed_rows(fraction, study.batch_size, jax.process_count()) for fraction in FRACTIONS})
-        return [seed, [{tried: count / study.batch_size} for count in rows]]
-
-    seed, settings = files.of_first(found)
-    return seed, settings
-
-
-def _seed(config: Config, method: str) -> int:
-    """The seed of the trials that are there, so that seeds that are added later take what was found; else that of the flags."""
-    folders = [files.run_of(path) for path in folder_of(config, method).glob(f"0/{method}-seed*")]
-    begun = [found[1] for found in folders if found is not None]
-    return config.study.seed if config.study.seed in begun else min(begun, default=config.study.seed)
-
-
-def _trial(config: Config, method: str, number: int, settings: dict[str, Any]) -> Config:
-    study = config.study
-    return with_settings(config, method, settings).with_study(
-        steps=study.trial_steps or max(1, study.steps // 4),
-        schedule_steps=0,
-        finetune=dataclasses.replace(study.finetune, steps=0),
-        run_dir=folder_of(config, method) / str(number),
-    )
-
-
-def most_specific(setting: Setting) -> int:
-    """Return the largest specific batch that the data and the devices allow."""
-    rows, devices = len(setting.splits.specific), setting.mesh.size
-    return max(rows - rows % devices, 1)
-
-
 def _best(setting: Setting, method: str) -> dict[str, Any]:
-    config, measure = setting.config, setting.task.measures[0]
-    sign, name = (1 if measure.lower_is_better else -1), f"valid_{measure.name}"
-    seed, tried = _search(config, method, most_specific(setting))
-    values = []
-    for number, settings in enumerate(tried):
-        if config.study.progress:
-            files.say(f"{method}, trial {number + 1} of {len(tried)}: {settings or 'preset'}")
-        result = attempt(setting.of(_trial(config, method, number, settings)), method, seed)
-        values.append(result.get(name, sign * math.inf))
-    values = files.of_first(lambda: values)
-    trials = [{"settings": own, name: value} for own, value in zip(tried, values, strict=True)]
-    best = min(trials, key=lambda trial: sign * trial[name])
+    """Run all trials of a method, and keep what each gave."""
+    measure, progress, all_trials = setting.task.measures[0], setting.config.study.progress, trials(setting, method)
+    name, sign = f"valid_{measure.name}", 1 if measure.lower_is_better else -1
+    done = []
+    for number, trial in enumerate(all_trials, 1):
+        if progress:
+            files.say(f"{method}, trial {number} of {len(all_trials)}: {trial.settings or 'preset'}")
+        result = attempt(setting.of(trial.config), method, trial.seed)
+        done.append({"settings": trial.settings, name: result.get(name, sign * math.inf)})
+    best = files.of_first(lambda: min(done, key=lambda trial: sign * trial[name]))
     if not math.isfinite(best[name]):
-        raise TrainingDiverged(f"All {len(tried)} trials of {method} diverged: lower --optimizer.learning-rate.")
-    files.write_json(folder_of(config, method) / NAME, {"best": best, "trials": trials})
-    if config.study.progress:
+        raise TrainingDiverged(f"All {len(done)} trials of {method} diverged: lower --optimizer.learning-rate.")
+    files.write_json(folder_of(setting.config, method) / NAME, {"best": best, "trials": done})
+    if progress:
         files.say(f"{method}: best on valid with {best['settings'] or 'its preset'}")
     return best["settings"]

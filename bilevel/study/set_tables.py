@@ -2,45 +2,25 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from bilevel.study import files
-from bilevel.study.tables import csv_text, markdown
+from bilevel.study.tables import NOTHING, Table, plus_minus
 from bilevel.study.task import Measure
 from bilevel.training.run_dir import write_atomically
 
 MARKDOWN = "tables.md"
-PHASES = {"": "pre-train", "finetuned_": "fine-tune"}
+PHASES = {"test": "pre-train", "finetuned_test": "fine-tune"}
 """How the name of a result begins -> the phase."""
+KEYS = ["budget", "specific_set", "method", "phase"]
 MEDALS = ("①", "②", "③")
-
-
-class Cell(NamedTuple):
-    """One method on one set in one phase: the deciding measure on test."""
-
-    mean: float
-    std: float | None
-    """None for one seed."""
-    seeds: int
-    rank: int
-    """1 for the best mean of the set."""
-
-
-class Key(NamedTuple):
-    """Where a cell is."""
-
-    budget: str
-    specific_set: str
-    phase: str
-    method: str
-
-
-Cells = dict[Key, Cell]
 
 
 def write_tables(folder: Path, rows: Sequence[dict[str, Any]], measure: Measure) -> str:
@@ -53,88 +33,75 @@ def write_tables(folder: Path, rows: Sequence[dict[str, Any]], measure: Measure)
       measure: the one that decides.
     """
     cells = ranked(rows, measure)
-    budgets = dict.fromkeys(row["budget"] for row in rows)
-    text = "\n\n".join(_markdown(cells, rows, budget, measure) for budget in budgets)
+    text = "\n\n".join(_markdown(cells, rows, budget, measure) for budget in dict.fromkeys(r["budget"] for r in rows))
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / MARKDOWN, text + "\n")
-    head = ["budget", "specific_set", "phase", "method", *Cell._fields]
-    lines = [[key.budget, key.specific_set, PHASES[key.phase], key.method, *cell] for key, cell in cells.items()]
-    write_atomically(folder / "tables.csv", csv_text(head, lines))
-    files.write_json(folder / "tables.json", list(rows))
-    if cells:
+    write_atomically(folder / "tables.csv", cells.to_csv())
+    files.write_json(folder / "tables.json", rows)
+    if len(cells):
         _plot(cells, folder / "tables.svg", measure)
     return text
 
 
-def ranked(rows: Sequence[dict[str, Any]], measure: Measure) -> Cells:
-    """Return mean and standard deviation over seeds, and the rank among the methods; a phase that no row has is left out."""
-    sign = 1 if measure.lower_is_better else -1
-    values: dict[Key, list[float]] = {}
-    for row in rows:
-        for phase in PHASES:
-            if (value := row.get(f"{phase}test_{measure.name}")) is not None:
-                values.setdefault(Key(row["budget"], row["specific_set"], phase, row["method"]), []).append(value)
-    means = {key: float(np.mean(found)) for key, found in values.items()}
-    cells = {}
-    for key, found in values.items():
-        rivals = [mean for other, mean in means.items() if other[:3] == key[:3]]
-        std = float(np.std(found, ddof=1)) if len(found) > 1 else None
-        cells[key] = Cell(means[key], std, len(found), 1 + sum(sign * m < sign * means[key] for m in rivals))
-    return cells
+def ranked(rows: Sequence[dict[str, Any]], measure: Measure) -> pd.DataFrame:
+    """Return `mean`, `std` and number of `seeds` of the measure by KEYS, and its `rank` among the methods: 1 is the best."""
+    names = {f"{begin}_{measure.name}": phase for begin, phase in PHASES.items()}
+    results = pd.DataFrame(rows).rename(columns=names).reindex(columns=[*KEYS[:3], *names.values()])
+    values = results.melt(KEYS[:3], var_name="phase").dropna().astype({"value": float})
+    cells = values.groupby(KEYS, sort=False)["value"].agg(mean="mean", std="std", seeds="count")
+    among = cells.groupby(["budget", "specific_set", "phase"])["mean"]
+    return cells.assign(rank=among.rank("min", ascending=measure.lower_is_better).astype(int))
 
 
-def _markdown(cells: Cells, rows: Sequence[dict[str, Any]], budget: str, measure: Measure) -> str:
-    own_rows = [row for row in rows if row["budget"] == budget]
-    sets, methods = (list(dict.fromkeys(row[name] for row in own_rows)) for name in ("specific_set", "method"))
-    known = {key.phase for key in cells if key.budget == budget}
-    phases = [phase for phase in PHASES if phase in known] or list(PHASES)[:1]
-    runs = Counter((row["specific_set"], row["method"]) for row in own_rows)
-    columns = [(s, p) for s in sets for p in phases]
-    most = {c: max((cell.seeds for key, cell in cells.items() if key[:3] == (budget, *c)), default=0) for c in columns}
-    heads = [f"{s}, {PHASES[p]}" for s, p in columns] + [f"mean rank, {PHASES[p]}" for p in phases]
-    lines = []
-    for method in methods:
-        own = [_show(cells.get(Key(budget, s, p, method)), runs[s, method], most[s, p], measure) for s, p in columns]
-        lines.append([method, *own, *(_mean_rank(cells, budget, sets, p, method) for p in phases)])
+def _markdown(cells: pd.DataFrame, rows: Sequence[dict[str, Any]], budget: str, measure: Measure) -> str:
+    """The table of one budget: a column for each set and phase, and the mean rank over the sets."""
+    own = [row for row in rows if row["budget"] == budget]
+    sets, methods = (list(dict.fromkeys(row[name] for row in own)) for name in ("specific_set", "method"))
+    runs = Counter((row["specific_set"], row["method"]) for row in own)
+    all_cells: Iterable[Any] = cells.itertuples()
+    known = {cell.Index[1:]: cell for cell in all_cells if cell.Index[0] == budget}
+    phases = [phase for phase in PHASES.values() if any(key[2] == phase for key in known)] or ["pre-train"]
+    columns: dict[str, list[str]] = {"method": methods}
+    for name, phase in itertools.product(sets, phases):
+        found = [known.get((name, method, phase)) for method in methods]
+        most = max((cell.seeds for cell in found if cell), default=0)
+        columns[f"{name}, {phase}"] = [
+            _show(cell, runs[name, method], most, measure) for method, cell in zip(methods, found, strict=True)
+        ]
+    for phase in phases:
+        ranks = [
+            [known[name, method, phase].rank for name in sets if (name, method, phase) in known] for method in methods
+        ]
+        columns[f"mean rank, {phase}"] = [f"{np.mean(r):.1f}" if len(r) == len(sets) else NOTHING for r in ranks]
+    table = Table(list(columns), list(zip(*columns.values(), strict=True)))
     unit = f" in {measure.unit}" if measure.unit else ""
-    title = f"Test {measure.title}{unit}, the same budget of {budget} for every method:"
-    return f"{title}\n\n{markdown(['method', *heads], lines)}"
+    return f"Test {measure.title}{unit}, the same budget of {budget} for every method:\n\n{table}"
 
 
-def _show(cell: Cell | None, runs: int, most: int, measure: Measure) -> str:
+def _show(cell: Any, runs: int, most: int, measure: Measure) -> str:
     """A cell; where some of the runs have no such value, or another method has more seeds, the number of seeds too."""
     if cell is None:
-        return "–"
+        return NOTHING
     medal = f" {MEDALS[cell.rank - 1]}" if cell.rank <= len(MEDALS) else ""
     seeds = f"{cell.seeds} of {runs} seeds" if cell.seeds < runs else f"{cell.seeds} seed{'s' * (cell.seeds > 1)}"
     fewer = f" ({seeds})" if cell.seeds < max(runs, most) else ""
-    d = measure.digits
-    return f"{cell.mean:.{d}f}" + ("" if cell.std is None else f" ± {cell.std:.{d}f}") + fewer + medal
+    return plus_minus(cell.mean, cell.std, measure.digits) + fewer + medal
 
 
-def _mean_rank(cells: Cells, budget: str, sets: Sequence[str], phase: str, method: str) -> str:
-    found = [cells.get(Key(budget, s, phase, method)) for s in sets]
-    known = [cell.rank for cell in found if cell is not None]
-    return f"{np.mean(known):.1f}" if len(known) == len(sets) else "–"
-
-
-def _plot(cells: Cells, path: Path, measure: Measure) -> None:
+def _plot(cells: pd.DataFrame, path: Path, measure: Measure) -> None:
     """A panel for each set and budget: the measure of each method, before and after fine-tuning."""
     from matplotlib.figure import Figure
 
-    panels = list(dict.fromkeys((key.budget, key.specific_set) for key in cells))
-    methods = list(dict.fromkeys(key.method for key in cells))
+    panels: Any = cells.groupby(["budget", "specific_set"], sort=False)
+    methods = cells.index.unique("method")
     figure = Figure(figsize=(3.2 * len(panels) + 1.5, 0.28 * len(methods) + 1.5), layout="constrained")
     axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
-    for (budget, name), panel in zip(panels, axes, strict=True):
-        for phase, marker in zip(PHASES, ("o", "D"), strict=True):
-            own = [(i, cells.get(Key(budget, name, phase, method))) for i, method in enumerate(methods)]
-            found = [(i, cell) for i, cell in own if cell is not None]
-            if found:
-                panel.errorbar(
-                    [cell.mean for _, cell in found], [i for i, _ in found], xerr=[cell.std or 0.0 for _, cell in found],
-                    fmt=marker, capsize=2, label=PHASES[phase],
-                )  # fmt: skip
+    for panel, ((budget, name), of_set) in zip(axes, panels, strict=True):
+        for phase, own in of_set.groupby("phase", sort=False):
+            places = methods.get_indexer(own.index.get_level_values("method"))
+            panel.errorbar(
+                own["mean"], places, xerr=own["std"].fillna(0), fmt="oD"[phase == "fine-tune"], capsize=2, label=phase
+            )
         panel.set_title(f"{name}, same {budget}", fontsize=9)
         panel.set_xlabel(f"test {measure.title}" + (f", {measure.unit}" if measure.unit else ""))
         panel.grid(alpha=0.3)

@@ -6,10 +6,12 @@ import dataclasses
 from collections.abc import Collection, Mapping, Sequence
 
 from bilevel.data import JoinedData
-from bilevel.study import files
+from bilevel.study import budget, comparison, diverged, files, search
+from bilevel.study.comparison import Row
 from bilevel.study.config import Config
+from bilevel.study.finished import differing, leave_out
+from bilevel.study.run import Setting, directory_of
 from bilevel.study.task import Splits
-from bilevel.training.run_dir import CONFIG_NAME
 from bilevel.types import UserError
 
 ALL = "all sets"
@@ -23,7 +25,7 @@ def set_name(given: str) -> str:
 
 
 def named_sets(config: Config) -> list[tuple[str, Config]]:
-    """Return the specific sets, each with its name and its own configuration.
+    """Return the specific sets, each with its name and its own configuration; several have folders of their own.
 
     Raises:
       UserError: if two have the same name, or the task has no --data.specific.
@@ -35,32 +37,15 @@ def named_sets(config: Config) -> list[tuple[str, Config]]:
         return [("specific", config)]
     if not several:
         return [(set_name(data.specific), config)]
-    names = [set_name(given) for given in several]
-    double = next((name for name in names if names.count(name) > 1), None)
-    if double is not None:
-        raise UserError(f'--specific-sets has two sets named "{double}": rename a file or folder of them.')
-    return [(name, for_set(config, name, given)) for name, given in zip(names, several, strict=True)]
-
-
-def for_set(config: Config, name: str, given: str) -> Config:
-    """Return the configuration for one specific set, in a folder named after it."""
-    task = dataclasses.replace(config.task, data=dataclasses.replace(config.task.data, specific=given))
-    folder = config.study.run_dir / name
-    own = dataclasses.replace(config, task=task, prepared=folder / config.prepared.name)
-    return own.with_study(specific_sets=(), run_dir=folder)
-
-
-def earlier_sets(config: Config, names: Collection[str]) -> list[tuple[str, Config]]:
-    """Return the sets, besides those with these names, that earlier commands compared beside this one's."""
-    base = config.study.run_dir.parent
-    if not names or config.study.run_dir.name not in names:
-        return []
     found: dict[str, Config] = {}
-    parent = config.with_study(run_dir=base)
-    for file in sorted(base.glob(f"*/*-seed*/{CONFIG_NAME}")):
-        name, given = file.parent.parent.name, files.recorded(file.parent).get("data", {}).get("specific", "")
-        if name not in names and name not in found and given and set_name(given) == name:
-            found[name] = for_set(parent, name, given)
+    for given in several:
+        name = set_name(given)
+        if name in found:
+            raise UserError(f'--specific-sets has two sets named "{name}": rename a file or folder of them.')
+        task = dataclasses.replace(config.task, data=dataclasses.replace(data, specific=given))
+        folder = config.study.run_dir / name
+        own = dataclasses.replace(config, task=task, prepared=folder / config.prepared.name)
+        found[name] = own.with_study(specific_sets=(), run_dir=folder)
     return list(found.items())
 
 
@@ -83,3 +68,46 @@ def joined(sets: Mapping[str, Splits], weights: Sequence[float] | None) -> Split
         held_out=JoinedData(held_out) if len(held_out) == len(sets) else None,
         specific_weights=weights,
     )
+
+
+def labelled(name: str, budget: str, rows: Sequence[Row]) -> list[Row]:
+    """Return results with the specific set and the budget that they belong to."""
+    return [{"specific_set": name, "budget": budget, **row} for row in rows]
+
+
+def earlier_sets(setting: Setting, names: Collection[str]) -> list[Row]:
+    """Return what earlier commands found for other specific sets, in the folders beside that of this one.
+
+    A folder with other settings or other generic data is named on stderr.
+
+    Args:
+      setting: of one set.
+      names: of the sets of this command.
+    """
+    found: list[Row] = []
+    for file in sorted(setting.config.study.run_dir.parent.glob(f"*/{comparison.JSON}")):
+        folder, rows = file.parent, files.read_json(file)
+        there = setting.of(setting.config.with_study(run_dir=folder))
+        ended = next((row for row in rows if diverged.WHERE not in row), None)
+        if folder.name in names or ended is None or not _of_set(there, ended["method"], ended["seed"]):
+            continue
+        if other := _other(there, ended["method"], ended["seed"]):
+            leave_out(folder, f"its runs differ in {', '.join(other[:3])}")
+            continue
+        found += labelled(folder.name, "steps", rows)
+        if (file := budget.folder_of(there.config) / comparison.JSON).exists():
+            found += labelled(folder.name, "seconds", files.read_json(file))
+    return found
+
+
+def _of_set(setting: Setting, method: str, seed: int) -> bool:
+    """Whether a run is of the specific set that its folder is named after; other folders are those of budgets."""
+    data = files.recorded(directory_of(setting.config, method, seed)).get("data", {})
+    return set_name(data.get("specific", "")) == setting.config.study.run_dir.name
+
+
+def _other(setting: Setting, method: str, seed: int) -> list[str]:
+    """The settings, besides those of the method and its set, that a run has otherwise than this command."""
+    there = setting.of(search.searched_before(setting.config, method))
+    apart, train = (f"{method}.", "data.specific", files.CONTENT_HASH), f"{files.CONTENT_HASH}.train"
+    return [name for name in differing(there, method, seed) if not name.startswith(apart) or name == train]

@@ -1,11 +1,9 @@
-"""Tables of comparisons in Markdown and CSV: one line a method, mean ± standard deviation over seeds."""
+"""Tables of runs: one line a method, mean ± standard deviation over seeds, or one line a run."""
 
 from __future__ import annotations
 
-import csv
-import io
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,8 +20,19 @@ class Column(NamedTuple):
     """After the decimal point."""
 
 
-def by_method(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, Column], first: str = "method") -> str:
-    """Return the Markdown table of some results; columns that no result has are omitted.
+class Table(NamedTuple):
+    """A table of texts; `str` gives it as Markdown, without a line end after it."""
+
+    head: Sequence[str]
+    lines: Sequence[Sequence[str]]
+
+    def __str__(self) -> str:
+        rows = [self.head, ["---"] * len(self.head), *self.lines]
+        return "\n".join("| " + " | ".join(cell.replace("|", r"\|") for cell in row) + " |" for row in rows)
+
+
+def by_method(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, Column], first: str = "method") -> Table:
+    """Return the table of some results by method; columns that no result has are omitted.
 
     Args:
         rows: results with `method`, in the order in which methods are shown, and numbers by name (None or NaN: not known). A
@@ -31,28 +40,23 @@ def by_method(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, Column], 
         columns: name of a number -> its column. Where a seed lacks the number, a dash stands for all.
         first: head of the first column.
     """
-    shown = [name for name in columns if any(row.get(name) is not None for row in rows)]
+    shown = _known(rows, columns)
     lines = []
     for method in dict.fromkeys(row["method"] for row in rows):
         own = [row for row in rows if row["method"] == method]
         ended = [row for row in own if any(row.get(name) is not None for name in shown)]
-        cells = [mean_cell([row.get(name) for row in ended], columns[name].digits) for name in shown]
         seeds = str(len(own)) if len(ended) == len(own) else f"{len(ended)} of {len(own)}"
+        cells = [mean_cell([row.get(name) for row in ended], column.digits) for name, column in shown.items()]
         lines.append([method, seeds, *cells])
-    return markdown([first, "seeds", *(columns[name].title for name in shown)], lines)
+    return Table([first, "seeds", *(column.title for column in shown.values())], lines)
 
 
-def markdown(head: Sequence[str], lines: Iterable[Sequence[Any]]) -> str:
-    """Return a Markdown table, without a line end after it."""
-    rows = [head, ["---"] * len(head), *lines]
-    return "\n".join("| " + " | ".join(str(cell).replace("|", r"\|") for cell in row) + " |" for row in rows)
-
-
-def csv_text(head: Sequence[str], lines: Iterable[Sequence[Any]]) -> str:
-    """Return the text of a CSV file; None gives an empty cell."""
-    file = io.StringIO()
-    csv.writer(file, lineterminator="\n").writerows([head, *lines])
-    return file.getvalue()
+def by_run(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, Column]) -> Table:
+    """Return the table of the same results run by run."""
+    shown = _known(rows, columns)
+    cells = [[mean_cell([row.get(name)], column.digits) for name, column in shown.items()] for row in rows]
+    lines = [[row["method"], str(row["seed"]), *own] for row, own in zip(rows, cells, strict=True)]
+    return Table(["method", "seed", *(column.title for column in shown.values())], lines)
 
 
 def mean_cell(values: Sequence[Any], digits: int) -> str:
@@ -60,27 +64,14 @@ def mean_cell(values: Sequence[Any], digits: int) -> str:
     known = [float(v) for v in values if v is not None and not math.isnan(v)]
     if len(known) < len(values) or not known:
         return NOTHING
-    mean = f"{np.mean(known):.{digits}f}"
-    return mean if len(known) == 1 else f"{mean} ± {np.std(known, ddof=1):.{digits}f}"
+    return plus_minus(float(np.mean(known)), float(np.std(known, ddof=1)) if len(known) > 1 else None, digits)
 
 
-def cell(value: Any) -> str:
-    """Return the text of a value; real numbers get four digits."""
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return NOTHING
-    return f"{value:.4g}" if isinstance(value, float | np.floating) else str(value)
+def plus_minus(mean: float, std: float | None, digits: int) -> str:
+    """Return mean ± standard deviation; the mean alone if the deviation is None or NaN, as of one seed."""
+    spread = "" if std is None or math.isnan(std) else f" ± {std:.{digits}f}"
+    return f"{mean:.{digits}f}{spread}"
 
 
-def summary_cell(values: Sequence[Any]) -> str:
-    """Return mean ± standard deviation of the known values, and of how many; other things than numbers are listed."""
-    known = [value for value in values if value is not None and not (_number(value) and math.isnan(value))]
-    if not known or not all(map(_number, known)):
-        return ", ".join(dict.fromkeys(map(cell, known))) or NOTHING
-    some = "" if len(known) == len(values) else f" ({len(known)} of {len(values)})"
-    if len(set(known)) == 1:
-        return cell(known[0]) + some
-    return f"{float(np.mean(known)):.4g} ± {float(np.std(known, ddof=1)):.2g}{some}"
-
-
-def _number(value: Any) -> bool:
-    return isinstance(value, int | float | np.number) and not isinstance(value, bool)
+def _known(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, Column]) -> dict[str, Column]:
+    return {name: column for name, column in columns.items() if any(name in row for row in rows)}

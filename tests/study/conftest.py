@@ -35,5 +35,6 @@ def with_pictures() -> None:
 def no_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Reports and plots, most of the time of a small comparison, are tested by themselves."""
     if "with_pictures" not in request.fixturenames:
-        monkeypatch.setattr(comparison, "write_report", lambda path, *given, **more: path.write_text("report"))
+        report = lambda setting, *given: (setting.config.study.run_dir / "report.html").write_text("report")  # noqa: E731
+        monkeypatch.setattr(comparison, "_report", report)
         monkeypatch.setattr(set_tables, "_plot", lambda *given: None)

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import base64
-import math
 import re
 import sys
 from html import escape
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from bilevel.study.report import Curve, Picture, RunRecord, Text, write_report
-from bilevel.study.report.charts import Line, draw, mean_line, series
+from bilevel.study.report import Picture, Report, Text, domains, over_training, write_report
+from bilevel.study.report.charts import Line, draw, mean_line
+from bilevel.study.tables import Table
 from bilevel.types import UserError
 
 pytest.importorskip("matplotlib")
@@ -30,9 +31,8 @@ def rows(offset: float, shares: bool = True) -> list[dict[str, float]]:
     ]
 
 
-def report(path: Path, runs: list[RunRecord], **more: object) -> str:
-    options = {"title": "A <title>", "settings": {"model": {"width": 8}, "name": "<x>"}} | more
-    write_report(path / "report.html", runs, **options)  # pyright: ignore[reportArgumentType]
+def report(path: Path, **more: Any) -> str:
+    write_report(path / "report.html", Report("A <title>", **more))
     return (path / "report.html").read_text(encoding="utf-8")
 
 
@@ -57,19 +57,34 @@ class Balanced(HTMLParser):
 
 
 def test_whole_report(tmp_path: Path):
-    runs = [RunRecord(method, seed, rows(seed)) for method in ("uniform", "DDS") for seed in (0, 1)]
+    runs = {method: [rows(seed) for seed in (0, 1)] for method in ("uniform", "DDS")}
+    sections = [
+        *over_training(runs, "valid_loss", "Valid <loss>", "nats", seconds=True),
+        *over_training(runs, "effective_sample_size", "Size", "rows", log_y=True, about="What & why"),
+        *domains(runs, {"law": 0.02, "<b>": 0.98}),
+    ]
     text = report(
         tmp_path,
-        runs,
-        introduction="What & why",
-        generic_shares={"law": 0.02, "<b>": 0.98},
-        highest=[Text(3.25, "law", "<script>alert('x')</script> see http://example.org")],
-        lowest=[Text(-4.5, "<b>", "cut \udce2 here" + "long " * 1000)],
+        introduction="Where & when",
+        settings=Table(["setting", "value"], [["model.width", "8"], ["name", "<x>"]]),
+        summary=Table(["method", "test loss"], [["DDS", "0.51 ± 0.71"]]),
+        runs=Table(["method", "seed"], [["DDS", "1"]]),
+        sections=sections,
+        ranked={
+            "highest": [Text(3.25, "law", "<script>alert('x')</script> see http://example.org")],
+            "lowest": [Text(-4.5, "<b>", "cut \udce2 here" + "long " * 1000)],
+        },
     )
     assert len(images(text)) == 5  # loss by step and by second, sample size, domains of two methods
     for svg in images(text):
         assert "<svg" in svg
-    for heading in ("Summary", "Valid loss", "Effective sample size", "Domains"):
+    for heading in (
+        "Summary",
+        "Valid &lt;loss&gt;",
+        "Size",
+        "Domains selected by DDS",
+        "Highest-weighted generic rows",
+    ):
         assert f"<h2>{heading}</h2>" in text
     assert "<script" not in text
     assert "&lt;script&gt;alert(&#39;x&#39;)&lt;/script&gt;" in text
@@ -80,43 +95,33 @@ def test_whole_report(tmp_path: Path):
         "A &lt;title&gt;",
         "model.width",
         "&lt;x&gt;",
+        "Where &amp; when",
         "What &amp; why",
         "score 3.25",
-        "score -4.5",
         "…",
     ):
         assert part in text
     assert "<td>law</td><td>2</td><td>10</td><td>5</td>" in text  # share in generic, at the end, ratio
-    assert "<td>DDS</td><td>2</td><td>100</td><td>1</td><td>0.51 ± 0.71</td>" in text
+    assert "<td>DDS</td><td>0.51 ± 0.71</td>" in text
+    assert "<td>DDS</td><td>1</td>" in text
     parser = Balanced()
     parser.feed(text)
     assert parser.open == []
 
 
 def test_sections_without_data_are_left_out(tmp_path: Path):
-    text = report(tmp_path, [RunRecord("uniform", 0, rows(0.0, shares=False), {"test loss": 1.23456, "ok": True})])
-    assert len(images(text)) == 3
-    assert "Domains" not in text
-    assert "generic rows" not in text
-    assert "<td>1.235</td><td>True</td>" in text
-    assert images(report(tmp_path, [])) == []
-    assert images(report(tmp_path, [RunRecord("uniform", 0, [])])) == []
-
-
-def test_further_curves_and_pictures(tmp_path: Path):
-    svg = '<svg xmlns="http://www.w3.org/2000/svg"></svg>'
-    curves = [Curve("effective_sample_size", "Size <now>", "rows"), Curve("accuracy", "Not in the rows", "share")]
-    text = report(tmp_path, [RunRecord("DDS", 0, rows(0))], curves=curves, pictures=[Picture("The <picture>", svg)])
-    Balanced().feed(text)
-    assert "<h2>Size &lt;now&gt;</h2>" in text
-    assert "Not in the rows" not in text
-    assert "<h2>The &lt;picture&gt;</h2>" in text
-    assert svg in images(text)
+    runs = {"uniform": [rows(0.0, shares=False)], "soba": [[]]}
+    assert over_training(runs, "accuracy", "Accuracy", "share") == over_training({}, "valid_loss", "Loss", "nats") == []
+    assert domains(runs, {"law": 0.02}) == domains(runs, {}) == []
+    text = report(tmp_path)
+    assert images(text) == []
+    for words in ("<h2>", "<table>", "<details>", "generic rows"):
+        assert words not in text
 
 
 def test_rows_that_are_pictures(tmp_path: Path):
     svg = '<svg xmlns="http://www.w3.org/2000/svg"></svg>'
-    text = report(tmp_path, [], highest=[Picture("cat & 3.1", svg)], lowest=[Text(1.0, "", "two\nlines")])
+    text = report(tmp_path, ranked={"highest": [Picture("cat & 3.1", svg)], "lowest": [Text(1.0, "", "two\nlines")]})
     Balanced().feed(text)
     assert images(text) == [svg]
     assert "<figcaption>cat &amp; 3.1</figcaption>" in text
@@ -124,16 +129,25 @@ def test_rows_that_are_pictures(tmp_path: Path):
     assert "<h2>Highest-weighted generic rows</h2>" in text
 
 
-def test_same_runs_give_the_same_file(tmp_path: Path):
-    runs = [RunRecord("DDS", 0, [{"step": 1, "seconds": 1.0, "effective_sample_size": 2.0}])]
-    assert report(tmp_path, runs) == report(tmp_path, runs)
+def test_same_runs_give_the_same_charts():
+    runs = {"DDS": [[{"step": 1, "seconds": 1.0, "effective_sample_size": 2.0}]]}
+    one, other = (over_training(runs, "effective_sample_size", "Size", "rows") for _ in range(2))
+    assert one == other
 
 
-def test_at_most_eight_domains_by_ratio(tmp_path: Path):
+def test_at_most_eight_domains_by_gain():
     generic = {f"d{i}": (i + 1) / 66 for i in range(11)}
     selected = [{"step": s, "seconds": 1.0} | {f"share/{name}": 1 / 11 for name in generic} for s in (1, 2)]
-    text = report(tmp_path, [RunRecord("DDS", 0, selected)], generic_shares=generic)
-    assert re.findall(r"<tr><td>(d\d+)</td>", text) == [f"d{i}" for i in range(8)]
+    (found,) = domains({"DDS": [selected]}, generic)
+    assert found.table is not None
+    assert [line[0] for line in found.table.lines] == [f"d{i}" for i in range(8)]
+
+
+def test_a_domain_without_generic_rows_has_no_ratio():
+    selected = [{"step": 1, "seconds": 1.0, "share/none": 0.5}]
+    (found,) = domains({"DDS": [selected]}, {"none": 0.0})
+    assert found.table is not None
+    assert found.table.lines == [["none", "0", "50", "–"]]
 
 
 def test_mean_over_seeds_at_common_steps():
@@ -143,21 +157,14 @@ def test_mean_over_seeds_at_common_steps():
     np.testing.assert_array_equal(line.x, [3.0])
     np.testing.assert_array_equal(line.y, [4.0])
     assert len(line.thin) == 2
-    np.testing.assert_array_equal(series(two, "m")[0], [2.0])
+    np.testing.assert_array_equal(line.thin[1], [[4.0], [5.0]])
 
 
 @pytest.mark.parametrize("library", ["matplotlib", "jinja2"])
 def test_a_missing_library_names_the_extra(library: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, library, None)
     with pytest.raises(UserError, match=r"pip install 'bilevel\[experiments\]'"):
-        report(tmp_path, [RunRecord("DDS", 0, rows(0.0))])
-
-
-def test_means_over_some_of_the_seeds_say_so(tmp_path: Path):
-    given = [{"steps to goal": 100.0, "size": math.nan}, {"size": math.nan}, {"steps to goal": 300.0, "size": math.nan}]
-    runs = [RunRecord("a", seed, [], summary) for seed, summary in enumerate(given)]
-    text = write_report(tmp_path / "r.html", runs, title="t", settings={}).read_text()
-    assert "<td>a</td><td>3</td><td>200 ± 1.4e+02 (2 of 3)</td><td>–</td>" in text
+        report(tmp_path, sections=over_training({"DDS": [rows(0.0)]}, "valid_loss", "Loss", "nats"))
 
 
 def test_every_line_of_a_chart_is_in_the_legend():
@@ -167,24 +174,24 @@ def test_every_line_of_a_chart_is_in_the_legend():
         assert re.search(f"<!-- +{re.escape(escape(label, quote=False))} -->", drawn), label
 
 
-def test_a_method_has_its_colour_in_every_chart(tmp_path: Path):
-    weighted = {"step": 1, "seconds": 1.0, "valid_loss": 1.0, "effective_sample_size": 2.0}
-    plain = {name: value for name, value in weighted.items() if name != "effective_sample_size"}
-    runs = [
-        RunRecord(method, 0, [row, row | {"step": 2, "seconds": 2.0}])
-        for method, row in (("uniform", plain), ("soba", weighted))
-    ]
-    by_step, by_seconds, sizes = images(report(tmp_path, runs))
+def test_a_method_has_its_colour_in_every_chart():
+    plain = [{"step": step, "seconds": float(step), "valid_loss": 1.0} for step in (1, 2)]
+    runs = {"uniform": [plain], "soba": [[row | {"effective_sample_size": 2.0} for row in plain]]}
+    ((loss,),) = [section.charts for section in over_training(runs, "valid_loss", "Loss", "nats")]
+    ((size,),) = [section.charts for section in over_training(runs, "effective_sample_size", "Size", "rows")]
     blue, orange = "#0072b2", "#e69f00"
-    assert all(color in chart for color in (blue, orange) for chart in (by_step, by_seconds))
-    assert orange in sizes
-    assert blue not in sizes
+    assert blue in loss.svg
+    assert orange in loss.svg
+    assert orange in size.svg
+    assert blue not in size.svg
 
 
-def test_a_stop_between_two_rows_of_metrics_leaves_no_peak(tmp_path: Path) -> None:
+def test_a_stop_between_two_rows_of_metrics_leaves_no_peak() -> None:
     """One step of the domain alone, a stop, and 49 steps without it: 2 % of the interval, as if it had run through."""
-    steady = [{"step": float(step), "seconds": 1.0, "share/law": 0.02} for step in range(50, 501, 50)]
-    stopped = [*steady[:-1], {"step": 451.0, "seconds": 1.0, "share/law": 1.0}, steady[-1] | {"share/law": 0.0}]
-    texts = [report(tmp_path, [RunRecord("soba", 0, rows)], generic_shares={"law": 0.01}) for rows in (steady, stopped)]
-    assert all("<td>law</td><td>1</td><td>2</td><td>2</td>" in text for text in texts)
-    assert texts[0] == texts[1]
+    steady = [{"step": step, "seconds": 1.0, "share/law": 0.02} for step in range(50, 501, 50)]
+    stopped = [*steady[:-1], {"step": 451, "seconds": 1.0, "share/law": 1.0}, steady[-1] | {"share/law": 0.0}]
+    found = [domains({"soba": [rows]}, {"law": 0.01}) for rows in (steady, stopped)]
+    assert found[0] == found[1]
+    table = found[0][0].table
+    assert table is not None
+    assert table.lines == [["law", "1", "2", "2"]]

@@ -70,6 +70,7 @@ def test_a_comparison_writes_what_it_promises(tmp_path: Path, capsys: pytest.Cap
     assert "http://" not in report
     assert "https://" not in report
     assert "squared units" in table
+    assert "steps to test loss 1000.0 | steps to test loss 0.0 | epochs to test loss 1000.0" in table
 
 
 def test_the_same_command_trains_nothing_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -315,12 +316,13 @@ def test_a_file_of_settings_makes_the_same_run(tmp_path: Path, capsys: pytest.Ca
     found = cli.parse(["compare", str(TASK), f"--config={file}", "--steps", "7", "--soba.damping", "0.5"]).settings
     assert (found.study.steps, found.methods["soba"].damping, found.task.data.specific) == (7, 0.5, "second")
     for text, words in (
-        ("stepz: 3", "sets stepz, which does not exist: choose from batch_size"),
-        ("soba: {dumping: 1}", ", soba sets dumping, which does not exist"),
-        ("soba: 3", "sets soba to 3"),
-        ("data: {colour: red}", ", data sets colour, which does not exist"),
-        ("steps: many", "sets steps to 'many', which is not one of: int."),
-        ("model: {network: cubic}", "sets network to 'cubic', which is not one of: linear, affine, classes."),
+        ("stepz: 3", " sets stepz, which does not exist: choose from anograd, batch_size"),
+        ("soba: {dumping: 1}", " sets soba.dumping, which does not exist: choose from alpha_batch"),
+        ("soba: 3", " sets soba to 3, which must be a dictionary"),
+        ("data: {colour: red}", " sets data.colour, which does not exist: choose from classes, rows, specific."),
+        ("steps: 0", " sets steps to 0, which must be at least 1."),
+        ("steps: many", " sets steps to 'many', which must be a valid integer"),
+        ("model: {network: cubic}", " sets model.network to 'cubic', which must be 'linear', 'affine' or 'classes'."),
         ("task: language_modeling", "is of the task language_modeling, not of linear"),
         ("- 3", "holds no settings"),
         ("steps: [", "cannot be read"),

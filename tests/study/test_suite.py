@@ -14,12 +14,11 @@ from study_calls import call, changed, fails, metrics, result, rows, runs
 
 from bilevel.study import budget, comparison, diverged, files, fitting, resolve, search, set_tables, sets, suite
 from bilevel.study.config import Config
-from bilevel.study.files import run_of
+from bilevel.study.files import begun
 from bilevel.study.fitting import BEST, FOLDER, NAME, PATIENCE
 from bilevel.study.methods.plain import FRACTIONS, mixed_rows
 from bilevel.study.registry import METHODS
-from bilevel.study.run import Setting
-from bilevel.study.set_tables import Key
+from bilevel.study.run import Run, Setting, Variant
 from bilevel.study.spec import Among, Log
 from bilevel.study.task import Measure
 from bilevel.training import Checkpoints, TrainingDiverged
@@ -51,8 +50,8 @@ def test_sets_seconds_and_trials(tmp_path: Path, capsys: pytest.CaptureFixture[s
         wanted = found["best"]["settings"]
         assert used["optimizer"]["learning_rate"] == wanted.get("learning_rate", 0.05)
         assert used["mixing"]["fraction"] == wanted.get("fraction", None)
-        plan = json.loads((tmp_path / name / budget.FOLDER / budget.NAME).read_text())
-        assert plan["asked"] == plan["seconds"] == 0.05
+        plan = json.loads((tmp_path / name / "0.05_seconds" / budget.NAME).read_text())
+        assert plan["seconds"] == 0.05
         for method, steps in plan["steps"].items():
             each = result(tmp_path / name, method)["seconds"] / 8
             assert steps == int(0.05 / each)
@@ -72,6 +71,7 @@ def test_sets_seconds_and_trials(tmp_path: Path, capsys: pytest.CaptureFixture[s
 
 
 def test_commands_for_one_method_each_fill_one_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    call(tmp_path, "uniform", "--same-seconds", "--budget-seconds", 0.05)  # its folders are those of no set
     for method in ("uniform", "spcl"):
         call(tmp_path, method, *BOTH, "--finetune.steps", 5)
     assert tables(tmp_path) == [("steps", name, m) for name in ("first", "second") for m in ("spcl", "uniform")]
@@ -84,19 +84,21 @@ def test_commands_for_one_method_each_fill_one_table(tmp_path: Path, capsys: pyt
     assert runs(tmp_path / "first") == [("mixing", 0)], "the others have more steps"
     third = changed(tmp_path, 'DOMAINS = ("first", "second", "noise")', 'DOMAINS = ("first", "third", "noise")')
     call(tmp_path, "uniform", "--specific-sets", "third", task=third)
-    assert "is left out of the tables" in capsys.readouterr().err, "the task no longer knows the second set"
-    assert {name for _, name, _ in tables(tmp_path)} == {"third", "first"}
+    assert {name for _, name, _ in tables(tmp_path)} == {"third", "second"}
+    said = capsys.readouterr().err
+    assert f"{tmp_path / 'first'} is left out of the tables: its runs differ in steps." in said
+    assert "second is left out" not in said, "it is not opened again"
 
 
 def test_the_first_set_has_a_table_when_the_second_is_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    one_set = suite._one_set
+    one_set = suite.one_set
 
     def stops(name: str, *arguments: Any) -> Any:
         if name == "second":
             raise KeyboardInterrupt
         return one_set(name, *arguments)
 
-    monkeypatch.setattr(suite, "_one_set", stops)
+    monkeypatch.setattr(suite, "one_set", stops)
     with pytest.raises(SystemExit) as stop:
         call(tmp_path, "uniform,spcl", *BOTH)
     assert stop.value.code == 130
@@ -143,14 +145,13 @@ def test_the_fraction_of_mixing_is_chosen_on_valid(tmp_path: Path, capsys: pytes
 
 
 def test_one_row_of_each_kind_at_least_is_tried(tmp_path: Path) -> None:
+    setting = suite.opened(config_of(tmp_path), LINEAR)
     for size, fractions in ((16, FRACTIONS), (2, (0.5,))):
-        config = config_of(tmp_path, batch_size=size)
-        tried = [trial.methods["mixing"].fraction for trial in search.trial_configs(config, "mixing", 60)]
-        assert tried == list(fractions)
-    assert search.trial_configs(config_of(tmp_path), "uniform", 60) == []
-    given = config_of(tmp_path)
-    given = given.with_method("mixing", dataclasses.replace(given.methods["mixing"], fraction=0.5))
-    assert search.trial_configs(given, "mixing", 60) == []
+        found = search.trials(setting.of(config_of(tmp_path, batch_size=size)), "mixing")
+        assert [trial.config.methods["mixing"].fraction for trial in found] == list(fractions)
+    assert search.trials(setting, "uniform") == []
+    given = dataclasses.replace(setting.config.methods["mixing"], fraction=0.5)
+    assert search.trials(setting.of(setting.config.with_method("mixing", given)), "mixing") == []
 
 
 def test_mixed_rows_are_divided_among_processes() -> None:
@@ -203,14 +204,11 @@ def test_steps_that_fit_in_the_seconds(tmp_path: Path) -> None:
     assert budget.plan(config, [row("uniform", 99.0), *found[1:]]) == plan, "decided once"
     more = budget.plan(config, [row("penalty", 11.0)])
     assert (more["seconds"], more["steps"]) == (11.0, plan["steps"] | {"penalty": 100})
-    other = config.with_study(budget_seconds=5.0)
-    budget.check(other)  # nothing was trained yet
-    (tmp_path / budget.FOLDER / "soba-seed0").mkdir()
-    (tmp_path / budget.FOLDER / "soba-seed0" / "config.yaml").write_text("{}")
-    budget.check(config)
-    with pytest.raises(UserError, match=r"of 11 seconds: give no --budget-seconds as before, or another --run-dir"):
-        budget.check(other)
-    assert budget.plan(other, found)["seconds"] == 5.0
+    other = config.with_study(budget_seconds=5.5)
+    assert budget.plan(other, found) == {"seconds": 5.5, "steps": {"uniform": 50, "soba": 25, "classifier": 4}}
+    assert budget.plan(config, found) == more, "each budget has a folder"
+    assert set(budget.planned(dict.fromkeys(plan["steps"], config), plan)) == {"soba", "classifier"}
+    assert budget.plan(config_of(tmp_path / "new"), [row("soba", 1.0)]) == {"seconds": 0.0, "steps": {}}
 
 
 def test_a_method_of_which_no_step_fits_has_a_row(tmp_path: Path) -> None:
@@ -228,10 +226,9 @@ def diverging(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     original = diverged.run
 
     def run(setting: Setting, method: str, seed: int, *more: Any) -> dict[str, Any]:
-        folder = setting.config.study.run_dir / f"{method}-seed{seed}"
-        folder.mkdir(parents=True, exist_ok=True)
-        tried.append(f"{folder.parent.name}/{folder.name}")
+        tried.append(f"{setting.config.study.run_dir.name}/{method}-seed{seed}")
         if method == "mixing":
+            Run(setting, method, seed, Variant()).prepare()
             raise TrainingDiverged("The generic loss is nan at step 3: lower the learning rate.", 3)
         return original(setting, method, seed, *more)
 
@@ -256,8 +253,8 @@ def test_a_comparison_goes_on_without_a_run_that_diverged(
     fails(run, "mixing,uniform", *given, "--log-every", 6)
     assert diverging == ["run/mixing-seed0", "run/uniform-seed0", "run/uniform-seed0"]
     fails(run, "mixing", *given, "--optimizer.learning-rate", 1e-3)
-    assert diverging[3:] == ["run/mixing-seed0"]
-    assert not file.exists(), "it was of other settings"
+    assert diverging[3:] == []
+    assert "holds a run with other settings (optimizer.learning_rate was 0.05, now 0.001)" in capsys.readouterr().err
 
 
 def test_trials_that_diverged_are_not_run_again(tmp_path: Path, diverging: list[str]) -> None:
@@ -377,10 +374,10 @@ def test_ranks(tmp_path: Path) -> None:
         row("b", "uniform", 3.0, 2.0), row("b", "soba", 4.0, 3.0),
     ]  # fmt: skip
     cells = set_tables.ranked(found, LOSS)
-    cell = cells[Key("steps", "a", "", "uniform")]
-    assert (cell.mean, cell.rank, cell.seeds) == (pytest.approx(2.1), 2, 2)
-    assert cell.std == pytest.approx(0.2 / math.sqrt(2))
-    assert cells[Key("steps", "a", "finetuned_", "soba")].rank == 2
+    cell = cells.loc["steps", "a", "uniform", "pre-train"]
+    assert (cell["mean"], cell["rank"], cell["seeds"]) == (pytest.approx(2.1), 2, 2)
+    assert cell["std"] == pytest.approx(0.2 / math.sqrt(2))
+    assert cells.loc[("steps", "a", "soba", "fine-tune"), "rank"] == 2
     text = set_tables.write_tables(tmp_path, found, LOSS)
     assert "Test loss in nats, the same budget of steps for every method:" in text
     assert "| uniform | 2.100 ± 0.141 ② | 1.100 ± 0.141 ① | 3.000 ① | 2.000 ① | 1.5 | 1.0 |" in text
@@ -390,7 +387,7 @@ def test_ranks(tmp_path: Path) -> None:
     assert "| soba | 1.000 (1 of 2 seeds) ① | 1.200 (1 of 2 seeds) ② | 4.000 ② |" in text
     assert "| dds | – | – | – | – | – | – |" in text
     higher = set_tables.ranked(found, LOSS._replace(lower_is_better=False))
-    assert higher[Key("steps", "a", "", "uniform")].rank == 1
+    assert higher.loc[("steps", "a", "uniform", "pre-train"), "rank"] == 1
 
 
 @pytest.mark.usefixtures("with_pictures")
@@ -419,8 +416,9 @@ def test_the_report_tells_methods_apart(tmp_path: Path) -> None:
         text = f"format: 1\nmethod: {method}\nseed: 0\nsteps: 8\noptimizer: {{learning_rate: {rate}}}\n"
         (tmp_path / method / "config.yaml").write_text(text + ("soba: {tracker: adam}\n" if method == "soba" else ""))
     found = comparison._settings({method: tmp_path / method for method in ("uniform", "soba")})
-    assert found == {
-        "steps": 8, "uniform: optimizer.learning_rate": 0.5, "soba: optimizer.learning_rate": 0.25, "soba: soba.tracker": "adam",
+    assert {line[0]: line[1] for line in found.lines} == {
+        "steps": "8", "uniform: optimizer.learning_rate": "0.5", "soba: optimizer.learning_rate": "0.25",
+        "soba: soba.tracker": "adam",
     }  # fmt: skip
 
 
@@ -432,6 +430,8 @@ def test_names_of_sets_and_runs(tmp_path: Path) -> None:
     (one,) = sets.named_sets(config_of(tmp_path, specific_sets=("x/a",)))
     assert one[0] == "a"
     assert (one[1].study.run_dir, one[1].prepared) == (tmp_path / "a", tmp_path / "a" / "prepared")
-    assert run_of(tmp_path / "warm_soba-seed12") == ("warm_soba", 12)
-    assert run_of(tmp_path / "soba-seedling") is None
-    assert sets.earlier_sets(config_of(tmp_path), ["first"]) == [], "a run directory of one set"
+    for name in ("warm_soba-seed12", "soba-seedling", "uniform-seed3"):
+        (tmp_path / name).mkdir()
+        if name != "uniform-seed3":
+            (tmp_path / name / "config.yaml").write_text("{}")
+    assert begun(tmp_path) == [("warm_soba", 12)]

@@ -165,7 +165,7 @@ BAD_INPUT: dict[str, tuple[dict[str, Any], str]] = {
     "no width": ({"model__width": 0}, "--model.width 0 must be at least 1"),
     "a wide network of no width": ({"model__network": "wrn28-0"}, "The width 0 of a wide ResNet must be at least 1"),
     "images wanted": ({"model__network": "resnet20", "data__source": "sklearn:iris"}, "needs images"),
-    "no average": ({"optimizer__average": 2}, "--optimizer.average 2.0 must lie in [0, 1)"),
+    "no average": ({"optimizer__average": 2}, "--optimizer.average 2.0 must be less than 1"),
     "steps without milestones": ({"optimizer__schedule": "step"}, "No --optimizer.milestones with --optimizer.schedule step"),
     "milestones without steps": ({"optimizer__milestones": 5}, "--optimizer.milestones 5 with --optimizer.schedule const"),
     "a milestone at the start": (

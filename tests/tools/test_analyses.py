@@ -342,7 +342,7 @@ BAD = {
     "gain of fine-tuning": ("acceleration", {"finetune__steps": 5}, (), "--finetune.steps is not for"),
     "one size": ("transfer", {"large": "linear"}, (), "--small linear --large linear: give the networks of two models"),
     "no large size": ("transfer", {}, (), "--small linear --large None: give the networks of two models"),
-    "another size": ("transfer", {"large": "cubic"}, (), "sets network to 'cubic', which is not one of: linear, affine"),
+    "another size": ("transfer", {"large": "cubic"}, (), "sets model.network to 'cubic', which must be 'linear', 'affine'"),
     "no sets": ("multi_task", {}, (), "--specific-sets names 0 specific sets: give at least two"),
     "a set twice": ("multi_task", {}, ("--specific-sets", "a", "a"), 'has two sets named "a"'),
     "a weight too few": (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,8 +18,14 @@ from bilevel.types import UserError
 _COLORS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#8A8A8A")
 _DASHES = ("-", "--", "-.", ":")
 _MOST_POINTS = 400
-_LIGHT = {"ink": "#333333", "grid": "#DDDDDD"}
-_DARK = {"ink": "#CCCCCC", "grid": "#444444"}
+_STYLE: Any = {
+    **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), "#333333"),
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "grid.color": "#dddddd",
+    "grid.linewidth": 0.6,
+    "svg.hashsalt": "bilevel",  # the same run gives the same file
+}
 
 
 @dataclass(frozen=True)
@@ -35,15 +41,6 @@ class Line:
     """(x, y) of the seeds that the line is the mean of."""
     level: float | None = None
     """A dotted horizontal line of the same colour."""
-    place: int | None = None
-    """Which of the colours and dashes; none given: by the line's position in the chart."""
-
-
-def series(rows: Sequence[Row], name: str, x: str = "step") -> tuple[np.ndarray, np.ndarray]:
-    """Return the (x, y) of a metric where it is finite, both float64 `[n]`."""
-    points = [(row[x], row[name]) for row in rows if name in row and math.isfinite(row[name])]
-    array = np.asarray(points, dtype=np.float64).reshape(-1, 2)
-    return array[:, 0], array[:, 1]
 
 
 def mean_line(label: str, seeds: Sequence[Sequence[Row]], name: str, x: str = "step") -> Line:
@@ -51,26 +48,24 @@ def mean_line(label: str, seeds: Sequence[Sequence[Row]], name: str, x: str = "s
 
     With `x="seconds"` the seconds are averaged too.
     """
-    known = [[row for row in rows if math.isfinite(row.get(name, math.nan))] for rows in seeds]
-    known = [rows for rows in known if rows]
-    thin = [series(rows, name, x) for rows in known]
-    if not known:
-        return Line(label, np.zeros(0), np.zeros(0))
-    steps = sorted(set.intersection(*({row["step"] for row in rows} for rows in known)))
-    tables = [{row["step"]: row for row in rows} for rows in known]
-    means = {key: np.asarray([np.mean([t[s][key] for t in tables]) for s in steps]) for key in (x, name)}
-    return Line(label, means[x], means[name], thin if len(thin) > 1 else ())
+    known = [
+        {row["step"]: (row[x], row[name]) for row in rows if math.isfinite(row.get(name, math.nan))} for rows in seeds
+    ]
+    known = [points for points in known if points]
+    steps = sorted(set.intersection(*map(set, known))) if known else []
+    mean = np.asarray([np.mean([points[step] for points in known], axis=0) for step in steps]).reshape(-1, 2)
+    thin = [tuple(np.asarray(list(points.values()), np.float64).T) for points in known]
+    return Line(label, mean[:, 0], mean[:, 1], thin if len(thin) > 1 else ())
 
 
-def draw(lines: Sequence[Line], *, x_label: str, y_label: str, log_y: bool = False, dark: bool = False) -> str:
-    """Draw a line chart.
+def draw(lines: Sequence[Line], *, x_label: str, y_label: str, log_y: bool = False) -> str:
+    """Draw a line chart on a transparent background.
 
     Args:
-        lines: what to draw; more than 7 get other dashes.
+        lines: what to draw; more than 7 get other dashes. One without points is left out, and its colour too.
         x_label: name of the x axis with its unit.
         y_label: name of the y axis with its unit.
         log_y: logarithmic y axis.
-        dark: for a dark page; the background is transparent.
 
     Returns:
         The text of an SVG file.
@@ -83,19 +78,16 @@ def draw(lines: Sequence[Line], *, x_label: str, y_label: str, log_y: bool = Fal
         from matplotlib.figure import Figure
     except ImportError as error:
         raise UserError("Drawing the report needs matplotlib: run `pip install 'bilevel[experiments]'`.") from error
-    with rc_context(_style(_DARK if dark else _LIGHT)), warnings.catch_warnings():
+    with rc_context(_STYLE), warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"Glyph .* missing from font")  # names in scripts that the font lacks
         figure = Figure(figsize=(7.2, 3.8), layout="constrained")
         axes = figure.subplots()
         for index, line in enumerate(lines):
-            dashes, color = divmod(index if line.place is None else line.place, len(_COLORS))
-            _draw_line(axes, line, _COLORS[color], _DASHES[dashes % len(_DASHES)])
-        axes.set_xlabel(x_label)
-        axes.set_ylabel(y_label)
-        if log_y:
-            axes.set_yscale("log")
+            dashes, color = divmod(index, len(_COLORS))
+            if len(line.x):
+                _draw_line(axes, line, _COLORS[color], _DASHES[dashes % len(_DASHES)])
+        axes.set(xlabel=x_label, ylabel=y_label, yscale="log" if log_y else "linear", axisbelow=True)
         axes.grid(True)
-        axes.set_axisbelow(True)
         axes.margins(x=0.02)
         figure.legend(loc="outside right upper", frameon=False, fontsize=9)
         text = io.StringIO()
@@ -126,20 +118,3 @@ def _thinned(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return x, y
     keep = np.linspace(0, len(x) - 1, _MOST_POINTS).round().astype(int)
     return x[keep], y[keep]
-
-
-def _style(colors: Mapping[str, str]) -> Any:
-    ink = colors["ink"]
-    return {
-        "font.size": 10,
-        "text.color": ink,
-        "axes.labelcolor": ink,
-        "axes.edgecolor": ink,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "xtick.color": ink,
-        "ytick.color": ink,
-        "grid.color": colors["grid"],
-        "grid.linewidth": 0.6,
-        "svg.hashsalt": "bilevel",  # the same run gives the same file
-    }

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from bilevel.study.report.charts import Line, draw
-from bilevel.study.tables import markdown
+from bilevel.study.tables import Table
 from bilevel.study.task import GENERIC, Measure
 from bilevel.tools.diagnose.measure import RATES
 
@@ -38,7 +38,7 @@ def table(rows: Sequence[Mapping[str, float]], measure: Measure) -> str:
         [f"{row['step']:.0f}", *(f"{row[n]:.{measure.digits}f}" for n in heads), *(_rate(row, r) for r in RATES)]
         for row in rows
     ]
-    return markdown(["step", *heads.values(), *(r.upper() for r in RATES)], lines)
+    return str(Table(["step", *heads.values(), *(r.upper() for r in RATES)], lines))
 
 
 def verdict(row: Mapping[str, float]) -> str:
