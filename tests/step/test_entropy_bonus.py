@@ -50,7 +50,7 @@ def test_a_step_moves_alpha_by_it(temperature: float) -> None:
             entropy_bonus=bonus, filter=filters.gumbel_top_k(temperature=temperature),
         )  # fmt: skip
         state = train.init(jax.random.key(0), toy.params(1), alpha)
-        return toy.flat(jax.jit(train.learn)(state, big, specific)[0].weight_params)
+        return jnp.asarray(toy.flat(jax.jit(train.learn)(state, big, specific)[0].weight_params))
 
     def negative_entropy(alpha: dict[str, Array]) -> Array:
         log_weights = jax.nn.log_softmax(toy.weighting(alpha, big) / temperature)
@@ -74,7 +74,7 @@ def test_noise_alone(bonus: float, grows: bool) -> None:
             jax.random.normal(noise, (8,)), logits[rows], "score", num_rows=8, normalize=True, pull=pull
         )
         updates, state = optimizer.update(jnp.zeros(64).at[rows].add(c), state)
-        return (logits + updates, state), None
+        return (optax.apply_updates(logits, updates), state), None  # pyright: ignore[reportReturnType]
 
     begin = (jnp.zeros(64), optimizer.init(jnp.zeros(64)))
     (logits, _), _ = jax.lax.scan(step, begin, jax.random.split(jax.random.key(0), 4000))
