@@ -22,6 +22,8 @@ from bilevel.study.weights import shown
 from bilevel.training import read_metrics
 from bilevel.training.run_dir import flatten, write_atomically
 
+LOST = 1 / 20
+"""A run that ends with less of what it had gained on valid than 1 minus this share gets a warning."""
 JSON = "comparison.json"
 REPORT = "report.html"
 Row = dict[str, Any]
@@ -116,10 +118,33 @@ def _crossing(result: Result, metrics: Metrics, setting: Setting) -> Row:
         }
     targets = {str(target): reached(own, test, target, measure) for target in setting.config.study.targets}
     each = row["epochs"] / row["steps"]
+    if warning := worse_at_the_end([r for r in own if valid in r], valid, measure):
+        found["warning"] = f"{row['method']}, seed {row['seed']}: {warning}"
     return found | {
         "steps_to": {target: at and at["step"] for target, at in targets.items()},
         "epochs_to": {target: at and round(at["step"] * each, 3) for target, at in targets.items()},
     }
+
+
+def worse_at_the_end(rows: Sequence[Row], name: str, measure: Measure) -> str | None:
+    """Return a sentence on a run whose deciding measure was clearly better before its end; None for others.
+
+    Args:
+      rows: those of its metrics that have it, in order.
+      name: of the metric.
+      measure: what it measures.
+    """
+    if not rows:
+        return None
+    best = (min if measure.lower_is_better else max)(rows, key=lambda row: row[name])
+    gained, lost = abs(best[name] - rows[0][name]), abs(best[name] - rows[-1][name])
+    if lost <= LOST * gained:
+        return None
+    values, d = (best[name], rows[-1][name]), measure.digits
+    return (
+        f"valid {measure.title} was best at step {best['step']} ({values[0]:.{d}f}) and ended at {values[1]:.{d}f}; train fewer "
+        "steps, or give a method that learns weights a larger entropy-bonus."
+    )
 
 
 def preparation(row: Mapping[str, Any], step: int) -> float:
@@ -134,8 +159,11 @@ def reached(rows: Sequence[Row], name: str, value: float, measure: Measure) -> R
 
 
 def _notes(rows: Sequence[Row]) -> list[str]:
-    """What scores the rows of each method that selects by a model, in sentences."""
-    return [f"{name}: {by}." for name, by in {row["method"]: row.get("scored_by") for row in rows}.items() if by]
+    """In sentences, what scores the rows of each method that selects by a model, and which runs got worse before their end."""
+    scored = {row["method"]: row.get("scored_by") for row in rows}
+    return [f"{name}: {by}." for name, by in scored.items() if by] + [
+        f"Warning: {row['warning']}" for row in rows if "warning" in row
+    ]
 
 
 def _report(setting: Setting, ended: Sequence[Result], metrics: Metrics) -> None:

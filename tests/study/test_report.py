@@ -13,9 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from bilevel.study.comparison import worse_at_the_end
 from bilevel.study.report import Picture, Report, Text, domains, over_training, write_report
 from bilevel.study.report.charts import Line, draw, mean_line
 from bilevel.study.tables import Table
+from bilevel.study.task import Measure
 from bilevel.types import UserError
 
 pytest.importorskip("matplotlib")
@@ -195,3 +197,18 @@ def test_a_stop_between_two_rows_of_metrics_leaves_no_peak() -> None:
     table = found[0][0].table
     assert table is not None
     assert table.lines == [["law", "1", "2", "2"]]
+
+
+@pytest.mark.parametrize(
+    ("values", "warned"),
+    [([0.1, 0.9, 0.7], True), ([0.1, 0.9, 0.88], False), ([0.5, 0.4], True), ([0.5], False), ([], False)],
+)
+def test_a_run_that_was_better_before_its_end_gets_a_warning(values: list[float], warned: bool) -> None:
+    rows = [{"step": 25 * (i + 1), "valid_accuracy": value} for i, value in enumerate(values)]
+    found = worse_at_the_end(rows, "valid_accuracy", Measure("accuracy", "accuracy", lower_is_better=False))
+    assert (found is not None) == warned
+    if found is not None:
+        best = max(values)
+        assert f"best at step {25 * (values.index(best) + 1)} ({best:.3f}) and ended at {values[-1]:.3f}" in found
+    losses = [{**row, "valid_loss": -row["valid_accuracy"]} for row in rows]
+    assert (worse_at_the_end(losses, "valid_loss", Measure("loss", "loss")) is not None) == warned
