@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -58,6 +59,42 @@ def like(tree: Params, template: Params) -> Params:
     return jax.tree.map(lambda x, y: x if x.dtype == y.dtype else x.astype(y.dtype), tree, template)
 
 
+def is_finite(tree: Params) -> Array:
+    """Whether no number of the tree is NaN or infinite, a bool scalar."""
+    return _all(jnp.isfinite(x) for x in jax.tree.leaves(tree))
+
+
+def stays_finite(new: Params, old: Params) -> Array:
+    """Whether no number that is finite in `old` is NaN or infinite in `new`, a bool scalar.
+
+    What was infinite before may stay so: optimizers begin with an infinity where they look for a minimum.
+    """
+
+    pairs = zip(jax.tree.leaves(new), jax.tree.leaves(old), strict=True)
+    changed = ((x, y) for x, y in pairs if x is not y and jnp.issubdtype(x.dtype, jnp.inexact))
+    return _all(jnp.isfinite(x) | ~jnp.isfinite(y) for x, y in changed)
+
+
+def _all(arrays: Iterable[Array]) -> Array:
+    return functools.reduce(jnp.logical_and, map(jnp.all, arrays), jnp.asarray(True))
+
+
+def choose(condition: Array, x: Params, y: Params) -> Params:
+    """`x` where the scalar condition holds, else `y`."""
+    return jax.tree.map(lambda a, b: a if a is b else jnp.where(condition, a, b), x, y)
+
+
+def in_structure(tree: Any, template: Any) -> Any:
+    """The tree with the containers of `template`, if both have the same leaves (a dict as a FrozenDict); else as it is."""
+    structure = jax.tree.structure(template)
+    if jax.tree.structure(tree) == structure:
+        return tree
+    paths, wanted = (
+        [jax.tree_util.keystr(p) for p, _ in jax.tree_util.tree_leaves_with_path(t)] for t in (tree, template)
+    )
+    return jax.tree.unflatten(structure, jax.tree.leaves(tree)) if paths == wanted else tree
+
+
 def widen(x: Array) -> Array:
     """`x` in at least float32, so that sums over many parameters keep their digits."""
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
@@ -68,9 +105,10 @@ def after(value: Any, *dependencies: Any) -> Any:
 
     Two independent backward passes in one program are scheduled into each other on CPU and then take almost twice as long
     as one after the other; optimization barriers are dropped before scheduling there, so the order is a data dependence.
-    Values become NaN if a dependency's first element is, in which case the step is lost anyway.
+    The value is the same whatever the dependencies hold, NaN included.
     """
     touched = sum((_first(x) for x in jax.tree.leaves(dependencies) if x.size), start=jnp.zeros(()))
+    touched = jnp.where(jnp.isnan(touched), 0.0, touched)
     return jax.tree.map(lambda x: jnp.where(touched == touched, x, jnp.nan).astype(x.dtype), value)
 
 

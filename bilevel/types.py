@@ -6,6 +6,7 @@ inside it. Parameters are any pytree of floating-point arrays.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
@@ -19,6 +20,10 @@ Params: TypeAlias = Any
 ModelState: TypeAlias = Any
 """What a model changes while it trains besides its parameters (BatchNorm statistics); `{}` when there is nothing."""
 Metrics: TypeAlias = dict[str, Array]
+
+NOT_COMPUTED = -math.inf
+"""The value of a metric on steps that do not compute it; means leave it out. NaN always says that something went wrong, and
+JAX_DEBUG_NANS=1 stops at nothing else."""
 
 
 class UserError(ValueError):

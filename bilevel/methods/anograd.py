@@ -64,9 +64,9 @@ def anograd(*, average_specific: float = 0.0, through_optimizer: bool = False) -
     def reuse(problem: Problem, state: AnogradState) -> MethodUpdate:
         rows = problem.first_order()
         alignments = aligned(problem, rows, state.specific_gradient)
-        return MethodUpdate(rows.losses, rows.aux, rows.gradient, alignments, jnp.full((), jnp.nan), state)
+        return MethodUpdate(rows.losses, rows.aux, rows.gradient, alignments, None, state)
 
-    return Method(init, update, reuse=reuse if average_specific else None)
+    return Method(init, update, reuse=reuse if average_specific else None, looks_ahead=through_optimizer)
 
 
 def cosine_probe(generic: Params, specific: Params) -> Params:

@@ -35,9 +35,11 @@ class Problem(NamedTuple):
     rows_at: Callable[[Params], tuple[Array, Params]]
     """Full θ' -> (ℓ_i(θ') float32 `[b]`, Σ w_i ∇ℓ_i(θ') over the chosen part and all devices), with the weights at θ."""
     specific_gradient: Callable[[Params], tuple[Array, Params]]
-    """Full θ' -> (L_spec(θ'), ∇L_spec(θ') over the chosen part), mean over the specific batch of all devices."""
+    """Full θ' -> (L_spec(θ'), ∇L_spec(θ') over the chosen part), mean over the specific batch of all devices. The loss is NaN
+    where its gradient is not finite."""
     lookahead: Callable[[Params], tuple[Params, Params, Callable[[Params], Params]]]
-    """Gradient g -> (θ⁺ = θ + U(g), U(g), the pullback (∂U/∂g)ᵀ over the chosen part), U the update of θ's optimizer."""
+    """Gradient g -> (θ⁺ = θ + U(g), U(g), the pullback (∂U/∂g)ᵀ over the chosen part), U the update of θ's optimizer. The
+    pullback is 0 where U has no derivative."""
     total: Callable[[Array], Array]
     """Values of rows `[b]` -> their sum over the rows of all devices."""
     batch: Batch
@@ -60,10 +62,10 @@ class MethodUpdate(NamedTuple):
     aux: LossAux
     gradient: Params
     """Σ w_i ∇ℓ_i of the rows."""
-    alignments: Array
-    """a_i(p), float32 `[b]`: what a row costs the specific loss to first order, if its weight grows. NaN without a probe."""
-    specific_loss: Array
-    """float32 scalar, at the point where the method evaluated it."""
+    alignments: Array | None
+    """a_i(p), float32 `[b]`: what a row costs the specific loss to first order, if its weight grows. None without a probe."""
+    specific_loss: Array | None
+    """float32 scalar, at the point where the method evaluated it; None if it did not."""
     state: Any
     weights: Array | None = None
     """float32 `[b]`, at least 0: the weights that `gradient` has, from a method that chooses them itself."""
@@ -87,9 +89,11 @@ class Method(NamedTuple):
     """False if rows are drawn uniformly, without scoring them."""
     reuse: MethodFn | None = None
     """An α-step that takes the specific gradient from the state, and evaluates nothing on specific rows; its specific_loss is
-    NaN and it leaves the state as it is. None for a method that cannot do without one."""
+    None and it leaves the state as it is. None for a method that cannot do without one."""
     chooses_weights: bool = False
     """True if `update` returns the weights of the θ-update itself, on every step and for every row of the big batch."""
+    looks_ahead: bool = False
+    """True if the probe comes through `Problem.lookahead`: the method learns nothing where θ's optimizer has the derivative 0."""
 
 
 def check_decay(decay: float) -> None:

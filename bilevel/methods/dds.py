@@ -31,6 +31,9 @@ def dds(*, average_specific: float = 0.0, cosine: bool = False) -> Method:
 
     exact for every optax transformation: U is pulled back by reverse mode, so momentum, Adam, clipping and weight decay
     need no formulas of their own. Where U has no derivative (Adam, in parameters whose gradient has always been 0) p is 0.
+    An optimizer whose derivative is 0 teaches nothing: that of a sign (lion, sign_sgd, rprop) is 0 everywhere, that of one that
+    gathers gradients (MultiSteps, apply_every) on the steps on which θ does not move. `init` warns of both; use another method
+    (`soba`, `penalty`, `anograd()`), or the `micro_batches` of `make_step` to gather gradients.
 
     Args:
       average_specific: decay d of a moving average of ∇L_spec(θ⁺) over α-steps, m ← d·m + (1−d)·∇L_spec, used instead of
@@ -71,6 +74,6 @@ def dds(*, average_specific: float = 0.0, cosine: bool = False) -> Method:
         rows = problem.first_order()
         _, _, pullback = problem.lookahead(rows.gradient)
         alignments = aligned(problem, rows, pullback(state.specific_gradient))
-        return MethodUpdate(rows.losses, rows.aux, rows.gradient, alignments, jnp.full((), jnp.nan), state)
+        return MethodUpdate(rows.losses, rows.aux, rows.gradient, alignments, None, state)
 
-    return Method(init, update, reuse=reuse if average_specific else None)
+    return Method(init, update, reuse=reuse if average_specific else None, looks_ahead=True)

@@ -137,11 +137,11 @@ def conjugate_gradient(product: Product, right: Params, guess: Params | None, it
         bent = curvature <= FLATTEST * c.steepest * length
         step = c.squared / jnp.where(bent, 1.0, curvature)
         moved = trees.axpy(step, c.direction, c.solution)
-        kept = _choose(c.done == 0, right, c.solution)
+        kept = trees.choose(c.done == 0, right, c.solution)
         residual = trees.axpy(-step, image, c.residual)
         squared = trees.dot(residual, residual)
         return _Conjugate(
-            _choose(bent, kept, moved),
+            trees.choose(bent, kept, moved),
             residual,
             trees.axpy(squared / c.squared, c.direction, residual),
             squared,
@@ -181,10 +181,6 @@ class _Conjugate(NamedTuple):
     """The largest curvature dᵀAd/dᵀd met so far."""
     done: Array
     going: Array
-
-
-def _choose(condition: Array, x: Params, y: Params) -> Params:
-    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), x, y)
 
 
 def _implicit(

@@ -15,9 +15,10 @@ def learning_to_reweight() -> Method:
 
         p = (∂U/∂g)ᵀ ∇L_spec(θ⁺),      w̃_i = max(−a_i(p), 0) / Σ_j max(−a_j(p), 0),
 
-    uniform if all are 0. Then θ moves by its optimizer's update of Σ w̃_i ∇ℓ_i. Rows whose weight would raise the specific
-    loss after one update of θ take no part in it. Nothing is kept from step to step, so every step does the work, all rows
-    of the big batch are evaluated (dense mode), and there is neither a weighting network nor an optimizer for it:
+    uniform if all are 0 or one is not finite. Then θ moves by its optimizer's update of Σ w̃_i ∇ℓ_i. Rows whose weight would
+    raise the specific loss after one update of θ take no part in it. Nothing is kept from step to step, so every step does the
+    work, all rows of the big batch are evaluated (dense mode), and there is neither a weighting network nor an optimizer for
+    it:
 
         train = make_step(loss, None, optimizer, None, learning_to_reweight(), mode="dense", batch_size=B)
         state = train.init(rng, params)
@@ -45,7 +46,8 @@ def learning_to_reweight() -> Method:
         alignments = jnp.where(trees.norm(probe) > 0, rows.alignments(probe), 0.0)
         useful = jnp.maximum(-alignments, 0.0)
         mass, count = problem.total(useful), problem.total(jnp.ones_like(useful))
-        weights = jnp.where(mass > 0, useful / jnp.where(mass > 0, mass, 1.0), 1.0 / count)
+        some = (mass > 0) & jnp.isfinite(mass)
+        weights = jnp.where(some, useful / jnp.where(some, mass, 1.0), 1.0 / count)
         return MethodUpdate(rows.losses, rows.aux, rows.reweighted(weights), alignments, loss, state, weights)
 
-    return Method(lambda _: (), update, uses_weights=False, chooses_weights=True)
+    return Method(lambda _: (), update, uses_weights=False, chooses_weights=True, looks_ahead=True)

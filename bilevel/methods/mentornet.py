@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from bilevel.derivatives.optimizers import check_optimizer
 from bilevel.methods.base import Method, MethodUpdate, Problem
 from bilevel.nn.mentor_net import MentorFeatures, MentorFn
 from bilevel.trees import widen
@@ -80,6 +81,7 @@ def mentornet(
 
     def init(part: Params) -> MentorNetState:
         own = jax.tree.map(jnp.copy, mentor_params)
+        check_optimizer(optimizer, own, "mentornet's optimizer")
         return MentorNetState(own, optimizer.init(own), jnp.zeros((), jnp.float32), jnp.zeros((), jnp.int32))
 
     def features(losses: Array, labels: Array, level: Array, step: Array) -> MentorFeatures:
@@ -120,7 +122,7 @@ def mentornet(
             rows.losses,
             rows.aux,
             rows.reweighted(weights),
-            jnp.full_like(rows.losses, jnp.nan),
+            None,
             value,
             MentorNetState(params, opt_state, level, state.step + 1),
             weights,

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from bilevel import trees
+from bilevel.derivatives.optimizers import check_optimizer
 from bilevel.methods.base import Method, MethodUpdate, Problem
 from bilevel.types import Array, Params, UserError
 
@@ -52,6 +53,7 @@ def penalty(optimizer: optax.GradientTransformation, *, strength: float = 1.0) -
 
     def init(part: Params) -> PenaltyState:
         offset = jax.tree.map(jnp.zeros_like, part)
+        check_optimizer(optimizer, offset, "penalty's optimizer")
         return PenaltyState(offset, optimizer.init(offset))
 
     def reference(problem: Problem, offset: Params, after: Params) -> Params:
@@ -81,6 +83,6 @@ def penalty(optimizer: optax.GradientTransformation, *, strength: float = 1.0) -
         rows = problem.first_order()
         losses, _ = problem.rows_at(reference(problem, state.offset, rows.gradient))
         alignments = gaps(state, losses, rows.losses)
-        return MethodUpdate(rows.losses, rows.aux, rows.gradient, alignments, jnp.full((), jnp.nan), state)
+        return MethodUpdate(rows.losses, rows.aux, rows.gradient, alignments, None, state)
 
     return Method(init, update, reuse=reuse)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from bilevel import trees
+from bilevel.derivatives.optimizers import check_optimizer
 from bilevel.methods.base import Method, MethodUpdate, Problem
 from bilevel.types import Array, Params, UserError
 
@@ -57,6 +58,7 @@ def soba(
 
     def init(part: Params) -> SOBAState:
         v = jax.tree.map(lambda x: jnp.zeros_like(x, dtype=dtype), part)
+        check_optimizer(optimizer, v, "soba's optimizer")
         return SOBAState(v, optimizer.init(v))
 
     def update(problem: Problem, state: SOBAState) -> MethodUpdate:
@@ -79,6 +81,6 @@ def soba(
         part = problem.subset.restrict(problem.params)
         rows = problem.first_order()
         alignments = rows.alignments(jax.tree.map(lambda v, x: v.astype(x.dtype), state.v, part))
-        return MethodUpdate(rows.losses, rows.aux, rows.gradient, alignments, jnp.full((), jnp.nan), state)
+        return MethodUpdate(rows.losses, rows.aux, rows.gradient, alignments, None, state)
 
     return Method(init, update, reuse=reuse)

@@ -21,10 +21,11 @@ class SPCLState(NamedTuple):
 def spcl(pace: float | optax.Schedule) -> Method:
     """Weigh rows by how small their loss is, with the linear self-paced function
 
-        v_i = max(0, 1 − ℓ_i(θ)/λ),      θ moves by its optimizer's update of (1/B) Σ v_i ∇ℓ_i:
+        v_i = 1 − ℓ_i(θ)/λ if ℓ_i < λ, else 0,      θ moves by its optimizer's update of (1/B) Σ v_i ∇ℓ_i:
 
-    rows whose loss is λ or more take no part. λ grows as the model learns, so that harder rows join in. v minimises
-    Σ v_i ℓ_i + λ Σ (v_i²/2 − v_i) over v ∈ [0, 1]ᴮ. Dense mode, no weighting network, no specific batch used:
+    rows whose loss is λ or more take no part; with λ = 0 that is every row, one of loss 0 included. λ grows as the model
+    learns, so that harder rows join in. v minimises Σ v_i ℓ_i + λ Σ (v_i²/2 − v_i) over v ∈ [0, 1]ᴮ (so that a negative loss
+    has v_i = 1). Dense mode, no weighting network, no specific batch used:
 
         pace = optax.linear_schedule(1.0, 5.0, transition_steps=10_000)
         train = make_step(loss, None, optimizer, None, spcl(pace), mode="dense", batch_size=B)
@@ -34,10 +35,10 @@ def spcl(pace: float | optax.Schedule) -> Method:
     C⁻² to C⁻³.
 
     Costs what a plain step costs. `metrics["weights"]` holds v_i/B; where no row has any weight, θ still moves by its optimizer's
-    update of a gradient of 0, and the metrics of the weights are NaN.
+    update of a gradient of 0, and the metrics of the weights are NOT_COMPUTED.
 
     Args:
-      pace: λ, or a schedule from the number of θ-updates to it; positive, in the unit of the loss.
+      pace: λ, or a schedule from the number of θ-updates to it, in the unit of the loss; a number must be positive.
 
     Raises:
       UserError: for a pace that is a number and not positive.
@@ -57,16 +58,10 @@ def spcl(pace: float | optax.Schedule) -> Method:
         rows = problem.first_order()
         threshold = pace(state.step) if callable(pace) else pace
         count = problem.total(jnp.ones_like(rows.losses))
-        weights = jnp.maximum(0.0, 1.0 - rows.losses / threshold) / count
-        nothing = jnp.full((), jnp.nan)
-        return MethodUpdate(
-            rows.losses,
-            rows.aux,
-            rows.reweighted(weights),
-            jnp.full_like(rows.losses, jnp.nan),
-            nothing,
-            SPCLState(state.step + 1),
-            weights,
-        )
+        easy = rows.losses < threshold
+        share = jnp.minimum(1.0, 1.0 - rows.losses / jnp.where(threshold > 0, threshold, 1.0))
+        weights = jnp.where(easy, share, 0.0) / count
+        gradient = rows.reweighted(weights)
+        return MethodUpdate(rows.losses, rows.aux, gradient, None, None, SPCLState(state.step + 1), weights)
 
     return Method(init, update, uses_weights=False, chooses_weights=True)

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from bilevel import trees
 from bilevel.types import Array, Batch, LossAux, LossFn, ModelState, Params
 
 
@@ -34,7 +35,7 @@ def linen_loss(module: nn.Module, losses: Callable[[Any, Batch], Array], *, inpu
             rngs={"dropout": rng},
             **apply,
         )
-        return losses(outputs, batch), LossAux({**model_state, **changed}, {})
+        return losses(outputs, batch), LossAux(trees.in_structure({**model_state, **changed}, model_state), {})
 
     return loss
 

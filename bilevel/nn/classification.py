@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from bilevel import trees
 from bilevel.types import Array, Batch, LossAux, LossFn, ModelState, Params
 
 Prepare = Callable[[Array, Array], Array]
@@ -68,7 +69,7 @@ def classification_loss(
             logits, changed = network.apply(
                 variables, x, train=True, mutable=list(model_state), rngs={"dropout": for_dropout}
             )
-            model_state = {**model_state, **changed}
+            model_state = trees.in_structure({**model_state, **changed}, model_state)
         else:
             logits = network.apply(variables, x, train=False)
         assert isinstance(logits, jax.Array)

@@ -3,6 +3,9 @@
 Choosing has two parts, each a pure function. A *temperature* sets the scale of the logits, which is free under a softmax
 (the effective sample size of an untempered weighting network swings between one row and all of them). *select* then
 draws positions. The same temperature divides the logits wherever the weights enter the α-gradient.
+
+A logit of NaN or +∞ is no score, and counts as −∞: such a row has the weight 0 and is selected after all others, by
+every filter that looks at logits.
 """
 
 from __future__ import annotations
@@ -102,7 +105,7 @@ def importance(
     """
 
     def select(key: Array, logits: Array, k: int) -> Array:
-        cumulative = jnp.cumsum(jax.nn.softmax(logits))
+        cumulative = jnp.cumsum(jax.nn.softmax(_flat_without_scores(logits)))
         draws = jax.random.uniform(key, (k,), logits.dtype) * cumulative[-1]
         found = jnp.searchsorted(cumulative, draws, side="right")
         return jnp.minimum(found, logits.shape[0] - 1).astype(jnp.int32)
@@ -149,8 +152,9 @@ def top_fraction(fraction: float, *, scope: Scope = "global", shards: int = 1) -
         raise UserError(f"top_fraction({fraction}) must lie in (0, 1]: the share of rows to draw from.")
 
     def select(key: Array, logits: Array, k: int) -> Array:
-        highest = jax.lax.top_k(logits, max(k, round(fraction * logits.shape[0])))[1]
-        return highest[jax.lax.top_k(jax.random.uniform(key, highest.shape), k)[1]]
+        values, highest = jax.lax.top_k(logits, max(k, round(fraction * logits.shape[0])))
+        drawn = jnp.where(values > -jnp.inf, jax.random.uniform(key, highest.shape), -1.0)
+        return highest[jax.lax.top_k(drawn, k)[1]]
 
     return _scoped(Filter(select, lambda logits: jnp.ones(()), scope, "top_fraction"), shards)
 
@@ -192,6 +196,11 @@ def uniform(*, scope: Scope = "global", shards: int = 1) -> Filter:
         return jax.lax.top_k(jax.random.uniform(key, logits.shape), k)[1]
 
     return _scoped(Filter(select, lambda logits: jnp.ones(()), scope, "uniform"), shards)
+
+
+def usable(logits: Array) -> Array:
+    """Give rows whose logit is no number, or +∞, the logit −∞."""
+    return jnp.where(jnp.isfinite(logits), logits, -jnp.inf)
 
 
 def effective_sample_size(logits: Array) -> Array:
@@ -256,7 +265,22 @@ def _temperature_rule(
 
 def _inverse_chances(logits: Array, positions: Array) -> Array:
     """1/(B w_i) of the rows at the positions, w the softmax of `[B]` logits."""
-    return jnp.exp(-jax.nn.log_softmax(logits)[positions]) / logits.shape[0]
+    return jnp.exp(-jax.nn.log_softmax(_flat_without_scores(logits))[positions]) / logits.shape[0]
+
+
+def _flat_without_scores(logits: Array) -> Array:
+    """The logits; all alike where no row has a score, as rows must be drawn all the same."""
+    return jnp.where(jnp.max(logits) > -jnp.inf, logits, 0.0)
+
+
+def _of_usable(rule: Filter) -> Filter:
+    """The rule with `usable` logits."""
+    weigh = rule.weigh
+    return rule._replace(
+        select=lambda key, logits, k: rule.select(key, usable(logits), k),
+        temperature=lambda logits: rule.temperature(usable(logits)),
+        weigh=weigh and (lambda logits, positions: weigh(usable(logits), positions)),
+    )
 
 
 def _scoped(rule: Filter, shards: int) -> Filter:
@@ -266,6 +290,7 @@ def _scoped(rule: Filter, shards: int) -> Filter:
         raise UserError(
             f'shards={shards} with scope="{rule.scope}": give a positive number of shards, and scope="local" for more than 1.'
         )
+    rule = _of_usable(rule)
     if shards == 1:
         return rule
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from bilevel.types import Array, Metrics
+from bilevel.types import NOT_COMPUTED, Array, Metrics
 
 
 def weight_metrics(logits: Array) -> Metrics:
@@ -14,17 +14,24 @@ def weight_metrics(logits: Array) -> Metrics:
     Returns:
       `effective_sample_size` = 1/Σw², between 1 and B; `weight_entropy` = −Σ w log w in nats, between 0 and log B;
       `largest_weight` = max w, between 1/B and 1; `logit_rms`, the standard deviation of the logits, and `largest_logit`, the
-      largest distance of one from their mean. All float32 scalars.
+      largest distance of one from their mean, both without logits of −∞. All float32 scalars, and NOT_COMPUTED where no row has
+      any weight.
     """
-    log_weights = jax.nn.log_softmax(logits)
+    takes_part = logits > -jnp.inf
+    some = jnp.any(takes_part)
+    log_weights = jax.nn.log_softmax(jnp.where(some, logits, 0.0))
     weights = jnp.exp(log_weights)
-    return {
+    count = jnp.maximum(jnp.sum(takes_part), 1)
+    mean = jnp.sum(jnp.where(takes_part, logits, 0.0)) / count
+    distances = jnp.where(takes_part, logits - mean, 0.0)
+    found = {
         "effective_sample_size": 1.0 / jnp.sum(weights**2),
-        "weight_entropy": -jnp.sum(jnp.where(weights > 0, weights * log_weights, 0.0)),
+        "weight_entropy": -jnp.sum(weights * jnp.where(weights > 0, log_weights, 0.0)),
         "largest_weight": jnp.max(weights),
-        "logit_rms": jnp.std(logits),
-        "largest_logit": jnp.max(jnp.abs(logits - jnp.mean(logits))),
+        "logit_rms": jnp.sqrt(jnp.sum(distances**2) / count),
+        "largest_logit": jnp.max(jnp.abs(distances)),
     }
+    return {name: jnp.where(some, value, NOT_COMPUTED) for name, value in found.items()}
 
 
 def domain_shares(labels: Array, num_domains: int, weights: Array | None = None) -> Array:

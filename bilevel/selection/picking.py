@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from bilevel import trees
 from bilevel.devices.axis import Axis
-from bilevel.selection.filters import Filter
+from bilevel.selection.filters import Filter, usable
 from bilevel.selection.scorers import Features
 from bilevel.types import Array, Batch, LogitFn, Params, UserError
 
@@ -22,6 +22,17 @@ class Scores(NamedTuple):
     pool: Array
     """Tempered logits of the rows that this device chooses from: all `[B]` for scope "global", its own for "local"."""
     temperature: Array
+    bad: Bad | None = None
+    """None where no row was scored."""
+
+
+class Bad(NamedTuple):
+    """The rows of the big batch, of all devices, whose logit is NaN or +∞."""
+
+    count: Array
+    """int32 scalar."""
+    row: Array
+    """int32 scalar: the first of them, by its `id` if the batch has one, else its position; −1 if there is none."""
 
 
 class Rows(NamedTuple):
@@ -47,12 +58,23 @@ def score(weighting: LogitFn, weight_params: Params, big_batch: Batch, rule: Fil
             f"it must return one logit a row, shape ({rows},)."
         )
     logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+    bad, logits = _bad(logits, big_batch, axis), usable(logits)
     pool = axis.gather(logits) if rule.scope == "global" else logits
     temperature = rule.temperature(pool)
     if rule.scope == "local":
         # One scale for all devices: the weights of the α-gradient are one softmax over the rows of all of them.
         temperature = axis.max(temperature)
-    return Scores(logits / temperature, pool / temperature, temperature)
+    return Scores(logits / temperature, pool / temperature, temperature, bad)
+
+
+def _bad(logits: Array, big_batch: Batch, axis: Axis) -> Bad:
+    found = jnp.isnan(logits) | (logits == jnp.inf)
+    rows = logits.shape[0]
+    numbers = jnp.arange(rows, dtype=jnp.int32) + axis.index * rows
+    if isinstance(big_batch, dict) and jnp.shape(big_batch.get("id")) == (rows,):
+        numbers = jnp.asarray(big_batch["id"]).astype(jnp.int32)
+    first = jnp.where(jnp.any(found), numbers[jnp.argmax(found)], -1)
+    return Bad(axis.sum(jnp.sum(found, dtype=jnp.int32)), axis.max(first))
 
 
 def everything(big_batch: Batch, rule: Filter, axis: Axis, features: Features = ()) -> Rows:

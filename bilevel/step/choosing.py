@@ -113,7 +113,7 @@ class Chooser:
             weights = axis.spread(jnp.full((count // axis.size,), 1.0 / count))
         else:
             logits = self.scorer.logits(state.weight_params, rows.batch, rows.features) / scores.temperature
-            weights = estimators.softmax(logits, axis)
+            weights = estimators.softmax(filters.usable(logits), axis)
         return Inner(rows.batch, weights, axis.fold(loss_key), lambda _: rows.features)
 
     def _weighted_by_losses(self, state: TrainState, big_batch: Batch, key: Array) -> Chosen:

@@ -24,10 +24,11 @@ def total(x: Array, axis: Axis) -> Array:
 
 
 def softmax(logits: Array, axis: Axis = ALONE) -> Array:
-    """Compute the softmax over the rows of all devices, `[b]` -> `[b]`."""
+    """Compute the softmax over the rows of all devices, `[b]` -> `[b]`; 0 for all where every logit is −∞."""
     peak = axis.max(jax.lax.stop_gradient(jnp.max(logits)))
-    unnormalised = jnp.exp(logits - peak)
-    return unnormalised / total(unnormalised, axis)
+    unnormalised = jnp.exp(logits - jnp.where(peak > -jnp.inf, peak, 0.0))
+    mass = total(unnormalised, axis)
+    return unnormalised / jnp.where(mass > 0, mass, 1.0)
 
 
 def logit_cotangents(

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
+
+import jax
 
 from bilevel.state import TrainState
-from bilevel.types import Batch, Metrics
+from bilevel.types import Array, Batch, Metrics
 
 StepFn: TypeAlias = Callable[[TrainState, Batch, Batch], tuple[TrainState, Metrics]]
 """`step(state, big_batch, specific_batch) -> (state, metrics)`."""
@@ -51,3 +53,8 @@ class TrainStep(NamedTuple):
         kinds = {f: wrapper(f) for f in dict.fromkeys((self.step, self.plain, self.learn, self.reuse))}
         step, plain, learn, reuse = (kinds[f] for f in (self.step, self.plain, self.learn, self.reuse))
         return self._replace(step=step, plain=plain, learn=learn, reuse=reuse)
+
+
+def on_due(step: Array, every: int, due: Any, other: Any, arguments: tuple[Any, ...]) -> tuple[TrainState, Metrics]:
+    """Call `due` on each step that `every` divides, else `other`."""
+    return due(*arguments) if every == 1 else jax.lax.cond(step % every == 0, due, other, *arguments)

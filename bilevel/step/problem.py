@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from bilevel import trees
 from bilevel.derivatives.linearization import Derivatives, FirstOrder, Quadratic, SecondOrder, row_norms
 from bilevel.derivatives.rows import RowLosses, Weights, resolve
+from bilevel.derivatives.singularities import without_singularities
 from bilevel.devices.axis import Axis
 from bilevel.devices.sharding import gather
 from bilevel.methods.base import Problem
@@ -130,7 +131,8 @@ class Evaluations:
         count = trees.num_rows(batch)
         weights = self.axis.spread(jnp.full((count,), 1.0 / count))
         values, _, gradient = rows.pulled_back(subset.restrict(at), weights)
-        return jax.tree.map(lambda x: x / self.axis.size, self.axis.sum((jnp.mean(values), gradient)))
+        found = jax.tree.map(lambda x: x / self.axis.size, self.axis.sum((jnp.mean(values), gradient)))
+        return jnp.where(trees.is_finite(found[1]), found[0], jnp.nan), found[1]
 
     def _lookahead(
         self, state: TrainState, subset: trees.Subset, gradient: Params
@@ -139,34 +141,23 @@ class Evaluations:
             return self.optimizer.update(gradient, state.opt_state, state.params)[0]
 
         updates, pullback = jax.vjp(update, gradient)
-        _, pullback_nearby = jax.vjp(update, jax.tree.map(_off_zero, gradient))
+        _, guarded = jax.vjp(without_singularities(update), gradient)
 
         def pull(part: Params) -> Params:
             cotangent = jax.tree.map(lambda x, u: x.astype(u.dtype), subset.embed(part, gradient), updates)
-            (here,), (nearby,) = pullback(cotangent), pullback_nearby(cotangent)
-            return subset.restrict(jax.tree.map(_without_singularities, gradient, here, nearby))
+            (here,), (instead,) = pullback(cotangent), guarded(cotangent)
+            return subset.restrict(jax.tree.map(_where_defined, gradient, here, instead))
 
         return optax.apply_updates(state.params, updates), updates, pull
 
 
-def _least(gradient: Array) -> float:
-    """Less than any gradient that matters (4e-12 in float32), and large enough to be squared after strong clipping."""
-    return float(jnp.finfo(gradient.dtype).tiny) ** 0.3
+def _where_defined(gradient: Array, here: Array, instead: Array) -> Array:
+    """A probe, from the pullback and that without singularities, that is finite where the optimizer has no derivative.
 
-
-def _off_zero(gradient: Array) -> Array:
-    """The gradient with what is (nearly) 0 moved away from it."""
-    moved = jnp.where(gradient < 0, -_least(gradient), _least(gradient))
-    return jnp.where(jnp.abs(gradient) < _least(gradient), moved, gradient).astype(gradient.dtype)
-
-
-def _without_singularities(gradient: Array, here: Array, nearby: Array) -> Array:
-    """A probe, from the pullbacks at the gradient and a little beside its zeros, that is finite where the optimizer is singular.
-
-    Adam has no derivative where the gradient and its second moment are 0 (the √ at 0), as they are for parameters that no row
-    has touched so far, or so small that their squares are 0. No alignment depends on the probe there, so it is 0; clipping by
-    the norm of all gradients carries the NaN of such a parameter to all others, which the derivative beside the zeros has not
-    got.
+    Adam has none where the gradient and its second moment are 0 (the √ at 0), as they are for parameters that no row has
+    touched so far, or so small that their squares are 0 (gradients below 4e-12 in float32). No alignment depends on the probe
+    there, so it is 0. Clipping by the norm of all gradients carries the NaN of such a parameter to all others, and RAdam has
+    NaN everywhere on its first steps: there the other pullback has what is right.
     """
-    flat = jnp.abs(gradient) < _least(gradient)
-    return jnp.where(jnp.isfinite(here), here, jnp.where(flat, 0, nearby)).astype(here.dtype)
+    flat = jnp.abs(gradient) < float(jnp.finfo(gradient.dtype).tiny) ** 0.3
+    return jnp.where(jnp.isfinite(here), here, jnp.where(flat, 0, instead)).astype(here.dtype)

@@ -28,7 +28,7 @@ from bilevel.samplers.base import Sampler
 from bilevel.state import TrainState
 from bilevel.step.choosing import keys_of
 from bilevel.step.train_step import TrainStep, make_step
-from bilevel.types import Array, Batch, LossFn, Metrics, ModelState, Params, UserError
+from bilevel.types import NOT_COMPUTED, Array, Batch, LossFn, Metrics, ModelState, Params, UserError
 
 
 @struct.dataclass
@@ -121,7 +121,7 @@ def make_sampled_step(
     Returns:
       The functions. Metrics: generic_loss and generic_NAME as in `make_step`; `selected`, int32 `[b]`, the numbers of the rows
       drawn; `ids`, int32 `[b]`, what the data have for these rows as `id` (their numbers in data without it);
-      validation_loss (NaN where no reward is due) and what the sampler reports (NaN where it has not).
+      validation_loss and what the sampler reports, both −∞ (`bilevel.types.NOT_COMPUTED`) where they are not due.
 
     Raises:
       UserError: for a number of parts below 1, now; for data that do not fit the sampler, when traced.
@@ -218,15 +218,19 @@ _Part: TypeAlias = Callable[[SampledState], tuple[SampledState, Metrics]]
 
 
 def _when(due: bool | Array, part: _Part, state: SampledState) -> tuple[SampledState, Metrics]:
-    """What the part does where it is due; elsewhere the state, and NaN. Only the sampler's state goes through a `cond`."""
+    """What the part does where it is due; elsewhere the state, and NOT_COMPUTED. Only the sampler's state goes through a `cond`.
+
+    A part that would make the sampler's state NaN or infinite changes nothing, as one after a validation loss of NaN.
+    """
 
     def other() -> tuple[Any, Metrics]:
         _, shapes = jax.eval_shape(part, state)
-        return state.sampler, {name: jnp.full(x.shape, jnp.nan, x.dtype) for name, x in shapes.items()}
+        return state.sampler, {name: jnp.full(x.shape, NOT_COMPUTED, x.dtype) for name, x in shapes.items()}
 
     def done() -> tuple[Any, Metrics]:
         moved, metrics = part(state)
-        return moved.sampler, metrics
+        sound = trees.stays_finite(moved.sampler, state.sampler)
+        return trees.choose(sound, moved.sampler, state.sampler), metrics
 
     if isinstance(due, bool):
         sampler, metrics = done() if due else other()

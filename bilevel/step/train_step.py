@@ -29,13 +29,15 @@ from bilevel.selection.picking import Scores
 from bilevel.selection.scorers import Scorer
 from bilevel.state import TrainState
 from bilevel.step import estimators
+from bilevel.step.checks import check_start, is_sound
 from bilevel.step.choosing import Chooser, Chosen, Inner, keys_of
 from bilevel.step.estimators import Estimator
 from bilevel.step.kinds import StepFn as StepFn
 from bilevel.step.kinds import TrainStep as TrainStep
+from bilevel.step.kinds import on_due
 from bilevel.step.options import AlphaBatch, Mode, StepOptions, check_parts, check_together
 from bilevel.step.problem import Evaluations
-from bilevel.types import Array, Batch, LogitFn, LossAux, LossFn, Metrics, ModelState, Params, UserError
+from bilevel.types import NOT_COMPUTED, Array, Batch, LogitFn, LossAux, LossFn, Metrics, ModelState, Params, UserError
 
 
 def make_step(
@@ -117,16 +119,21 @@ def make_step(
 
     Returns:
       A `TrainStep`: `init`, `step`, … The metrics are float32 scalars: generic_loss (mean of the rows of the θ-update; so are
-      generic_NAME, for each metric NAME that the loss gives as one number a row, but for one called "loss"),
-      specific_loss (NaN on steps without α-work), effective_sample_size, weight_entropy, largest_weight (over the big
-      batch), temperature, weight_gradient_norm (NaN where α does not change) and alignment_rms (NaN without α-work); and
-      `selected`, int32 `[b]`: the positions in the big batch (with `axis_name`: in that of all devices) of the rows of the
-      θ-update. If the big batch is a dict with `id`, int32 `[B]`, there is also `ids`, int32 `[b]`: the ids of these rows. Where
-      they have different weights (in dense mode, and by a method that chooses them itself) there is also
+      generic_NAME, for each metric NAME that the loss gives as one number a row, but for one called "loss"), temperature,
+      effective_sample_size, weight_entropy and largest_weight (over the big batch), bad_logits (rows of it whose logit is NaN
+      or +∞, which are selected last; omitted where no row is scored); and of α-steps specific_loss, weight_gradient_norm,
+      alignment_rms, and alpha_skipped (1 if α and the method's state stayed, as the specific loss, its gradient, an alignment
+      or what would have become of α was not finite; else 0). What a step does not compute is −∞ (`types.NOT_COMPUTED`): NaN is
+      only what went wrong. Others are int32: `bad_logit_row`, the `id` of a row whose logit is bad (its position, in big batches
+      without ids), or −1; and `selected`, `[b]`: the positions in the big batch (with `axis_name`: in that of all devices) of
+      the rows of the θ-update. If the big batch is a dict with `id`, int32 `[B]`, there is also `ids`, `[b]`: the ids of these
+      rows. Where they have different weights (in dense mode, and by a method that chooses them itself) there is also
       `weights`, float32 `[b]`. Those named by `row_metrics` follow, `[b, …]`.
 
     Raises:
-      UserError: for options that do not go together, now; for shapes that do not fit, when the step is traced.
+      UserError: for options that do not go together, now; by `init`, for parameters that are not real numbers and an optimizer
+        whose update needs more than a gradient; for shapes that do not fit, when the step is traced. `init` warns of an
+        optimizer that a method which looks ahead (`dds`) learns nothing through.
     """
     check_parts(method, filter, derivatives)
     if update_every is None:
@@ -162,6 +169,9 @@ def make_step(
     plain = parts.learn if method.chooses_weights else parts.plain
     reuse = parts.reuse if options.period > options.update_every else parts.learn
     return TrainStep(parts.init, parts.step, plain, parts.learn, reuse, options.update_every, options.period)
+
+
+_OF_ALPHA_STEPS = ("specific_loss", "weight_gradient_norm", "alignment_rms", "alpha_skipped")
 
 
 class _Moved(NamedTuple):
@@ -200,6 +210,7 @@ class _Parts:
                 "init got no weight_params, but this method learns the weighting network: give the network's parameters, as in "
                 "train.init(rng, params, weight_params)."
             )
+        check_start(self.optimizer, self.weight_optimizer, self.method, self.options, params, weight_params)
         subset = self.evaluations.subset(params)
         given = (params, {} if weight_params is None else weight_params, rng)
         # Copies, so that donating the state takes no array away from the caller.
@@ -232,9 +243,9 @@ class _Parts:
         def between(*arguments: Any) -> tuple[TrainState, Metrics]:
             if options.period == options.update_every:
                 return self.plain(*arguments)
-            return _on_due(state.step, options.update_every, self.reuse, self.plain, arguments)
+            return on_due(state.step, options.update_every, self.reuse, self.plain, arguments)
 
-        return _on_due(state.step, options.period, self.learn, between, arguments)
+        return on_due(state.step, options.period, self.learn, between, arguments)
 
     def plain(self, state: TrainState, big_batch: Batch, specific_batch: Batch) -> tuple[TrainState, Metrics]:
         chosen = self.chooser.choose(state, big_batch, keys_of(state, self.options.axis))
@@ -277,6 +288,9 @@ class _Parts:
         # Positions in the big batch of all devices.
         positions = chosen.positions + axis.index * scores.local.shape[0] if self._local else chosen.positions
         vectors = {"selected": positions} if weights is None else {"selected": positions, "weights": weights}
+        if scores.bad is not None:
+            metrics["bad_logits"] = scores.bad.count.astype(jnp.float32)
+            vectors["bad_logit_row"] = scores.bad.row
         if isinstance(batch := chosen.inner.batch, dict) and "id" in batch:
             vectors["ids"] = batch["id"]
         taken = moved.asked.keys() & {**metrics, **vectors}.keys()
@@ -295,33 +309,38 @@ class _Parts:
         """The θ-update alone: what every training step costs."""
         rows = self.evaluations.rows(state, inner.batch, inner.rng)
         values, aux, gradient = rows.pulled_back(self.options.axis.spread(state.params), inner.weights)
-        nothing = jnp.full((), jnp.nan)
-        metrics: Metrics = {"specific_loss": nothing, "weight_gradient_norm": nothing, "alignment_rms": nothing}
+        metrics = {name: jnp.full((), NOT_COMPUTED) for name in _OF_ALPHA_STEPS}
         return self._move(state, values, aux, self.options.axis.sum(gradient), metrics)
 
     def _learn(self, state: TrainState, chosen: Chosen, outer: Inner, update: MethodUpdate) -> _Moved:
         """The θ-update and the α-update, both from the same θ and α."""
-        axis, weights, opt_state = self.options.axis, state.weight_params, state.weight_opt_state
-        count = update.alignments.shape[0] * axis.size
-        metrics: Metrics = {
-            "specific_loss": update.specific_loss,
-            "weight_gradient_norm": jnp.full((), jnp.nan),
-            "alignment_rms": jnp.sqrt(estimators.total(trees.widen(update.alignments) ** 2, axis) / count),
-        }
+        metrics = {name: jnp.full((), NOT_COMPUTED) for name in _OF_ALPHA_STEPS}
+        before = state.weight_params, state.weight_opt_state, state.method_state
+        weights, opt_state, _ = before
+        if update.specific_loss is not None:
+            metrics["specific_loss"] = update.specific_loss
+        if update.alignments is not None:
+            squares = estimators.total(trees.widen(update.alignments) ** 2, self.options.axis)
+            metrics["alignment_rms"] = jnp.sqrt(squares / (update.alignments.shape[0] * self.options.axis.size))
         if not self.method.chooses_weights:
             gradient = self._weight_gradient(state, outer, update, chosen.scores(update.losses))
             metrics["weight_gradient_norm"] = trees.norm(gradient)
             updates, opt_state = self.weight_optimizer.update(gradient, opt_state, weights)
             weights = optax.apply_updates(weights, updates)
+        found = weights, opt_state, update.state
+        sound = is_sound(update, found, before, self.options.axis)
+        metrics["alpha_skipped"] = 1.0 - sound.astype(jnp.float32)
+        weights, opt_state, method_state = trees.choose(sound, found, before)
         if self.options.shares_rows:
             moved = self._move(state, update.losses, update.aux, update.gradient, metrics)
         else:
             later = dataclasses.replace(state, params=trees.after(state.params, update.gradient))
             moved = self._plain(later, chosen.inner)._replace(metrics=metrics)
-        return moved._replace(weight_params=weights, weight_opt_state=opt_state, method_state=update.state)
+        return moved._replace(weight_params=weights, weight_opt_state=opt_state, method_state=method_state)
 
     def _weight_gradient(self, state: TrainState, rows: Inner, update: MethodUpdate, scores: Scores) -> Params:
         """Σ a_i ∇_α w_i by one pass back through the weighting network."""
+        assert update.alignments is not None
         options, axis = self.options, self.options.axis
         temperature = scores.temperature
         centre = axis.mean(jnp.mean(scores.local)) * temperature
@@ -331,7 +350,7 @@ class _Parts:
         )
         cotangents = estimators.logit_cotangents(
             trees.widen(update.alignments),
-            logits / temperature,
+            filters.usable(logits / temperature),
             options.estimator,
             num_rows=logits.shape[0] * axis.size,
             normalize=options.normalize_alignments,
@@ -383,9 +402,7 @@ class _Parts:
 
 
 def _like(new: ModelState, old: ModelState) -> ModelState:
-    """The new model state in the types of the old: a state whose types change is compiled for twice, and no loop carries it."""
+    """The new model state in the tree and the types of the old: a state whose types change is compiled for twice, and no loop
+    carries it."""
+    new = trees.in_structure(new, old)
     return trees.like(new, old) if jax.tree.structure(new) == jax.tree.structure(old) else new
-
-
-def _on_due(step: Array, every: int, due: Any, other: Any, arguments: tuple[Any, ...]) -> tuple[TrainState, Metrics]:
-    return due(*arguments) if every == 1 else jax.lax.cond(step % every == 0, due, other, *arguments)

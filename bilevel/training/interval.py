@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from itertools import chain, repeat
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from bilevel.types import NOT_COMPUTED
+
 IDS = "ids"
+BAD_ROW = "bad_logit_row"
+"""A number of a row, which has no mean."""
 
 
 class Interval:
@@ -66,6 +70,17 @@ class Interval:
         return np.asarray(list(steps), dtype=np.float64)
 
 
+class Fault(NamedTuple):
+    """What was not finite, though training went on."""
+
+    step: int
+    """The first such step, counted from 1."""
+    what: str
+    """What it was, in words; a clause that ends in "at step N"."""
+    advice: str
+    """Where to look."""
+
+
 class Fetched:
     """The metrics of some consecutive steps on the host.
 
@@ -81,17 +96,65 @@ class Fetched:
         self.ids = ids
 
     def means(self) -> dict[str, float]:
-        """Return the mean of each metric over the steps where it is not NaN."""
-        return {name: _nan_mean(column) for name, column in self.columns.items()}
+        """Return the mean of each metric over the steps that computed it: where it is neither NaN nor NOT_COMPUTED."""
+        return {name: _known_mean(column) for name, column in self.columns.items() if name != BAD_ROW}
 
     def first_bad(self, name: str) -> tuple[int, float] | None:
         """Return the first step at which the metric is not finite, and its value there."""
         bad = np.flatnonzero(~np.isfinite(self.columns.get(name, np.zeros(0))))
         return (self.begin + int(bad[0]), float(self.columns[name][bad[0]])) if bad.size else None
 
+    def first_fault(self) -> Fault | None:
+        """Return the first step that went on without something, as it was not finite: an α-step, or the logit of a row."""
+        faults = (self._bad_logit(), self._skipped_alpha())
+        return min((fault for fault in faults if fault is not None), key=lambda fault: fault.step, default=None)
 
-def _nan_mean(column: np.ndarray) -> float:
-    known = column[~np.isnan(column)]
+    def silent(self) -> tuple[int, int]:
+        """Return the number of α-steps, and that of those among them whose alignments were all 0."""
+        rms = self.columns.get("alignment_rms", np.zeros(0))
+        known = rms[~np.isnan(rms) & (rms != NOT_COMPUTED)]
+        return known.size, int(np.sum(known == 0))
+
+    def _bad_logit(self) -> Fault | None:
+        found = np.flatnonzero(self.columns.get("bad_logits", np.zeros(0)) > 0)
+        if not found.size:
+            return None
+        at = int(found[0])
+        row, count = int(self.columns[BAD_ROW][at]), int(self.columns["bad_logits"][at])
+        more = f" (and {count - 1} more)" if count > 1 else ""
+        step = self.begin + at
+        what = f"The logit of row {row} of the big batch{more} is not finite at step {step}"
+        return Fault(step, what, "look at that row's inputs of the weighting network or scorer")
+
+    def _skipped_alpha(self) -> Fault | None:
+        found = np.flatnonzero(self.columns.get("alpha_skipped", np.zeros(0)) == 1)
+        if not found.size:
+            return None
+        at = int(found[0])
+        named = ((what, advice) for name, what, advice in _OF_ALPHA if _is_bad(self.columns.get(name), at))
+        what, advice = next(named, _OTHER)
+        return Fault(self.begin + at, f"{what} is not finite at step {self.begin + at}", advice)
+
+
+_OF_ALPHA = (
+    ("specific_loss", "The specific loss, or its gradient,", "look at the specific rows and the loss on them"),
+    (
+        "alignment_rms",
+        "The probe, or the alignment of a row with it,",
+        "look at θ's optimizer and the method's settings",
+    ),
+    ("weight_gradient_norm", "The gradient of α", "look at the weighting network and its inputs"),
+)
+"""Metric of an α-step, what is wrong where it is not finite, and where to look; in the order of their computation."""
+_OTHER = ("What an α-step would make of α or of the method's state", "lower the learning rates of α and of the method")
+
+
+def _is_bad(column: np.ndarray | None, at: int) -> bool:
+    return column is not None and bool(np.isnan(column[at]) or column[at] == np.inf)
+
+
+def _known_mean(column: np.ndarray) -> float:
+    known = column[~np.isnan(column) & (column != NOT_COMPUTED)]
     return float(known.mean()) if known.size else float("nan")
 
 

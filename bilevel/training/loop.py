@@ -16,6 +16,7 @@ from jax.experimental import multihost_utils
 from bilevel.training.checkpoints import Checkpoints
 from bilevel.training.config import LoopConfig as LoopConfig
 from bilevel.training.feed import Item, Source, feed
+from bilevel.training.health import Health
 from bilevel.training.interval import Interval
 from bilevel.training.metrics import MetricsWriter, Row
 from bilevel.training.programs import Program, Programs, Step, StepChoice
@@ -88,8 +89,8 @@ def train(
     Args:
         step: `(state, big_batch, specific_batch) -> (state, metrics)`; jitted here with the state donated,
             unless it is jitted already. An object with `at(step) -> function` (`bilevel.TrainStep`) chooses
-            the function for each step. `metrics` are scalars (`generic_loss` must be finite; NaN elsewhere
-            means "not computed") and `ids`, int32 `[b]`, the ids of the rows that were trained on.
+            the function for each step. `metrics` are scalars (`generic_loss` must be finite; means leave out
+            `bilevel.types.NOT_COMPUTED`, and NaN) and `ids`, int32 `[b]`, the ids of the rows that were trained on.
         state: the initial state, with a `step` field. It is donated: do not use it afterwards. On continuing
             it is only the template that gives the tree, the types and the shardings.
         data: `Data`, the loaders and how batches get to the devices; or `Resident`, data that are there.
@@ -110,7 +111,9 @@ def train(
 
     Raises:
         TrainingDiverged: the loss or the parameters are not finite, or there is NaN in what the state keeps beside them (see
-            `_KEPT`); the last checkpoint is from before that.
+            `_KEPT`); the last checkpoint is from before that. It names what was the first not to be finite. Of what a step goes
+            on without (an α-step whose specific loss is NaN, a row without a logit) there is one warning, as of α-steps that
+            all have alignments of 0.
         UserError: the run directory cannot be used, or the state has no `step`.
     """
     state, run_dir = _settled(jax.tree.map(_strong, state)), None if run_dir is None else Path(run_dir)
@@ -191,6 +194,7 @@ class _Run:
         self._interval = Interval(on_selected is not None)
         self._calls_ahead = max(1, STEPS_AHEAD // config.steps_per_call)
         self._compile_seconds = 0.0
+        self._health = Health()
 
     def __call__(self, state: Any, items: Iterator[tuple[int, Item]]) -> TrainResult:
         stop, ended, done = False, False, self._config.num_steps
@@ -254,12 +258,16 @@ class _Run:
         jax.block_until_ready(state)
         seconds = self._stopwatch.stop()
         fetched = self._interval.take()
-        bad = fetched.first_bad("generic_loss")
+        fault, bad = fetched.first_fault(), fetched.first_bad("generic_loss")
+        # In the same step both follow from parameters that are not finite.
+        if fault is not None and (bad is None or fault.step < bad[0]):
+            self._health.note(fault)
         if bad is not None:
             self._diverged(bad[0], f"The generic loss is {bad[1]} at step {bad[0]}")
         evaluates, saves = self._evaluates(done), stop or self._saves(done)
         if (evaluates or saves) and (broken := _broken(state)):
             self._diverged(done, f"{broken} after step {done}, though the generic loss was finite")
+        self._health.watch(*fetched.silent())
         values = fetched.means()
         if evaluates and self._evaluate is not None:
             values.update(self._evaluate(state))
@@ -284,6 +292,8 @@ class _Run:
 
     def _diverged(self, step: int, what: str) -> NoReturn:
         advice = "lower the learning rate or clip the gradients"
+        if (fault := self._health.fault) is not None:
+            what, advice = f"{fault.what}; {what[0].lower()}{what[1:]}", f"{fault.advice}, then {advice}"
         if self._checkpoints is None:
             raise TrainingDiverged(f"{what}: {advice}.", step)
         self._checkpoints.wait()
@@ -341,18 +351,21 @@ def _broken(state: Any) -> str | None:
 
     Infinities there are no harm: optimizers begin with them where they look for a minimum.
     """
-    parameters = (getattr(state, "params", state), getattr(state, "weight_params", None))
+    parameters = {
+        "The parameters": getattr(state, "params", state),
+        "The parameters of the weighting network": getattr(state, "weight_params", None),
+    }
     kept = {name: getattr(state, name) for name in _KEPT if hasattr(state, name)}
     finite, without_nan = jax.device_get(_soundness(parameters, kept))
-    if not finite:
-        return "The parameters are not finite"
+    if not all(finite.values()):
+        return f"{next(name for name, sound in finite.items() if not sound)} are not finite"
     return next((f"There is NaN in state.{name}" for name, sound in without_nan.items() if not sound), None)
 
 
 @jax.jit
-def _soundness(parameters: Any, kept: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
-    without_nan = {name: _everywhere(lambda x: ~jnp.isnan(x), part) for name, part in kept.items()}
-    return _everywhere(jnp.isfinite, parameters), without_nan
+def _soundness(parameters: dict[str, Any], kept: dict[str, Any]) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
+    finite = {name: _everywhere(jnp.isfinite, part) for name, part in parameters.items()}
+    return finite, {name: _everywhere(lambda x: ~jnp.isnan(x), part) for name, part in kept.items()}
 
 
 def _everywhere(holds: Callable[[jax.Array], jax.Array], tree: Any) -> jax.Array:

@@ -1,0 +1,59 @@
+"""What is checked beyond the options: the parts that a state is made of, and what an α-step found."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax.numpy as jnp
+import optax
+
+from bilevel import trees
+from bilevel.derivatives.optimizers import check_optimizer, check_parameters, warn_of_derivative_zero
+from bilevel.devices.axis import Axis
+from bilevel.methods.base import Method, MethodUpdate
+from bilevel.step import estimators
+from bilevel.step.options import StepOptions
+from bilevel.types import Array, Params
+
+
+def check_start(
+    optimizer: optax.GradientTransformation,
+    weight_optimizer: optax.GradientTransformation,
+    method: Method,
+    options: StepOptions,
+    params: Params,
+    weight_params: Params,
+) -> None:
+    """Reject parameters and optimizers that fit no step.
+
+    Warns of an optimizer of θ that the method can learn nothing through.
+
+    Raises:
+      UserError: for the first that does not fit.
+    """
+    check_parameters(params, "params")
+    check_optimizer(optimizer, params, "The optimizer of θ")
+    if method.update is not None and not method.chooses_weights:
+        check_parameters(weight_params, "weight_params")
+        check_optimizer(weight_optimizer, weight_params, "weight_optimizer")
+    if method.looks_ahead:
+        warn_of_derivative_zero(optimizer, params, options.update_every, method.chooses_weights)
+
+
+def is_sound(update: MethodUpdate, found: Any, before: Any, axis: Axis) -> Array:
+    """Tell whether all that an α-step found is finite, from the specific loss to α; a bool scalar.
+
+    An α that is not would be lost for good, and θ with it.
+
+    Args:
+      update: what the method returned.
+      found: α, the state of its optimizer and that of the method, after the step.
+      before: the same before it.
+      axis: the devices that the rows are spread over.
+    """
+    sound = trees.stays_finite(found, before)
+    if update.specific_loss is not None:
+        sound &= jnp.isfinite(update.specific_loss)
+    if update.alignments is not None:
+        sound &= estimators.total(~jnp.isfinite(update.alignments), axis) == 0
+    return sound
