@@ -71,7 +71,7 @@ def _bad(logits: Array, big_batch: Batch, axis: Axis) -> Bad:
     found = jnp.isnan(logits) | (logits == jnp.inf)
     rows = logits.shape[0]
     numbers = jnp.arange(rows, dtype=jnp.int32) + axis.index * rows
-    if isinstance(big_batch, dict) and jnp.shape(big_batch.get("id")) == (rows,):
+    if isinstance(big_batch, dict) and "id" in big_batch and jnp.shape(big_batch["id"]) == (rows,):
         numbers = jnp.asarray(big_batch["id"]).astype(jnp.int32)
     first = jnp.where(jnp.any(found), numbers[jnp.argmax(found)], -1)
     return Bad(axis.sum(jnp.sum(found, dtype=jnp.int32)), axis.max(first))

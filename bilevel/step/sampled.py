@@ -218,10 +218,7 @@ _Part: TypeAlias = Callable[[SampledState], tuple[SampledState, Metrics]]
 
 
 def _when(due: bool | Array, part: _Part, state: SampledState) -> tuple[SampledState, Metrics]:
-    """What the part does where it is due; elsewhere the state, and NOT_COMPUTED. Only the sampler's state goes through a `cond`.
-
-    A part that would make the sampler's state NaN or infinite changes nothing, as one after a validation loss of NaN.
-    """
+    """What the part does where it is due; elsewhere the state, and NOT_COMPUTED. Only the sampler's state goes through a `cond`."""
 
     def other() -> tuple[Any, Metrics]:
         _, shapes = jax.eval_shape(part, state)
@@ -229,8 +226,7 @@ def _when(due: bool | Array, part: _Part, state: SampledState) -> tuple[SampledS
 
     def done() -> tuple[Any, Metrics]:
         moved, metrics = part(state)
-        sound = trees.stays_finite(moved.sampler, state.sampler)
-        return trees.choose(sound, moved.sampler, state.sampler), metrics
+        return moved.sampler, metrics
 
     if isinstance(due, bool):
         sampler, metrics = done() if due else other()

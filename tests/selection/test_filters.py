@@ -1,6 +1,7 @@
 """Filters against their distributions, and the temperature against the effective sample size that it promises."""
 
 import itertools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ import pytest
 
 from bilevel.selection import filters, metrics
 from bilevel.step import estimators
-from bilevel.types import UserError
+from bilevel.types import NOT_COMPUTED, UserError
 
 LOGITS = jnp.asarray([0.0, 1.0, 2.0, -1.0, 0.5])
 WEIGHTS = np.asarray(jax.nn.softmax(LOGITS), np.float64)
@@ -187,3 +188,46 @@ def test_the_floor_holds_whatever_the_scale(scale: float, offset: float) -> None
     assert found >= 499.9
     if scale >= 1:
         assert found < 510, "the smallest temperature that is enough"
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize(
+    "make",
+    [
+        filters.gumbel_top_k,
+        filters.importance,
+        filters.top_k,
+        lambda **given: filters.top_fraction(1.0, **given),
+        lambda **given: filters.threshold(-10.0, **given),
+        lambda **given: filters.importance(unbiased=True, **given),
+        lambda **given: filters.gumbel_top_k(min_effective_fraction=0.5, max_spread=4.0, **given),
+    ],
+)
+def test_rows_without_a_finite_logit_come_last(make: Callable[..., filters.Filter], value: float) -> None:
+    bad = [5, 17, 30]
+    logits = jax.random.normal(jax.random.key(3), (32,)).at[jnp.asarray(bad)].set(value)
+    for rule in (make(), make(scope="local", shards=2)):
+        tempered = logits / rule.temperature(logits)
+        for i in range(5):
+            rows = rule.select(jax.random.key(i), tempered, 28).tolist()
+            assert not set(bad) & set(rows)
+            if rule.weigh is not None:
+                assert np.isfinite(rule.weigh(tempered, jnp.asarray(rows))).all()
+        if rule.name != "importance":  # which draws with repeats
+            assert set(rule.select(jax.random.key(9), tempered, 32).tolist()) == set(range(32))
+        found = rule.temperature(logits)
+        assert np.isfinite(found)
+        assert found == rule.temperature(jnp.where(jnp.isfinite(logits), logits, -jnp.inf))
+
+
+@pytest.mark.parametrize("make", [filters.gumbel_top_k, filters.importance, filters.top_k, filters.uniform])
+def test_rows_are_found_where_none_has_a_logit(make: Callable[..., filters.Filter]) -> None:
+    rows = make().select(jax.random.key(0), jnp.full(8, jnp.nan), 4)
+    assert all(0 <= row < 8 for row in rows.tolist())
+    drawn = [filters.importance().select(jax.random.key(i), jnp.full(8, jnp.nan), 4).tolist() for i in range(20)]
+    assert set(itertools.chain(*drawn)) == set(range(8))
+
+
+def test_weights_where_no_row_has_one() -> None:
+    np.testing.assert_array_equal(estimators.softmax(jnp.full(3, -jnp.inf)), 0)
+    assert all(value == NOT_COMPUTED for value in metrics.weight_metrics(jnp.full(3, -jnp.inf)).values())

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bilevel.training import Data, LoopConfig, TrainResult, train
+from bilevel.types import NOT_COMPUTED
 
 ROWS, WIDTH, BIG, SMALL = 64, 3, 8, 4
 
@@ -45,7 +46,7 @@ def toy_step(state: ToyState, big: dict[str, Any], specific: dict[str, Any]) -> 
     params = jax.tree.map(lambda p, m: p - 0.01 * m, state.params, momentum)
     metrics = {
         "generic_loss": value,
-        "specific_loss": jnp.where(state.step % 2 == 0, loss(state.params, specific), jnp.nan),
+        "specific_loss": jnp.where(state.step % 2 == 0, loss(state.params, specific), NOT_COMPUTED),
         "ids": rows["id"],
     }
     return ToyState(state.step + 1, params, momentum, None, state.rng), metrics

@@ -21,7 +21,7 @@ from bilevel import data as library_data
 from bilevel.data import ArrayDataset
 from bilevel.training import Checkpoints, Data, LoopConfig, TrainingDiverged, train
 from bilevel.training.loop import _Run
-from bilevel.types import UserError
+from bilevel.types import NOT_COMPUTED, UserError
 
 
 def by_hand(num_steps: int) -> tuple[Any, list[dict[str, Any]]]:
@@ -38,9 +38,9 @@ def test_equals_a_plain_loop():
     np.testing.assert_array_equal(result.state.params["w"], state.params["w"])
     assert [row["step"] for row in result.history] == [5, 10, 12]
     for row, steps in zip(result.history, [range(5), range(5, 10), range(10, 12)], strict=True):
-        for name in ("generic_loss", "specific_loss"):  # the second is NaN at every other step
-            expected = np.nanmean([float(metrics[step][name]) for step in steps])
-            assert row[name] == pytest.approx(expected)
+        for name in ("generic_loss", "specific_loss"):  # the second is not computed at every other step
+            found = [float(metrics[step][name]) for step in steps]
+            assert row[name] == pytest.approx(np.mean([value for value in found if value != NOT_COMPUTED]))
     assert ["specific_valid_loss" in row for row in result.history] == [False, True, True]
 
 
@@ -357,3 +357,95 @@ def test_a_path_may_be_text(tmp_path: Path) -> None:
     config = LoopConfig(num_steps=2, progress=False)
     train(toy_step, toy_state(), data=toy_data(), config=config, run_dir=str(tmp_path / "run"))
     assert (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def with_metrics(**given: Any) -> Any:
+    """The toy's step with other metrics: a function of the number of the step, from 1, for each."""
+
+    def step(state: Any, big: Any, specific: Any) -> Any:
+        new, metrics = toy_step(state, big, specific)
+        return new, {**metrics, **{name: jnp.asarray(value(state.step + 1)) for name, value in given.items()}}
+
+    return step
+
+
+def at(number: int, value: float, other: float = 0.0) -> Any:
+    return lambda step: jnp.where(step == number, value, other)
+
+
+@pytest.mark.parametrize(
+    ("metrics", "message"),
+    [
+        ({"specific_loss": at(7, np.nan)}, "The specific loss, or its gradient, is not finite at step 7"),
+        ({"specific_loss": at(7, np.inf)}, "The specific loss, or its gradient, is not finite at step 7"),
+        ({"alignment_rms": at(7, np.nan)}, "The probe, or the alignment of a row with it, is not finite at step 7"),
+        ({"weight_gradient_norm": at(7, np.nan)}, "The gradient of α is not finite at step 7"),
+        (
+            {"specific_loss": at(7, 1.0)},
+            "What an α-step would make of α or of the method's state is not finite at step 7",
+        ),
+        (
+            {"bad_logits": at(3, 2.0), "bad_logit_row": at(3, 41.0, -1.0)},
+            r"The logit of row 41 of the big batch \(and 1 more\) is not finite at step 3",
+        ),
+    ],
+)
+def test_what_a_step_goes_on_without_is_named_once(metrics: dict[str, Any], message: str) -> None:
+    step = with_metrics(**metrics, alpha_skipped=lambda step: (step % 4 == 3) & (step >= 7))
+    with pytest.warns(UserWarning, match=f"{message}, and training goes on without it: ") as caught:
+        rows = toy_train(None, num_steps=20, step=step).history
+    assert len(caught) == 1
+    assert rows[-1]["alpha_skipped"] == pytest.approx(1 / 5)
+    assert "bad_logit_row" not in rows[-1]
+
+
+def test_the_first_that_was_not_finite_is_named_when_the_loss_is_not() -> None:
+    """Of the same step, all follow from θ."""
+    step = with_metrics(specific_loss=at(4, np.nan), alpha_skipped=at(4, 1.0))
+    message = (
+        r"^The specific loss, or its gradient, is not finite at step 4; the generic loss is nan at step 18: look at the "
+        r"specific rows .*, then lower the learning rate"
+    )
+    with pytest.warns(UserWarning), pytest.raises(TrainingDiverged, match=message):
+        toy_train(None, step=step, data=toy_data(poison=17))
+    step = with_metrics(specific_loss=at(18, np.nan), alpha_skipped=at(18, 1.0))
+    with pytest.raises(TrainingDiverged, match=r"^The generic loss is nan at step 18: lower the learning rate"):
+        toy_train(None, step=step, data=toy_data(poison=17))
+
+
+def test_alignments_of_zero_on_all_alpha_steps_are_warned_of() -> None:
+    def silent_but(moving: int) -> Any:
+        return with_metrics(
+            alignment_rms=lambda step: jnp.where(step % 2, NOT_COMPUTED, jnp.where(step == moving, 1.0, 0.0))
+        )
+
+    with pytest.warns(UserWarning, match="All alignments were 0 on each of the first 20 α-steps") as caught:
+        toy_train(None, num_steps=100, step=silent_but(0), log_every=10)
+    assert len(caught) == 1
+    toy_train(None, num_steps=100, step=silent_but(8), log_every=10)
+    toy_train(None, num_steps=36, step=silent_but(0), log_every=10)
+    toy_train(None, num_steps=100, step=with_metrics(alignment_rms=lambda step: NOT_COMPUTED), log_every=10)
+
+
+def test_means_leave_out_what_was_not_computed() -> None:
+    step = with_metrics(
+        probed=lambda step: jnp.where(step % 2, NOT_COMPUTED, step * 1.0), never=lambda step: NOT_COMPUTED
+    )
+    row = toy_train(None, num_steps=4, step=step, log_every=4, evaluate_every=0).history[0]
+    assert row["probed"] == 3
+    assert math.isnan(row["never"])
+
+
+def test_parameters_of_the_weighting_network_are_told_from_those_of_the_model() -> None:
+    class Both(NamedTuple):
+        step: Any
+        params: Any
+        weight_params: Any
+
+    def step(state: Both, big: Any, specific: Any) -> Any:
+        bad = jnp.where(state.step == 2, jnp.inf, state.weight_params)
+        return Both(state.step + 1, state.params, bad), {"generic_loss": jnp.zeros(())}
+
+    start = Both(jnp.zeros((), jnp.int32), jnp.zeros(2), jnp.zeros(2))
+    with pytest.raises(TrainingDiverged, match="The parameters of the weighting network are not finite after step 5"):
+        train(step, start, data=toy_data(), config=LoopConfig(5, evaluate_every=5, progress=False))
