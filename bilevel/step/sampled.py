@@ -218,7 +218,7 @@ _Part: TypeAlias = Callable[[SampledState], tuple[SampledState, Metrics]]
 
 
 def _when(due: bool | Array, part: _Part, state: SampledState) -> tuple[SampledState, Metrics]:
-    """What the part does where it is due; elsewhere the state, and NOT_COMPUTED. Only the sampler's state goes through a `cond`."""
+    """What the part does where it is due; elsewhere the state, NOT_COMPUTED. Only the sampler's state goes through a `cond`."""
 
     def other() -> tuple[Any, Metrics]:
         _, shapes = jax.eval_shape(part, state)

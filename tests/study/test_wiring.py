@@ -26,6 +26,7 @@ from bilevel.study.run import Run, Setting, Variant, plan_of
 from bilevel.study.suite import opened
 from bilevel.training import Checkpoints, load_sequence, read_metrics
 from bilevel.training.best import Best
+from bilevel.types import UserError
 
 pytestmark = pytest.mark.usefixtures("one_device")
 
@@ -432,3 +433,17 @@ def test_measures_that_are_better_when_higher(tmp_path: Path, monkeypatch: pytes
     (line,) = [x for x in (tmp_path / "run" / "tables.md").read_text().splitlines() if x.startswith(f"| {best} ")]
     assert "①" in line.split("|")[2]
     call(tmp_path / "run", "rho_loss", "--rho-loss.held-out-steps", 2, "--batch-size", 8, task=task)
+
+
+@pytest.mark.parametrize(
+    ("classes", "values", "message"),
+    [
+        (1, {}, r"log\(classes\), which is 0 with one class"),
+        (2, {"pace_start": -1.0}, "--spcl.pace-start -1.0 must not be negative"),
+        (2, {"pace_end": 0.0}, "--spcl.pace-end 0.0 must be positive"),
+    ],
+)
+def test_spcl_needs_a_pace(tmp_path: Path, classes: int, values: dict[str, float], message: str) -> None:
+    setting = with_method(setting_of(tmp_path, task={"data": {"classes": classes}}), "spcl", **values)
+    with pytest.raises(UserError, match=message):
+        plan_of(setting, "spcl", 0)

@@ -406,7 +406,10 @@ def test_the_first_that_was_not_finite_is_named_when_the_loss_is_not() -> None:
         r"^The specific loss, or its gradient, is not finite at step 4; the generic loss is nan at step 18: look at the "
         r"specific rows .*, then lower the learning rate"
     )
-    with pytest.warns(UserWarning), pytest.raises(TrainingDiverged, match=message):
+    with (
+        pytest.warns(UserWarning, match="at step 4, and training goes on"),
+        pytest.raises(TrainingDiverged, match=message),
+    ):
         toy_train(None, step=step, data=toy_data(poison=17))
     step = with_metrics(specific_loss=at(18, np.nan), alpha_skipped=at(18, 1.0))
     with pytest.raises(TrainingDiverged, match=r"^The generic loss is nan at step 18: lower the learning rate"):

@@ -67,7 +67,18 @@ def _learning_to_reweight(s: LearningToReweight, context: Context) -> Plan:
 
 
 def _spcl(s: Spcl, context: Context) -> Plan:
-    guessing = math.log(context.splits.classes or _SYMBOLS)
+    guesses = context.splits.classes or _SYMBOLS
+    if guesses < 2:
+        raise UserError(
+            "spcl takes its pace as a multiple of the loss of guessing, log(classes), which is 0 with one class: give data of "
+            "two classes or more, or omit spcl from --compare."
+        )
+    if s.pace_start < 0 or s.pace_end <= 0:
+        raise UserError(
+            f"--spcl.pace-start {s.pace_start} must not be negative, and --spcl.pace-end {s.pace_end} must be positive: rows "
+            "have a weight if their loss lies below the pace."
+        )
+    guessing = math.log(guesses)
     pace = optax.linear_schedule(s.pace_start * guessing, s.pace_end * guessing, context.study.steps)
     return plan_over(context, context.trained_model(), methods.spcl(pace), options={"mode": "dense"})
 
