@@ -56,7 +56,7 @@ def spcl(pace: float | optax.Schedule) -> Method:
 
     def update(problem: Problem, state: SPCLState) -> MethodUpdate:
         rows = problem.first_order()
-        threshold = pace(state.step) if callable(pace) else pace
+        threshold = jnp.asarray(pace(state.step) if callable(pace) else pace)
         count = problem.total(jnp.ones_like(rows.losses))
         easy = rows.losses < threshold
         share = jnp.minimum(1.0, 1.0 - rows.losses / jnp.where(threshold > 0, threshold, 1.0))

@@ -29,8 +29,8 @@ class Scores(NamedTuple):
 class Bad(NamedTuple):
     """The rows of the big batch, of all devices, whose logit is NaN or +∞."""
 
-    count: Array
-    """int32 scalar."""
+    number: Array
+    """int32 scalar: how many."""
     row: Array
     """int32 scalar: the first of them, by its `id` if the batch has one, else its position; −1 if there is none."""
 

@@ -289,7 +289,7 @@ class _Parts:
         positions = chosen.positions + axis.index * scores.local.shape[0] if self._local else chosen.positions
         vectors = {"selected": positions} if weights is None else {"selected": positions, "weights": weights}
         if scores.bad is not None:
-            metrics["bad_logits"] = scores.bad.count.astype(jnp.float32)
+            metrics["bad_logits"] = scores.bad.number.astype(jnp.float32)
             vectors["bad_logit_row"] = scores.bad.row
         if isinstance(batch := chosen.inner.batch, dict) and "id" in batch:
             vectors["ids"] = batch["id"]

@@ -16,7 +16,11 @@ SEEN, MASKED = jnp.asarray([0.3, -0.2, 0.7]), jnp.asarray([0.5, 0.1])
 
 def keep_seen() -> optax.GradientTransformation:
     """A pruning mask: the gradient of the second leaf is 0 from here on."""
-    return optax.stateless(lambda g, p: {name: x * (name == "seen") for name, x in g.items()})
+
+    def mask(gradient: Any, _: Any) -> Any:
+        return {name: x * (name == "seen") for name, x in gradient.items()}
+
+    return optax.stateless(mask)
 
 
 def halves(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
