@@ -69,7 +69,6 @@ def stays_finite(new: Params, old: Params) -> Array:
 
     What was infinite before may stay so: optimizers begin with an infinity where they look for a minimum.
     """
-
     pairs = zip(jax.tree.leaves(new), jax.tree.leaves(old), strict=True)
     changed = ((x, y) for x, y in pairs if x is not y and jnp.issubdtype(x.dtype, jnp.inexact))
     return _all(jnp.isfinite(x) | ~jnp.isfinite(y) for x, y in changed)
