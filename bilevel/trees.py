@@ -94,6 +94,12 @@ def in_structure(tree: Any, template: Any) -> Any:
     return jax.tree.unflatten(structure, jax.tree.leaves(tree)) if paths == wanted else tree
 
 
+def as_before(new: Any, old: Any) -> Any:
+    """`new` in the tree and the types of `old`: a state whose types change is compiled for twice, and no loop carries it."""
+    new = in_structure(new, old)
+    return like(new, old) if jax.tree.structure(new) == jax.tree.structure(old) else new
+
+
 def widen(x: Array) -> Array:
     """`x` in at least float32, so that sums over many parameters keep their digits."""
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))

@@ -74,7 +74,7 @@ def warn_of_derivative_zero(
       chooses_weights: the method chooses the weights of every θ-update, so that all steps count.
     """
     try:
-        depends, moves = _depends_on_gradient(optimizer, params), None
+        depends, moves = _has_derivative(optimizer, params), None
         if depends and _gathers(optimizer, params):
             moves = _moving(optimizer, params, _TRIED * update_every)[::update_every]
     except Exception:
@@ -102,17 +102,24 @@ def _pulled(optimizer: optax.GradientTransformation, gradient: Params, state: An
     return pullback(jax.tree.map(jnp.ones_like, updates))[0]
 
 
-def _depends_on_gradient(optimizer: optax.GradientTransformation, params: Params) -> bool:
-    """Whether the update has a derivative that is not 0 by construction, as that of a sign is."""
+def _has_derivative(optimizer: optax.GradientTransformation, params: Params) -> bool:
+    """Whether the update has a derivative that is not 0 by construction, as that of a sign is (or does not see the gradient)."""
+
+    def updated(gradient: Params, params: Params) -> Params:
+        return optimizer.update(gradient, optimizer.init(params), params)[0]
 
     def pulled(cotangent: Params, params: Params) -> Params:
-        state = optimizer.init(params)
-        return jax.vjp(lambda g: optimizer.update(g, state, params)[0], params)[1](cotangent)[0]
+        return jax.vjp(lambda gradient: updated(gradient, params), params)[1](cotangent)[0]
 
-    cotangent = jax.eval_shape(lambda p: optimizer.update(p, optimizer.init(p), p)[0], params)
-    closed = jax.make_jaxpr(pulled)(cotangent, params)
+    cotangent = jax.eval_shape(updated, params, params)
+    return _reaches(pulled, cotangent, params) or not _reaches(updated, params, params)
+
+
+def _reaches(function: Callable[[Any, Any], Any], first: Any, second: Any) -> bool:
+    """Whether anything that the function returns depends on its first argument."""
+    closed = jax.make_jaxpr(function)(first, second)
     jaxpr = getattr(closed, "jaxpr", closed)
-    reached = set(jaxpr.invars[: len(jax.tree.leaves(cotangent))])
+    reached = set(jaxpr.invars[: len(jax.tree.leaves(first))])
     for equation in jaxpr.eqns:
         if not reached.isdisjoint(_variables(equation.invars)):
             reached.update(equation.outvars)

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from bilevel.devices.axis import ALONE, Axis
+from bilevel.trees import widen
 from bilevel.types import Array
 
 Estimator = Literal["softmax", "score", "uniform"]
@@ -29,6 +30,23 @@ def softmax(logits: Array, axis: Axis = ALONE) -> Array:
     unnormalised = jnp.exp(logits - jnp.where(peak > -jnp.inf, peak, 0.0))
     mass = total(unnormalised, axis)
     return unnormalised / jnp.where(mass > 0, mass, 1.0)
+
+
+def entropy_pull(bonus: float, logits: Array, pool: Array, temperature: Array, axis: Axis = ALONE) -> Array | None:
+    """Compute λ (s_i − s̄), `[b]`, the `pull` of `logit_cotangents`; None without a bonus. Rows without a logit have 0.
+
+    Args:
+      bonus: λ.
+      logits: s_i, `[b]`.
+      pool: the tempered logits of this device's rows of the big batch; s̄ is the mean of those that are finite.
+      temperature: what they were divided by.
+      axis: the devices that the rows are spread over.
+    """
+    if not bonus:
+        return None
+    known = jnp.isfinite(pool)
+    centre = total(jnp.where(known, pool, 0.0), axis) / jnp.maximum(total(known, axis), 1) * temperature
+    return jnp.where(jnp.isfinite(logits), bonus * (widen(logits) - centre), 0.0)
 
 
 def logit_cotangents(

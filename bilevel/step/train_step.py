@@ -343,7 +343,6 @@ class _Parts:
         assert update.alignments is not None
         options, axis = self.options, self.options.axis
         temperature = scores.temperature
-        centre = axis.mean(jnp.mean(scores.local)) * temperature
         features = rows.features(update.losses)
         logits, pullback = jax.vjp(
             lambda p: self.chooser.scorer.logits(p, rows.batch, features), axis.spread(state.weight_params)
@@ -354,7 +353,7 @@ class _Parts:
             options.estimator,
             num_rows=logits.shape[0] * axis.size,
             normalize=options.normalize_alignments,
-            pull=options.entropy_bonus * (trees.widen(logits) - centre) if options.entropy_bonus else None,
+            pull=estimators.entropy_pull(options.entropy_bonus, logits, scores.local, temperature, axis),
             axis=axis,
         )
         (gradient,) = pullback((cotangents / temperature).astype(logits.dtype))
@@ -365,7 +364,7 @@ class _Parts:
         return _Moved(
             losses,
             {name: trees.widen(x) for name, x in aux.metrics.items() if x.ndim == 1},
-            _like(self.options.axis.mean(aux.model_state), state.model_state),
+            trees.as_before(self.options.axis.mean(aux.model_state), state.model_state),
             optax.apply_updates(state.params, updates),
             opt_state,
             state.weight_params,
@@ -399,10 +398,3 @@ class _Parts:
             ema=ema,
             rng=state.rng,
         )
-
-
-def _like(new: ModelState, old: ModelState) -> ModelState:
-    """The new model state in the tree and the types of the old: a state whose types change is compiled for twice, and no loop
-    carries it."""
-    new = trees.in_structure(new, old)
-    return trees.like(new, old) if jax.tree.structure(new) == jax.tree.structure(old) else new

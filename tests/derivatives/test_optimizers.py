@@ -97,6 +97,7 @@ def test_a_method_that_works_on_each_step_needs_a_derivative_on_each() -> None:
         optax.adamw(optax.warmup_cosine_decay_schedule(0.0, 0.1, 10, 100)),
         optax.chain(optax.clip_by_global_norm(1.0), optax.radam(0.1)),
         optax.adafactor(0.1),
+        optax.set_to_zero(),
         optax.contrib.muon(0.1),
         optax.contrib.schedule_free_adamw(0.1),
     ],

@@ -138,7 +138,7 @@ def test_one_device_with_a_bad_row_stops_all(check_vma: bool) -> None:
 @pytest.mark.parametrize("ids", [False, True])
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_a_row_whose_logit_is_not_finite_is_not_trained_on_and_named(value: float, ids: bool) -> None:
-    train, state = build(bilevel.dds(), update_every=2)
+    train, state = build(bilevel.dds(), update_every=2, entropy_bonus=0.1)
     step = jax.jit(train.step)
     for i in range(4):
         big, specific = batches(i)
@@ -148,6 +148,8 @@ def test_a_row_whose_logit_is_not_finite_is_not_trained_on_and_named(value: floa
         assert metrics["bad_logits"] == 1
         assert metrics["bad_logit_row"] == (507 if ids else 7)
         assert 1 < metrics["effective_sample_size"] <= BIG - 1
+        assert 0 < metrics["logit_rms"] < metrics["largest_logit"] < np.inf
+        assert metrics["alpha_skipped"] in (0, NOT_COMPUTED)
     assert np.isfinite(toy.flat((state.params, state.weight_params))).all()
     _, metrics = step(state, *batches(9))
     assert (metrics["bad_logits"], metrics["bad_logit_row"]) == (0, -1)
