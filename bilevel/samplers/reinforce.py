@@ -32,10 +32,10 @@ class Window(NamedTuple):
     """`[T1/T2]`, one for each period of T2 iterations."""
 
 
-def log_probabilities(params: SamplerParams, window: Window, *, remat: bool = True) -> Array:
-    """Compute log p(b_{t,i}) of all draws of a window, `[T1, k]`.
+def log_probabilities(params: SamplerParams, window: Window, *, remat: bool = True) -> tuple[Array, Array]:
+    """Compute log p(b_{t,i}) of all draws of a window, and the entropies of what they were drawn from, both `[T1, k]`.
 
-    It can be differentiated in the parameters.
+    They can be differentiated in the parameters; entropies are in nats.
 
     Args:
       params: φ, those that the window was drawn with.
@@ -45,13 +45,14 @@ def log_probabilities(params: SamplerParams, window: Window, *, remat: bool = Tr
 
     def iteration(
         carry: tuple[Array, networks.Carry, networks.Carry], stored: tuple[Array, Array]
-    ) -> tuple[tuple[Array, networks.Carry, networks.Carry], Array]:
+    ) -> tuple[tuple[Array, networks.Carry, networks.Carry], tuple[Array, Array]]:
         summary, logger, policy = carry
         draws, observed = stored
         logits, policy = networks.propose(params.policy, summary, policy, draws.shape[0])
-        drawn = jnp.take_along_axis(logits, draws[:, None], axis=-1)[:, 0]
+        logs = jax.nn.log_softmax(logits, axis=-1)
+        drawn = jnp.take_along_axis(logs, draws[:, None], axis=-1)[:, 0]
         summary, logger = networks.log_history(params.logger, observed, logger)
-        return (summary, logger, policy), drawn - jax.nn.logsumexp(logits, axis=-1)
+        return (summary, logger, policy), (drawn, -jnp.sum(jnp.exp(logs) * logs, axis=-1))
 
     # Inside a scan nothing can undo the recomputation, so that the barriers against that are not needed.
     body = jax.checkpoint(iteration, prevent_cse=False) if remat else iteration
@@ -59,17 +60,19 @@ def log_probabilities(params: SamplerParams, window: Window, *, remat: bool = Tr
     return jax.lax.scan(body, start, (window.draws, window.observed))[1]
 
 
-def policy_loss(params: SamplerParams, window: Window, *, remat: bool = True) -> Array:
+def policy_loss(params: SamplerParams, window: Window, entropy_bonus: float = 0.0, *, remat: bool = True) -> Array:
     """Compute the loss whose gradient is minus the policy gradient.
 
-    L_policy = Σ_m A_m Σ_l (1/k) Σ_i −log p(b_{t,i}), t = (m−1)·T2 + l.
+    L_policy = Σ_m A_m Σ_l (1/k) Σ_i −log p(b_{t,i}), t = (m−1)·T2 + l, and −λ Σ_t (1/k) Σ_i H(p_{t,i}), where λ is the entropy
+    bonus, in units of the reward.
 
     Returns:
       A scalar.
 
-    Reference: RLSampler, equation (6).
+    Reference: RLSampler, equation (6), which has no entropy bonus.
     """
-    logged = log_probabilities(params, window, remat=remat)
+    logged, entropies = log_probabilities(params, window, remat=remat)
     periods = window.advantages.shape[0]
     by_period = jnp.sum(jnp.mean(logged, axis=1).reshape(periods, -1), axis=1)
-    return -jnp.sum(window.advantages * by_period)
+    loss = -jnp.sum(window.advantages * by_period)
+    return loss - entropy_bonus * jnp.sum(jnp.mean(entropies, axis=1)) if entropy_bonus else loss

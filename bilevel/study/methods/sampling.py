@@ -46,6 +46,8 @@ class RlSampler:
     """The baseline before the first reward; none given: that reward."""
     policy_learning_rate: float = 0.04
     """Learning rate of the policy (Adam)."""
+    entropy_bonus: float = 0.0
+    """Weight of the policy's entropy beside the rewards: keeps it from ending on one row; 0: none, as in the paper."""
     summary_size: int = 64
     """Length of the summary that the policy draws by."""
     logger_size: int = 256
@@ -128,7 +130,8 @@ def _rl_sampler(s: RlSampler, context: Context) -> Plan:
         len(splits.train), context.study.batch_size, splits.classes,
         update_every=s.policy_every, reward_every=s.reward_every, summary_size=s.summary_size, logger_size=s.logger_size,
         policy_size=s.policy_size, reward_scale=s.reward_scale, baseline_rate=s.baseline_rate,
-        initial_baseline=s.initial_baseline, learning_rate=s.policy_learning_rate, learns=not s.fixed,
+        initial_baseline=s.initial_baseline, entropy_bonus=s.entropy_bonus, learning_rate=s.policy_learning_rate,
+        learns=not s.fixed,
     )  # fmt: skip
     policy, identity = None, {}
     if s.start_from is not None:
