@@ -7,11 +7,24 @@ only chooses p, through the few evaluations that `Problem` offers, and keeps a s
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias
+
+import optax
 
 from bilevel.derivatives.linearization import FirstOrder, Quadratic, SecondOrder
 from bilevel.trees import Subset
 from bilevel.types import Array, Batch, LossAux, Params, UserError
+
+Lookahead: TypeAlias = tuple[Params, Params, Callable[[Params], Params]]
+"""(θ⁺ = θ + U(g), U(g), the pullback (∂U/∂g)ᵀ over the chosen part, which is 0 where U has no derivative)."""
+
+
+class LookaheadFn(Protocol):
+    """One update of θ, unrolled."""
+
+    def __call__(self, gradient: Params, optimizer: optax.GradientTransformation | None = None, /) -> Lookahead:
+        """Take the update of θ's optimizer at its state, or the first update of another optimizer."""
+        ...
 
 
 class Problem(NamedTuple):
@@ -37,9 +50,8 @@ class Problem(NamedTuple):
     specific_gradient: Callable[[Params], tuple[Array, Params]]
     """Full θ' -> (L_spec(θ'), ∇L_spec(θ') over the chosen part), mean over the specific batch of all devices. The loss is NaN
     where its gradient is not finite."""
-    lookahead: Callable[[Params], tuple[Params, Params, Callable[[Params], Params]]]
-    """Gradient g -> (θ⁺ = θ + U(g), U(g), the pullback (∂U/∂g)ᵀ over the chosen part), U the update of θ's optimizer. The
-    pullback is 0 where U has no derivative."""
+    lookahead: LookaheadFn
+    """Gradient g -> θ after an update U(g), and what it needs to be differentiated."""
     total: Callable[[Array], Array]
     """Values of rows `[b]` -> their sum over the rows of all devices."""
     batch: Batch

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from bilevel import trees
 from bilevel.derivatives.linearization import FirstOrder
@@ -20,7 +21,9 @@ class DDSState(NamedTuple):
     """Moving average of ∇L_spec(θ⁺), changed on α-steps; None without averaging."""
 
 
-def dds(*, average_specific: float = 0.0, cosine: bool = False) -> Method:
+def dds(
+    *, average_specific: float = 0.0, cosine: bool = False, unroll: optax.GradientTransformation | None = None
+) -> Method:
     """Move α down the specific loss after one update of θ.
 
     This is differentiable data selection.
@@ -41,11 +44,13 @@ def dds(*, average_specific: float = 0.0, cosine: bool = False) -> Method:
         average is also what α-steps without a specific batch of their own use (`probe_every` of `make_step`).
       cosine: a_i = cos(∇ℓ_i, p) instead of ⟨∇ℓ_i, p⟩, so that rows with large gradients gain nothing from their size. The norms
         of the rows' gradients cost b backward passes: for small networks and batches.
+      unroll: U is the first update of this transformation instead of that of θ's optimizer: `optax.sgd(ρ)` for the papers' plain
+        step.
 
     Reference: Wang et al., "Optimizing Data Usage via Differentiable Rewards", ICML 2020, section 2.3 and equation 6,
       for other optimizers appendix A.1; for `cosine` section 3.2 and appendix A.1 (there of the specific gradient itself,
       instead of its pullback). Grangier et al., section 4.3.1, equation 3, unroll a step of plain SGD with a rate ρ of its
-      own instead of θ's optimizer.
+      own: `unroll=optax.sgd(ρ)`.
     """
     check_decay(average_specific)
 
@@ -61,7 +66,7 @@ def dds(*, average_specific: float = 0.0, cosine: bool = False) -> Method:
 
     def update(problem: Problem, state: DDSState) -> MethodUpdate:
         rows = problem.first_order()
-        moved, _, pullback = problem.lookahead(rows.gradient)
+        moved, _, pullback = problem.lookahead(rows.gradient, unroll)
         loss, gradient = problem.specific_gradient(moved)
         if average_specific:
             gradient = trees.average(gradient, state.specific_gradient, average_specific)
@@ -72,8 +77,8 @@ def dds(*, average_specific: float = 0.0, cosine: bool = False) -> Method:
 
     def reuse(problem: Problem, state: DDSState) -> MethodUpdate:
         rows = problem.first_order()
-        _, _, pullback = problem.lookahead(rows.gradient)
+        _, _, pullback = problem.lookahead(rows.gradient, unroll)
         alignments = aligned(problem, rows, pullback(state.specific_gradient))
         return MethodUpdate(rows.losses, rows.aux, rows.gradient, alignments, None, state)
 
-    return Method(init, update, reuse=reuse if average_specific else None, looks_ahead=True)
+    return Method(init, update, reuse=reuse if average_specific else None, looks_ahead=unroll is None)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import jax.numpy as jnp
+import optax
 
 from bilevel import trees
 from bilevel.methods.base import Method, MethodUpdate, Problem
 
 
-def learning_to_reweight() -> Method:
+def learning_to_reweight(*, unroll: optax.GradientTransformation | None = None) -> Method:
     """Weigh each batch by the gradient of its weights, free parameters, at uniform.
 
     At uniform weights, with θ⁺ = θ + U(g) and g = (1/B) Σ ∇ℓ_i, the probe is that of DDS,
@@ -29,6 +30,9 @@ def learning_to_reweight() -> Method:
     Over a plain step (3F) it costs the specific gradient (3F), the alignments (2F, or 1F by differences) and a second
     backward pass (2F). The metrics of the weights describe w̃, which `metrics["weights"]` holds.
 
+    Args:
+      unroll: U is the first update of this transformation instead of that of θ's optimizer: `optax.sgd(ρ)` for a plain step.
+
     Reference: Ren, Zeng, Yang, Urtasun, "Learning to reweight examples for robust deep learning", ICML 2018, algorithm 1;
       Grangier et al., section 5.1. Both differ from this. Ren et al. start from weights 0 and unroll plain SGD, so that
       ∇L_spec is taken at θ; here it is taken after the update by θ's own optimizer at uniform weights. Where no row is of
@@ -39,7 +43,7 @@ def learning_to_reweight() -> Method:
 
     def update(problem: Problem, state: tuple[()]) -> MethodUpdate:
         rows = problem.first_order()
-        moved, _, pullback = problem.lookahead(rows.gradient)
+        moved, _, pullback = problem.lookahead(rows.gradient, unroll)
         loss, gradient = problem.specific_gradient(moved)
         probe = pullback(gradient)
         # Differences along a probe of 0 are rounding, which normalising would make weights of.
@@ -50,4 +54,4 @@ def learning_to_reweight() -> Method:
         weights = jnp.where(some, useful / jnp.where(some, mass, 1.0), 1.0 / count)
         return MethodUpdate(rows.losses, rows.aux, rows.reweighted(weights), alignments, loss, state, weights)
 
-    return Method(lambda _: (), update, uses_weights=False, chooses_weights=True, looks_ahead=True)
+    return Method(lambda _: (), update, uses_weights=False, chooses_weights=True, looks_ahead=unroll is None)

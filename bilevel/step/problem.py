@@ -16,7 +16,7 @@ from bilevel.derivatives.rows import RowLosses, Weights, resolve
 from bilevel.derivatives.singularities import without_singularities
 from bilevel.devices.axis import Axis
 from bilevel.devices.sharding import gather
-from bilevel.methods.base import Problem
+from bilevel.methods.base import Lookahead, Problem
 from bilevel.selection.scorers import FeatureFn, Features, as_features, check_features
 from bilevel.state import TrainState
 from bilevel.step import estimators
@@ -98,8 +98,8 @@ class Evaluations:
         def specific_gradient(at: Params) -> tuple[Array, Params]:
             return self._specific_gradient(state, subset, at, specific, rng)
 
-        def lookahead(gradient: Params) -> tuple[Params, Params, Callable[[Params], Params]]:
-            return self._lookahead(state, subset, gradient)
+        def lookahead(gradient: Params, optimizer: optax.GradientTransformation | None = None) -> Lookahead:
+            return self._lookahead(state, subset, gradient, optimizer)
 
         def total(values: Array) -> Array:
             return estimators.total(values, axis)
@@ -135,10 +135,16 @@ class Evaluations:
         return jnp.where(trees.is_finite(found[1]), found[0], jnp.nan), found[1]
 
     def _lookahead(
-        self, state: TrainState, subset: trees.Subset, gradient: Params
-    ) -> tuple[Params, Params, Callable[[Params], Params]]:
+        self,
+        state: TrainState,
+        subset: trees.Subset,
+        gradient: Params,
+        optimizer: optax.GradientTransformation | None,
+    ) -> Lookahead:
+        opt_state = state.opt_state if optimizer is None else optimizer.init(state.params)
+
         def update(gradient: Params) -> Params:
-            return self.optimizer.update(gradient, state.opt_state, state.params)[0]
+            return (optimizer or self.optimizer).update(gradient, opt_state, state.params)[0]
 
         updates, pullback = jax.vjp(update, gradient)
         _, guarded = jax.vjp(without_singularities(update), gradient)

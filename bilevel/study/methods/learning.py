@@ -128,6 +128,8 @@ class Dds(Learning):
     """Decay of the moving average of the specific gradient; 0: none."""
     reward: Literal["dot", "cosine"] = "dot"
     """Product of each row's gradient with the specific one after the update, or their cosine (a backward pass a row)."""
+    unroll_rate: float = 0.0
+    """Unroll an update of plain SGD with this learning rate (ρ of ATD, equation 3); 0: one of θ's own optimizer."""
 
 
 @dataclass(frozen=True)
@@ -181,6 +183,8 @@ class MetaWeightNet(Learning):
     """Probe the parameters of the last blocks only; 0: all."""
     average_specific: float = 0.95
     """Decay of the moving average of the specific gradient; 0: none."""
+    unroll_rate: float = 0.0
+    """Unroll an update of plain SGD with this learning rate (ρ of ATD, equation 3); 0: one of θ's own optimizer."""
     weight_learning_rate: float | None = 1e-2
     """Of its network (Adam)."""
     hidden: int = 100
@@ -206,8 +210,9 @@ def learned(make: Callable[..., methods.Method], *names: str) -> Callable[[Any, 
     return plan
 
 
-def _dds(average_specific: float, reward: str = "dot") -> methods.Method:
-    return methods.dds(average_specific=average_specific, cosine=reward == "cosine")
+def _dds(average_specific: float, unroll_rate: float, reward: str = "dot") -> methods.Method:
+    unroll = optax.sgd(unroll_rate) if unroll_rate else None
+    return methods.dds(average_specific=average_specific, cosine=reward == "cosine", unroll=unroll)
 
 
 def _retrained(s: RetrainedDds, context: Context) -> Plan:
@@ -224,7 +229,7 @@ def _meta_weight_net(s: MetaWeightNet, context: Context) -> Plan:
         raise UserError("--meta-weight-net.warm-start: its network sees losses, not rows, so omit it.")
     model = _model(s, context)
     net = meta_weight_net(model.loss, hidden=s.hidden, micro_batches=context.study.micro_batches)
-    return _plan(s, context, _dds(s.average_specific), model, Weighting(net.init, net.scorer))
+    return _plan(s, context, _dds(s.average_specific, s.unroll_rate), model, Weighting(net.init, net.scorer))
 
 
 def _model(s: Learning, context: Context) -> Model:
@@ -291,17 +296,17 @@ _PAPER: dict[str, Any] = {
     "estimator": "softmax", "update_every": 1, "probe_every": 0, "probe_blocks": 0, "derivatives": "forward",
     "normalize_alignments": False, "weight_learning_rate": 1e-3,
 }  # fmt: skip
-"""Grangier et al., sections 4.2, 4.3 and 6.2, and table 13 (the rate). Our own where they are silent: the tracker and its rate.
-
-dds pulls back through θ's optimizer; their equation 3 has plain SGD."""
+"""Grangier et al., sections 4.2, 4.3 and 6.2, and table 13 (the rate). Our own where they are silent: the tracker and its rate,
+and the rate of the SGD that dds unrolls."""
 _UNAVERAGED = _PAPER | {"average_specific": 0.0}
 _UNIFORM = _UNAVERAGED | {"alpha_batch": "uniform"}
-_LEARNED_BY_DDS = learned(_dds, "average_specific", "reward")
+_UNROLLED = {"unroll_rate": 1e-2}
+_LEARNED_BY_DDS = learned(_dds, "average_specific", "unroll_rate", "reward")
 
 SPECS: dict[str, Spec] = {
-    "meta_weight_net": Spec(MetaWeightNet, _meta_weight_net, _AVERAGED, _UNAVERAGED),
-    "dds": Spec(Dds, _LEARNED_BY_DDS, _AVERAGED, _UNIFORM),
-    "retrained_dds": Spec(RetrainedDds, _retrained, _AVERAGED, _UNIFORM, first=("dds",)),
+    "meta_weight_net": Spec(MetaWeightNet, _meta_weight_net, _AVERAGED, _UNAVERAGED | _UNROLLED),
+    "dds": Spec(Dds, _LEARNED_BY_DDS, _AVERAGED, _UNIFORM | _UNROLLED),
+    "retrained_dds": Spec(RetrainedDds, _retrained, _AVERAGED, _UNIFORM | _UNROLLED, first=("dds",)),
     "anograd": Spec(
         Anograd, learned(methods.anograd, "average_specific", "through_optimizer"), _AVERAGED,
         _UNIFORM | {"through_optimizer": False},

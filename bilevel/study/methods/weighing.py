@@ -30,6 +30,8 @@ class LearningToReweight:
     """Exact forward mode, or finite differences (cheaper)."""
     probe_blocks: int = 0
     """Probe the parameters of the last blocks only, this many; 0: all."""
+    unroll_rate: float = 0.0
+    """Unroll an update of plain SGD with this learning rate; 0: one of θ's own optimizer."""
 
 
 @dataclass(frozen=True)
@@ -62,8 +64,8 @@ def _learning_to_reweight(s: LearningToReweight, context: Context) -> Plan:
         "derivatives": bilevel.Forward() if forward else bilevel.Finite(),
         "param_filter": probed(context, model, s.probe_blocks),
     }
-    method, size = methods.learning_to_reweight(), s.specific_batch_size
-    return plan_over(context, model, method, options=options, specific_batch_size=size)
+    method = methods.learning_to_reweight(unroll=optax.sgd(s.unroll_rate) if s.unroll_rate else None)
+    return plan_over(context, model, method, options=options, specific_batch_size=s.specific_batch_size)
 
 
 def _spcl(s: Spcl, context: Context) -> Plan:
@@ -101,7 +103,7 @@ def _mentornet(s: Mentornet, context: Context) -> Plan:
 SPECS: dict[str, Spec] = {
     "learning_to_reweight": Spec(
         LearningToReweight, _learning_to_reweight, {**RATE, "specific_batch_size": Among((16, 64, 256))},
-        {"derivatives": "forward"},
+        {"derivatives": "forward", "unroll_rate": 1e-2},
     ),
     "spcl": Spec(Spcl, _spcl, {**RATE, "pace_end": Among((2.0, 3.0, 4.0))}),
     "mentornet": Spec(Mentornet, _mentornet, needs_labels=True),
