@@ -6,6 +6,8 @@ import contextlib
 import errno
 import importlib
 import importlib.util
+import io
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -52,6 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from bilevel.study.files import STOPPED, Stopped
 
     command = None
+    _print_anything()
     try:
         command = parse(sys.argv[1:] if arguments is None else arguments)
         _environment()
@@ -64,10 +67,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except BrokenPipeError:  # what reads this output has ended, as in `… | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python writes the rest at its end
+        sys.exit(1)
     except OSError as error:
-        if error.errno not in _NO_ROOM:
-            raise
-        print(f"error: A file cannot be written ({error}): make room, and run the same command again.", file=sys.stderr)
+        found = "be written" if error.errno in _NO_ROOM else "be read or written"
+        advice = "make room" if error.errno in _NO_ROOM else "check the permissions and the disk"
+        print(f"error: A file cannot {found} ({error}): {advice}, and run the same command again.", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("\nInterrupted; what was saved before is kept.", file=sys.stderr)
@@ -121,11 +127,13 @@ def load_task(name: str) -> Any:
 def _compare(arguments: Sequence[str]) -> Command:
     from bilevel.study.flags import parse as flags
     from bilevel.study.suite import compare
+    from bilevel.training.run_dir import check_path
 
     task, rest = _task(arguments, "compare")
     config = flags(task, rest, f"bilevel compare {arguments[0]}").config
 
     def run() -> None:
+        check_path(config.study.run_dir)
         config.study.check()
         _join(config.study.hosts)
         compare(config, task)
@@ -179,6 +187,13 @@ def _join(hosts: Any) -> None:
         sharding.start_processes()
     elif hosts.coordinator is not None:
         sharding.start_processes(hosts.coordinator, hosts.processes, hosts.process)
+
+
+def _print_anything() -> None:
+    """Let what the output's encoding lacks (±, names of files) appear as a question mark."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
 
 
 def _environment() -> None:

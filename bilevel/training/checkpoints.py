@@ -18,6 +18,7 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from bilevel.training import leaves
+from bilevel.training.run_dir import check_path
 from bilevel.types import UserError
 
 _ITEM = "state"
@@ -42,12 +43,13 @@ class Checkpoints:
             checkpoints stay where they are.
 
     Raises:
-        UserError: the directory cannot be written, or `keep` is below 1.
+        UserError: the directory cannot be written, or has a path that Orbax cannot read again, or `keep` is below 1.
     """
 
     def __init__(self, directory: Path, keep: int = 2, *, read_only: bool = False):
         if keep < 1:
             raise UserError(f"keep={keep} checkpoints would keep none: give a number of at least 1.")
+        check_path(directory)
         self._directory, self._read_only = Path(directory).absolute(), read_only
         _silence_orbax()
         options = ocp.CheckpointManagerOptions(
@@ -64,7 +66,7 @@ class Checkpoints:
             )
         except OSError as error:
             raise UserError(
-                f"Cannot write checkpoints in {self._directory} ({error.strerror}): choose another directory."
+                f"Cannot write checkpoints in {self._directory} ({error.strerror}): give another --run-dir."
             ) from error
 
     def __enter__(self) -> Checkpoints:

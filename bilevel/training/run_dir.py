@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sys
+import warnings
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import yaml
-from filelock import FileLock, Timeout
 
 from bilevel.files import appearing
 from bilevel.types import UserError
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # Python without fcntl: `hold_run_dir` says it, where it matters
+    from filelock import Timeout, UnixFileLock, WindowsFileLock
 
 CONFIG_NAME = "config.yaml"
 FORMAT = 1
@@ -22,6 +27,22 @@ FORMAT = 1
 _FORMAT_KEY = "format"
 _LOCK_NAME = ".lock"
 _SHOWN = 3
+_SPECIAL = "[]*?\\" if os.sep == "/" else "[]"
+"""What patterns of file names give a meaning: Orbax finds the parts of a checkpoint by a pattern that begins with its path."""
+
+
+def check_path(path: str | Path) -> None:
+    """Refuse a directory from which checkpoints could not be read again.
+
+    Raises:
+        UserError: the absolute path has a character that patterns of file names give a meaning.
+    """
+    whole = Path(path).absolute()
+    if special := [letter for letter in _SPECIAL if letter in str(whole)]:
+        raise UserError(
+            f"The path {whole} holds the character {special[0]}, with which checkpoints could not be read again: give a "
+            f"--run-dir without any of {' '.join(_SPECIAL)}"
+        )
 
 
 def prepare_run_dir(
@@ -100,9 +121,13 @@ def hold_run_dir(path: Path, flag: str = "--run-dir", patience: float = 0.0) -> 
         patience: seconds to wait for another process.
 
     Raises:
-        UserError: another process holds it, or the directory cannot be written.
+        UserError: another process holds it, or the directory cannot be written, or has a path that checkpoints cannot have.
     """
-    lock = FileLock(path / _LOCK_NAME, timeout=patience, fallback_to_soft=False)
+    check_path(path)
+    kind = (
+        WindowsFileLock if sys.platform == "win32" else UnixFileLock
+    )  # FileLock may be one that a killed process leaves
+    lock = kind(path / _LOCK_NAME, timeout=patience, fallback_to_soft=False)
     try:
         path.mkdir(parents=True, exist_ok=True)
         (path / _LOCK_NAME).touch()
@@ -114,8 +139,9 @@ def hold_run_dir(path: Path, flag: str = "--run-dir", patience: float = 0.0) -> 
         raise UserError(
             f"Another process is running in {path}: wait for its end, stop it, or give another {flag}."
         ) from error
-    except OSError as error:  # some network file systems have no locks
-        print(f"warning: {path} cannot be locked ({error.strerror}): start no second process there.", file=sys.stderr)
+    except (OSError, NotImplementedError) as error:  # some network file systems, and some Pythons, have no locks
+        why = getattr(error, "strerror", None) or "this Python has no fcntl"
+        print(f"warning: {path} cannot be locked ({why}): start no second process there.", file=sys.stderr)
     try:
         yield
     finally:
@@ -129,7 +155,7 @@ def write_atomically(path: Path, text: str) -> None:
         UserError: the file cannot be written.
     """
     with appearing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")  # names of files need not be UTF-8
 
 
 def anything_saved(path: Path) -> bool:

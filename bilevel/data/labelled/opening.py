@@ -122,7 +122,7 @@ def open_labelled(
         if value is not None and value < 1:
             raise UserError(f"{what}={value} is not possible; give a whole number from 1.")
     order = Order(split, seed)
-    parts = _open_parts(spec, size, Path(cache_dir).expanduser(), label)
+    parts = _open_parts(spec, size, Path(cache_dir), label)
     _check_alike(parts)
     classes = _classes(parts)
     held = {"specific": specific, "held_out": held_out} if held_out else {"specific": specific}
