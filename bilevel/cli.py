@@ -59,6 +59,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         command = parse(sys.argv[1:] if arguments is None else arguments)
         _environment()
         command.run()
+    except BrokenPipeError:  # what reads this output has ended, as in `… | head`
+        sys.exit(1)
     except Stopped:
         folder = getattr(command, "run_dir", None) or "the run directory"
         with contextlib.suppress(OSError):  # Ctrl-C may have ended what reads this output
@@ -67,9 +69,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    except BrokenPipeError:  # what reads this output has ended, as in `… | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python writes the rest at its end
-        sys.exit(1)
     except OSError as error:
         found = "be written" if error.errno in _NO_ROOM else "be read or written"
         advice = "make room" if error.errno in _NO_ROOM else "check the permissions and the disk"
@@ -78,6 +77,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         print("\nInterrupted; what was saved before is kept.", file=sys.stderr)
         sys.exit(130)
+    finally:
+        _print_the_rest()
 
 
 def parse(arguments: Sequence[str]) -> Command:
@@ -194,6 +195,17 @@ def _print_anything() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
+
+
+def _print_the_rest() -> None:
+    """Print what is left, while a failure can still be told; without a reader, as in `… | head`, nobody is told."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python tries again at its end
+        if not isinstance(error, BrokenPipeError):
+            print(f"error: The output cannot be written ({error.strerror}): make room.", file=sys.stderr)
+        sys.exit(1)
 
 
 def _environment() -> None:

@@ -39,7 +39,7 @@ def cached_folder(folder: Path, opened: Callable[[Path], T], write: Callable[[Pa
     Raises:
         UserError: the cache cannot be written, or as `write`.
     """
-    folder = user_path(folder)
+    folder = user_path(folder.parent) / folder.name
     if (found := _open_if_sound(folder, opened)) is not None:
         return found
     cache_dir = folder.parent

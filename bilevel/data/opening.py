@@ -141,12 +141,12 @@ def entries_in(folder: Place) -> list[Place]:
     """
     if isinstance(folder, Path):
         with read_errors(folder):
-            found: list[Place] = []
-            for entry in os.scandir(folder):
-                if not entry.name.startswith("."):
-                    found.append(folder / entry.name)
-                    if entry.is_symlink():
-                        _check_link(found[-1])
+            with os.scandir(folder) as entries:
+                shown = [entry for entry in entries if not entry.name.startswith(".")]
+            found: list[Place] = [folder / entry.name for entry in shown]
+            for entry in shown:
+                if entry.is_symlink():
+                    _check_link(folder / entry.name)
     else:
         found = _matching(folder.rstrip("/") + "/*")
     return sorted(found, key=name_of)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import logging
 import sys
 import time
+import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -72,7 +74,7 @@ class Checkpoints:
     def __enter__(self) -> Checkpoints:
         return self
 
-    def __exit__(self, exc_type: Any, exc: Any, traceback: Any) -> Literal[False]:
+    def __exit__(self, exc_type: Any, *unused: object) -> Literal[False]:
         if exc_type is None:
             self.close()
         else:  # a failing save must not hide the error that brought us here
@@ -248,5 +250,17 @@ def _not_from_orbax(record: logging.LogRecord) -> bool:
 
 
 def _silence_orbax() -> None:
-    """Drop the log records of Orbax (its errors reach us as exceptions); others that use absl keep theirs."""
+    """Drop the log records of Orbax (its errors reach us as exceptions); others that use absl keep theirs.
+
+    Likewise what the other writes of a failed save, which nobody waits for, print when they end: their event loop is closed.
+    """
     logging.getLogger("absl").addFilter(_not_from_orbax)  # adding the same function twice has no effect
+    if getattr(sys.unraisablehook, "__name__", "") != _unless_abandoned.__name__:
+        before = sys.unraisablehook
+        sys.unraisablehook = functools.wraps(_unless_abandoned)(lambda found: _unless_abandoned(found, before))
+
+
+def _unless_abandoned(found: Any, hook: Callable[[Any], object]) -> None:
+    last = traceback.extract_tb(found.exc_traceback)[-1:]
+    if not (found.exc_type is RuntimeError and last and last[0].name == "_check_closed"):
+        hook(found)

@@ -6,20 +6,16 @@ import contextlib
 import json
 import os
 import sys
-import warnings
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import yaml
+from filelock import Timeout, UnixFileLock, WindowsFileLock
 
 from bilevel.files import appearing
 from bilevel.types import UserError
-
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # Python without fcntl: `hold_run_dir` says it, where it matters
-    from filelock import Timeout, UnixFileLock, WindowsFileLock
 
 CONFIG_NAME = "config.yaml"
 FORMAT = 1
@@ -35,13 +31,15 @@ def check_path(path: str | Path) -> None:
     """Refuse a directory from which checkpoints could not be read again.
 
     Raises:
-        UserError: the absolute path has a character that patterns of file names give a meaning.
+        UserError: the absolute path has a character that patterns of file names give a meaning, or is not UTF-8.
     """
-    whole = Path(path).absolute()
-    if special := [letter for letter in _SPECIAL if letter in str(whole)]:
+    whole = str(Path(path).absolute())
+    special = next((letter for letter in whole if letter in _SPECIAL or "\ud800" <= letter <= "\udfff"), None)
+    if special is not None:
+        shown = special if special in _SPECIAL else "that is not UTF-8"
         raise UserError(
-            f"The path {whole} holds the character {special[0]}, with which checkpoints could not be read again: give a "
-            f"--run-dir without any of {' '.join(_SPECIAL)}"
+            f"The path {whole} holds a character ({shown}) with which checkpoints could not be read again: give a --run-dir "
+            f"in UTF-8 without any of {' '.join(_SPECIAL)}"
         )
 
 
