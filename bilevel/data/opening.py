@@ -187,7 +187,7 @@ def matching(pattern: str) -> list[Place]:
         found = [Path(match) for match in glob.glob(os.path.expanduser(pattern), recursive=True)]
         for match in found:
             _check_link(match)
-        files = sorted(match for match in found if match.is_file())
+        files: list[Place] = [match for match in sorted(found) if match.is_file()]
     folders = sorted(f"{match}/" for match in found if match.is_dir()) if "**" not in pattern else []
     if files and folders:
         note(f"{pattern} also matches folders, which are not read: {some(folders)}.")

@@ -7,6 +7,7 @@ import gzip
 import json
 import lzma
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -49,8 +50,7 @@ def test_json_lines_under_any_name(tmp_path: Path, name: str, before: bytes):
     ("name", "compress"),
     [("a.jsonl.gzip", gzip.compress), ("a.bz2", bz2.compress), ("a.jsonl.xz", lzma.compress), ("a", lzma.compress)],
 )
-def test_json_lines_in_any_compression(tmp_path: Path, name: str, compress: object):
-    assert callable(compress)
+def test_json_lines_in_any_compression(tmp_path: Path, name: str, compress: Callable[[bytes], bytes]):
     path = write(tmp_path / name, compress(LINES))
     assert read(path) == WANTED
     refused(write(path, compress(LINES * 999)[:-9]), f"{name} (is not a complete|cannot be read)")

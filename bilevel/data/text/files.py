@@ -60,7 +60,7 @@ def source_of_files(
 ) -> Source:
     """The source called `name` that reads `paths` one after another."""
     may_be_blank = blank_files or (documents == "file" and len(paths) > 1)
-    kinds = [_checked_kind(path, field, documents, may_be_blank) for path in paths]
+    kinds: list[Kind] = [_checked_kind(path, field, documents, may_be_blank) for path in paths]
     key = field or "text"
 
     def read() -> Iterator[Document]:
