@@ -103,6 +103,20 @@ def test_tables_are_not_text(tmp_path: Path, name: str):
     refused(write(tmp_path / name, b"id,text\n1,a\n"), r"is a table, and not text: .* call it \.txt")
 
 
+@pytest.mark.parametrize("header", ["id,text", '"text"\t"label"', ",text,my label"])
+def test_the_header_of_a_table_is_not_text(tmp_path: Path, header: str):
+    refused(
+        write(tmp_path / "a.txt", header.encode() + b"\n1,a\n"), r"a\.txt is a table, and not text \(it begins with"
+    )
+    assert read(write(tmp_path / "a.txt", b"Words, as text, and more!\n")) == [b"Words, as text, and more!"]
+
+
+def test_lines_of_an_old_mac(tmp_path: Path):
+    path = write(tmp_path / "a.txt", b"one\rtwo\r")
+    refused(path, "The lines of .*a.txt end with CR alone: convert it")
+    assert read(path, documents="file") == [b"one\rtwo\r"]
+
+
 def test_what_is_not_utf8_text(tmp_path: Path):
     text = "some text\n" * 9
     refused(write(tmp_path / "a.txt", text.encode("utf-16")), "a.txt is UTF-16, and not UTF-8: convert it")

@@ -24,6 +24,8 @@ _MOST_ZEROS = 0.01
 """Share of zero bytes of what is text: archives and UTF-16 have more."""
 _STRING = rb'"(?:[^"\\]|\\.)*"'
 _OBJECT = re.compile(rb"\{\s*" + _STRING + rb"\s*:")
+_CELL = re.compile(rb"[a-z0-9_. -]{0,30}")
+_AS_JSON = "write the column with the text as JSON lines"
 _ARRAY = re.compile(rb"\[\s*(?:\{\s*(?:\}|" + _STRING + rb"\s*:)|\n\s*(?:" + _STRING + rb"|\[))")
 
 
@@ -49,10 +51,11 @@ def kind_of(place: Place, documents: Documents = "line") -> Kind:
         return "array"
     if suffix in _TABLE_SUFFIXES:
         raise UserError(
-            f"{place} is a table, and not text: write the column with the text as JSON lines, or, if its lines are documents as "
-            "they are, call it .txt."
+            f"{place} is a table, and not text: {_AS_JSON}, or, if its lines are the documents, call it .txt."
         )
     sample, named = _sample(place), suffix in JSON_SUFFIXES
+    if documents == "line":
+        _check_lines(sample, place)
     found = _structure(sample.removeprefix(BYTE_ORDER_MARK).lstrip(), several=documents == "file" and not named)
     if found == "lines" or (named and found != "other"):
         return "json"
@@ -76,6 +79,16 @@ def _sample(place: Place) -> bytes:
             "unpack or convert it, or omit it."
         )
     return sample
+
+
+def _check_lines(sample: bytes, place: Place) -> None:
+    """Refuse lines that do not end as such, and those of a table with a column called text."""
+    if b"\n" not in sample and b"\r" in sample.rstrip(b"\r"):
+        raise UserError(f"The lines of {place} end with CR alone: convert it, for example with tr '\\r' '\\n'.")
+    header = sample.removeprefix(BYTE_ORDER_MARK).partition(b"\n")[0].strip().lower()
+    cells = [cell.strip(b' "') for cell in re.split(rb"[,;\t]", header)]
+    if len(cells) > 1 and b"text" in cells and all(_CELL.fullmatch(cell) for cell in cells):
+        raise UserError(f"{place} is a table, and not text (it begins with {header.decode()!r}): {_AS_JSON}.")
 
 
 def _structure(text: bytes, *, several: bool) -> Literal["lines", "other", ""]:
