@@ -13,8 +13,8 @@ import pytest
 
 from bilevel import cli
 from bilevel.data import open_source, pack
+from bilevel.devices import environment
 from bilevel.files import user_path
-from bilevel.study import environment
 from bilevel.types import UserError
 
 HELP = [sys.executable, "-m", "bilevel.cli", "--help"]
