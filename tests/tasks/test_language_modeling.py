@@ -150,7 +150,7 @@ BAD_INPUT: dict[str, tuple[dict[str, Any], str]] = {
     "labels of other documents": ({"data__generic_labels": "EMPTY"}, "empty.txt"),
     "unknown data set": ({"data__generic": "tfds:no_such_set"}, "no_such_set"),
     "no bytes": ({"data__length": 0}, "--data.length 0 must be at least 1"),
-    "one document": ({"data__documents": "file"}, "has 1 documents, too few to hold some out"),
+    "one document": ({"data__documents": "file"}, "has 1 documents, too few different ones to hold some out"),
     "a field of plain text": ({"data__field": "body"}, "is plain text"),
     "small specific set": ({"soba__specific_batch_size": 5000}, "A specific batch of 5000 rows"),
     "b > B": ({"big_batch_size": 2}, "--big-batch-size 2 is smaller than --batch-size 4"),
