@@ -65,6 +65,7 @@ def open_bytes(place: Place, *, decompress: bool = True) -> io.BufferedReader:
         A buffered file. Reading what is damaged raises an exception that `read_errors` knows.
 
     Raises:
+        FileNotFoundError: there is no such local file.
         UserError: the file cannot be opened, or a package for it is not installed.
     """
     with read_errors(place):
@@ -233,7 +234,8 @@ def read_errors(place: Place) -> Iterator[None]:
     """Turn what reading a file or a folder raises into one sentence: an OSError, damage, and for a URL any exception.
 
     Raises:
-        UserError: instead of these.
+        FileNotFoundError: a local file is gone.
+        UserError: instead of the others.
     """
     try:
         yield
@@ -251,8 +253,8 @@ def read_errors(place: Place) -> Iterator[None]:
         if isinstance(error, PermissionError):
             kind = "folder" if os.path.isdir(where) else "file"
             raise UserError(f"The {kind} {where} cannot be read; change its permissions.") from error
-        if isinstance(error, FileNotFoundError):
-            raise UserError(f"The file {where} does not exist; check the path.") from error
+        if isinstance(error, FileNotFoundError):  # it was there before: callers know more
+            raise
         raise UserError(f"{where} cannot be read ({error.strerror or error}); check the path and the disk.") from error
     except Exception as error:  # each store has exceptions of its own
         if not is_url(place):
