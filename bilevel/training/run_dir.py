@@ -27,7 +27,7 @@ _SPECIAL = "[]*?\\" if os.sep == "/" else "[]"
 """What patterns of file names give a meaning: Orbax finds the parts of a checkpoint by a pattern that begins with its path."""
 
 
-def check_path(path: str | Path) -> None:
+def check_path(path: str | Path, flag: str = "--run-dir") -> None:
     """Refuse a directory from which checkpoints could not be read again.
 
     Raises:
@@ -38,7 +38,7 @@ def check_path(path: str | Path) -> None:
     if special is not None:
         shown = special if special in _SPECIAL else "that is not UTF-8"
         raise UserError(
-            f"The path {whole} holds a character ({shown}) with which checkpoints could not be read again: give a --run-dir "
+            f"The path {whole} holds a character ({shown}) with which checkpoints could not be read again: give a {flag} "
             f"in UTF-8 without any of {' '.join(_SPECIAL)}"
         )
 
@@ -121,10 +121,9 @@ def hold_run_dir(path: Path, flag: str = "--run-dir", patience: float = 0.0) -> 
     Raises:
         UserError: another process holds it, or the directory cannot be written, or has a path that checkpoints cannot have.
     """
-    check_path(path)
-    kind = (
-        WindowsFileLock if sys.platform == "win32" else UnixFileLock
-    )  # FileLock may be one that a killed process leaves
+    check_path(path, flag)
+    # Not FileLock: without fcntl it is a lock that a killed process leaves.
+    kind = WindowsFileLock if sys.platform == "win32" else UnixFileLock
     lock = kind(path / _LOCK_NAME, timeout=patience, fallback_to_soft=False)
     try:
         path.mkdir(parents=True, exist_ok=True)
