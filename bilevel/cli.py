@@ -70,9 +70,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except OSError as error:
-        found = "be written" if error.errno in _NO_ROOM else "be read or written"
-        advice = "make room" if error.errno in _NO_ROOM else "check the permissions and the disk"
-        print(f"error: A file cannot {found} ({error}): {advice}, and run the same command again.", file=sys.stderr)
+        if error.errno not in _NO_ROOM:
+            raise
+        print(f"error: A file cannot be written ({error}): make room, and run the same command again.", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("\nInterrupted; what was saved before is kept.", file=sys.stderr)
