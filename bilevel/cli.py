@@ -6,6 +6,8 @@ import contextlib
 import errno
 import importlib
 import importlib.util
+import io
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -52,10 +54,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from bilevel.study.files import STOPPED, Stopped
 
     command = None
+    _print_anything()
     try:
         command = parse(sys.argv[1:] if arguments is None else arguments)
         _environment()
         command.run()
+    except BrokenPipeError:  # what reads this output has ended, as in `… | head`
+        sys.exit(1)
     except Stopped:
         folder = getattr(command, "run_dir", None) or "the run directory"
         with contextlib.suppress(OSError):  # Ctrl-C may have ended what reads this output
@@ -72,6 +77,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         print("\nInterrupted; what was saved before is kept.", file=sys.stderr)
         sys.exit(130)
+    finally:
+        _print_the_rest()
 
 
 def parse(arguments: Sequence[str]) -> Command:
@@ -121,11 +128,13 @@ def load_task(name: str) -> Any:
 def _compare(arguments: Sequence[str]) -> Command:
     from bilevel.study.flags import parse as flags
     from bilevel.study.suite import compare
+    from bilevel.training.run_dir import check_path
 
     task, rest = _task(arguments, "compare")
     config = flags(task, rest, f"bilevel compare {arguments[0]}").config
 
     def run() -> None:
+        check_path(config.study.run_dir)
         config.study.check()
         _join(config.study.hosts)
         compare(config, task)
@@ -179,6 +188,24 @@ def _join(hosts: Any) -> None:
         sharding.start_processes()
     elif hosts.coordinator is not None:
         sharding.start_processes(hosts.coordinator, hosts.processes, hosts.process)
+
+
+def _print_anything() -> None:
+    """Let what the output's encoding lacks (±, names of files) appear as a question mark."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+
+
+def _print_the_rest() -> None:
+    """Print what is left, while a failure can still be told; without a reader, as in `… | head`, nobody is told."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python tries again at its end
+        if not isinstance(error, BrokenPipeError):
+            print(f"error: The output cannot be written ({error.strerror}): make room.", file=sys.stderr)
+        sys.exit(1)
 
 
 def _environment() -> None:

@@ -53,6 +53,20 @@ def remove_abandoned(folder: Path) -> None:
                 path.unlink()
 
 
+def user_path(path: str | Path) -> Path:
+    """Return a path with `~` replaced by the home folder, which users in containers may not have.
+
+    Raises:
+        UserError: there is none.
+    """
+    found = os.path.expanduser(path)
+    if found == str(path) and Path(path).parts[:1] == ("~",):
+        raise UserError(
+            f"There is no home folder for {path}: set HOME, or give a path without ~ (for the cache, --data.cache-dir)."
+        )
+    return Path(found)
+
+
 def save_tree(path: str | Path, tree: Any, metadata: Mapping[str, str] | None = None) -> None:
     """Write a tree of arrays to a safetensors file, in one piece.
 

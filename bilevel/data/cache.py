@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+from bilevel.files import user_path
 from bilevel.types import UserError
 
 T = TypeVar("T")
@@ -27,7 +28,7 @@ def cached_folder(folder: Path, opened: Callable[[Path], T], write: Callable[[Pa
     publishes its result.
 
     Args:
-        folder: where the result is to be, in a cache folder that is made if it does not exist.
+        folder: where the result is to be, in a cache folder that is made if it does not exist; `~` is the home folder.
         opened: opens the result; raises a UserError if it is damaged.
         write: fills an empty folder.
         work: what is done, for messages, such as "Packing my.txt".
@@ -38,6 +39,7 @@ def cached_folder(folder: Path, opened: Callable[[Path], T], write: Callable[[Pa
     Raises:
         UserError: the cache cannot be written, or as `write`.
     """
+    folder = user_path(folder.parent) / folder.name
     if (found := _open_if_sound(folder, opened)) is not None:
         return found
     cache_dir = folder.parent
@@ -46,13 +48,15 @@ def cached_folder(folder: Path, opened: Callable[[Path], T], write: Callable[[Pa
         _remove_abandoned(cache_dir)
         temporary = _temporary_folder(cache_dir)
     except OSError as error:
-        raise UserError(f"The cache folder {cache_dir} cannot be written ({error}); choose another one.") from error
+        raise UserError(
+            f"The cache folder {cache_dir} cannot be written ({error}); choose another one with --data.cache-dir."
+        ) from error
     try:
         write(temporary)
         return _publish(temporary, folder, opened)
     except OSError as error:
         raise UserError(
-            f"{work} into {cache_dir} failed ({error}); correct this, or choose another cache folder."
+            f"{work} into {cache_dir} failed ({error}); correct this, or choose another cache folder with --data.cache-dir."
         ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)  # gone already, unless something failed

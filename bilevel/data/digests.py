@@ -77,6 +77,11 @@ def digest(parts: Iterable[str | int | bytes]) -> str:
     return hasher.hexdigest()
 
 
+def text_hash(text: bytes) -> int:
+    """A 64-bit BLAKE2b hash of a document's text: what decides, whatever the order, in which part it falls."""
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
+
+
 def pieces_of(lines: Iterable[bytes], *, at_least: int = 320, shortest_tail: int = 120) -> Iterator[bytes]:
     """Join lines into pieces that end with the first line end at or after `at_least` bytes.
 

@@ -2,25 +2,38 @@
 
 from __future__ import annotations
 
+import bz2
 import contextlib
 import glob
 import gzip
 import hashlib
 import io
+import lzma
 import os
 import re
+import sys
+import zlib
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any, cast
 
+from bilevel.data.notes import note, some
 from bilevel.types import UserError
 
 Place = Path | str
 """Where a file is: a local path, or a URL as `str`."""
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
-_GZIP_MAGIC = b"\x1f\x8b"
 _BLOCK = 1 << 20
+_MAGIC = {
+    "gzip": re.compile(rb"\x1f\x8b"),
+    "bzip2": re.compile(rb"BZh[1-9]1AY&SY"),
+    "xz": re.compile(rb"\xfd7zXZ\x00"),
+    "zstd": re.compile(rb"\x28\xb5\x2f\xfd"),
+}
+_LONGEST_MAGIC = 10
+PACKED_SUFFIXES = (".gz", ".gzip", ".bz2", ".xz", ".zst")
+"""Of compressed files; whether a file is compressed is seen by its first bytes."""
 
 
 def is_url(name: Place) -> bool:
@@ -45,29 +58,48 @@ def open_bytes(place: Place, *, decompress: bool = True) -> io.BufferedReader:
 
     Args:
         place: a path or URL.
-        decompress: read what is compressed with gzip (by its name, or its first bytes) as what was compressed.
+        decompress: read what is compressed with gzip, bzip2, xz or zstd (by its first bytes; `.gz` always is) as what was
+            compressed.
 
     Returns:
-        A buffered file.
+        A buffered file. Reading what is damaged raises an exception that `read_errors` knows.
 
     Raises:
-        OSError: a local file cannot be opened.
-        UserError: a URL cannot be opened, or fsspec is not installed.
+        FileNotFoundError: there is no such local file.
+        UserError: the file cannot be opened, or a package for it is not installed.
     """
-    with remote_errors(place):
+    with read_errors(place):
         raw: Any = place.open("rb") if isinstance(place, Path) else _filesystem(place)[0].open(place, "rb")
         file = raw if isinstance(raw, io.BufferedReader) else io.BufferedReader(raw, _BLOCK)
-        if decompress and (name_of(place).lower().endswith(".gz") or file.peek(2)[:2] == _GZIP_MAGIC):
-            # GzipFile.readline is Python code; a BufferedReader around it splits lines in C.
-            return _Decompressed(file)
-    return file
+        kind = _compression(file, place) if decompress else None
+        # The readers of compressed files are Python code; a BufferedReader around them splits lines in C.
+        return file if kind is None else _Decompressed(_reader(kind, file, place), file)
+
+
+def _compression(file: io.BufferedReader, place: Place) -> str | None:
+    begin = file.peek(_LONGEST_MAGIC)
+    found = next((kind for kind, magic in _MAGIC.items() if magic.match(begin)), None)
+    return found or ("gzip" if name_of(place).lower().endswith(".gz") else None)
+
+
+def _reader(kind: str, file: io.BufferedReader, place: Place) -> Any:
+    if kind != "zstd":
+        return {"gzip": lambda f: gzip.GzipFile(fileobj=f), "bzip2": bz2.BZ2File, "xz": lzma.LZMAFile}[kind](file)
+    try:
+        import zstandard
+    except ImportError as error:
+        file.close()
+        raise UserError(
+            f"{place} is compressed with zstd: run `pip install zstandard`, or compress it with gzip."
+        ) from error
+    return zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True)
 
 
 class _Decompressed(io.BufferedReader):
-    """Closes the compressed file too, which GzipFile leaves open."""
+    """Closes the compressed file too, which the readers leave open."""
 
-    def __init__(self, file: io.BufferedReader):
-        super().__init__(cast(io.RawIOBase, gzip.GzipFile(fileobj=file)), _BLOCK)
+    def __init__(self, reader: Any, file: io.BufferedReader):
+        super().__init__(cast(io.RawIOBase, reader), _BLOCK)
         self._file = file
 
     def close(self) -> None:
@@ -78,8 +110,15 @@ class _Decompressed(io.BufferedReader):
 def exists(place: Place) -> bool:
     """Whether there is such a file."""
     if isinstance(place, Path):
-        return os.path.isfile(place)  # unlike pathlib, answers for what is too long to be a name, too
-    with remote_errors(place):
+        with read_errors(place):
+            try:
+                os.stat(place)
+            except PermissionError:
+                raise
+            except (OSError, ValueError):  # not there, or no name at all
+                return False
+        return os.path.isfile(place)
+    with read_errors(place):
         system, path = _filesystem(place)
         return bool(system.exists(path))
 
@@ -90,25 +129,46 @@ def is_folder(place: Place) -> bool:
         return os.path.isdir(place)
     if _is_web(place):  # to ask is to download the file
         return place.endswith("/")
-    with remote_errors(place):
+    with read_errors(place):
         system, path = _filesystem(place)
         return bool(system.isdir(path))
 
 
-def files_in(folder: Place) -> list[Place]:
-    """Return the files directly in a folder, sorted by name; hidden files do not count.
+def entries_in(folder: Place) -> list[Place]:
+    """Return what is directly in a folder, sorted by name; what is hidden does not count. Behind a URL: the files.
 
     Raises:
-        UserError: the folder cannot be read.
+        UserError: the folder cannot be read, or holds a link to nothing.
     """
     if isinstance(folder, Path):
-        try:
-            found: list[Place] = [path for path in folder.iterdir() if path.is_file()]
-        except PermissionError as error:
-            raise UserError(f"The folder {folder} cannot be read; change its permissions.") from error
+        with read_errors(folder):
+            with os.scandir(folder) as entries:
+                shown = [entry for entry in entries if not entry.name.startswith(".")]
+            found: list[Place] = [folder / entry.name for entry in shown]
+            for entry in shown:
+                if entry.is_symlink():
+                    _check_link(folder / entry.name)
     else:
         found = _matching(folder.rstrip("/") + "/*")
-    return sorted((place for place in found if not name_of(place).startswith(".")), key=name_of)
+    return sorted(found, key=name_of)
+
+
+def _check_link(path: Place) -> None:
+    if isinstance(path, Path) and path.is_symlink() and not os.path.exists(path):
+        raise UserError(f"{path} is a link to nothing; remove it, or put back what it links to.")
+
+
+def is_plain_file(place: Place) -> bool:
+    """Whether an entry of a folder is a file, and neither a folder nor a device."""
+    return isinstance(place, str) or place.is_file()
+
+
+def identity_of(place: Place) -> tuple[int, int] | str:
+    """Return what is the same for all names of a file: links, hard links, and paths that lead to it."""
+    if isinstance(place, str):
+        return place
+    status = os.stat(place)
+    return (status.st_dev, status.st_ino) if status.st_ino else os.path.realpath(place)
 
 
 def has_magic(name: str) -> bool:
@@ -117,15 +177,26 @@ def has_magic(name: str) -> bool:
 
 
 def matching(pattern: str) -> list[Place]:
-    """Return the files that match a pattern, sorted."""
+    """Return the files that match a pattern, sorted.
+
+    Raises:
+        UserError: a folder cannot be read, or a link leads to nothing.
+    """
     if is_url(pattern):
         return _matching(pattern)
-    found = (Path(match) for match in glob.glob(os.path.expanduser(pattern), recursive=True))
-    return sorted(match for match in found if match.is_file())
+    with read_errors(Path(pattern)):
+        found = [Path(match) for match in glob.glob(os.path.expanduser(pattern), recursive=True)]
+        for match in found:
+            _check_link(match)
+        files: list[Place] = [match for match in sorted(found) if match.is_file()]
+    folders = sorted(f"{match}/" for match in found if match.is_dir()) if "**" not in pattern else []
+    if files and folders:
+        note(f"{pattern} also matches folders, which are not read: {some(folders)}.")
+    return files
 
 
 def _matching(pattern: str) -> list[Place]:
-    with remote_errors(pattern):
+    with read_errors(pattern):
         system, path = _filesystem(pattern)
         found = [
             system.unstrip_protocol(k) for k, info in system.glob(path, detail=True).items() if info["type"] == "file"
@@ -138,7 +209,7 @@ def size_of(place: Place) -> int | None:
     """Return the bytes of a file; None where a server does not say."""
     if isinstance(place, Path):
         return place.stat().st_size
-    with remote_errors(place):
+    with read_errors(place):
         system, path = _filesystem(place)
         return system.info(path).get("size")
 
@@ -147,7 +218,7 @@ def stamp_of(place: Place) -> int | str:
     """Return what changes with a file: its modification time in ns, or what the store of a URL says of its version."""
     if isinstance(place, Path):
         return place.stat().st_mtime_ns
-    with remote_errors(place):
+    with read_errors(place):
         system, path = _filesystem(place)
         return str(system.ukey(path))
 
@@ -159,27 +230,56 @@ def hash_of(place: Place) -> bytes:
 
 
 @contextlib.contextmanager
-def remote_errors(place: Place) -> Iterator[None]:
-    """Turn whatever the library behind a URL raises into one sentence; nothing is changed for local files.
+def read_errors(place: Place) -> Iterator[None]:
+    """Turn what reading a file or a folder raises into one sentence: an OSError, damage, and for a URL any exception.
 
     Raises:
-        UserError: instead of any exception but this one.
+        FileNotFoundError: a local file is gone.
+        UserError: instead of the others.
     """
     try:
         yield
     except UserError:
         raise
+    except _damage() as error:
+        raise UserError(
+            f"{place} is not a complete {_compressor(place)} file ({error}); copy or compress it again, "
+            "or remove .gz from its name if it is not compressed."
+        ) from error
+    except OSError as error:
+        if is_url(place):
+            raise _remote(place, error) from error
+        where = error.filename or place
+        if isinstance(error, PermissionError):
+            kind = "folder" if os.path.isdir(where) else "file"
+            raise UserError(f"The {kind} {where} cannot be read; change its permissions.") from error
+        if isinstance(error, FileNotFoundError):  # it was there before: callers know more
+            raise
+        raise UserError(f"{where} cannot be read ({error.strerror or error}); check the path and the disk.") from error
     except Exception as error:  # each store has exceptions of its own
         if not is_url(place):
             raise
-        found = " ".join(str(error).split()) or type(error).__name__
-        if isinstance(error, ImportError):
-            raise UserError(f"Reading {place} needs a package that is not installed ({found}): install it.") from error
-        if isinstance(error, FileNotFoundError):
-            raise UserError(f"The file {place} does not exist; check the address.") from error
-        raise UserError(
-            f"{place} cannot be read ({found}): check the address, the network and your access there."
-        ) from error
+        raise _remote(place, error) from error
+
+
+def _damage() -> tuple[type[Exception], ...]:
+    """What reading compressed files raises."""
+    found = (EOFError, zlib.error, gzip.BadGzipFile, lzma.LZMAError)
+    zstandard = sys.modules.get("zstandard")
+    return found if zstandard is None else (*found, zstandard.ZstdError)
+
+
+def _compressor(place: Place) -> str:
+    return {".bz2": "bzip2", ".xz": "xz", ".zst": "zstd"}.get(Path(name_of(place)).suffix.lower(), "gzip")
+
+
+def _remote(place: Place, error: Exception) -> UserError:
+    found = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, ImportError):
+        return UserError(f"Reading {place} needs a package that is not installed ({found}): install it.")
+    if isinstance(error, FileNotFoundError):
+        return UserError(f"The file {place} does not exist; check the address.")
+    return UserError(f"{place} cannot be read ({found}): check the address, the network and your access there.")
 
 
 def _is_web(name: str) -> bool:

@@ -92,7 +92,7 @@ def open_records(spec: str, name: str, split: str) -> Any:
 
 
 def _unknown(spec: str, name: str, place: str, known: Sequence[str]) -> str:
-    folder = Path(os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")).expanduser()
+    folder = Path(os.path.expanduser(os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")))
     local = [path.name for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []
     base = re.split("[/:]", name)[0]
     close = difflib.get_close_matches(base, sorted({*known, *local}), n=3)

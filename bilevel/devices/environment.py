@@ -24,11 +24,13 @@ def keep_programs(folder: Path = Path("~/.cache/bilevel/programs")) -> None:
     """
     if "JAX_COMPILATION_CACHE_DIR" in os.environ or getattr(jax.config, "jax_compilation_cache_dir", None):
         return
-    own = folder.expanduser() / hashlib.sha256(_processor().encode()).hexdigest()[:16]
     try:
+        own = folder.expanduser() / hashlib.sha256(_processor().encode()).hexdigest()[:16]
         own.mkdir(parents=True, exist_ok=True)
-    except OSError:
-        return  # a home that cannot be written costs time, not results
+    except (OSError, RuntimeError):
+        return  # no home, or one that cannot be written, costs time, not results
+    if not os.access(own, os.W_OK):
+        return
     jax.config.update("jax_compilation_cache_dir", str(own))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", SECONDS)
 

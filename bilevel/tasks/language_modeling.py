@@ -38,8 +38,8 @@ from bilevel.study.config import free
 from bilevel.study.task import evaluator
 from bilevel.types import Array, Batch, ModelState, Params, UserError
 
-HELD_OUT_EVERY = 50
-"""Of generic data that come without a valid part, the documents with a number divisible by this are held out."""
+HELD_OUT_SHARE = 1 / 50
+"""Share of the generic documents that is held out, by a hash of their text: sources that take turns are all in it."""
 WORTH_A_WARNING = 0.001
 """Share of valid or test rows that may be in the generic data before the user is told."""
 _EVALUATED_AT_ONCE = 256
@@ -121,7 +121,7 @@ class LanguageModeling:
         Raises:
           UserError: for data that are missing, broken or too small.
         """
-        data, cache = config.data, Path(config.data.cache_dir).expanduser()
+        data, cache = config.data, config.data.cache_dir
         if data.length < 1:
             raise UserError(f"--data.length {data.length} must be at least 1.")
         for_generic, for_specific = _source_options(data)
@@ -129,13 +129,7 @@ class LanguageModeling:
         generic = pack(source, length=data.length, cache_dir=cache, labels=data.generic_labels)
         parts = open_specific(data.specific, **for_specific)
         specific = {name: pack(part, length=data.length, cache_dir=cache) for name, part in parts.items()}
-        held_out = np.asarray(generic.document) % HELD_OUT_EVERY == 0
-        if not held_out.any() or held_out.all():
-            count = generic.manifest["document_count"]
-            raise UserError(
-                f"{generic.name} has {count} documents, too few to hold some out: give more generic data, of which every "
-                f"{HELD_OUT_EVERY}th document is held out, or cut it into more documents."
-            )
+        held_out = _held_out(generic)
         _warn_of_overlap(generic, specific)
         known = {}
         if generic.labels is not None:
@@ -240,15 +234,32 @@ def last_blocks(count: int, model: TransformerConfig) -> ParamFilter:
     return lambda path: path.startswith(chosen)
 
 
+def _held_out(generic: PackedText) -> NDArray[np.bool_]:
+    """Which rows are held out: a 50th of the documents, those with the smallest hashes, and at least one.
+
+    Raises:
+      UserError: if no other text is left.
+    """
+    hashes = np.asarray(generic.hash)
+    held_out = hashes <= max(int(HELD_OUT_SHARE * 2**32), int(hashes.min()))
+    if held_out.all():
+        raise UserError(
+            f"{generic.name} has {generic.manifest['document_count']} documents, too few different ones to hold some out: give "
+            "more generic data (--data.generic), or cut them into more documents."
+        )
+    return held_out
+
+
 def _warn_of_overlap(generic: PackedText, specific: Mapping[str, PackedText]) -> None:
-    """Say what share of the rows that decide and report stands in the generic data, word for word."""
+    """Say what share of the rows that decide and report stands in what is learned from, word for word."""
     from bilevel.study.files import say
 
-    for name in ("valid", "test") if jax.process_index() == 0 else ():
-        shared = rows_in_both(generic, specific[name])
+    pairs = [(learned, name) for name in ("valid", "test") for learned in (generic, specific["train"])]
+    for learned, name in pairs if jax.process_index() == 0 else ():
+        shared = rows_in_both(learned, specific[name])
         if shared.mean() >= WORTH_A_WARNING:
             say(
-                f"warning: {shared.sum():,} of {len(shared):,} rows of {specific[name].name} are also in {generic.name}: "
+                f"warning: {shared.sum():,} of {len(shared):,} rows of {specific[name].name} are also in {learned.name}: "
                 f"remove those documents from one of the two, or the {name} loss is too good."
             )
 

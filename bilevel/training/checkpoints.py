@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import logging
 import sys
 import time
+import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +20,7 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from bilevel.training import leaves
+from bilevel.training.run_dir import check_path
 from bilevel.types import UserError
 
 _ITEM = "state"
@@ -42,12 +45,13 @@ class Checkpoints:
             checkpoints stay where they are.
 
     Raises:
-        UserError: the directory cannot be written, or `keep` is below 1.
+        UserError: the directory cannot be written, or has a path that Orbax cannot read again, or `keep` is below 1.
     """
 
     def __init__(self, directory: Path, keep: int = 2, *, read_only: bool = False):
         if keep < 1:
             raise UserError(f"keep={keep} checkpoints would keep none: give a number of at least 1.")
+        check_path(directory)
         self._directory, self._read_only = Path(directory).absolute(), read_only
         _silence_orbax()
         options = ocp.CheckpointManagerOptions(
@@ -64,13 +68,13 @@ class Checkpoints:
             )
         except OSError as error:
             raise UserError(
-                f"Cannot write checkpoints in {self._directory} ({error.strerror}): choose another directory."
+                f"Cannot write checkpoints in {self._directory} ({error.strerror}): give another --run-dir."
             ) from error
 
     def __enter__(self) -> Checkpoints:
         return self
 
-    def __exit__(self, exc_type: Any, exc: Any, traceback: Any) -> Literal[False]:
+    def __exit__(self, exc_type: Any, *unused: object) -> Literal[False]:
         if exc_type is None:
             self.close()
         else:  # a failing save must not hide the error that brought us here
@@ -246,5 +250,17 @@ def _not_from_orbax(record: logging.LogRecord) -> bool:
 
 
 def _silence_orbax() -> None:
-    """Drop the log records of Orbax (its errors reach us as exceptions); others that use absl keep theirs."""
+    """Drop the log records of Orbax (its errors reach us as exceptions); others that use absl keep theirs.
+
+    Likewise what the other writes of a failed save, which nobody waits for, print when they end: their event loop is closed.
+    """
     logging.getLogger("absl").addFilter(_not_from_orbax)  # adding the same function twice has no effect
+    if getattr(sys.unraisablehook, "__name__", "") != _unless_abandoned.__name__:
+        before = sys.unraisablehook
+        sys.unraisablehook = functools.wraps(_unless_abandoned)(lambda found: _unless_abandoned(found, before))
+
+
+def _unless_abandoned(found: Any, hook: Callable[[Any], object]) -> None:
+    last = traceback.extract_tb(found.exc_traceback)[-1:]
+    if not (found.exc_type is RuntimeError and last and last[0].name == "_check_closed"):
+        hook(found)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sys
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 
 import jax
 import yaml
-from filelock import FileLock, Timeout
+from filelock import Timeout, UnixFileLock, WindowsFileLock
 
 from bilevel.files import appearing
 from bilevel.types import UserError
@@ -22,6 +23,24 @@ FORMAT = 1
 _FORMAT_KEY = "format"
 _LOCK_NAME = ".lock"
 _SHOWN = 3
+_SPECIAL = "[]*?\\" if os.sep == "/" else "[]"
+"""What patterns of file names give a meaning: Orbax finds the parts of a checkpoint by a pattern that begins with its path."""
+
+
+def check_path(path: str | Path, flag: str = "--run-dir") -> None:
+    """Refuse a directory from which checkpoints could not be read again.
+
+    Raises:
+        UserError: the absolute path has a character that patterns of file names give a meaning, or is not UTF-8.
+    """
+    whole = str(Path(path).absolute())
+    special = next((letter for letter in whole if letter in _SPECIAL or "\ud800" <= letter <= "\udfff"), None)
+    if special is not None:
+        shown = special if special in _SPECIAL else "that is not UTF-8"
+        raise UserError(
+            f"The path {whole} holds a character ({shown}) with which checkpoints could not be read again: give a {flag} "
+            f"in UTF-8 without any of {' '.join(_SPECIAL)}"
+        )
 
 
 def prepare_run_dir(
@@ -100,9 +119,12 @@ def hold_run_dir(path: Path, flag: str = "--run-dir", patience: float = 0.0) -> 
         patience: seconds to wait for another process.
 
     Raises:
-        UserError: another process holds it, or the directory cannot be written.
+        UserError: another process holds it, or the directory cannot be written, or has a path that checkpoints cannot have.
     """
-    lock = FileLock(path / _LOCK_NAME, timeout=patience, fallback_to_soft=False)
+    check_path(path, flag)
+    # Not FileLock: without fcntl it is a lock that a killed process leaves.
+    kind = WindowsFileLock if sys.platform == "win32" else UnixFileLock
+    lock = kind(path / _LOCK_NAME, timeout=patience, fallback_to_soft=False)
     try:
         path.mkdir(parents=True, exist_ok=True)
         (path / _LOCK_NAME).touch()
@@ -114,8 +136,9 @@ def hold_run_dir(path: Path, flag: str = "--run-dir", patience: float = 0.0) -> 
         raise UserError(
             f"Another process is running in {path}: wait for its end, stop it, or give another {flag}."
         ) from error
-    except OSError as error:  # some network file systems have no locks
-        print(f"warning: {path} cannot be locked ({error.strerror}): start no second process there.", file=sys.stderr)
+    except (OSError, NotImplementedError) as error:  # some network file systems, and some Pythons, have no locks
+        why = getattr(error, "strerror", None) or "this Python has no fcntl"
+        print(f"warning: {path} cannot be locked ({why}): start no second process there.", file=sys.stderr)
     try:
         yield
     finally:
@@ -129,7 +152,7 @@ def write_atomically(path: Path, text: str) -> None:
         UserError: the file cannot be written.
     """
     with appearing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")  # names of files need not be UTF-8
 
 
 def anything_saved(path: Path) -> bool:

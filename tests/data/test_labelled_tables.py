@@ -92,3 +92,79 @@ def test_bad_tables(tmp_path: Path) -> None:
         open_labelled(write(tmp_path / "a.csv", text(9)), label="kind", size=8)
     with pytest.raises(UserError, match="knows its labels"):
         open_labelled("sklearn:iris", label="kind")
+
+
+ROWS = range(40)
+FEATURES = [(float(7 * i % 11), i / 2) for i in ROWS]
+
+
+def numbered(first: str, numbers: list[int] | None = None) -> str:
+    lines = [
+        f"{number},{x},{y},{i % 2}" for i, (number, (x, y)) in enumerate(zip(numbers or ROWS, FEATURES, strict=True))
+    ]
+    return "\n".join([f"{first},x,z,label", *lines]) + "\n"
+
+
+@pytest.mark.parametrize(
+    "name", ["", '""', "Unnamed: 0", "id", "Id", "PassengerId", "row_id", "index", "sample", "#", "No."]
+)
+def test_row_numbers_are_no_features(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = open_labelled(write(tmp_path / "a.csv", numbered(name)))
+    rows = data.train.arrays["source_row"]
+    np.testing.assert_array_equal(data.train.arrays["features"], np.asarray(FEATURES, np.float32)[rows])
+    shown = name.replace('"', "")
+    assert f"the column {shown!r} of {tmp_path}/a.csv is left out: it " in capsys.readouterr().err
+
+
+def test_an_index_need_not_count(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    drawn = np.random.default_rng(0).permutation(40).tolist()
+    assert open_labelled(write(tmp_path / "a.csv", numbered("", drawn))).train.arrays["features"].shape[1] == 2
+    assert open_labelled(write(tmp_path / "b.csv", numbered("id", drawn))).train.arrays["features"].shape[1] == 3
+    pandas_table = pa.table({"key": drawn, "x": [x for x, _ in FEATURES], "label": [i % 2 for i in ROWS]})
+    pandas_table = pandas_table.replace_schema_metadata({"pandas": '{"index_columns": ["key"], "columns": []}'})
+    pyarrow.parquet.write_table(pandas_table, tmp_path / "c.parquet")
+    assert open_labelled(str(tmp_path / "c.parquet")).train.arrays["features"].shape[1] == 1
+    assert "'key' of" in capsys.readouterr().err
+
+
+def test_a_first_column_that_counts_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert open_labelled(write(tmp_path / "a.csv", numbered("height"))).train.arrays["features"].shape[1] == 3
+    assert "the column 'height' of" in (error := capsys.readouterr().err)
+    assert "counts the rows, and is a feature; remove it if" in error
+
+
+def test_parts_have_the_columns_of_train(tmp_path: Path) -> None:
+    """In any order; row numbers that only train has, or that go on in test, do not matter."""
+    write(tmp_path / "t_train.CSV", numbered("id"))
+    write(tmp_path / "t_test.csv", "label,z,x,id\n1,0.5,7,41\n0,1,3,40\n")
+    data = open_labelled(str(tmp_path / "t"))
+    assert data.test.arrays["features"].tolist() == [[7, 0.5], [3, 1]]
+    write(tmp_path / "t_test.csv", "label,z,x\n1,0.5,7\n")
+    assert open_labelled(str(tmp_path)).test.arrays["features"].tolist() == [[7, 0.5]]
+    for header, message in (
+        ("label,z,w", r"t_test\.csv has no column 'x', which the training part has"),
+        ("label,z,x,w", r"t_test\.csv has a column 'w', which the training part has not"),
+        ("y,z,x", r"t_test\.csv has no column 'label', but y, z, x"),
+    ):
+        row = ",".join("1" for _ in header.split(","))
+        write(tmp_path / "t_test.csv", f"{header}\n{row}\n")
+        with pytest.raises(UserError, match=message):
+            open_labelled(str(tmp_path / "t"))
+
+
+def test_two_columns_that_may_be_the_labels(tmp_path: Path) -> None:
+    file = write(tmp_path / "a.csv", "a,y,target\n" + "1.5,0,1\n2.5,1,0\n" * 20)
+    with pytest.raises(UserError, match=r"has the columns y and target: name that of the labels with --data\.label"):
+        open_labelled(file)
+    assert open_labelled(file, label="target").train.arrays["features"].shape[1] == 2
+
+
+def test_other_encodings_of_a_table(tmp_path: Path) -> None:
+    plain = open_labelled(write(tmp_path / "a.csv", numbered("id")))
+    (tmp_path / "b.csv").write_bytes(b"\xef\xbb\xbf" + numbered("id").encode())
+    (tmp_path / "c.csv").write_bytes(gzip.compress(numbered("id").encode()))
+    for name in ("b", "c"):
+        assert open_labelled(str(tmp_path / f"{name}.csv")).train.content_hash == plain.train.content_hash
+    (tmp_path / "d.csv").write_bytes(numbered("id").encode("utf-16"))
+    with pytest.raises(UserError, match=r"d\.csv"):
+        open_labelled(str(tmp_path / "d.csv"))

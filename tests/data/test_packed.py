@@ -83,7 +83,7 @@ def test_manifest(tmp_path: Path):
     hashed = data.manifest["content_hash"]
     assert data.content_hash == hashed
     assert dict(data.manifest) == {
-        "format_version": 1,
+        "format_version": 2,
         "source": "the name",
         "tokenizer": "bytes",
         "length": 4,

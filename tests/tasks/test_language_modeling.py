@@ -18,7 +18,7 @@ from bilevel.devices import sharding
 from bilevel.nn.transformer import SIZES, Transformer, TransformerConfig
 from bilevel.study import ModelOptions, Splits, Text
 from bilevel.study.registry import METHODS
-from bilevel.tasks.language_modeling import HELD_OUT_EVERY, TASK, DataConfig, LanguageConfig, ModelConfig, last_blocks
+from bilevel.tasks.language_modeling import TASK, DataConfig, LanguageConfig, ModelConfig, last_blocks
 from bilevel.types import UserError
 
 LENGTH = 16
@@ -150,7 +150,7 @@ BAD_INPUT: dict[str, tuple[dict[str, Any], str]] = {
     "labels of other documents": ({"data__generic_labels": "EMPTY"}, "empty.txt"),
     "unknown data set": ({"data__generic": "tfds:no_such_set"}, "no_such_set"),
     "no bytes": ({"data__length": 0}, "--data.length 0 must be at least 1"),
-    "one document": ({"data__documents": "file"}, "has 1 documents, too few to hold some out"),
+    "one document": ({"data__documents": "file"}, "has 1 documents, too few different ones to hold some out"),
     "a field of plain text": ({"data__field": "body"}, "is plain text"),
     "small specific set": ({"soba__specific_batch_size": 5000}, "A specific batch of 5000 rows"),
     "b > B": ({"big_batch_size": 2}, "--big-batch-size 2 is smaller than --batch-size 4"),
@@ -231,10 +231,9 @@ def test_splits_are_disjoint_documents(text: Path) -> None:
     splits = splits_of(text)
     document = np.asarray(packed(splits.train).document)
     kept, held = (document[rows.rows(np.arange(len(rows)))["id"]] for rows in (splits.train, splits.valid["generic"]))
-    assert set(held) == {0, 50, 100, 150, 200, 250}
+    assert 1 <= len(set(held)) <= 14, "6 of 300 are expected"
     assert not set(kept) & set(held)
     assert len(kept) + len(held) == len(document)
-    assert HELD_OUT_EVERY == 50
     assert list(splits.valid) == ["specific", "generic"], "the specific set decides"
     assert splits.held_out is splits.specific
     found = {name: packed(rows).text(0) for name, rows in
@@ -243,6 +242,32 @@ def test_splits_are_disjoint_documents(text: Path) -> None:
         assert (text / "specific" / f"{name}.txt").read_text().startswith(row)
     assert len({splits.hashes[n] for n in ("train", "specific", "valid_specific", "test_specific")}) == 4
     assert splits.classes == 0
+
+
+def held_out_of(text: Path, lines: list[str]) -> set[str]:
+    """Return the generic documents that are held out."""
+    (text / "generic.txt").write_text("\n".join(lines))
+    rows = splits_of(text, length=64).valid["generic"]
+    assert isinstance(rows, RowView)
+    return {packed(rows).text(int(i)) for i in rows.positions}
+
+
+@pytest.mark.parametrize("sources", [2, 50])
+def test_sources_that_take_turns_are_all_trained_on_and_held_out(text: Path, sources: int) -> None:
+    lines = [f"source {i % sources} has written document {i} of 5000" for i in range(5000)]
+    held = held_out_of(text, lines)
+    assert 60 <= len(held) <= 140, "100 ± 10 are expected"
+    count = [sum(line.startswith(f"source {k} ") for line in held) for k in range(sources)]
+    assert max(count) < 5000 / sources, "no source is missing in train"
+    assert sum(c > 0 for c in count) > sources / 2
+    assert min(count) >= (30 if sources == 2 else 0)
+    assert held_out_of(text, lines[::-2]) == held & set(lines[::-2]), "others do not count, nor does the order"
+
+
+def test_equal_documents_are_held_out_together_and_one_always_is(text: Path) -> None:
+    assert len(held_out_of(text, ["one document", "another document"] * 9)) == 1
+    with pytest.raises(UserError, match=r"has 9 documents, too few different ones .* \(--data\.generic\)"):
+        held_out_of(text, ["one document"] * 9)
 
 
 def test_labels_are_known_for_each_row(text: Path) -> None:
@@ -278,6 +303,13 @@ def test_rows_of_test_in_the_generic_text_are_said(text: Path, capsys: pytest.Ca
     assert error.count("warning: ") == 1
     assert "are also in" in error
     assert "or the test loss is too good" in error
+
+
+def test_rows_of_test_in_the_specific_text_are_said(text: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with (text / "specific" / "train.txt").open("a") as file:
+        file.write((text / "specific" / "test.txt").read_text())
+    splits_of(text, length=32)
+    assert f"are also in {text}/specific (train): remove those" in capsys.readouterr().err
 
 
 def test_the_field_is_that_of_the_data_with_fields(text: Path) -> None:

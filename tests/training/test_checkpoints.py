@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import resource
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -222,8 +223,8 @@ def test_orbax_is_silent(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
     assert capfd.readouterr() == ("", "")
 
 
-def test_full_disk_is_a_user_error_and_loses_nothing(tmp_path: Path):
-    state = {"a": jax.random.normal(jax.random.key(0), (300, 300))}
+def test_full_disk_is_a_user_error_and_loses_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+    state = {str(i): jax.random.normal(jax.random.key(i), (300, 300)) for i in range(20)}
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(1, state, wait=True)
@@ -231,8 +232,10 @@ def test_full_disk_is_a_user_error_and_loses_nothing(tmp_path: Path):
         try:
             with pytest.raises(UserError, match=r"could not be written to .*check the free space"):
                 checkpoints.save(2, state, wait=True)
+            time.sleep(0.5)  # the writes of the other arrays end, which nobody waits for
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert capfd.readouterr() == ("", "")
     with Checkpoints(tmp_path) as checkpoints:
         restored = checkpoints.restore_latest(state)
         assert restored is not None

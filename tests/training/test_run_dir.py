@@ -9,10 +9,11 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 from training_toy import toy_train
 
-from bilevel.training import hold_run_dir, prepare_run_dir
+from bilevel.training import Checkpoints, hold_run_dir, prepare_run_dir
 from bilevel.training.run_dir import read_settings, write_atomically
 from bilevel.types import UserError
 
@@ -176,3 +177,37 @@ def test_writers_of_one_file_do_not_disturb_each_other(tmp_path: Path) -> None:
             done.result()
     assert len(set(target.read_text())) == 1
     assert [file.name for file in tmp_path.iterdir()] == ["a.json"]
+
+
+@pytest.mark.parametrize("name", ["lr=[0.1]", "a]", "all*", "why?", "back\\slash", "caf\udce9"])
+def test_paths_that_checkpoints_cannot_have(tmp_path: Path, name: str):
+    """Orbax would save there, and read nothing back."""
+    for refuse in (lambda path: prepare_run_dir(path, CONFIG), lambda path: Checkpoints(path)):
+        with pytest.raises(UserError, match=r"could not be read again: give a --run-dir in UTF-8 without any of \[ \]"):
+            refuse(tmp_path / name / "run")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["{a,b}", "100% $HOME ~ #1", "ünï", "a b;c'd", "new\nline", "é" * 100])
+def test_paths_that_checkpoints_can_have(tmp_path: Path, name: str):
+    with Checkpoints(prepare_run_dir(tmp_path / name, CONFIG) / "checkpoints") as checkpoints:
+        checkpoints.save(1, {"w": np.ones(3)}, wait=True)
+    with Checkpoints(tmp_path / name / "checkpoints") as checkpoints:
+        restored = checkpoints.restore_latest({"w": np.zeros(3)})
+    assert restored is not None
+    np.testing.assert_array_equal(restored[1]["w"], np.ones(3))
+
+
+def test_a_python_without_fcntl(tmp_path: Path):
+    """Nothing is locked, which is said; a second run is not taken for one that runs."""
+    code = (
+        "import sys, pathlib; sys.modules['fcntl'] = None\n"
+        "from bilevel.training import hold_run_dir\n"
+        "for _ in range(2):\n"
+        f"    with hold_run_dir(pathlib.Path({str(tmp_path)!r})): pass\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    lines = [line for line in done.stderr.splitlines() if line.startswith("warning: ")]
+    assert len(lines) == 2, done.stderr
+    assert all(line.startswith(f"warning: {tmp_path} cannot be locked (") for line in lines)

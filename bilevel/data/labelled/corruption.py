@@ -14,6 +14,7 @@ left out. A learner must see `label` alone.
 
 from __future__ import annotations
 
+import os
 import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -137,7 +138,7 @@ def recorded_labels(arrays: Arrays, path: str | Path, name: str, *, num_classes:
             "There is no array 'source_row', which tells the rows of the file; open the data by open_labelled."
         )
     try:
-        with np.load(Path(path).expanduser(), allow_pickle=False) as file:
+        with np.load(os.path.expanduser(path), allow_pickle=False) as file:
             stored = {key: file[key] for key in file.files if key in (name, "clean_label")}
             names = ", ".join(file.files)
     except (OSError, ValueError, EOFError, AttributeError, TypeError, zipfile.BadZipFile) as error:

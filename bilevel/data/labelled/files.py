@@ -1,10 +1,10 @@
-"""Labelled rows in files: numpy archives, archives of JPEG images, tables, and folders of images."""
+"""Labelled rows in files: numpy archives, archives of JPEG images, and tables."""
 
 from __future__ import annotations
 
 import os
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,7 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bilevel.data.digests import digest
-from bilevel.data.labelled.images import Image, cached_images, decoded
+from bilevel.data.labelled.decoding import decoded
+from bilevel.data.labelled.folders import image_folder, is_image_folder
+from bilevel.data.labelled.images import Image, cached_images
 from bilevel.data.labelled.parts import (
     TEST,
     TRAIN,
@@ -24,15 +26,15 @@ from bilevel.data.labelled.parts import (
     numbered,
     whole_labels,
 )
-from bilevel.data.labelled.tables import SUFFIXES, table_arrays
-from bilevel.data.opening import Place, name_of, place_of
+from bilevel.data.labelled.tables import SUFFIXES, Columns, table_arrays
+from bilevel.data.notes import note, some
+from bilevel.data.opening import Place, name_of, place_of, read_errors
 from bilevel.data.text.files import file_fingerprint
 from bilevel.types import UserError
 
 _INPUTS = ("image", "images", "features", "x", "data")
 _LABELS = ("label", "labels", "y", "target")
 _ENDS = (".npz", "_jpeg.npz", *SUFFIXES)
-_IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 _FORMS = (
     "a .npz, .csv or .parquet file, a folder with train.npz and test.npz, a prefix such as DIR/cifar10 of files "
     "cifar10_train.npz and cifar10_test.npz, or a folder with train/CLASS/*.png and test/CLASS/*.png"
@@ -46,6 +48,8 @@ class _Raw(NamedTuple):
     labels: NDArray[Any]
     where: str
     """For messages."""
+    columns: Columns | None = None
+    """Of a table."""
 
 
 class _Reading(NamedTuple):
@@ -65,20 +69,28 @@ def file_parts(spec: str, size: int | None, cache_dir: Path, label: str | None =
     """
     path, how = place_of(spec), _Reading(size, cache_dir, label)
     if isinstance(path, str):
-        if not name_of(path).endswith(SUFFIXES):
+        if not name_of(path).lower().endswith(SUFFIXES):
             raise UserError(f"{spec} is not a .csv or .parquet file; download the data, and give {_FORMS}.")
         return _assembled(spec, [_table_part(path, how), None, None])
+    with read_errors(path):
+        return _local_parts(spec, path, how)
+
+
+def _local_parts(spec: str, path: Path, how: _Reading) -> Parts:
     if path.is_file():
         return _assembled(spec, _one_file(spec, path, how))
-    if _subfolder(path, TRAIN):
-        if label is not None:
-            raise UserError(f"{spec} is a folder of images, labelled by their folders; leave label={label!r} out.")
-        return _image_folder(spec, path, size, cache_dir)
+    if is_image_folder(path):
+        if how.label is not None:
+            raise UserError(f"{spec} is a folder of images, labelled by their folders; leave label={how.label!r} out.")
+        return image_folder(spec, path, how.size, how.cache_dir)
     prefix = _prefix(spec, path)
     files = [_part_file(prefix, names) for names in (TRAIN, VALID, TEST)]
     if files[0] is None:
         raise UserError(f"There are no labelled data at {spec} (taken relative to {Path.cwd()}); give {_FORMS}.")
-    return _assembled(spec, [file and _file_part(file, how) for file in files])
+    _note_unused(prefix, files)
+    train = _file_part(files[0], how)
+    columns = train.columns if isinstance(train, _Raw) else None
+    return _assembled(spec, [train, *(file and _file_part(file, how, columns) for file in files[1:])])
 
 
 def _assembled(spec: str, found: list[Part | _Raw | None]) -> Parts:
@@ -103,7 +115,8 @@ def _prefix(spec: str, path: Path) -> str:
     if _part_file(f"{path}{os.sep}", TRAIN) is not None:
         return f"{path}{os.sep}"
     ends = [f"_train{end}" for end in _ENDS]
-    sets = sorted({f.name.removesuffix(end) for f in path.iterdir() for end in ends if f.name.endswith(end)})
+    names = [file.name for file in path.iterdir()]
+    sets = sorted({name[: -len(end)] for name in names for end in ends if name.lower().endswith(end)})
     if len(sets) != 1:
         found = f"holds several data sets ({', '.join(sets)})" if sets else "holds no labelled data"
         advice = f"name one, such as {path / sets[0]}" if sets else f"give {_FORMS}"
@@ -112,8 +125,30 @@ def _prefix(spec: str, path: Path) -> str:
 
 
 def _part_file(prefix: str, names: tuple[str, ...]) -> Path | None:
-    files = [Path(f"{prefix}{name}{end}") for name in names for end in _ENDS]
-    return next((file for file in files if file.is_file()), None)
+    found = [file for file in _beginning(prefix) if _rest(file, prefix) in {n + end for n in names for end in _ENDS}]
+    if len(found) > 1:
+        raise UserError(f"{found[0]} and {found[1]} are both the {names[0]} part; keep one of them.")
+    return found[0] if found else None
+
+
+def _beginning(prefix: str) -> list[Path]:
+    """The files whose paths begin so; hidden ones do not count."""
+    folder, start = os.path.split(prefix)
+    if not os.path.isdir(folder or "."):
+        return []
+    found = (path for path in Path(folder or ".").iterdir() if path.name.startswith(start) and path.is_file())
+    return sorted(path for path in found if not path.name.startswith("."))
+
+
+def _rest(file: Path, prefix: str) -> str:
+    """The name of a file behind the prefix, in lower case."""
+    return file.name[len(os.path.split(prefix)[1]) :].lower()
+
+
+def _note_unused(prefix: str, files: list[Path | None]) -> None:
+    others = [file.name for file in _beginning(prefix) if file not in files and file.name.lower().endswith(_ENDS)]
+    if others:
+        note(f"beside {', '.join(str(file) for file in files if file)} are not used: {some(others)}.")
 
 
 def _load(path: Path) -> dict[str, NDArray[Any]]:
@@ -138,27 +173,37 @@ def _names(path: Path) -> set[str]:
 
 def _one_file(spec: str, path: Path, how: _Reading) -> list[Part | _Raw | None]:
     """A table, or an archive with x_train, y_train, x_test, y_test (and x_valid, y_valid), or the rows of all parts together."""
-    if not path.name.endswith(_ENDS):
+    if not path.name.lower().endswith(_ENDS):
         raise UserError(f"{spec} is not a .npz, .csv or .parquet file; give {_FORMS}.")
-    if path.suffix != ".npz" or "x_train" not in _names(path):
+    if path.suffix.lower() != ".npz" or "x_train" not in _names(path):
         return [_file_part(path, how), None, None]
     arrays = _load(path)
     found: list[Part | _Raw | None] = []
+    used: list[str] = []
     for names in (TRAIN, VALID, TEST):
-        name = next((name for name in names if f"x_{name}" in arrays), None)
+        name, *more = [name for name in names if f"x_{name}" in arrays] or [None]
+        if more:
+            raise UserError(f"{path} holds x_{name} and x_{more[0]}, which are one part; leave one of them out.")
         if name is not None and f"y_{name}" not in arrays:
             raise UserError(f"{path} holds x_{name} but no y_{name}; add the labels.")
         found.append(None if name is None else _Raw(arrays[f"x_{name}"], arrays[f"y_{name}"], f"{path}, {name}"))
+        used += [f"x_{name}", f"y_{name}"]
+    _note_arrays(path, arrays, used)
     if how.label is not None:
         raise UserError(f"{path} holds x_train, whose labels are y_train; leave label={how.label!r} out.")
     _refuse_size(path, how.size)
     return found
 
 
-def _file_part(path: Path, how: _Reading) -> Part | _Raw:
-    """The rows of one file with inputs and labels, or with JPEG images end to end."""
-    if path.suffix != ".npz":
-        return _table_part(path, how)
+def _note_arrays(path: Path, arrays: Iterable[str], used: Collection[str]) -> None:
+    if unused := [name for name in arrays if name not in used]:
+        note(f"of the arrays of {path} are not used: {some(unused)}.")
+
+
+def _file_part(path: Path, how: _Reading, columns: Columns | None = None) -> Part | _Raw:
+    """The rows of one file with inputs and labels, or with JPEG images end to end; a table has the columns of train."""
+    if path.suffix.lower() != ".npz":
+        return _table_part(path, how, columns)
     known = _LABELS if how.label is None else (how.label,)
     if {"jpeg", "offsets"} <= _names(path):
         key = digest(["jpeg archive", file_fingerprint(path), how.size or 0, *([how.label] if how.label else [])])
@@ -172,12 +217,14 @@ def _file_part(path: Path, how: _Reading) -> Part | _Raw:
             f"and the labels one of {', '.join(known)}."
         )
     _refuse_size(path, how.size)
+    _note_arrays(path, arrays, (inputs, labels))
     return _Raw(arrays[inputs], arrays[labels], str(path))
 
 
-def _table_part(path: Place, how: _Reading) -> _Raw:
+def _table_part(path: Place, how: _Reading, columns: Columns | None = None) -> _Raw:
     _refuse_size(path, how.size)
-    return _Raw(*table_arrays(path, how.label, _LABELS), str(path))
+    table = table_arrays(path, how.label, _LABELS, columns)
+    return _Raw(table.features, table.labels, str(path), table.columns)
 
 
 def _refuse_size(path: Place, size: int | None) -> None:
@@ -202,40 +249,3 @@ def _jpeg_images(path: Path, size: int | None, known: tuple[str, ...]) -> Iterat
     for i, label in enumerate(labels):
         where = f"{path}, image {i}"
         yield Image(where, decoded(blob[offsets[i] : offsets[i + 1]].tobytes(), where, size), int(label))
-
-
-def _subfolder(folder: Path, names: tuple[str, ...]) -> Path | None:
-    return next((folder / name for name in names if (folder / name).is_dir()), None)
-
-
-def _image_folder(spec: str, folder: Path, size: int | None, cache_dir: Path) -> Parts:
-    """`folder/{train,valid,test}/CLASS/*.png`; the classes are the folders of train, sorted by name."""
-    train_folder = _subfolder(folder, TRAIN)
-    assert train_folder is not None
-    classes = sorted(path.name for path in train_folder.iterdir() if path.is_dir() and not path.name.startswith("."))
-    found: list[Part | None] = []
-    for names in (TRAIN, VALID, TEST):
-        part = _subfolder(folder, names)
-        found.append(part and _image_part(spec, part, classes, size, cache_dir))
-    train, valid, test = found
-    assert train is not None
-    return Parts(spec, train, valid, test, tuple(classes))
-
-
-def _image_part(spec: str, part: Path, classes: list[str], size: int | None, cache_dir: Path) -> Part:
-    files: list[tuple[Path, int]] = []
-    facts: list[str] = []
-    for folder in sorted(path for path in part.iterdir() if path.is_dir() and not path.name.startswith(".")):
-        if folder.name not in classes:
-            raise UserError(f"{part} has a class {folder.name!r} that train has not; the classes there are {classes}.")
-        entries = [e for e in os.scandir(folder) if e.name.lower().endswith(_IMAGE_SUFFIXES) and e.is_file()]
-        for entry in sorted(entries, key=lambda entry: entry.name):
-            status = entry.stat()
-            files.append((Path(entry.path), classes.index(folder.name)))
-            facts.append(f"{folder.name}/{entry.name}:{status.st_size}:{status.st_mtime_ns}")
-
-    def read() -> Iterator[Image]:
-        return (Image(str(file), decoded(file, str(file), size), label) for file, label in files)
-
-    name = f"{spec} ({part.name})"
-    return cached_images(name, digest(["image folder", part.name, size or 0, *classes, *facts]), read, cache_dir)

@@ -6,10 +6,9 @@ import contextlib
 import hashlib
 import json
 from collections.abc import Callable, Iterator
-from io import BytesIO
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +19,7 @@ from bilevel.data.labelled.parts import Part, checked_part
 from bilevel.data.text.writer import GrowingArray
 from bilevel.types import UserError
 
-_FORMAT_VERSION = 1
+_FORMAT_VERSION = 2
 _BLOCK = 256  # images written at once
 
 
@@ -84,7 +83,7 @@ def _write(folder: Path, name: str, images: Iterator[Image]) -> None:
         "shape": list(shape),
         "content_hash": hasher.hexdigest(),
     }
-    (folder / "manifest.json").write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    (folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
 
 
 def _blocks(images: Iterator[Image]) -> Iterator[list[Image]]:
@@ -103,45 +102,3 @@ def _opened(folder: Path) -> Part:
     except (OSError, ValueError, EOFError, KeyError, TypeError) as error:
         raise UserError(f"The images in {folder} are damaged ({error}); remove the folder and try again.") from error
     return Part(images, labels)
-
-
-def decoded(data: Path | bytes, where: str, size: int | None) -> NDArray[np.uint8]:
-    """Decode a PNG or JPEG file to RGB, uint8 `[H, W, 3]`.
-
-    Raises:
-        UserError: it is no image, or pillow is missing.
-    """
-    pillow = _pillow()
-    try:
-        with pillow.open(BytesIO(data) if isinstance(data, bytes) else data) as image:
-            return np.asarray(_resized(image.convert("RGB"), size))
-    except (OSError, ValueError, SyntaxError) as error:
-        raise UserError(f"{where} is not a sound image ({error}); replace it, or leave it out.") from error
-
-
-def resized(pixels: NDArray[np.uint8], size: int | None) -> NDArray[np.uint8]:
-    """Resize uint8 `[H, W, C]` to `[size, size, C]`, C of 1 or 3: the shorter side is scaled, the longer one cut."""
-    if size is None or pixels.shape[:2] == (size, size):
-        return pixels
-    image = _pillow().fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
-    return np.asarray(_resized(image, size)).reshape(size, size, pixels.shape[-1])
-
-
-def _resized(image: Any, size: int | None) -> Any:
-    if size is None or image.size == (size, size):
-        return image
-    from PIL import Image as pillow
-    from PIL import ImageOps
-
-    return ImageOps.fit(image, (size, size), method=pillow.Resampling.BICUBIC)
-
-
-def _pillow() -> Any:
-    try:
-        from PIL import Image as pillow
-    except ImportError as error:
-        raise UserError(
-            f"Decoding images needs pillow, which cannot be imported ({error}); "
-            "install it with: pip install 'bilevel[experiments]'"
-        ) from error
-    return pillow

@@ -92,11 +92,12 @@ def open_labelled(
             - `sklearn:digits`, 1,797 images that come with scikit-learn; `sklearn:iris`, `wine`, `breast_cancer`: features;
             - `tfds:NAME`, an image data set read without TensorFlow; TFDS_DATA_DIR says where the data are. Without a test split
               that has labels (ImageNet), the validation split is the test set;
-            - a folder with train/CLASS/*.png (or .jpg), likewise test and perhaps valid, as of CINIC-10;
+            - a folder with train/CLASS/*.png (or .jpg, .webp, .bmp, .gif, .tif), likewise test and perhaps valid, as of CINIC-10;
             - a .npz file with x_train, y_train, x_test, y_test (and x_valid, y_valid), or with one pair of inputs (`image`,
               `images`, `features`, `x`, `data`) and labels (`label`, `labels`, `y`, `target`);
             - a .csv (or .csv.gz) file, whose first line names the columns, or a .parquet file, with a column of labels called so;
-              all other columns are features and hold numbers; such a file may also be a URL (with fsspec);
+              all other columns are features and hold numbers, but those that number the rows, which are left out; such a file
+              may also be a URL (with fsspec);
             - a prefix DIR/NAME of files NAME_train.npz, NAME_test.npz (and NAME_valid.npz) with such pairs, or of tables, or the
               folder, if it holds one such data set. NAME_train_jpeg.npz holds JPEG files end to end: `jpeg` uint8, `offsets`
               `[N + 1]`.
@@ -122,7 +123,7 @@ def open_labelled(
         if value is not None and value < 1:
             raise UserError(f"{what}={value} is not possible; give a whole number from 1.")
     order = Order(split, seed)
-    parts = _open_parts(spec, size, Path(cache_dir).expanduser(), label)
+    parts = _open_parts(spec, size, Path(cache_dir), label)
     _check_alike(parts)
     classes = _classes(parts)
     held = {"specific": specific, "held_out": held_out} if held_out else {"specific": specific}

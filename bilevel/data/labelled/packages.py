@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from bilevel.data.digests import digest
-from bilevel.data.labelled.images import Image, cached_images, resized
+from bilevel.data.labelled.decoding import resized
+from bilevel.data.labelled.images import Image, cached_images
 from bilevel.data.labelled.parts import TEST, VALID, Part, Parts, checked_part
 from bilevel.data.tfds import identify_records, open_records, parse_spec
 from bilevel.types import UserError

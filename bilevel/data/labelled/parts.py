@@ -14,6 +14,10 @@ TRAIN, VALID, TEST = ("train",), ("valid", "validation", "val", "dev"), ("test",
 """What sources call their parts."""
 
 
+_FINEST, _ROUNDING = 1e-6, 1e-13
+"""Standard deviations over means: below the first, float32 keeps fewer than some ten steps; below the other, it is constant."""
+
+
 class Part(NamedTuple):
     """One part of a source."""
 
@@ -112,11 +116,23 @@ def _checked_inputs(inputs: NDArray[Any], where: str) -> NDArray[Any]:
         if not np.isfinite(features).all():
             row = int(np.argmin(np.isfinite(features).all(axis=1)))
             raise UserError(f"{where}: the features of row {row} are not finite in float32; fill in or drop such rows.")
+        _check_precision(inputs, where)
         return features
     raise UserError(
         f"{where}: the inputs are {_described(inputs)}; give images uint8 [rows, height, width, channels] with values "
         "from 0 to 255, or numbers [rows, features]."
     )
+
+
+def _check_precision(inputs: NDArray[Any], where: str) -> None:
+    """Refuse features that vary by less than float32 can tell, such as times in nanoseconds."""
+    mean, std = np.abs(inputs.mean(0, dtype=np.float64)), inputs.std(0, dtype=np.float64)
+    lost = (std < _FINEST * mean) & (std > _ROUNDING * mean)
+    if lost.any():
+        i = int(np.argmax(lost))
+        raise UserError(
+            f"{where}: feature {i} varies by {std[i]:.3g} around {mean[i]:.3g}, too little for float32; subtract its mean."
+        )
 
 
 def _channels_first(shape: tuple[int, ...]) -> bool:

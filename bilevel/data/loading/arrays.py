@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -89,7 +90,7 @@ class ArrayDataset:
         Raises:
             UserError: the path is missing or no such file, or as the constructor.
         """
-        path = Path(path).expanduser()
+        path = Path(os.path.expanduser(path))
         if not path.exists():
             raise UserError(f"The file {path} does not exist; check the path (it is taken relative to {Path.cwd()}).")
         try:

@@ -1,40 +1,48 @@
-"""Text files and JSON lines, compressed with gzip or not."""
+"""Text files and JSON lines, compressed or not."""
 
 from __future__ import annotations
 
-import gzip
+import filecmp
+import hashlib
 import json
 import os
-import zlib
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import BinaryIO
 
 from bilevel.data.digests import Document, Options, Source, digest
+from bilevel.data.notes import note, some
 from bilevel.data.opening import (
     Place,
+    entries_in,
     exists,
-    files_in,
     has_magic,
+    identity_of,
     is_folder,
+    is_plain_file,
     is_url,
     matching,
     name_of,
     open_bytes,
     place_of,
-    remote_errors,
+    read_errors,
     size_of,
     stamp_of,
 )
 from bilevel.data.text.array_text import array_documents
+from bilevel.data.text.kinds import (
+    ARRAY_SUFFIXES,
+    BYTE_ORDER_MARK,
+    JSON_SUFFIXES,
+    TEXT_SUFFIXES,
+    Documents,
+    Kind,
+    kind_of,
+    suffix_of,
+)
 from bilevel.types import UserError
 
-Documents = Literal["line", "file"]
-
-JSON_SUFFIXES = (".jsonl", ".json")
-TEXT_SUFFIXES = (".txt", *JSON_SUFFIXES)
-ARRAY_SUFFIXES = (".npy", ".npz")
-_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _BLOCK = 1 << 20
 _SAMPLE = 1 << 16
 _FOLDER_KINDS = ".txt, .jsonl or .json files (.gz or not)"
@@ -42,7 +50,9 @@ _FOLDER_KINDS = ".txt, .jsonl or .json files (.gz or not)"
 
 def files_source(spec: str, field: str | None, documents: Documents, blank_files: bool = False) -> Source:
     """The source made of the files that `spec` names (see `open_source`)."""
-    return source_of_files(spec, expand(spec), field, documents, blank_files)
+    paths = expand(spec)
+    note_copies(paths)
+    return source_of_files(spec, paths, field, documents, blank_files)
 
 
 def source_of_files(
@@ -50,15 +60,14 @@ def source_of_files(
 ) -> Source:
     """The source called `name` that reads `paths` one after another."""
     may_be_blank = blank_files or (documents == "file" and len(paths) > 1)
-    for path in paths:
-        _check_kind(path, field, documents, may_be_blank)
+    kinds: list[Kind] = [_checked_kind(path, field, documents, may_be_blank) for path in paths]
     key = field or "text"
 
     def read() -> Iterator[Document]:
         all_blank = True
-        for path in paths:
+        for path, kind in zip(paths, kinds, strict=True):
             blank = True
-            for text in _documents(path, key, documents):
+            for text in _documents(path, kind, key, documents):
                 blank = blank and not text
                 yield Document(text)
             if blank and not may_be_blank:
@@ -71,11 +80,11 @@ def source_of_files(
         for path in paths:
             yield from line_blocks(path)
 
-    in_lines = documents == "line" and all(kind_of(path) not in ARRAY_SUFFIXES for path in paths)
+    in_lines = documents == "line" and "array" not in kinds
     return Source(
         name,
         read,
-        lambda: digest(["files", key, documents, *map(file_fingerprint, paths)]),
+        lambda: digest(["files", key, documents, *kinds, *map(file_fingerprint, paths)]),
         paths=tuple(paths),
         lines=lines if in_lines else None,
     )
@@ -95,7 +104,28 @@ def expand(spec: str) -> list[Place]:
     if len(set(places)) < len(places):
         double = next(path for i, path in enumerate(found) if places[i] in places[:i])
         raise UserError(f"The file {double} is named twice; name it once.")
+    known: dict[tuple[int, int] | str, Place] = {}
+    for path in found:
+        if (other := known.setdefault(identity_of(path), path)) is not path:
+            raise UserError(f"{other} and {path} are one file, by a link; name it once, or remove the link.")
     return found
+
+
+def note_copies(paths: Sequence[Place]) -> None:
+    """Say which local files hold the same, byte for byte: their documents count twice."""
+    first: dict[tuple[int, bytes], Path] = {}
+    copies: list[str] = []
+    sizes = [path.stat().st_size if isinstance(path, Path) else 0 for path in paths]
+    count = Counter(sizes)
+    for path, size in zip(paths, sizes, strict=True):
+        if size and count[size] > 1 and isinstance(path, Path) and os.access(path, os.R_OK):
+            with path.open("rb") as file:
+                key = (size, hashlib.blake2b(file.read(_SAMPLE), digest_size=16).digest())
+            other = first.setdefault(key, path)
+            if other is not path and filecmp.cmp(other, path, shallow=False):
+                copies.append(f"{path} is a copy of {other}")
+    if copies:
+        note(f"{some(copies)}; the documents count twice.")
 
 
 def _expand_one(name: str, spec: str) -> list[Place]:
@@ -110,9 +140,11 @@ def _expand_one(name: str, spec: str) -> list[Place]:
             raise UserError(f"No file matches {name}; check the pattern and the folder it starts from.")
         return found
     if is_folder(place):
-        found = text_files(place)
+        found, others = text_files(place)
         if not found:
             raise UserError(f"The folder {name} holds no {_FOLDER_KINDS}; name the files, or a glob that matches them.")
+        if others:
+            note(f"of the folder {name} are not read: {some(others)}; name files, or a glob that matches them.")
         return found
     if not exists(place):
         where = "address" if is_url(place) else f"path (it is taken relative to {Path.cwd()})"
@@ -120,39 +152,46 @@ def _expand_one(name: str, spec: str) -> list[Place]:
     return [place]
 
 
-def text_files(folder: Place) -> list[Place]:
-    """Return the text and JSON-lines files directly in `folder`, sorted by name; hidden files do not count.
+def text_files(folder: Place) -> tuple[list[Place], list[str]]:
+    """Return the text and JSON-lines files directly in `folder`, sorted by name, and the names of its other entries.
+
+    Hidden entries do not count.
 
     Raises:
         UserError: the folder cannot be read.
     """
-    return [place for place in files_in(folder) if kind_of(place) in TEXT_SUFFIXES]
-
-
-def kind_of(place: Place) -> str:
-    """Return the suffix in lower case that says what is in the file, without a final `.gz`."""
-    name = name_of(place).lower().removesuffix(".gz")
-    return Path(name).suffix
+    found, others = [], []
+    for place in entries_in(folder):
+        if is_plain_file(place) and suffix_of(place) in TEXT_SUFFIXES:
+            found.append(place)
+        else:
+            others.append(name_of(place) + ("/" if is_folder(place) else ""))
+    return found, others
 
 
 def options_of_files(spec: str) -> Options:
     """Which options of `open_source` the files that `spec` names have a use for."""
-    kinds = [kind_of(path) for path in expand(spec)]
-    fielded = [kind in JSON_SUFFIXES + ARRAY_SUFFIXES for kind in kinds]
+    fielded = [suffix_of(path) in ARRAY_SUFFIXES + JSON_SUFFIXES or _has_fields(path) for path in expand(spec)]
     return Options(field=any(fielded), documents=not all(fielded))
 
 
-def _check_kind(path: Place, field: str | None, documents: Documents, may_be_blank: bool) -> None:
-    kind = kind_of(path)
+def _has_fields(path: Place) -> bool:
+    return size_of(path) != 0 and kind_of(path) == "json"
+
+
+def _checked_kind(path: Place, field: str | None, documents: Documents, may_be_blank: bool) -> Kind:
+    suffix = suffix_of(path)
     if isinstance(path, Path) and not os.access(path, os.R_OK):
         raise UserError(f"The file {path} cannot be read; change its permissions.")
-    if size_of(path) == 0 and (kind in ARRAY_SUFFIXES or not may_be_blank):
+    if size_of(path) == 0 and (suffix in ARRAY_SUFFIXES or not may_be_blank):
         raise UserError(f"The file {path} is empty; give a file with text in it, or leave this one out.")
-    if kind in JSON_SUFFIXES + ARRAY_SUFFIXES:
+    kind = kind_of(path, documents)
+    if kind != "text" or suffix in JSON_SUFFIXES:
         if documents == "file":
             raise UserError(f"{path} holds one document a line or row; documents='file' is for plain text only.")
     elif field is not None:
         raise UserError(f"field={field!r} names a field of JSON lines, but {path} is plain text; leave the field out.")
+    return kind
 
 
 def file_fingerprint(path: Place, *, times: bool = True) -> str:
@@ -165,7 +204,7 @@ def file_fingerprint(path: Place, *, times: bool = True) -> str:
     name, size = name_of(path), size_of(path)
     if size is None:
         return digest([name, stamp_of(path)])
-    with open_bytes(path, decompress=False) as file, remote_errors(path):
+    with open_bytes(path, decompress=False) as file, read_errors(path):
         if size <= _BLOCK:
             return digest([name, file.read()])
         samples = []
@@ -175,8 +214,8 @@ def file_fingerprint(path: Place, *, times: bool = True) -> str:
     return digest([name, size, *([stamp_of(path)] if times else ()), *samples])
 
 
-def _documents(path: Place, field: str, documents: Documents) -> Iterator[bytes]:
-    if kind_of(path) in ARRAY_SUFFIXES:
+def _documents(path: Place, kind: Kind, field: str, documents: Documents) -> Iterator[bytes]:
+    if kind == "array":
         yield from array_documents(path, field)
         return
     if documents == "file":
@@ -184,12 +223,11 @@ def _documents(path: Place, field: str, documents: Documents) -> Iterator[bytes]
         yield text if text.strip() else b""
         return
     number = 0
-    is_json = kind_of(path) in JSON_SUFFIXES
     for block in line_blocks(path):
         for line in block:
             number += 1
             text = line.removesuffix(b"\n").removesuffix(b"\r")
-            if is_json and text.strip():
+            if kind == "json" and text.strip():
                 text = _json_text(text, field, path, number)
             yield text if text.strip() else b""
 
@@ -198,27 +236,21 @@ def line_blocks(path: Place) -> Iterator[list[bytes]]:
     """Stream the lines of a file, line ends included, in lists of about 1 MiB, checked to be UTF-8.
 
     Raises:
-        UserError: the gzip stream is broken, or a line is not UTF-8.
+        UserError: the file cannot be read, is compressed and broken, or a line is not UTF-8.
     """
     with open_bytes(path) as stream:
         before = 0
         while block := _next_block(stream, path):
             if before == 0:
-                block[0] = block[0].removeprefix(_BYTE_ORDER_MARK)
+                block[0] = block[0].removeprefix(BYTE_ORDER_MARK)
             _check_utf8(block, path, before)
             before += len(block)
             yield block
 
 
 def _next_block(stream: BinaryIO, path: Place) -> list[bytes]:
-    with remote_errors(path):
-        try:
-            return stream.readlines(_BLOCK)
-        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            raise UserError(
-                f"{path} is not a complete gzip file ({error}); copy or compress it again, "
-                "or remove .gz from its name if it is not compressed."
-            ) from error
+    with read_errors(path):
+        return stream.readlines(_BLOCK)
 
 
 def _check_utf8(lines: list[bytes], path: Place, before: int) -> None:

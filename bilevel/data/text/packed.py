@@ -21,7 +21,7 @@ from bilevel.data.text.labels import with_labels
 from bilevel.data.text.writer import PackedWriter, length_dtype
 from bilevel.types import UserError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,8 @@ class PackedText:
     """uint16 (int32 if T is larger) `[N]`: the real bytes of each row."""
     document: NDArray[np.int64]
     """int64 `[N]`: the number of each row's document in the source, blank documents counted."""
+    hash: NDArray[np.uint32]
+    """uint32 `[N]`: the upper half of `text_hash` of each row's document; chooses documents whatever their order."""
     labels: NDArray[np.int32] | None
     """int32 `[N]`: positions in `label_names`; None if the documents have no labels."""
 
@@ -60,6 +62,7 @@ class PackedText:
             tokens = _open_array(folder / "tokens.npy", np.uint8, (rows, length))
             lengths = _open_array(folder / "length.npy", length_dtype(length), (rows,))
             document = _open_array(folder / "document.npy", np.int64, (rows,))
+            hashes = _open_array(folder / "hash.npy", np.uint32, (rows,))
             labels = None
             if manifest["label_names"] is not None:
                 labels = _open_array(folder / "label.npy", np.int32, (rows,))
@@ -68,7 +71,7 @@ class PackedText:
                 f"The packed text in {folder} is damaged ({type(error).__name__}: {error}); remove the "
                 "folder and pack again."
             ) from error
-        return cls(folder, manifest, tokens, lengths, document, labels)
+        return cls(folder, manifest, tokens, lengths, document, hashes, labels)
 
     @property
     def name(self) -> str:
@@ -139,9 +142,8 @@ def pack(source: Source, *, length: int, cache_dir: str | Path, labels: str | Pa
     table = place_of(labels) if labels is not None else None
     if table is not None and not exists(table):
         raise UserError(f"The label file {table} does not exist; check the path, or leave the labels out.")
-    cache_dir = Path(cache_dir).expanduser()
     key = digest(["packed", FORMAT_VERSION, length, source.fingerprint(), file_fingerprint(table) if table else ""])
-    folder = cache_dir / f"bytes-{length}-{key}"
+    folder = Path(cache_dir) / f"bytes-{length}-{key}"
     return cached_folder(
         folder,
         PackedText.open,
@@ -169,5 +171,5 @@ def _write(folder: Path, source: Source, length: int, labels: Place | None) -> N
         "content_hash": writer.content_hash,
         "label_names": list(writer.label_names) if labelled else None,
     }
-    text = json.dumps(manifest, indent=1, ensure_ascii=False)
+    text = json.dumps(manifest, indent=1)  # ASCII: names of files need not be UTF-8
     (folder / "manifest.json").write_text(text + "\n", encoding="utf-8")

@@ -25,10 +25,11 @@ def open_source(
     Args:
         spec: one of
             - a file, a folder, a glob, or several of these separated by commas; also by URL (`s3://`, `https://`, …: with
-              fsspec and its package for that store). Files are plain text or, with
-              the suffix .jsonl or .json, JSON lines; either may be compressed with gzip. .npy and .npz files hold
+              fsspec and its package for that store). Files are plain text or JSON lines, under any name: the content says which.
+              They may be compressed with gzip, bzip2, xz or zstd. .npy and .npz files hold
               strings, or rows of bytes (uint8 `[n, T]`, zeros after the end). A folder gives all .txt,
-              .jsonl and .json files (.gz or not) directly in it, sorted by name;
+              .jsonl, .ndjson and .json files (compressed or not) directly in it, sorted by name; what else is in it is named on
+              stderr, as are copies of a file;
             - `tfds:NAME[:SPLIT[:FIELD]]`, read through `tfds.data_source`; SPLIT is `train` by default. The
               environment variable TFDS_DATA_DIR says where the data are;
             - `python:stdlib`, the source code of the running Python's standard library, labelled by module;

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-import hashlib
+import re
 from collections.abc import Iterator
 from typing import Literal
 
-from bilevel.data.digests import Document, Source, digest
+from bilevel.data.digests import Document, Source, digest, text_hash
+from bilevel.data.notes import note, some
 from bilevel.data.opening import Place, is_folder, name_of, place_of
-from bilevel.data.text.files import source_of_files, text_files
+from bilevel.data.text.files import note_copies, source_of_files, text_files
 from bilevel.data.text.python import topics_parts
 from bilevel.data.text.sources import open_source
 from bilevel.types import UserError
 
 PARTS = ("train", "valid", "test")
-_PREFIXES = {"train": ("train",), "valid": ("val", "dev"), "test": ("test",)}
+_WORDS = {"train": "train", "valid": "valid|validation|val|dev", "test": "test"}
+_NAMED = {part: re.compile(rf"({words})(?![^\W\d_])", re.IGNORECASE) for part, words in _WORDS.items()}
+"""What names of files begin with: whole words, so that `value.txt` and `training.txt` are no parts."""
+_TENTHS = 10
 _BOUNDS = {"train": range(8), "valid": range(8, 9), "test": range(9, 10)}
 
 
@@ -23,8 +27,9 @@ def open_specific(
 ) -> dict[str, Source]:
     """Open specific data as three disjoint parts.
 
-    A folder whose text files are called train*, valid* (or val*, dev*) and test* gives those; `python:topics`
-    is split by topic. Everything else is split by its text: the 64-bit BLAKE2b hash of a document modulo 10
+    A folder whose text files are called train, valid (or validation, val, dev) and test gives those. A name may go on behind
+    the word, but not with a letter: `train-00.txt` is a part, `training.txt` is none, and what is in no part is named on stderr.
+    `python:topics` is split by topic. Everything else is split by its text: the 64-bit BLAKE2b hash of a document modulo 10
     puts it in train (0 to 7), valid (8) or test (9). So equal documents fall in one part, and a document
     keeps its part when others come or go.
 
@@ -51,8 +56,8 @@ def open_specific(
 
 
 def _named_parts(folder: Place) -> dict[str, list[Place]]:
-    files = text_files(folder)
-    found = {part: [f for f in files if name_of(f).lower().startswith(_PREFIXES[part])] for part in PARTS}
+    files, others = text_files(folder)
+    found = {part: [f for f in files if _NAMED[part].match(name_of(f))] for part in PARTS}
     if not any(found.values()):
         return {}
     missing = [part for part in PARTS if not found[part]]
@@ -60,20 +65,21 @@ def _named_parts(folder: Place) -> dict[str, list[Place]]:
         names = ", ".join(map(name_of, files))
         raise UserError(
             f"The folder {folder} holds no text file for {' and '.join(missing)} (it holds {names}); add "
-            "files called train*, valid* (or val*, dev*) and test*, or give one file, which is then split."
+            "files called train, valid (or val, dev) and test, or give one file, which is then split."
         )
+    used = [file for part in PARTS for file in found[part]]
+    unused = [*(name_of(file) for file in files if file not in used), *others]
+    if unused:
+        note(f"of the folder {folder} only the files called train, valid and test are used; not used: {some(unused)}.")
+    note_copies(used)
     return found
-
-
-def _part_number(text: bytes) -> int:
-    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little") % 10
 
 
 def _part_of(source: Source, part: str) -> Source:
     bounds = _BOUNDS[part]
 
     def read() -> Iterator[Document]:
-        return (document for document in source.read() if _part_number(document.text) in bounds)
+        return (document for document in source.read() if text_hash(document.text) % _TENTHS in bounds)
 
     return Source(
         f"{source.name} ({part})", read, lambda: digest(["part", part, source.fingerprint()]), source.labelled
@@ -87,12 +93,12 @@ def _check_parts(source: Source) -> None:
         if not document.text:
             continue
         count += 1
-        number = _part_number(document.text)
+        number = text_hash(document.text) % _TENTHS
         missing = {part: bounds for part, bounds in missing.items() if number not in bounds}
         if not missing:
             return
     empty = " and ".join(missing)
     raise UserError(
         f"{source.name} is too small to be split: of its {count} documents none fell in {empty}; give more "
-        "documents, or a folder with files called train*, valid* and test*."
+        "documents, or a folder with files called train, valid and test."
     )

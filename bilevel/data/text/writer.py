@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from bilevel.data.digests import Document
+from bilevel.data.digests import Document, text_hash
 from bilevel.data.text.rows import cut_rows, document_blocks
 from bilevel.types import UserError
 
@@ -60,6 +60,7 @@ class PackedWriter:
         self._tokens = GrowingArray(folder / "tokens.npy", np.uint8, (length,))
         self._lengths = GrowingArray(folder / "length.npy", length_dtype(length))
         self._numbers = GrowingArray(folder / "document.npy", np.int64)
+        self._hashes = GrowingArray(folder / "hash.npy", np.uint32)
         self._labels = GrowingArray(folder / "label.npy", np.int32) if labelled else None
         self._token_hash = hashlib.blake2b(digest_size=16)
         self._length_hash = hashlib.blake2b(digest_size=16)
@@ -73,10 +74,12 @@ class PackedWriter:
         self.empty_documents += sum(not document.text for document in block)
         self.bytes += sum(len(document.text) for document in block)
         labels = np.array([self._label_number(document) for document in block], np.int32)
+        hashes = np.array([text_hash(document.text) >> 32 for document in block], np.uint32)
         for rows in cut_rows([document.text for document in block], self.length):
             self._tokens.append(rows.tokens)
             self._lengths.append(rows.length)
             self._numbers.append(self.documents + rows.owner)
+            self._hashes.append(hashes[rows.owner])
             self._token_hash.update(rows.tokens.data)
             self._length_hash.update(rows.length.data)
             if self._labels is not None:
@@ -109,7 +112,7 @@ class PackedWriter:
     def close(self) -> None:
         """Finish the files."""
         with contextlib.ExitStack() as stack:
-            for array in (self._tokens, self._lengths, self._numbers, self._labels):
+            for array in (self._tokens, self._lengths, self._numbers, self._hashes, self._labels):
                 if array is not None:
                     stack.callback(array.close)
 
