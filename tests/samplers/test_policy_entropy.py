@@ -41,17 +41,20 @@ def test_the_bonus_is_the_entropy_of_all_draws() -> None:
 @pytest.mark.parametrize(("bonus", "narrow"), [(0.0, True), (0.03, False)])
 def test_rewards_of_noise_narrow_a_policy_without_it(bonus: float, narrow: bool) -> None:
     chosen = sampler(entropy_bonus=bonus)
-    assert chosen.reward is not None
+    observe, reward, learn = chosen.observe, chosen.reward, chosen.learn
+    assert observe is not None
+    assert reward is not None
+    assert learn is not None
 
     def window(state: Any, key: Array) -> tuple[Any, Array]:
         size = jnp.zeros(())
         for i, k in enumerate(jax.random.split(key, 4)):
             _, state, metrics = chosen.draw(state)
             size = metrics["effective_sample_size"]
-            state = chosen.observe(state, jnp.ones((BATCH, 2)))
+            state = observe(state, jnp.ones((BATCH, 2)))
             if i % 2:
-                state, _ = chosen.reward(state, 0.5 + 0.1 * jax.random.normal(k))  # pyright: ignore[reportOptionalCall]
-        return chosen.learn(state)[0], size
+                state, _ = reward(state, 0.5 + 0.1 * jax.random.normal(k))
+        return learn(state)[0], size
 
     begin = chosen.init(jax.random.key(3))
     _, sizes = jax.jit(lambda state: jax.lax.scan(window, state, jax.random.split(jax.random.key(2), 1000)))(begin)

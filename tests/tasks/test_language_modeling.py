@@ -161,7 +161,7 @@ BAD_INPUT: dict[str, tuple[dict[str, Any], str]] = {
     "more blocks than there are": ({"soba__probe_blocks": 9}, "probe-blocks 9: the model has 2 blocks"),
     "blocks of one program": (
         {"soba__probe_blocks": 1, "model__scan_layers": True},
-        "--soba.probe-blocks 1: this network has no blocks that can be chosen apart; give 0",
+        "--soba.probe-blocks 1: this network has no blocks; give 0",
     ),
     "all rows specific": ({"compare": "mixing", "mixing__fraction": 1.0}, "--mixing.fraction 1.0 of --batch-size 4"),
     "all candidates specific": (

@@ -25,6 +25,8 @@ from bilevel.types import UserError
 SELECTED = "selected"
 DECIDES = ("format", "keep_fraction", "keep_count", "rule", "temperature", "seed")
 """Flags that say, given the scores, what is written."""
+QUANTILES = (0.0, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 0.999, 1.0)
+"""Of the scores of the corpus: the scale of scores is that of one network, and only their order compares to another's."""
 SCHEMA = pa.schema(
     [("file", pa.dictionary(pa.int32(), pa.string())), ("document", pa.int64()), ("bytes", pa.int64()),
      ("score", pa.float32()), ("kept", pa.bool_())]
@@ -117,7 +119,11 @@ class Selection:
             for part, kept in zip(self._parts, self._kept, strict=True)
         ]  # fmt: skip
         kept, documents = (sum(file[name] for file in files) for name in ("kept", "documents"))
-        summary = {"documents": documents, "kept": kept, "threshold": self._threshold, "files": files}
+        scores = np.concatenate([self._files.read(part)["score"].to_numpy() for part in self._parts])
+        quantiles = {str(q): float(value) for q, value in zip(QUANTILES, np.quantile(scores, QUANTILES), strict=True)}
+        summary = {
+            "documents": documents, "kept": kept, "threshold": self._threshold, "score_quantiles": quantiles, "files": files,
+        }  # fmt: skip
         write_json(self._config.output / "summary.json", summary)
         return kept, documents
 
