@@ -184,6 +184,9 @@ def test_table_of_several_files(run: Path, folder: Path, tmp_path: Path) -> None
     assert min(kept) > max(others)
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert (summary["documents"], summary["kept"], summary["threshold"]) == (68, 17, min(kept))
+    scores = np.asarray(kept + others)
+    for quantile, value in summary["score_quantiles"].items():
+        assert value == pytest.approx(np.quantile(scores, float(quantile)), rel=1e-5), quantile
     assert sum(file["kept"] for file in summary["files"]) == 17
 
 
