@@ -25,13 +25,7 @@ from bilevel.data import (
     pack,
     rows_in_both,
 )
-from bilevel.nn.transformer import (
-    SIZES,
-    Transformer,
-    TransformerConfig,
-    gathered_before,
-    language_model_loss,
-)
+from bilevel.nn.transformer import SIZES, Transformer, TransformerConfig, gathered_before, language_model_loss
 from bilevel.nn.weighting import ConvWeighting, NGramWeighting, logit_fn
 from bilevel.study import Evaluate, Known, Measure, Model, ModelOptions, ParamFilter, Splits, Text, Weighting
 from bilevel.study.config import free
