@@ -14,7 +14,7 @@ from bilevel import samplers
 from bilevel.files import save_tree
 from bilevel.selection.metrics import domain_shares
 from bilevel.study import files
-from bilevel.study.report.frequencies import draw_frequencies
+from bilevel.samplers.chart import draw_frequencies
 from bilevel.study.task import Known, Splits
 from bilevel.training.run_dir import write_atomically
 from bilevel.types import Array

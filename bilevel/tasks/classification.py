@@ -28,7 +28,7 @@ from bilevel.study import Evaluate, Known, Measure, Model, ModelOptions, Picture
 from bilevel.study.config import OptimizerConfig, Study, flag_of, free, plain
 from bilevel.study.files import read_json, write_json
 from bilevel.study.fitting import fit_of
-from bilevel.tasks.mosaic import mosaic
+from bilevel.data.labelled.mosaic import mosaic
 from bilevel.types import Array, Batch, LossFn, ModelState, Params, UserError
 
 _EVALUATED_AT_ONCE = 512

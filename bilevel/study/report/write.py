@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bilevel.study.report.charts import Line, draw, mean_line
+from bilevel.training.charts import Line, draw, mean_line
 from bilevel.study.tables import NOTHING, Table
 from bilevel.training.metrics import Row, even_intervals
 from bilevel.training.run_dir import write_atomically

@@ -15,7 +15,7 @@ from bilevel.study.methods.learning import LEARNING
 from bilevel.study.methods.picking import Picking
 from bilevel.study.methods.plain import Frozen
 from bilevel.study.registry import with_first
-from bilevel.study.report.charts import draw, mean_line
+from bilevel.training.charts import draw, mean_line
 from bilevel.study.run import Setting, Variant, directory_of
 from bilevel.study.suite import check_methods, opened
 from bilevel.study.tables import Column

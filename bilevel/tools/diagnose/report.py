@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from bilevel.study.report.charts import Line, draw
+from bilevel.training.charts import Line, draw
 from bilevel.study.tables import Table
 from bilevel.study.task import GENERIC, Measure
 from bilevel.tools.diagnose.measure import RATES

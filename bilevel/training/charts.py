@@ -1,4 +1,4 @@
-"""The charts of a report, as SVG text."""
+"""Line charts of metrics, as SVG text."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def draw(lines: Sequence[Line], *, x_label: str, y_label: str, log_y: bool = Fal
         from matplotlib import rc_context
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise UserError("Drawing the report needs matplotlib: run `pip install 'bilevel[experiments]'`.") from error
+        raise UserError("Drawing a chart needs matplotlib: run `pip install 'bilevel[experiments]'`.") from error
     with rc_context(_STYLE), warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"Glyph .* missing from font")  # names in scripts that the font lacks
         figure = Figure(figsize=(7.2, 3.8), layout="constrained")
