@@ -6,8 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict
 
+from bilevel.devices.processes import say
 from bilevel.study import files
 from bilevel.study.config import Config
+from bilevel.training.run_dir import read_json, write_json
 
 NAME = "plan.json"
 
@@ -35,14 +37,14 @@ def plan(config: Config, rows: Sequence[Mapping[str, Any]]) -> Plan:
       rows: summaries of its runs under the same budget of steps.
     """
     study, file = config.study, folder_of(config) / NAME
-    found: Plan = files.read_json(file) if file.exists() else {"seconds": study.budget_seconds, "steps": {}}
+    found: Plan = read_json(file) if file.exists() else {"seconds": study.budget_seconds, "steps": {}}
     of_method: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:
         if "seconds" in row:  # it did not diverge
             of_method.setdefault(row["method"], []).append(row)
     seconds = found["seconds"] or files.mean(of_method.get("uniform", []), "seconds")
     if seconds is None:
-        files.say("No run of uniform ended, so that its seconds are not known.")
+        say("No run of uniform ended, so that its seconds are not known.")
         return found
     steps = dict(found["steps"])
     for method, own in of_method.items():
@@ -51,7 +53,7 @@ def plan(config: Config, rows: Sequence[Mapping[str, Any]]) -> Plan:
         own_seconds = method == "uniform" and not study.budget_seconds
         steps.setdefault(method, study.steps if own_seconds else max(0, int((seconds - before) / each)))
     found = {"seconds": seconds, "steps": steps}
-    files.write_json(file, found)
+    write_json(file, found)
     return found
 
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from bilevel.study import files
 from bilevel.study.diverged import WHERE
 from bilevel.study.finished import Result
 from bilevel.study.observing import faults, shares_of
@@ -20,7 +19,7 @@ from bilevel.study.tables import Column, Table, by_method, by_run
 from bilevel.study.task import Measure, Splits, Task
 from bilevel.study.weights import shown
 from bilevel.training import read_metrics
-from bilevel.training.run_dir import flatten, write_atomically
+from bilevel.training.run_dir import flatten, recorded, write_atomically, write_json
 
 LOST = 1 / 20
 """A run that ends with less of what it had gained on valid than 1 minus this share gets a warning."""
@@ -92,7 +91,7 @@ def write(setting: Setting, results: Sequence[Result]) -> str:
     results = [r._replace(row=r.row | _crossing(r, metrics, setting)) if r.key in metrics else r for r in results]
     rows = [result.row for result in results]
     text = "\n\n".join([table(rows, task), *_notes(rows)])
-    files.write_json(run_dir / JSON, rows)
+    write_json(run_dir / JSON, rows)
     write_atomically(run_dir / "comparison.md", text + "\n")
     if metrics:
         _report(setting, [result for result in results if result.key in metrics], metrics)
@@ -222,7 +221,7 @@ def _drawn(first: Mapping[str, Path]) -> list[Section]:
 
 def _settings(first: Mapping[str, Path]) -> Table:
     """What runs were made with: first what all methods share, then "METHOD: NAME"; of one run a method."""
-    found = {method: flatten(files.recorded(folder)) for method, folder in first.items()}
+    found = {method: flatten(recorded(folder)) for method, folder in first.items()}
     for own in found.values():
         del own["method"], own["seed"]
     one, *others = found.values()

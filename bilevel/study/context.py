@@ -12,9 +12,9 @@ import optax
 from jax.sharding import Mesh
 
 from bilevel.data import digest
-from bilevel.study import files
 from bilevel.study.config import Config, OptimizerConfig, Study
 from bilevel.study.task import Evaluate, Model, ModelOptions, Splits, Task, Weighting
+from bilevel.training.run_dir import recorded
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,7 +78,7 @@ class Context:
 
         If the file is gone, what this run was begun with stands.
         """
-        before = files.recorded(self.directory).get(self.method, {})
+        before = recorded(self.directory).get(self.method, {})
         gone = file is None or not file.exists()
         return {name: before[name] if gone and name in before else digest(parts())}
 

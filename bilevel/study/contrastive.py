@@ -15,9 +15,9 @@ import numpy as np
 
 from bilevel.data import Dataset, RowView
 from bilevel.devices import sharding
+from bilevel.devices.processes import remove_folder
 from bilevel.offline.contrastive import LossTable, highest_fraction, load_gains, score_gains
 from bilevel.offline.irreducible import ScoringClock, unwrapped
-from bilevel.study import files
 from bilevel.study.context import Context
 from bilevel.study.fitting import finetuning
 from bilevel.study.spec import Switch
@@ -93,7 +93,7 @@ def _scored(s: Any, context: Context, state: Any, file: Path) -> LossTable:
     scores = dataclasses.replace(scores, settings={**scores.settings, SECONDS: seconds + clock.seconds})
     if jax.process_index() == 0:
         scores.save(file)
-    files.remove(folder)
+    remove_folder(folder)
     return scores
 
 

@@ -6,10 +6,12 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from bilevel.devices.processes import of_first, say
 from bilevel.study import files, fitting
 from bilevel.study.config import plain
 from bilevel.study.run import Run, Setting, Variant, directory_of, run
 from bilevel.training import TrainingDiverged
+from bilevel.training.run_dir import read_json, recorded, write_json
 from bilevel.types import UserError
 
 NAME = "diverged.json"
@@ -34,23 +36,23 @@ def attempt(
       Stopped: a signal stopped it before its end.
     """
     directory = directory_of(setting.config, method, seed)
-    if alone or not files.of_first(lambda: _noted(setting, method, seed, variant or Variant())):
+    if alone or not of_first(lambda: _noted(setting, method, seed, variant or Variant())):
         try:
             return run(setting, method, seed, variant)
         except TrainingDiverged as error:
             if alone:
                 raise
-            files.write_json(_where(directory) / NAME, {"message": str(error), "step": error.step})
-    row = files.of_first(lambda: known(directory, method, seed))
+            write_json(_where(directory) / NAME, {"message": str(error), "step": error.step})
+    row = of_first(lambda: known(directory, method, seed))
     file = Path(row[WHERE]) / NAME
-    files.say(f"{file.parent} diverged: {files.read_json(file)['message']} Delete {file} to train it again.")
+    say(f"{file.parent} diverged: {read_json(file)['message']} Delete {file} to train it again.")
     return row
 
 
 def known(directory: Path, method: str, seed: int) -> dict[str, Any]:
     """Return the row of a run that diverged: the results before fine-tuning, if it was that which did."""
     done = directory / files.RESULT
-    before = files.read_json(done) if done.exists() else {"method": method, "seed": seed}
+    before = read_json(done) if done.exists() else {"method": method, "seed": seed}
     return before | {WHERE: str(_where(directory))}
 
 
@@ -79,7 +81,7 @@ def _noted(setting: Setting, method: str, seed: int, variant: Variant) -> bool:
     if not (folder / NAME).exists():
         return False
     if folder != directory:
-        tuned = files.recorded(folder)
+        tuned = recorded(folder)
         return bool(asked["steps"]) and all(tuned.get(name) == value for name, value in asked.items())
     Run(setting, method, seed, variant).prepare()
     return True

@@ -7,10 +7,11 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from bilevel.devices.processes import say
 from bilevel.study import diverged, files, fitting
 from bilevel.study.config import Config
 from bilevel.study.run import Setting, changeable, directory_of, identity
-from bilevel.training.run_dir import flatten
+from bilevel.training.run_dir import flatten, read_json, recorded
 
 Differing = dict[str, tuple[Any, Any]]
 """Dotted name of a setting -> (as recorded, as this command has it)."""
@@ -81,7 +82,7 @@ def _found(setting: Setting, method: str, seed: int) -> _Found | None:
         return None
     row = diverged.known(directory, method, seed)
     if file.name == files.RESULT:
-        row = files.read_json(file) | fitting.kept_results(setting.config.study, directory)
+        row = read_json(file) | fitting.kept_results(setting.config.study, directory)
     return _Found(Result(directory, row), own, file.stat().st_mtime)
 
 
@@ -99,8 +100,8 @@ def differing(setting: Setting, method: str, seed: int) -> Differing:
 
     Digests of what each seed takes from another run do not count.
     """
-    recorded = files.recorded(directory_of(setting.config, method, seed))
-    old, new = flatten(recorded), flatten(identity(setting, method, seed, {}))
+    before = recorded(directory_of(setting.config, method, seed))
+    old, new = flatten(before), flatten(identity(setting, method, seed, {}))
     names = {name for name in {*old, *new} - {*changeable(setting, method)} if not name.endswith("_digest")}
     return {name: (old.get(name), new.get(name)) for name in sorted(names) if old.get(name) != new.get(name)}
 
@@ -108,4 +109,4 @@ def differing(setting: Setting, method: str, seed: int) -> Differing:
 @functools.cache
 def leave_out(folder: Path, why: str) -> None:
     """Say on stderr, once, however often a directory is looked through, that it is not in the tables."""
-    files.say(f"{folder} is left out of the tables: {why}.")
+    say(f"{folder} is left out of the tables: {why}.")

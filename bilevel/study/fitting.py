@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 
 from bilevel.data import Dataset, Loader
 from bilevel.devices import sharding
+from bilevel.devices.processes import remove_folder
 from bilevel.methods import uniform
 from bilevel.state import TrainState
 from bilevel.step import make_step
@@ -25,8 +26,9 @@ from bilevel.study.evaluation import measured
 from bilevel.study.task import Evaluate, Measure, Model
 from bilevel.training import Checkpoints, LoopConfig, prepare_run_dir, train
 from bilevel.training.best import Best, KeepBest
+from bilevel.training.checkpoints import CHECKPOINTS_NAME
 from bilevel.training.opening import open_source, steps_in_call
-from bilevel.training.run_dir import CONFIG_NAME
+from bilevel.training.run_dir import CONFIG_NAME, read_json, recorded, write_json
 from bilevel.types import Array, ModelState, Params
 
 BEST = "best"
@@ -77,8 +79,8 @@ class Fit:
         Raises:
           Stopped: a signal stopped it after saving.
         """
-        if (folder / CONFIG_NAME).exists() and files.recorded(folder) not in ({}, self.settings):
-            files.remove(folder)
+        if (folder / CONFIG_NAME).exists() and recorded(folder) not in ({}, self.settings):
+            remove_folder(folder)
         prepare_run_dir(folder, self.settings)
         study, mesh, parts = self.study, self.mesh, self.mesh.size * self.study.micro_batches
         size = min(study.batch_size, len(self.rows)) // parts * parts or parts
@@ -165,13 +167,13 @@ def finetuned(context: Context, model: Model, begin: Callable[[], tuple[Params, 
     best, _ = fit(directory / FOLDER)
     found = measured(fit.evaluate, (best.params, best.model_state), context.splits)
     results = {"finetuned_steps": best.steps} | {f"finetuned_{name}": value for name, value in found.items()}
-    files.write_json(directory / NAME, {"settings": plain(study.finetune), "results": results})
-    files.remove(directory / FOLDER / files.CHECKPOINTS)
+    write_json(directory / NAME, {"settings": plain(study.finetune), "results": results})
+    remove_folder(directory / FOLDER / CHECKPOINTS_NAME)
     return results
 
 
 def kept_results(study: Study, directory: Path) -> dict[str, Any]:
     """Return the results of fine-tuning that a run's directory has for the same flags; {} if there are none."""
     file = directory / NAME
-    kept = files.read_json(file) if study.finetune.steps and file.exists() else {}
+    kept = read_json(file) if study.finetune.steps and file.exists() else {}
     return kept["results"] if kept.get("settings") == plain(study.finetune) else {}

@@ -9,10 +9,10 @@ from typing import Any
 
 from bilevel.data import Dataset, RowView, digest
 from bilevel.devices import sharding
+from bilevel.devices.processes import of_first
 from bilevel.offline.irreducible import cross_scored, half, score_rows
 from bilevel.offline.loss_table import LossTable, highest
 from bilevel.selection.scoring import entropies
-from bilevel.study import files
 from bilevel.study.config import plain
 from bilevel.study.context import Context
 from bilevel.study.fitting import Fit, fit_of
@@ -116,6 +116,6 @@ def _kept(context: Context, name: str, settings: dict[str, Any], compute: Callab
     """The table in a folder that is named after its settings, made now if there is none."""
     settings = plain(settings)
     folder = context.config.prepared / f"{name}-{digest([json.dumps(settings, sort_keys=True)])[:12]}"
-    if not files.of_first((folder / TABLE).exists):
+    if not of_first((folder / TABLE).exists):
         compute(folder).save(folder / TABLE)
     return LossTable.load(folder / TABLE, content_hash=context.splits.train.content_hash, settings=settings)

@@ -12,11 +12,10 @@ from numpy.typing import NDArray
 
 from bilevel import samplers
 from bilevel.files import save_tree
-from bilevel.selection.metrics import domain_shares
-from bilevel.study import files
 from bilevel.samplers.chart import draw_frequencies
+from bilevel.selection.metrics import domain_shares
 from bilevel.study.task import Known, Splits
-from bilevel.training.run_dir import write_atomically
+from bilevel.training.run_dir import write_atomically, write_json
 from bilevel.types import Array
 
 SHOWN = 20
@@ -110,7 +109,7 @@ def save_frequencies(directory: Path, sequence: NDArray[np.integer[Any]], splits
         found[name] = {"all": float(wrong.mean()), **shares, "drawn": float(counts[wrong].sum() / counts.sum())}
         results |= {f"{name}_{which}": share for which, share in shares.items()}
         results[f"share/{name}"] = found[name]["drawn"]
-    files.write_json(directory / "frequencies.json", found)
+    write_json(directory / "frequencies.json", found)
     save_tree(directory / "counts.safetensors", trees)
     return results
 

@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 from bilevel import training
 from bilevel.data import Dataset
 from bilevel.devices import sharding
+from bilevel.devices.processes import say
 from bilevel.study import files
 from bilevel.study.config import Config, may_change, of_run, plain
 from bilevel.study.context import Context
@@ -27,7 +28,9 @@ from bilevel.study.registry import METHODS
 from bilevel.study.spec import Plan, Switch
 from bilevel.study.task import Evaluate, Splits, Task
 from bilevel.training import LoopConfig, Sampled, Source, TrainResult, prepare_run_dir, train
+from bilevel.training.checkpoints import newest_state, steps_done
 from bilevel.training.opening import open_source, steps_in_call
+from bilevel.training.run_dir import read_json, write_json
 
 
 class Setting(NamedTuple):
@@ -77,11 +80,11 @@ def run(setting: Setting, method: str, seed: int, variant: Variant | None = None
         return this.evaluated() | kept_results(study, directory)
     this.prepare()
     done = directory / files.RESULT
-    found, state = (files.read_json(done), None) if done.exists() else this.train()
+    found, state = (read_json(done), None) if done.exists() else this.train()
     if not study.finetune.steps:
         return found
     if study.progress:
-        files.say(f"{method}, seed {seed}: fine-tuning")
+        say(f"{method}, seed {seed}: fine-tuning")
     return found | finetuned(this.context, this.plan.model, lambda: trained(state or this.checkpoint(), setting.mesh))
 
 
@@ -166,7 +169,7 @@ class Run:
         """Return the newest checkpoint; a UserError says if there is none."""
         again = f"delete {files.RESULT} to train again"
         advice = "train first, without --eval-only" if self.context.study.eval_only else again
-        return files.newest(self.context.directory, self.parts[1], advice)
+        return newest_state(self.context.directory, self.parts[1], advice)
 
     def measured(self, state: Any, limit: int | None = None, test: bool = True) -> dict[str, float]:
         """Measure a state on the valid sets and, with `test`, on the test sets."""
@@ -193,12 +196,12 @@ class Run:
             found.pop("effective_sample_size", None)
         found |= {"scored_by": plan.scored_by} if plan.scored_by else {}
         found |= plan.finish(result.state) if plan.finish is not None else {}
-        files.write_json(context.directory / files.RESULT, found)
+        write_json(context.directory / files.RESULT, found)
         return found, result.state
 
     def _switched(self, state: Any, switch: Switch) -> tuple[TrainResult, Mapping[str, float]]:
         """Train on all rows up to a step, choose rows, and train on those; they are chosen once."""
-        if not switch.done() or files.steps_done(self.context.directory) < switch.step:
+        if not switch.done() or steps_done(self.context.directory) < switch.step:
             state = self._trained(state, switch.step).state
         rows, report = switch.rows(state)
         return self._trained(state, self.context.study.steps, rows), report

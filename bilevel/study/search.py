@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from bilevel.devices.processes import of_first, say
 from bilevel.study import files
 from bilevel.study.config import Config
 from bilevel.study.diverged import attempt
@@ -22,6 +23,7 @@ from bilevel.study.registry import METHODS
 from bilevel.study.run import Setting
 from bilevel.study.spec import Log
 from bilevel.training import TrainingDiverged
+from bilevel.training.run_dir import read_json, write_json
 
 NAME = "trials.json"
 
@@ -46,7 +48,7 @@ def searched_before(config: Config, method: str) -> Config:
     file = folder_of(config, method) / NAME
     if not _searches(config, method) or not file.exists():
         return config
-    return with_settings(config, method, files.read_json(file)["best"]["settings"])
+    return with_settings(config, method, read_json(file)["best"]["settings"])
 
 
 def folder_of(config: Config, method: str) -> Path:
@@ -117,7 +119,7 @@ def trials(setting: Setting, method: str) -> list[Trial]:
         rows = sorted({mixed_rows(fraction, study.batch_size, jax.process_count()) for fraction in FRACTIONS})
         return [seed, [{spec.tried: count / study.batch_size} for count in rows]]
 
-    seed, found = files.of_first(tried)
+    seed, found = of_first(tried)
     steps, no_finetuning = study.trial_steps or max(1, study.steps // 4), dataclasses.replace(study.finetune, steps=0)
     short = config.with_study(steps=steps, schedule_steps=0, finetune=no_finetuning)
     return [
@@ -138,13 +140,13 @@ def _best(setting: Setting, method: str) -> dict[str, Any]:
     done = []
     for number, trial in enumerate(all_trials, 1):
         if progress:
-            files.say(f"{method}, trial {number} of {len(all_trials)}: {trial.settings or 'preset'}")
+            say(f"{method}, trial {number} of {len(all_trials)}: {trial.settings or 'preset'}")
         result = attempt(setting.of(trial.config), method, trial.seed)
         done.append({"settings": trial.settings, name: result.get(name, sign * math.inf)})
-    best = files.of_first(lambda: min(done, key=lambda trial: sign * trial[name]))
+    best = of_first(lambda: min(done, key=lambda trial: sign * trial[name]))
     if not math.isfinite(best[name]):
         raise TrainingDiverged(f"All {len(done)} trials of {method} diverged: lower --optimizer.learning-rate.")
-    files.write_json(folder_of(setting.config, method) / NAME, {"best": best, "trials": done})
+    write_json(folder_of(setting.config, method) / NAME, {"best": best, "trials": done})
     if progress:
-        files.say(f"{method}: best on valid with {best['settings'] or 'its preset'}")
+        say(f"{method}: best on valid with {best['settings'] or 'its preset'}")
     return best["settings"]

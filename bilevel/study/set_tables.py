@@ -11,10 +11,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from bilevel.study import files
 from bilevel.study.tables import NOTHING, Table, plus_minus
 from bilevel.study.task import Measure
-from bilevel.training.run_dir import write_atomically
+from bilevel.training.run_dir import write_atomically, write_json
 
 MARKDOWN = "tables.md"
 PHASES = {"test": "pre-train", "finetuned_test": "fine-tune"}
@@ -37,7 +36,7 @@ def write_tables(folder: Path, rows: Sequence[dict[str, Any]], measure: Measure)
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / MARKDOWN, text + "\n")
     write_atomically(folder / "tables.csv", cells.to_csv())
-    files.write_json(folder / "tables.json", rows)
+    write_json(folder / "tables.json", rows)
     if len(cells):
         _plot(cells, folder / "tables.svg", measure)
     return text

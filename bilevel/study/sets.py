@@ -12,6 +12,7 @@ from bilevel.study.config import Config
 from bilevel.study.finished import differing, leave_out
 from bilevel.study.run import Setting, directory_of
 from bilevel.study.task import Splits
+from bilevel.training.run_dir import read_json, recorded
 from bilevel.types import UserError
 
 ALL = "all sets"
@@ -86,7 +87,7 @@ def earlier_sets(setting: Setting, names: Collection[str]) -> list[Row]:
     """
     found: list[Row] = []
     for file in sorted(setting.config.study.run_dir.parent.glob(f"*/{comparison.JSON}")):
-        folder, rows = file.parent, files.read_json(file)
+        folder, rows = file.parent, read_json(file)
         there = setting.of(setting.config.with_study(run_dir=folder))
         ended = next((row for row in rows if diverged.WHERE not in row), None)
         if folder.name in names or ended is None or not _of_set(there, ended["method"], ended["seed"]):
@@ -96,13 +97,13 @@ def earlier_sets(setting: Setting, names: Collection[str]) -> list[Row]:
             continue
         found += labelled(folder.name, "steps", rows)
         if (file := budget.folder_of(there.config) / comparison.JSON).exists():
-            found += labelled(folder.name, "seconds", files.read_json(file))
+            found += labelled(folder.name, "seconds", read_json(file))
     return found
 
 
 def _of_set(setting: Setting, method: str, seed: int) -> bool:
     """Whether a run is of the specific set that its folder is named after; other folders are those of budgets."""
-    data = files.recorded(directory_of(setting.config, method, seed)).get("data", {})
+    data = recorded(directory_of(setting.config, method, seed)).get("data", {})
     return set_name(data.get("specific", "")) == setting.config.study.run_dir.name
 
 

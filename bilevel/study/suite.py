@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 import jax
 
 from bilevel.devices import sharding
-from bilevel.study import budget, comparison, diverged, files, search, sets
+from bilevel.devices.processes import of_first, say
+from bilevel.study import budget, comparison, diverged, search, sets
 from bilevel.study.comparison import Row
 from bilevel.study.config import Config
 from bilevel.study.feeding import loaders
@@ -79,7 +80,7 @@ def check_method(setting: Setting, method: str) -> None:
     if not plan.samples:
         loaders(context, plan)
     if plan.picks and study.big_batch_size > len(setting.splits.train):
-        files.say(
+        say(
             f"warning: --big-batch-size {study.big_batch_size} is more than the {len(setting.splits.train)} training rows: "
             "batches are picked from all of them."
         )
@@ -106,7 +107,7 @@ def _searched(setting: Setting, methods: Sequence[str]) -> tuple[dict[str, Confi
         try:
             configs[method] = search.searched(setting, method)
         except TrainingDiverged as error:
-            files.say(f"{method} is left out: {error}")
+            say(f"{method} is left out: {error}")
             where = search.folder_of(config, method)
             rows = [{"method": method, "seed": s, diverged.WHERE: str(where)} for s in config.study.seed_numbers]
             lost += [Result(where, row) for row in rows]
@@ -124,7 +125,7 @@ def _runs(setting: Setting, configs: Mapping[str, Config], methods: Sequence[str
     for seed in setting.config.study.seed_numbers:
         for method in methods:
             if setting.config.study.progress:
-                files.say(f"{method}, seed {seed}")
+                say(f"{method}, seed {seed}")
             row = diverged.attempt(setting.of(configs[method]), method, seed)
             results.append(Result(directory_of(configs[method], method, seed), row))
     others = [] if setting.config.study.eval_only else finished(setting, configs, results, methods)
@@ -134,10 +135,10 @@ def _runs(setting: Setting, configs: Mapping[str, Config], methods: Sequence[str
 def _same_seconds(setting: Setting, methods: Sequence[str], results: Sequence[Result]) -> list[Row]:
     """Train each method with as many steps as fit in the budget of seconds; uniform itself only if its own differs."""
     config, rows = setting.config, [result.row for result in results]
-    plan = files.of_first(lambda: budget.plan(config, rows))
+    plan = of_first(lambda: budget.plan(config, rows))
     short = [method for method, steps in plan["steps"].items() if steps < 1]
     if short:
-        files.say(f"No step fits in {plan['seconds']:.0f} seconds after what precedes training: {', '.join(short)}.")
+        say(f"No step fits in {plan['seconds']:.0f} seconds after what precedes training: {', '.join(short)}.")
     planned = budget.planned(setting.others, plan)
     here = setting.of(config.with_study(run_dir=budget.folder_of(config)))._replace(
         others={**setting.others, **planned}

@@ -9,17 +9,18 @@ from typing import Any
 import jax
 import numpy as np
 import optax
-from numpy.typing import NDArray
 
 from bilevel.data import Loader
 from bilevel.devices import sharding
 from bilevel.files import load_tree, save_tree
 from bilevel.offline.domain_classifier import train_domain_classifier
-from bilevel.study import files
+from bilevel.offline.ranked_rows import logits_of_rows
 from bilevel.study.context import Context
 from bilevel.study.observing import faults
 from bilevel.study.spec import Start
 from bilevel.study.task import GENERIC, Text
+from bilevel.training.checkpoints import steps_done
+from bilevel.training.run_dir import read_json, write_json
 from bilevel.types import Params, UserError
 
 NAME = "weights.safetensors"
@@ -46,8 +47,8 @@ def classified(context: Context, prefix: str, *, steps: int, rows: int, rate: fl
     splits, file = context.splits, context.directory / CLASSIFIER
 
     def start(state: Any) -> Start:
-        if files.steps_done(context.directory) and file.exists():  # the checkpoint has the network
-            return Start(state.weight_params, files.read_json(file))
+        if steps_done(context.directory) and file.exists():  # the checkpoint has the network
+            return Start(state.weight_params, read_json(file))
         logits, alpha = context.weighting.logits, jax.tree.map(np.asarray, sharding.local(state.weight_params))
         assert callable(logits)
         train = enumerate((splits.train, splits.specific), context.seed + 3_000_000)
@@ -58,7 +59,7 @@ def classified(context: Context, prefix: str, *, steps: int, rows: int, rate: fl
         optimizer = optax.adam(rate)
         found = train_domain_classifier(logits, alpha, generic, specific, held_out, optimizer=optimizer, steps=steps)
         report = {"preparation_seconds": found.seconds, "classifier_valid_loss": found.valid_loss}
-        files.write_json(file, report)
+        write_json(file, report)
         return Start(found.weight_params, report)
 
     return start
@@ -95,12 +96,14 @@ def save_weights(context: Context, batch_size: int, state: Any) -> dict[str, flo
     if jax.process_index() != 0:
         return {}
     save_tree(context.directory / NAME, alpha, {"task": context.task.name})
-    ids, logits = ranked_rows(context, alpha, batch_size)
+    network = context.weighting.logits
+    assert callable(network)
+    ids, logits = logits_of_rows(network, alpha, context.splits.train, batch_size=batch_size, most=_MOST)
     order = np.argsort(-logits, kind="stable")
     count = min(_SHOWN, len(order) // 2)
     chosen = {"highest": order[:count], "lowest": order[::-1][:count]}
     found = {name: [[int(ids[i]), float(logits[i])] for i in rows] for name, rows in chosen.items()}
-    files.write_json(context.directory / RANKED, found)
+    write_json(context.directory / RANKED, found)
     share = np.exp(logits - logits.max())
     share /= share.sum()
     known = faults(context.splits)
@@ -113,7 +116,7 @@ def shown(context: Context) -> dict[str, list[Any]]:
     if not file.exists():
         return {}
     found = {}
-    for name, rows in files.read_json(file).items():
+    for name, rows in read_json(file).items():
         shapes = context.task.show(context.config.task, context.splits, np.asarray([i for i, _ in rows], np.int64))
         scores = [score for _, score in rows]
         found[name] = [
@@ -121,23 +124,3 @@ def shown(context: Context) -> dict[str, list[Any]]:
             for x, score in zip(shapes, scores, strict=False)
         ]
     return found
-
-
-def ranked_rows(
-    context: Context, weights: Params, batch_size: int
-) -> tuple[NDArray[np.integer[Any]], NDArray[np.float64]]:
-    """Return ids and logits of generic rows, all or a part at even distances, in batches like those of training.
-
-    A network with BatchNorm normalises by its batch, and learned on batches drawn at random: stored order may go class by class.
-    """
-    assert callable(context.weighting.logits)
-    data, score = context.splits.train, jax.jit(context.weighting.logits)
-    count = min(len(data), _MOST)
-    places = np.arange(count) * len(data) // count
-    order, values, ids = np.random.default_rng(0).permutation(count), np.empty(count), np.empty(count, np.int64)
-    for start in range(0, count, batch_size):
-        rows = order[np.arange(start, start + batch_size) % count]  # the first rows fill the last batch
-        batch, keep = data.rows(places[rows]), min(batch_size, count - start)
-        values[rows[:keep]] = np.asarray(score(weights, batch), np.float64)[:keep]
-        ids[rows[:keep]] = batch["id"][:keep]
-    return ids, values

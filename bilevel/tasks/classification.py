@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from bilevel.data import ArrayDataset, LabelledData, channel_statistics, digest, open_labelled
 from bilevel.data.labelled import corruption as faults
+from bilevel.data.labelled.mosaic import mosaic
 from bilevel.data.labelled.noise import label_noise
 from bilevel.devices import sharding
 from bilevel.nn.augment import preparation, standardization
@@ -26,9 +27,8 @@ from bilevel.offline.confusion import confused_classes
 from bilevel.selection.scoring import scoring_loss
 from bilevel.study import Evaluate, Known, Measure, Model, ModelOptions, Picture, Splits, Text, Weighting, evaluator
 from bilevel.study.config import OptimizerConfig, Study, flag_of, free, plain
-from bilevel.study.files import read_json, write_json
 from bilevel.study.fitting import fit_of
-from bilevel.data.labelled.mosaic import mosaic
+from bilevel.training.run_dir import read_json, write_json
 from bilevel.types import Array, Batch, LossFn, ModelState, Params, UserError
 
 _EVALUATED_AT_ONCE = 512

@@ -25,6 +25,7 @@ from bilevel.data import (
     pack,
     rows_in_both,
 )
+from bilevel.devices.processes import say
 from bilevel.nn.transformer import SIZES, Transformer, TransformerConfig, gathered_before, language_model_loss
 from bilevel.nn.weighting import ConvWeighting, NGramWeighting, logit_fn
 from bilevel.study import Evaluate, Known, Measure, Model, ModelOptions, ParamFilter, Splits, Text, Weighting
@@ -246,8 +247,6 @@ def _held_out(generic: PackedText) -> NDArray[np.bool_]:
 
 def _warn_of_overlap(generic: PackedText, specific: Mapping[str, PackedText]) -> None:
     """Say what share of the rows that decide and report stands in what is learned from, word for word."""
-    from bilevel.study.files import say
-
     pairs = [(learned, name) for name in ("valid", "test") for learned in (generic, specific["train"])]
     for learned, name in pairs if jax.process_index() == 0 else ():
         shared = rows_in_both(learned, specific[name])

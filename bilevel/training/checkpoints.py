@@ -23,6 +23,9 @@ from bilevel.training import leaves
 from bilevel.training.run_dir import check_path
 from bilevel.types import UserError
 
+CHECKPOINTS_NAME = "checkpoints"
+"""Folder of a run's checkpoints in its directory."""
+
 _ITEM = "state"
 # What reading a damaged checkpoint raises. Running out of memory is not among them, for it is no damage.
 _DAMAGE = (ValueError, KeyError, TypeError, OSError)
@@ -207,6 +210,29 @@ class Checkpoints:
                 "check the free space and the permissions there and run the same command again; "
                 "complete checkpoints are kept."
             ) from error
+
+
+def steps_done(run_dir: Path) -> int:
+    """Return the step of a run's newest checkpoint; 0 if there is none."""
+    if not (run_dir / CHECKPOINTS_NAME).is_dir():
+        return 0
+    with Checkpoints(run_dir / CHECKPOINTS_NAME, read_only=True) as checkpoints:
+        return checkpoints.latest_step() or 0
+
+
+def newest_state(run_dir: Path, template: Any, advice: str) -> Any:
+    """Return the state of a run's newest checkpoint.
+
+    Raises:
+        UserError: there is none; `advice` is the end of the sentence.
+    """
+    restored = None
+    if (run_dir / CHECKPOINTS_NAME).is_dir():
+        with Checkpoints(run_dir / CHECKPOINTS_NAME, read_only=True) as checkpoints:
+            restored = checkpoints.restore_latest(template)
+    if restored is None:
+        raise UserError(f"{run_dir} holds no checkpoint: {advice}.")
+    return restored[1]
 
 
 def _free_name(path: Path) -> None:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
-from bilevel.training.checkpoints import Checkpoints
+from bilevel.training.checkpoints import CHECKPOINTS_NAME, Checkpoints
 from bilevel.training.config import LoopConfig as LoopConfig
 from bilevel.training.feed import Item, Source, feed
 from bilevel.training.health import Health
@@ -27,7 +27,6 @@ from bilevel.training.timing import Stopwatch
 from bilevel.types import UserError
 
 METRICS_NAME = "metrics.jsonl"
-CHECKPOINTS_NAME = "checkpoints"
 TENSORBOARD_NAME = "tensorboard"
 
 # The parts of a state beside its parameters that a NaN would spread from.

@@ -155,6 +155,30 @@ def write_atomically(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")  # names of files need not be UTF-8
 
 
+def write_json(file: Path, value: Any) -> None:
+    """Write a file of a run directory in one piece; only process 0 writes."""
+    if jax.process_index() == 0:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(file, json.dumps(value, indent=2) + "\n")
+
+
+def read_json(file: Path) -> Any:
+    """Read a file of a run directory.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    try:
+        return json.loads(file.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} is damaged ({error}): delete it, and run the same command again.") from error
+
+
+def recorded(path: Path) -> dict[str, Any]:
+    """Return the settings that a run was begun with; {} where nothing was saved."""
+    return read_settings(path) if (path / CONFIG_NAME).exists() and anything_saved(path) else {}
+
+
 def anything_saved(path: Path) -> bool:
     """Whether the directory holds more than settings: a file that is not empty, at any depth."""
     own = (path / CONFIG_NAME, path / _LOCK_NAME)

@@ -12,7 +12,7 @@ import pytest
 from linear_task import TASK as LINEAR
 from study_calls import call, changed, fails, metrics, result, rows, runs
 
-from bilevel.study import budget, comparison, diverged, files, fitting, resolve, search, set_tables, sets, suite
+from bilevel.study import budget, comparison, diverged, fitting, resolve, search, set_tables, sets, suite
 from bilevel.study.config import Config
 from bilevel.study.files import begun
 from bilevel.study.fitting import BEST, FOLDER, NAME, PATIENCE
@@ -329,7 +329,7 @@ def test_fine_tuning_ends_when_nothing_improved_for_long(
         text = task.read_text().replace('3, "squared units"', '3, "squared units", lower_is_better=False')
         task.write_text(text.replace('"loss": ((losses', '"loss": ((-losses'))
     given = ("--finetune.steps", 1000, "--finetune.learning-rate", 20.0)
-    monkeypatch.setattr(files, "remove", lambda folder: None)  # as if killed before it, and before the result
+    monkeypatch.setattr(fitting, "remove_folder", lambda folder: None)  # as if killed before it, and before the result
     folder = tmp_path / "run"
     call(folder, "uniform", *given, task=task)
     found, steps = tuned(folder), evaluated(folder)

@@ -15,10 +15,11 @@ from commands import compare, equal_after_a_kill, flags, metrics_of, refused, re
 from tiny_images import clean_sets, config_of, digit_flags, image_flags, quarters, rows_of
 
 from bilevel.cli import main
+from bilevel.data.labelled import mosaic
 from bilevel.offline.loss_table import LossTable
+from bilevel.offline.ranked_rows import logits_of_rows
 from bilevel.study import Known, ModelOptions, Picture, Weighting, weights
 from bilevel.study.registry import METHODS
-from bilevel.tasks import mosaic
 from bilevel.tasks.classification import TASK, ModelConfig, Rows
 from bilevel.types import UserError
 
@@ -503,7 +504,7 @@ def test_rows_are_ranked_by_logits_of_batches_drawn_at_random(tmp_path: Path) ->
     context: Any = SimpleNamespace(
         splits=splits, task=TASK, directory=tmp_path, mesh=None, weighting=Weighting(lambda key: {}, logits)
     )
-    ids, found = weights.ranked_rows(context, {}, 16)
+    ids, found = logits_of_rows(logits, {}, splits.train, batch_size=16, most=1000)
     assert sorted(ids) == list(range(count))
     means = [found[class_of[ids] == c].mean() for c in range(4)]
     np.testing.assert_allclose(means, np.arange(4) - class_of.mean(), atol=0.15)

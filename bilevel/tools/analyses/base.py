@@ -9,20 +9,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
-from bilevel.study import comparison, diverged, files, flags, search
+from bilevel.devices.processes import say
+from bilevel.study import comparison, diverged, flags, search
 from bilevel.study.config import Config, flag_of
 from bilevel.study.methods.learning import LEARNING
 from bilevel.study.methods.picking import Picking
 from bilevel.study.methods.plain import Frozen
 from bilevel.study.registry import with_first
-from bilevel.training.charts import draw, mean_line
 from bilevel.study.run import Setting, Variant, directory_of
 from bilevel.study.suite import check_methods, opened
 from bilevel.study.tables import Column
 from bilevel.study.task import Measure, Task
 from bilevel.training import read_metrics
+from bilevel.training.charts import draw, mean_line
 from bilevel.training.metrics import Row
-from bilevel.training.run_dir import write_atomically
+from bilevel.training.run_dir import write_atomically, write_json
 from bilevel.types import UserError
 
 OF_COMPARISONS = ("eval_only", "trials", "trial_steps", "same_seconds", "budget_seconds", "targets", "hosts")
@@ -151,7 +152,7 @@ def analyse(analysis: Analysis, config: Config, task: Task) -> None:
     added = [analysis.added(run, runs, measure) if run.metrics else {} for run in runs]
     rows = [{**run.summary, "method": run.label, **more} for run, more in zip(runs, added, strict=True)]
     text, file = comparison.table(rows, task, analysis.columns), study.run_dir / analysis.name
-    files.write_json(file.with_suffix(".json"), rows)
+    write_json(file.with_suffix(".json"), rows)
     write_atomically(file.with_suffix(".md"), text + "\n")
     write_atomically(file.with_suffix(".svg"), _plot(analysis, runs, measure))
     print(f"{text}\n\nPlot: {file}.svg")
@@ -161,7 +162,7 @@ def analyse(analysis: Analysis, config: Config, task: Task) -> None:
 def _made(run: Planned, apart: bool) -> Planned:
     """Make a run; where the runs are apart, one that diverges ends nothing."""
     if run.setting.config.study.progress:
-        files.say(f"{run.label}, seed {run.seed}")
+        say(f"{run.label}, seed {run.seed}")
     here = run.setting.of(search.searched(run.setting, run.method))
     summary = diverged.attempt(here, run.method, run.seed, not apart, run.variant)
     ended = diverged.WHERE not in summary

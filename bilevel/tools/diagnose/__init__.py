@@ -22,7 +22,7 @@ from bilevel.tools.diagnose import report
 from bilevel.tools.diagnose.measure import Compared, Measurement
 from bilevel.training import LoopConfig, hold_run_dir, train
 from bilevel.training.opening import open_source, steps_in_call
-from bilevel.training.run_dir import CONFIG_NAME, read_settings, write_atomically
+from bilevel.training.run_dir import CONFIG_NAME, read_settings, write_atomically, write_json
 from bilevel.types import UserError
 
 UNUSED = (
@@ -95,7 +95,7 @@ def diagnose(config: Config, task: Task, own: Diagnose) -> None:
         about, verdict = f"{model} {measure.about}", report.verdict(rows[-1])
         text, file = f"{about}\n\n{report.table(rows, task.measures[0])}\n\n{verdict}", directory / "diagnose"
         found = {"measured": about, "method": method, "settings": plain(own) | plain(config.task)}
-        files.write_json(file.with_suffix(".json"), {**found, "measurements": rows, "verdict": verdict})
+        write_json(file.with_suffix(".json"), {**found, "measurements": rows, "verdict": verdict})
         write_atomically(file.with_suffix(".md"), f"# SAR and GAR\n\n{text}\n")
         write_atomically(file.with_suffix(".svg"), report.plot(rows))
     print(f"{text}\n\nPlot: {file}.svg")

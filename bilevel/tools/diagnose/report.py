@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from bilevel.training.charts import Line, draw
 from bilevel.study.tables import Table
 from bilevel.study.task import GENERIC, Measure
 from bilevel.tools.diagnose.measure import RATES
+from bilevel.training.charts import Line, draw
 
 CHANCE = 0.5
 ERRORS = 2

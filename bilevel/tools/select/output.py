@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 
 from bilevel.data import digest
 from bilevel.files import appearing, remove_abandoned
-from bilevel.study.files import read_json, write_json
 from bilevel.tools.select.config import Config
 from bilevel.tools.select.scores import PATIENCE, Part, ScoreFiles
 from bilevel.training import prepare_run_dir
 from bilevel.training.progress import Progress
+from bilevel.training.run_dir import read_json, write_json
 from bilevel.types import UserError
 
 SELECTED = "selected"
