@@ -6,12 +6,22 @@ A field says by its metadata whether it decides the outcome of a run: two runs w
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, TypeAdapter, ValidationError
+from pydantic import (
+    AfterValidator,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    TypeAdapter,
+    ValidationError,
+)  # fmt: skip
 
 from bilevel.training.opening import Residence
 from bilevel.types import UserError
@@ -19,6 +29,19 @@ from bilevel.types import UserError
 T = TypeVar("T")
 Count: TypeAlias = Annotated[int, Field(ge=1)]
 Rate: TypeAlias = Annotated[PositiveFloat, Field(allow_inf_nan=False)]
+
+
+def _in(where: str, fits: Callable[[float], bool]) -> AfterValidator:
+    def check(value: float) -> float:
+        if not fits(value):
+            raise ValueError(f"must lie in {where}")
+        return value
+
+    return AfterValidator(check)
+
+
+Share: TypeAlias = Annotated[float, _in("(0, 1]", lambda value: 0 < value <= 1)]
+Portion: TypeAlias = Annotated[float, _in("[0, 1]", lambda value: 0 <= value <= 1)]
 
 
 def free(default: T) -> T:
@@ -36,23 +59,28 @@ def flag_of(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def check_least(settings: Any, least: Mapping[str, float]) -> None:
-    """Refuse numbers that are too small; None is none.
+def check_bounds(settings: Any) -> None:
+    """Refuse values of a dataclass that its types exclude, nested ones too; a UserError names the first such flag."""
+    try:
+        validator(type(settings))(plain(settings))
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"][1:])
+        raise UserError(f"{flag_of(name)} {first['input']} {wrong(first['msg'])}.") from None
 
-    Raises:
-      UserError: naming the first such flag.
-    """
-    for name, smallest in least.items():
-        value = getattr(settings, name)
-        if value is not None and not value >= smallest:
-            raise UserError(f"{flag_of(name)} {value} must be at least {smallest}.")
+
+@functools.cache
+def validator(kind: Any) -> Callable[[Any], Any]:
+    """Return what makes a dataclass of names and values; pydantic takes options for a tuple of dataclasses, not for one."""
+    options = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
+    adapter = TypeAdapter(tuple[kind], config=options)  # pyright: ignore[reportInvalidTypeForm]
+    return lambda values: adapter.validate_python((values,))[0]
 
 
 def wrong(message: str) -> str:
     """What a message of pydantic says about a value, as the end of a sentence: "must be at least 1"."""
-    return (
-        message.replace("Input should", "must").replace("greater than or equal to", "at least").removeprefix("Input ")
-    )
+    said = message.removeprefix("Input ").removeprefix("Value error, ")
+    return said.replace("should", "must").replace("greater than or equal to", "at least")
 
 
 @dataclass(frozen=True)
@@ -195,17 +223,7 @@ class Study:
         return range(self.seed, self.seed + self.seeds)
 
     def check(self) -> None:
-        """Refuse numbers out of range and flags that do not go together, before anything is read.
-
-        Raises:
-          UserError: naming the first flag.
-        """
-        try:
-            TypeAdapter(Study).validate_python(plain(self))
-        except ValidationError as error:
-            first = error.errors()[0]
-            name = ".".join(map(str, first["loc"]))
-            raise UserError(f"{flag_of(name)} {first['input']} {wrong(first['msg'])}.") from None
+        """Refuse flags that do not go together, before anything is read; a UserError names the first."""
         self.optimizer.check()
         self._check_together()
         self._check_hosts()

@@ -49,12 +49,6 @@ def switch(s: Any, context: Context) -> tuple[Switch, dict[str, str]]:
 def _checked(s: Any, context: Context) -> int:
     """The steps before selection."""
     steps, size, scored = context.study.steps, context.study.batch_size, len(context.splits.train)
-    if not 0 < s.fraction <= 1:
-        raise UserError(f"--contrastive.fraction {s.fraction} must lie in (0, 1].")
-    if s.rows < 0 or s.finetune_steps < 1:
-        raise UserError(
-            f"--contrastive.rows {s.rows} must be at least 0, and --contrastive.finetune-steps {s.finetune_steps} at least 1."
-        )
     if s.scores is not None and s.scores.exists():
         scored = int(np.isfinite(_load(s.scores, context).losses).sum())
     elif s.rows:

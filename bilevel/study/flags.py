@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bilevel.study import registry, resolve
-from bilevel.study.config import Config, flag_of, plain
+from bilevel.study.config import Config, check_bounds, flag_of, plain
 from bilevel.study.task import Task
 from bilevel.training.run_dir import flatten
 from bilevel.types import UserError
@@ -70,7 +70,7 @@ def parse(
       settings: a flag and the file of settings that it names, instead of --config.
 
     Raises:
-      UserError: for names that there are not.
+      UserError: for names that there are not, and numbers out of range.
       SystemExit: for --help, and for flags that do not exist.
     """
     import tyro
@@ -85,6 +85,7 @@ def parse(
     about = f"Flags of methods are those of {', '.join(named)}." if named else ""
     text = f"{(own and own.__doc__) or task.__doc__ or task.title}\n\n{about}"
     flags = tyro.cli(kind, args=rest, default=resolve.flags_of(kind, before), description=text, prog=prog)
+    check_bounds(flags)
     return Parsed(resolve.config_of(flags, before), own and resolve.part_of(own, flags), before)
 
 

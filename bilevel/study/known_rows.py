@@ -60,8 +60,6 @@ def irreducible_losses(context: Context, s: Any) -> LossTable:
 def check_irreducible(context: Context, s: Any) -> dict[str, str]:
     """Refuse what `irreducible_losses` would refuse, without training; return what identifies a table that is given."""
     flag = context.flag
-    if s.held_out_steps < 1:
-        raise UserError(f"--{flag}.held-out-steps {s.held_out_steps} must be at least 1.")
     if s.table is not None:
         losses = given_losses(context, s).losses
         return context.identified("table_digest", s.table, lambda: [losses.tobytes()])

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ValidationError
 
-from bilevel.study.config import Config, Study, wrong
+from bilevel.study.config import Config, Study, validator, wrong
 from bilevel.study.registry import METHODS
 from bilevel.study.task import Task
 from bilevel.types import UserError
@@ -94,7 +94,7 @@ def filled(config: T, values: Mapping[str, Any], where: str) -> T:
       UserError: for a name that is no field, or a value of another type.
     """
     try:
-        return _validator(type(config))(_expanded(config, values))
+        return validator(type(config))(_expanded(config, values))
     except ValidationError as error:
         first = error.errors()[0]
     path = [str(name) for name in first["loc"][1:]]
@@ -165,11 +165,3 @@ def _expanded(config: Any, values: Mapping[str, Any]) -> dict[str, Any]:
 
 def _fields(config: Any) -> dict[str, Any]:
     return {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
-
-
-@functools.cache
-def _validator(kind: Any) -> Callable[[Any], Any]:
-    """What makes a dataclass of names and values; pydantic takes options for a tuple of dataclasses, not for one."""
-    options = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
-    adapter = TypeAdapter(tuple[kind], config=options)  # pyright: ignore[reportInvalidTypeForm]
-    return lambda values: adapter.validate_python((values,))[0]

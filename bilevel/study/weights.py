@@ -34,16 +34,11 @@ _MOST = 16_384
 _SHOWN = 36
 
 
-def classified(context: Context, prefix: str, *, steps: int, rows: int, rate: float) -> Callable[[Any], Start]:
+def classified(context: Context, *, steps: int, rows: int, rate: float) -> Callable[[Any], Start]:
     """Return what gives α the parameters of a domain classifier, trained on as many specific as generic rows.
 
-    Of its `steps` updates by Adam, with at most `rows` of either kind, the best on held-out rows counts. `prefix` is how the
-    flags begin that messages name: "classifier.".
+    Of its `steps` updates by Adam, with at most `rows` of either kind, the best on held-out rows counts.
     """
-    if steps < 1 or rows < 1:
-        raise UserError(
-            f"--{prefix}steps {steps} and --{prefix}rows {rows} must be at least 1: they train the domain classifier."
-        )
     splits, file = context.splits, context.directory / CLASSIFIER
 
     def start(state: Any) -> Start:

@@ -7,12 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field, NonNegativeInt
 
 from bilevel.data import ArrayDataset, LabelledData, channel_statistics, digest, open_labelled
 from bilevel.data.labelled import corruption as faults
@@ -26,7 +27,7 @@ from bilevel.nn.networks import network_of
 from bilevel.offline.confusion import confused_classes
 from bilevel.selection.scoring import scoring_loss
 from bilevel.study import Evaluate, Known, Measure, Model, ModelOptions, Picture, Splits, Text, Weighting, evaluator
-from bilevel.study.config import OptimizerConfig, Study, flag_of, free, plain
+from bilevel.study.config import Count, OptimizerConfig, Portion, Study, flag_of, free, plain
 from bilevel.study.fitting import fit_of
 from bilevel.training.run_dir import read_json, write_json
 from bilevel.types import Array, Batch, LossFn, ModelState, Params, UserError
@@ -53,25 +54,25 @@ class DataConfig:
     """Likewise, of the held-out set that irreducible losses are learned from; 0: none."""
     test: float = 0.2
     """Likewise, of the test set, for a source that has none of its own. It is only reported."""
-    limit: int | None = None
+    limit: Count | None = None
     """Use only the first rows of the source's training part, this many (DDS: 4000 of CIFAR-10)."""
     split: Literal["random", "last"] = "random"
     """Which rows are specific, held out and test: drawn, or the last ones in stored order (as DDS and RLSampler do)."""
-    seed: int = 0
+    seed: NonNegativeInt = 0
     """Of that draw and of the noise: they are the same for all seeds of a comparison."""
     noise: str = "uniform"
     """Wrong labels in the training set: none, uniform (any other class of the training set), pair (the next one), confused (of
     the four classes that a trained model confuses most, the class it takes them for), or FILE.npz:NAME, an array of labels in the
     order of the source's training part (such as worse_label of CIFAR-10N)."""
-    noise_fraction: float | None = None
+    noise_fraction: Portion | None = None
     """Share of labels that are replaced (default: 0.4; 0.5 of the labels of the classes concerned, with confused)."""
     noisy_held_out: bool = False
     """Make labels of the held-out set wrong in the same manner."""
-    confusion_steps: int = 1000
+    confusion_steps: Count = 1000
     """confused: training steps of that model."""
     relevant: Literal["all", "half"] = "all"
     """half: only half of the classes count; specific, held-out and test hold no others (RHO-LOSS, section 5.2)."""
-    imbalance: float = 1.0
+    imbalance: Annotated[float, Field(ge=1)] = 1.0
     """How many times more rows of the first class than of the last are kept for training; 1: all rows."""
     augment: Literal["none", "crop", "crop_flip"] = "none"
     """Augment training images: cut at a random place after padding; also mirrored."""
@@ -79,7 +80,7 @@ class DataConfig:
     """Pixels of padding for it."""
     padding_mode: Literal["zero", "reflect"] = "zero"
     """What the padding holds: the mean colour, or the image reflected at its outermost pixels."""
-    size: int | None = None
+    size: Count | None = None
     """Resize decoded images to this height and width."""
     cache_dir: Path = free(Path("~/.cache/bilevel"))
     """Where decoded images are kept."""
@@ -92,7 +93,7 @@ class ModelConfig:
     network: str = "mlp"
     """mlp, mlp-small, cnn, cnn-small, resnet18, resnet20, resnet50, vgg16, vgg16-plain (without BatchNorm), or
     wrnDEPTH-WIDTH such as wrn28-2."""
-    width: int = 256
+    width: Count = 256
     """Units of each of the three hidden layers of mlp; mlp-small has an eighth of them."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of the computation; parameters and losses stay float32."""
@@ -214,8 +215,6 @@ class Classification:
           UserError: for an unknown network, or inputs that it cannot take.
         """
         m, name = config.model, options.network or config.model.network
-        if m.width < 1:
-            raise UserError(f"--model.width {m.width} must be at least 1.")
         network = network_of(name, splits.classes, splits.shape, width=m.width, dtype=options.dtype or m.dtype)
         init = partial(init_variables, network, shape=splits.shape)
         jax.eval_shape(init, jax.random.key(0))  # refuses inputs that are too small
@@ -370,13 +369,7 @@ def _check(d: DataConfig) -> None:
         rows = getattr(d, name)
         whole = float(rows).is_integer()  # neither NaN nor infinity is
         if not (0 < rows < 1 or (whole and rows >= (name != "held_out"))):
-            raise UserError(f"--data.{name.replace('_', '-')} {rows} must be a number of rows, or a share below 1.")
-    for name, least in {"limit": 1, "size": 1, "seed": 0, "confusion_steps": 1, "imbalance": 1.0}.items():
-        found = getattr(d, name)
-        if found is not None and not found >= least:
-            raise UserError(f"{flag_of(f'data.{name}')} {found} must be at least {least:g}.")
-    if d.noise_fraction is not None and not 0 <= d.noise_fraction <= 1:
-        raise UserError(f"--data.noise-fraction {d.noise_fraction} must lie in [0, 1]: it is a share.")
+            raise UserError(f"{flag_of(f'data.{name}')} {rows} must be a number of rows, or a share below 1.")
 
 
 def _rows(number: float) -> float:

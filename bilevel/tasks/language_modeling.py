@@ -29,7 +29,7 @@ from bilevel.devices.processes import say
 from bilevel.nn.transformer import SIZES, Transformer, TransformerConfig, gathered_before, language_model_loss
 from bilevel.nn.weighting import ConvWeighting, NGramWeighting, logit_fn
 from bilevel.study import Evaluate, Known, Measure, Model, ModelOptions, ParamFilter, Splits, Text, Weighting
-from bilevel.study.config import free
+from bilevel.study.config import Count, free
 from bilevel.study.task import evaluator
 from bilevel.types import Array, Batch, ModelState, Params, UserError
 
@@ -56,7 +56,7 @@ class DataConfig:
     """Name of the text field of JSON lines (default: text); for those of the two data sets that have fields."""
     documents: Literal["line", "file"] = "line"
     """Whether a line or a whole file of plain text is one document; for those of the two data sets that are plain text."""
-    length: int = 64
+    length: Count = 64
     """T: bytes in a row."""
     cache_dir: Path = free(Path("~/.cache/bilevel"))
     """Where packed data are kept."""
@@ -76,9 +76,9 @@ class ModelConfig:
     """Compile one block for all layers: faster to compile when there are many."""
     weighting: Literal["conv", "ngram"] = "ngram"
     """Weighting network: convolutions over bytes, or a bag of hashed n-grams."""
-    weighting_layers: int = 1
+    weighting_layers: Count = 1
     """Layers of the convolutional weighting network (the paper: 2)."""
-    weighting_width: int = 32
+    weighting_width: Count = 32
     """Width of the weighting network (the paper: 128)."""
 
 
@@ -117,8 +117,6 @@ class LanguageModeling:
           UserError: for data that are missing, broken or too small.
         """
         data, cache = config.data, config.data.cache_dir
-        if data.length < 1:
-            raise UserError(f"--data.length {data.length} must be at least 1.")
         for_generic, for_specific = _source_options(data)
         source = open_source(data.generic, **for_generic)
         generic = pack(source, length=data.length, cache_dir=cache, labels=data.generic_labels)
@@ -171,15 +169,8 @@ class LanguageModeling:
         )
 
     def weighting(self, config: LanguageConfig, splits: Splits | None) -> Weighting:
-        """Build the weighting network over bytes.
-
-        Raises:
-          UserError: for a size below 1.
-        """
+        """Build the weighting network over bytes."""
         m, length = config.model, config.data.length
-        for name in ("weighting_layers", "weighting_width"):
-            if getattr(m, name) < 1:
-                raise UserError(f"--model.{name.replace('_', '-')} {getattr(m, name)} must be at least 1.")
         if m.weighting == "conv":
             module: Any = ConvWeighting(layers=m.weighting_layers, width=m.weighting_width)
         else:

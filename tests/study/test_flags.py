@@ -39,17 +39,17 @@ BAD: dict[str, tuple[str, tuple[str, ...], str]] = {
     "candidates": ("soba", ("--soba.specific-candidates", "16"), "--soba.specific-candidates 16 of --big-batch-size 16"),
     "candidates, dense": ("soba", ("--soba.specific-candidates", "2", "--soba.mode", "dense"), "needs --soba.mode sparse"),
     "warm-up": ("soba", ("--soba.weight-warmup", "-1"), "--soba.weight-warmup -1 must be at least 0"),
-    "update-every": ("soba", ("--soba.update-every", "0"), "--soba.update-every 0 at least 1"),
+    "update-every": ("soba", ("--soba.update-every", "0"), "--soba.update-every 0 must be at least 1"),
     "probe-every": ("soba", ("--soba.update-every", "2", "--soba.probe-every", "3"), "--soba.probe-every 3 must be a"),
     "nothing kept": ("dds", ("--dds.average-specific", "0", "--dds.probe-every", "2"), "give --dds.average-specific above 0"),
-    "classifier": ("classifier", ("--classifier.steps", "0"), "--classifier.steps 0 and --classifier.rows 256 must"),
+    "classifier": ("classifier", ("--classifier.steps", "0"), "--classifier.steps 0 must be at least 1"),
     "warm start": ("warm_soba", ("--warm-soba.classifier-rows", "0"), "--warm-soba.classifier-rows 0 must be"),
     "warm start of a loss": ("meta_weight_net", ("--meta-weight-net.warm-start",), "--meta-weight-net.warm-start: its"),
     "fraction": ("mixing", ("--mixing.fraction", "1.0"), "--mixing.fraction 1.0 of --batch-size 4"),
     "no rows before": ("contrastive", ("--contrastive.start", "0.01"), "--contrastive.start 0.01 leaves 0 of 8 steps"),
     "too few after": ("contrastive", ("--contrastive.rows", "10"), "of 10 scored rows keeps fewer than the --batch-size 4"),
     "too many after": ("contrastive", ("--contrastive.fraction", "1.5"), "--contrastive.fraction 1.5 must lie in (0, 1]"),
-    "no fine-tuning": ("contrastive", ("--contrastive.finetune-steps", "0"), "--contrastive.finetune-steps 0 at least 1"),
+    "no fine-tuning": ("contrastive", ("--contrastive.finetune-steps", "0"), "--contrastive.finetune-steps 0 must be at least 1"),
     "svp": ("svp", (*CLASSES, "--svp.fraction", "0"), "--svp.fraction 0.0 must lie in (0, 1]"),
     "burn-in": ("mentornet", (*CLASSES, "--mentornet.burn-in", "2"), "--mentornet.burn-in 2.0 must lie in [0, 1]"),
     "held-out steps": ("rho_loss", ("--rho-loss.held-out-steps", "0"), "--rho-loss.held-out-steps 0 must be at least 1"),
@@ -288,7 +288,7 @@ def moves(optimizer: Any, steps: int) -> list[float]:
 def test_the_rate_of_the_weights_grows_over_theta_updates() -> None:
     s = Soba(weight_learning_rate=0.01, weight_warmup=40, update_every=4)
     wanted = [0.01 * min(i / 10, 1) for i in range(15)]  # Adam moves by its rate where the gradient never changes
-    np.testing.assert_allclose(moves(_weight_optimizer("soba", s), 15), -np.asarray(wanted), rtol=1e-3, atol=1e-9)
+    np.testing.assert_allclose(moves(_weight_optimizer(s), 15), -np.asarray(wanted), rtol=1e-3, atol=1e-9)
 
 
 def test_what_is_not_given_fits_what_is() -> None:

@@ -476,11 +476,11 @@ def refused(capsys: pytest.CaptureFixture[str], run: Path, corpus: object, outpu
 
 BAD_FLAGS: dict[str, tuple[dict[str, object], str]] = {
     "both": ({"keep_fraction": 0.1, "keep_count": 3}, "Found both of --keep-fraction and --keep-count"),
-    "fraction": ({"keep_fraction": 1.5}, "--keep-fraction 1.5 must be above 0 and at most 1"),
+    "fraction": ({"keep_fraction": 1.5}, "--keep-fraction 1.5 must lie in (0, 1]"),
     "count": ({"keep_count": 0}, "--keep-count 0 must be at least 1"),
     "shard": ({"shard": 2, "shards": 2}, "--shard 2 --shards 2"),
     "batch": ({"batch_size": 0}, "--batch-size 0"),
-    "temperature": ({"temperature": 0}, "--temperature 0.0 must be above 0"),
+    "temperature": ({"temperature": 0}, "--temperature 0.0 must be greater than 0"),
     "more than there are": ({"keep_count": 39}, "--keep-count 39 is more than the 38 documents"),
     "no such file": ({"corpus": "nowhere.txt"}, "nowhere.txt does not exist"),
     "no match": ({"corpus": "nowhere/*.txt"}, "No file matches nowhere/*.txt"),

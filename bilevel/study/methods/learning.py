@@ -9,11 +9,13 @@ from functools import partial
 from typing import Any, Literal
 
 import optax
+from pydantic import NonNegativeInt
 
 import bilevel
 from bilevel import methods
 from bilevel.selection.meta_weight_net import meta_weight_net
 from bilevel.step.estimators import Estimator
+from bilevel.study.config import Count
 from bilevel.study.context import Context
 from bilevel.study.methods.picking import PROPORTIONAL, Picking
 from bilevel.study.spec import RATE, Among, Log, Plan, Spec, Start, plan_over, probed
@@ -37,9 +39,9 @@ class Learning(Picking):
     """Rows in the α-gradient; 0: those of the θ-update."""
     specific_batch_size: int = 0
     """Specific rows in an α-step; 0: --batch-size."""
-    update_every: int = 1
+    update_every: Count = 1
     """θ-updates for each α-update."""
-    probe_every: int | None = None
+    probe_every: NonNegativeInt | None = None
     """θ-updates for each evaluation of specific rows, a multiple of update-every; 0: as often as α is updated; none given: 2
     where the method keeps a specific gradient and update-every divides it, else 0."""
     probe_blocks: int | None = None
@@ -52,15 +54,15 @@ class Learning(Picking):
     """λ: keeps the logits from growing for ever, and sets how sharp the weights become; 0: none, as in the papers."""
     weight_learning_rate: float | None = None
     """Of the weighting network (Adam); none given: 1e-2 with the estimator score, else 1e-3."""
-    weight_warmup: int = 0
+    weight_warmup: NonNegativeInt = 0
     """θ-updates over which that rate grows from 0."""
     weight_decay: float = 0.0
     """Decoupled weight decay of the weighting network."""
     warm_start: bool = False
     """Begin with the weighting network of a domain classifier."""
-    classifier_steps: int = 1000
+    classifier_steps: Count = 1000
     """warm-start: updates of that classifier."""
-    classifier_rows: int = 256
+    classifier_rows: Count = 256
     """warm-start: specific rows in its batches, beside as many generic ones."""
 
     @property
@@ -151,9 +153,9 @@ class Anograd(Learning):
 class Implicit(Learning):
     """The implicit gradient, by conjugate gradients or a Neumann series."""
 
-    update_every: int = 4
+    update_every: Count = 4
     """θ-updates for each α-update."""
-    probe_every: int | None = 0
+    probe_every: NonNegativeInt | None = 0
     """θ-updates for each evaluation of specific rows; 0: as often as α is updated."""
     average_specific: float = 0.9
     """Decay of the moving average of the specific gradient; 0: none."""
@@ -177,7 +179,7 @@ class MetaWeightNet(Learning):
 
     mode: Literal["sparse", "dense"] = "dense"
     """dense: all rows of a batch are weighed; sparse: rows are picked by it, for B forward passes a step."""
-    probe_every: int | None = 0
+    probe_every: NonNegativeInt | None = 0
     """θ-updates for each evaluation of specific rows; 0: as often as α is updated."""
     probe_blocks: int | None = 0
     """Probe the parameters of the last blocks only; 0: all."""
@@ -204,8 +206,8 @@ def learned(make: Callable[..., methods.Method], *names: str) -> Callable[[Any, 
         plan = dataclasses.replace(plan, finish=partial(save_weights, context, context.loaded_rows(plan.picks)))
         if not s.warm_start:
             return plan
-        prefix, steps, rows = f"{context.flag}.classifier-", s.classifier_steps, s.classifier_rows
-        return dataclasses.replace(plan, start=classified(context, prefix, steps=steps, rows=rows, rate=s.chosen_rate))
+        start = classified(context, steps=s.classifier_steps, rows=s.classifier_rows, rate=s.chosen_rate)
+        return dataclasses.replace(plan, start=start)
 
     return plan
 
@@ -246,7 +248,7 @@ def _plan(s: Learning, context: Context, method: methods.Method, model: Model, w
         "mode": s.mode,
         "filter": s.rule(),
         "derivatives": bilevel.Forward() if s.derivatives == "forward" else bilevel.Finite(),
-        "weight_optimizer": _weight_optimizer(flag, s),
+        "weight_optimizer": _weight_optimizer(s),
         "estimator": s.chosen_estimator,
         "alpha_batch": s.alpha_batch,
         "alpha_batch_size": s.alpha_batch_size or None,
@@ -262,12 +264,8 @@ def _plan(s: Learning, context: Context, method: methods.Method, model: Model, w
     )  # fmt: skip
 
 
-def _weight_optimizer(name: str, s: Learning) -> optax.GradientTransformation:
+def _weight_optimizer(s: Learning) -> optax.GradientTransformation:
     """Adam for α, with a warm-up that is counted in θ-updates."""
-    if s.weight_warmup < 0 or s.update_every < 1:
-        raise UserError(
-            f"--{name}.weight-warmup {s.weight_warmup} must be at least 0, and --{name}.update-every {s.update_every} at least 1."
-        )
     updates = s.weight_warmup // s.update_every
     schedule = optax.linear_schedule(0.0, s.chosen_rate, updates) if updates else s.chosen_rate
     return optax.adamw(schedule, weight_decay=s.weight_decay)
@@ -276,7 +274,7 @@ def _weight_optimizer(name: str, s: Learning) -> optax.GradientTransformation:
 def _probe_every(name: str, s: Learning, reuses: bool) -> int | None:
     if s.probe_every is None:
         return 2 if reuses and 2 % s.update_every == 0 else None
-    if s.probe_every < 0 or s.probe_every % s.update_every:
+    if s.probe_every % s.update_every:
         raise UserError(
             f"--{name}.probe-every {s.probe_every} must be a multiple of --{name}.update-every {s.update_every}, or 0."
         )

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from pydantic import NonNegativeInt
 
 from bilevel import methods
 from bilevel.study import contrastive
-from bilevel.study.config import free
+from bilevel.study.config import Count, Share, free
 from bilevel.study.context import Context
 from bilevel.study.known_rows import uncertain_rows
 from bilevel.study.methods.picking import FilterName, Picking
@@ -42,11 +43,11 @@ class Contrastive:
 
     start: float = 0.5
     """Share of the steps before selection."""
-    finetune_steps: int = 500
+    finetune_steps: Count = 500
     """Most updates on specific rows, to see what they help; the best step on valid is kept."""
-    rows: int = 131_072
+    rows: NonNegativeInt = 131_072
     """Generic rows that are scored; 0: all."""
-    fraction: float = 0.03
+    fraction: Share = 0.03
     """Share of the scored rows that is kept."""
     scores: Path | None = free(None)
     """File of scores of another run on the same generic and specific data, instead of computing them."""
@@ -58,11 +59,11 @@ class Svp:
 
     network: str | None = None
     """Network of the proxy; none given: that of the target."""
-    steps: int = 1000
+    steps: Count = 1000
     """Its training steps; the parameters with the lowest valid loss are kept."""
     seed: int = 0
     """Of its training: it is the same for all seeds of a comparison."""
-    fraction: float = 0.5
+    fraction: Share = 0.5
     """Share of the training rows that is kept, those of the highest entropy."""
 
 
@@ -72,9 +73,9 @@ class Classifier(Picking):
 
     filter: FilterName = "top_k"
     """How rows are picked."""
-    steps: int = 1000
+    steps: Count = 1000
     """Updates of the classifier."""
-    rows: int = 256
+    rows: Count = 256
     """Specific rows in its batches, beside as many generic ones."""
     weight_learning_rate: float = 1e-2
     """Its learning rate (Adam)."""
@@ -115,8 +116,6 @@ def _contrastive(s: Contrastive, context: Context) -> Plan:
 
 
 def _svp(s: Svp, context: Context) -> Plan:
-    if not 0 < s.fraction <= 1 or s.steps < 1:
-        raise UserError(f"--svp.fraction {s.fraction} must lie in (0, 1], and --svp.steps {s.steps} be at least 1.")
     context.model(network=s.network)
     return _uniform(s, context, rows=lambda: uncertain_rows(context, s))
 
@@ -131,7 +130,7 @@ def _picked(s: Picking, context: Context, start: Callable[[Any], Start], **field
 
 
 def _classifier(s: Classifier, context: Context) -> Plan:
-    start = classified(context, "classifier.", steps=s.steps, rows=s.rows, rate=s.weight_learning_rate)
+    start = classified(context, steps=s.steps, rows=s.rows, rate=s.weight_learning_rate)
     return _picked(s, context, start)
 
 

@@ -14,7 +14,7 @@ from bilevel import samplers
 from bilevel.data import digest, rows_hash
 from bilevel.nn.head import with_head
 from bilevel.step import SampledState, make_sampled_step
-from bilevel.study.config import free
+from bilevel.study.config import Count, free
 from bilevel.study.context import Context
 from bilevel.study.feeding import check_parts
 from bilevel.study.observing import save_frequencies
@@ -32,11 +32,11 @@ DRAWN = "sequence.part"
 class RlSampler:
     """RLSampler: a policy over all training rows, learned by REINFORCE from the valid loss."""
 
-    policy_every: int = 100
+    policy_every: Count = 100
     """θ-updates for each update of the policy (T1 of the paper)."""
-    reward_every: int = 20
+    reward_every: Count = 20
     """θ-updates for each reward, the loss on all specific rows (T2 of the paper); divides policy-every."""
-    reward_parts: int = 1
+    reward_parts: Count = 1
     """Evaluate the specific rows in this many equal parts, one after the other (the paper: 5)."""
     reward_scale: float = 2.0
     """The 2 in the reward exp(−2·loss)."""
@@ -116,12 +116,11 @@ def _rl_sampler(s: RlSampler, context: Context) -> Plan:
     splits = context.splits
     if s.fixed and s.start_from is None:
         raise UserError("--rl-sampler.fixed keeps a policy that was learned: say where by --rl-sampler.start-from.")
-    if s.reward_every < 1 or s.policy_every < 1 or s.policy_every % s.reward_every:
+    if s.policy_every % s.reward_every:
         raise UserError(
-            f"--rl-sampler.reward-every {s.reward_every} must divide --rl-sampler.policy-every {s.policy_every}, both at "
-            "least 1."
+            f"--rl-sampler.reward-every {s.reward_every} must divide --rl-sampler.policy-every {s.policy_every}."
         )
-    if s.reward_parts < 1 or len(splits.specific) % s.reward_parts:
+    if len(splits.specific) % s.reward_parts:
         raise UserError(
             f"--rl-sampler.reward-parts {s.reward_parts} does not divide the {len(splits.specific)} specific rows: choose a "
             "divisor, or another number of rows."

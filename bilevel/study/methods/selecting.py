@@ -16,7 +16,7 @@ from bilevel import methods
 from bilevel.offline.irreducible import unwrapped
 from bilevel.selection import filters, scoring
 from bilevel.selection.scorers import Scorer
-from bilevel.study.config import free
+from bilevel.study.config import Count, free
 from bilevel.study.context import Context
 from bilevel.study.known_rows import check_irreducible, irreducible_losses
 from bilevel.study.spec import Plan, Spec, Start, plan_over
@@ -42,7 +42,7 @@ class IrreducibleLosses:
 
     held_out_network: str | None = None
     """Network of that model; none given: that of the target."""
-    held_out_steps: int = 1000
+    held_out_steps: Count = 1000
     """Its training steps; the parameters with the lowest valid loss are kept."""
     held_out_seed: int = 0
     """Of its training: it is the same for all seeds of a comparison."""

@@ -12,9 +12,9 @@ import optax
 import bilevel
 from bilevel import methods
 from bilevel.nn.mentor_net import MentorNetwork, mentor
+from bilevel.study.config import Portion
 from bilevel.study.context import Context
 from bilevel.study.spec import RATE, Among, Plan, Spec, plan_over, probed
-from bilevel.types import UserError
 
 _SYMBOLS = 256
 """Outcomes that a guess chooses from where rows have no classes."""
@@ -50,7 +50,7 @@ class Mentornet:
 
     specific_batch_size: int = 0
     """Clean rows in a step; 0: --batch-size."""
-    burn_in: float = 0.05
+    burn_in: Portion = 0.05
     """Share of the steps in the beginning in which all rows count alike."""
     mentor_learning_rate: float = 1e-2
     """Learning rate of the mentor (Adam)."""
@@ -86,8 +86,6 @@ def _spcl(s: Spcl, context: Context) -> Plan:
 
 
 def _mentornet(s: Mentornet, context: Context) -> Plan:
-    if not 0 <= s.burn_in <= 1:
-        raise UserError(f"--mentornet.burn-in {s.burn_in} must lie in [0, 1]: it is a share of the steps.")
     classes = context.splits.classes
     method = methods.mentornet(
         *mentor(MentorNetwork(classes), jax.random.key(context.seed)),

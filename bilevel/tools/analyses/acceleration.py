@@ -37,9 +37,8 @@ class Acceleration(Compared, OfLearner):
     }  # fmt: skip
 
     def check(self, config: Config) -> None:
-        """Refuse numbers that measure nothing, and sets of one name."""
+        """Refuse sets of one name."""
         super().check(config)
-        self.check_sizes()
         named_sets(config)
 
     def opened(self, config: Config, task: Task) -> list[Setting]:

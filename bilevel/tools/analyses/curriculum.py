@@ -9,7 +9,7 @@ from typing import ClassVar
 import numpy as np
 
 from bilevel.data import permute
-from bilevel.study.config import Config, check_least
+from bilevel.study.config import Config, Count
 from bilevel.study.run import Setting, Variant
 from bilevel.tools.analyses.base import OfLearner, Planned, in_folder
 from bilevel.training import Snapshots
@@ -26,7 +26,7 @@ class Curriculum(OfLearner):
     After Grangier et al. (2024), section 6.1.
     """
 
-    snapshots: int = 50
+    snapshots: Count = 50
     """Most α that are kept, at even distances from step 0 on; each serves for the steps up to the next."""
     seed_offset: int = 0
     """Added to the seed of the new main models. 0: they start from the learner's initial parameters and see the same big
@@ -35,9 +35,8 @@ class Curriculum(OfLearner):
     name: ClassVar[str] = "curriculum"
 
     def check(self, config: Config) -> None:
-        """Refuse a trajectory without snapshots, and batches that lie on the device."""
+        """Refuse batches that lie on the device."""
         super().check(config)
-        check_least(self, {"snapshots": 1})
         if config.study.resident == "always":
             raise UserError("--resident always does not go with replaying weights, which travel step by step: omit it.")
 

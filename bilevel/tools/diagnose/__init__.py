@@ -60,7 +60,6 @@ def command(task: Task, arguments: Sequence[str], prog: str) -> tuple[Callable[[
     config, own = found.config, found.own
     config = config.with_study(schedule_steps=max(config.study.steps, config.study.schedule_steps))
     config.study.check()
-    own.check_sizes()
     found.refuse(UNUSED, "is not for bilevel diagnose, which trains one uniform model: omit it.")
     if own.checkpoint is not None:
         others = [name for name in found.changed() if not name.startswith(("data", "run_dir", "progress"))]

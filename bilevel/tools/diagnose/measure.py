@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
+from typing import Annotated, TypeAlias
 
 import jax
 import jax.numpy as jnp
+from pydantic import Field
 
 from bilevel.offline.acceleration import acceleration_rates
 from bilevel.offline.compared_rows import draw_compared
-from bilevel.study.config import check_least
+from bilevel.study.config import Count
 from bilevel.study.evaluation import measured
 from bilevel.study.run import Setting
 from bilevel.study.task import GENERIC, ModelOptions
 from bilevel.types import ModelState, Params
 
 RATES = ("sar", "gar")
+Several: TypeAlias = Annotated[int, Field(ge=2)]
 _EVALUATED = 2048  # most rows of each set in an evaluation
 
 
@@ -24,17 +27,13 @@ _EVALUATED = 2048  # most rows of each set in an evaluation
 class Compared:
     """How much is compared, as flags."""
 
-    rows: int = 256
+    rows: Several = 256
     """m: specific rows, and as many generic ones, whose gradients are compared; from the valid sets."""
-    pairs: int = 8
+    pairs: Several = 8
     """P: pairs of a specific and a generic batch that they are compared with; from the training sets."""
-    batch_rows: int | None = None
+    batch_rows: Count | None = None
     """Rows in each of these batches; none given: 128, as in the paper, or half of the rows that there are. Fewer mean noisier
     gradients, and rates nearer to chance."""
-
-    def check_sizes(self) -> None:
-        """Refuse numbers that measure nothing, by a `UserError`."""
-        check_least(self, {"rows": 2, "pairs": 2, "batch_rows": 1})
 
 
 class Measurement:

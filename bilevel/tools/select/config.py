@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from bilevel.study.config import check_least
+from pydantic import NonNegativeInt, PositiveFloat
+
+from bilevel.study.config import Count, Share, check_bounds
 from bilevel.types import UserError
 
 
@@ -38,24 +40,24 @@ class Config:
     format: Literal["parquet", "documents"] = "parquet"
     """parquet: a table of all documents with columns file, document (number in its file, from 0, blank ones counted), bytes,
     score and kept; documents: the kept documents, as the original lines, or as JSON lines where documents are not lines."""
-    keep_fraction: float | None = None
+    keep_fraction: Share | None = None
     """Share of the documents to keep, rounded to a whole number of at least 1. Give this or --keep-count."""
-    keep_count: int | None = None
+    keep_count: Count | None = None
     """Number of documents to keep."""
     rule: Literal["top", "gumbel"] = "top"
     """top: those with the highest scores (ties: the first in the corpus); gumbel: drawn without replacement, with
     probabilities proportional to exp(score / temperature), as training draws its batches."""
-    temperature: float = 1.0
+    temperature: PositiveFloat = 1.0
     """With --rule gumbel: higher is closer to uniform."""
-    seed: int = 0
+    seed: NonNegativeInt = 0
     """With --rule gumbel: decides the draw, together with the positions of a document's file and of the document in it."""
     scores: Path | None = None
     """Where scores are kept (default: OUTPUT/scores). Give those of an earlier selection to choose again without scoring."""
-    batch_size: int = 1024
+    batch_size: Count = 1024
     """Rows scored in one program call."""
     shard: int = 0
     """Number of this process, from 0: it takes every SHARDS-th file."""
-    shards: int = 1
+    shards: Count = 1
     """Number of processes that share the work."""
     wait: float = 0.0
     """Seconds to wait for the scores of other shards; without them the same command has to be given again later."""
@@ -67,12 +69,8 @@ class Config:
         if (self.keep_fraction is None) == (self.keep_count is None):
             found = "neither" if self.keep_count is None else "both"
             raise UserError(f"Found {found} of --keep-fraction and --keep-count: give exactly one of them.")
-        if self.keep_fraction is not None and not 0 < self.keep_fraction <= 1:
-            raise UserError(f"--keep-fraction {self.keep_fraction} must be above 0 and at most 1.")
-        check_least(self, {"keep_count": 1, "batch_size": 1, "seed": 0, "shards": 1})
+        check_bounds(self)
         if not 0 <= self.shard < self.shards:
             raise UserError(
                 f"--shard {self.shard} --shards {self.shards}: number the processes from 0 to one less than --shards."
             )
-        if not self.temperature > 0:
-            raise UserError(f"--temperature {self.temperature} must be above 0.")
