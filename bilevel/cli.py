@@ -51,7 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Args:
       arguments: those of the command line, if None.
     """
-    from bilevel.study.files import STOPPED, Stopped
+    from bilevel.study.files import STOPPED
+    from bilevel.training.signals import Stopped
 
     command = None
     _print_anything()

@@ -74,7 +74,7 @@ def _scored(s: Any, context: Context, state: Any, file: Path) -> LossTable:
     """
     model, train, clock, folder = context.model(), context.splits.train, ScoringClock(), context.directory / FOLDER
     before = sharding.whole(context.mesh, (state.params, state.model_state))
-    after, seconds = finetuning(context, model, s.finetune_steps, lambda: before)(folder)
+    after, seconds = finetuning(context, model, context.evaluate(model), s.finetune_steps, lambda: before)(folder)
     rows = np.arange(len(train))
     if 0 < s.rows < len(train):
         rows = np.sort(np.random.default_rng([context.seed, 5_000_003]).choice(rows, s.rows, replace=False))

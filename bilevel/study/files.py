@@ -1,4 +1,4 @@
-"""Names of run directories and of what is in them, and how a stopped run ends."""
+"""Names of run directories and of what is in them, and the exit code of a stopped run."""
 
 from __future__ import annotations
 
@@ -17,10 +17,6 @@ CONTENT_HASH = "content_hash"
 """Of the data, in a run's settings: a path may hold other data tomorrow."""
 STOPPED = 3
 """Exit code of a run that a signal stopped after saving."""
-
-
-class Stopped(Exception):
-    """A signal stopped a run after saving."""
 
 
 def run_name(method: str, seed: int) -> str:

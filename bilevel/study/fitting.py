@@ -1,38 +1,27 @@
-"""Training on some rows for what is best on valid: models that score rows, and fine-tuning on the specific rows."""
+"""What is trained for its best on valid: models that score rows, and fine-tuning on the specific rows."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from bilevel.data import Dataset, Loader
+from bilevel.data import Dataset
 from bilevel.devices import sharding
 from bilevel.devices.processes import remove_folder
-from bilevel.methods import uniform
-from bilevel.state import TrainState
-from bilevel.step import make_step
-from bilevel.study import files
 from bilevel.study.config import Study, plain
 from bilevel.study.context import Context, optimizer_of
 from bilevel.study.evaluation import measured
 from bilevel.study.task import Evaluate, Measure, Model
-from bilevel.training import Checkpoints, LoopConfig, prepare_run_dir, train
-from bilevel.training.best import Best, KeepBest
 from bilevel.training.checkpoints import CHECKPOINTS_NAME
-from bilevel.training.opening import open_source, steps_in_call
-from bilevel.training.run_dir import CONFIG_NAME, read_json, recorded, write_json
-from bilevel.types import Array, ModelState, Params
+from bilevel.training.fit import Fit
+from bilevel.training.run_dir import read_json, write_json
+from bilevel.types import ModelState, Params
 
-BEST = "best"
-"""In the folder of a fit: a checkpoint of the best parameters."""
 NAME = "finetuned.json"
 FOLDER = "finetuned"
 EVALUATE_EVERY = 100
@@ -40,80 +29,6 @@ PATIENCE = 5
 """Evaluations of fine-tuning without a better value after which it ends."""
 _EVALUATIONS = 20
 _LOSS = Measure("loss", "loss")
-
-
-@dataclass(frozen=True, eq=False, kw_only=True)
-class Fit:
-    """A model to train on some rows alone, for the parameters that are best on valid."""
-
-    study: Study
-    mesh: Mesh
-    model: Model
-    begin: Callable[[], tuple[Params, ModelState]]
-    """Makes the first parameters and the model state, whole on every device."""
-    optimizer: optax.GradientTransformation
-    rows: Dataset
-    valid: Dataset
-    evaluate: Evaluate
-    measure: Measure
-    """What decides, on valid, which parameters are best."""
-    steps: int
-    """Most updates."""
-    every: int
-    """Updates between two evaluations."""
-    patience: float = math.inf
-    """Updates without a better value after which it ends."""
-    seed: int
-    """Of the order of the rows."""
-    key: Array
-    """Of the draws in the steps."""
-    settings: Mapping[str, Any]
-    """What the outcome depends on, as JSON values."""
-
-    def __call__(self, folder: Path) -> tuple[Best, float]:
-        """Train, or continue, in a folder; one of other settings is emptied.
-
-        Returns:
-          The best parameters, and the seconds of all updates: without compiling, evaluating and saving.
-
-        Raises:
-          Stopped: a signal stopped it after saving.
-        """
-        if (folder / CONFIG_NAME).exists() and recorded(folder) not in ({}, self.settings):
-            remove_folder(folder)
-        prepare_run_dir(folder, self.settings)
-        study, mesh, parts = self.study, self.mesh, self.mesh.size * self.study.micro_batches
-        size = min(study.batch_size, len(self.rows)) // parts * parts or parts
-        step = make_step(
-            self.model.loss, None, self.optimizer, None, uniform(), batch_size=size, micro_batches=study.micro_batches,
-            mesh=mesh if mesh.size > 1 else None, gather=self.model.gather,
-        )  # fmt: skip
-
-        def create(params: Params, model_state: ModelState) -> TrainState:
-            # A copy, as the state is donated.
-            return step.init(self.key, jax.tree.map(jnp.copy, params), {}, model_state)
-
-        begin = self.begin()
-        state, step = sharding.placed(mesh, step, create, *begin, split=study.shard_state)
-        hosts = {"process_index": jax.process_index(), "process_count": jax.process_count()}
-        loader = Loader(self.rows, size, seed=self.seed, **hosts)
-        source = open_source(study.residence, loader, loader, mesh)
-        loop = LoopConfig(
-            self.steps, log_every=self.every, evaluate_every=self.every, checkpoint_every=self.every,
-            steps_per_call=steps_in_call(source, study.steps_per_call), progress=study.progress,
-        )  # fmt: skip
-        with Checkpoints(folder / BEST, keep=1) as saved:
-            best = KeepBest(self._measure, self.measure.name, begin, saved, mesh, self.measure.sign)
-            result = train(
-                step, state, data=source, config=loop, run_dir=folder, evaluate=best.compare,
-                until=best.waited(self.patience),
-            )  # fmt: skip
-        if result.stop_requested:
-            raise files.Stopped
-        return best.best, result.seconds
-
-    def _measure(self, params: Params, model_state: ModelState) -> Mapping[str, float]:
-        return self.evaluate(params, model_state, self.valid, None)
 
 
 def fit_of(
@@ -132,23 +47,35 @@ def fit_of(
         **plain(about), "steps": steps, "seed": seed, "count": len(rows), "rows": rows.content_hash,
         "valid": valid.content_hash, "batch_size": study.batch_size, "optimizer": plain(study.optimizer),
     }  # fmt: skip
-    return Fit(
-        study=study, mesh=mesh, model=model, optimizer=optimizer_of(study.optimizer, steps),
+    return _fit(
+        study, mesh, model, evaluate, valid, measure, rows=rows, steps=steps, every=max(1, steps // _EVALUATIONS),
+        optimizer=optimizer_of(study.optimizer, steps), seed=seed, key=step_key, settings=settings,
         begin=lambda: jax.jit(lambda: model.init(key), out_shardings=sharding.everywhere(mesh))(),
-        rows=rows, valid=valid, evaluate=evaluate, measure=measure, steps=steps, every=max(1, steps // _EVALUATIONS),
-        seed=seed, key=step_key, settings=settings,
     )  # fmt: skip
 
 
-def finetuning(context: Context, model: Model, steps: int, begin: Callable[[], tuple[Params, ModelState]]) -> Fit:
+def finetuning(
+    context: Context, model: Model, evaluate: Evaluate, steps: int, begin: Callable[[], tuple[Params, ModelState]]
+) -> Fit:
     """Return the training of a model on the specific rows, from trained parameters."""
     study, splits, rate = context.study, context.splits, context.study.finetune.learning_rate
+    return _fit(
+        study, context.mesh, model._replace(loss=model.specific_loss), evaluate, splits.deciding,
+        context.task.measures[0], rows=splits.specific, begin=begin, steps=steps, every=EVALUATE_EVERY,
+        patience=PATIENCE * EVALUATE_EVERY, optimizer=optax.adam(optax.warmup_constant_schedule(0.0, rate, 50), b2=0.98),
+        seed=context.seed + 2_000_003, key=jax.random.key(context.seed),
+        settings={"steps": steps, "learning_rate": rate, "seed": context.seed},
+    )  # fmt: skip
+
+
+def _fit(
+    study: Study, mesh: Mesh, model: Model, evaluate: Evaluate, valid: Dataset, measure: Measure, **fields: Any
+) -> Fit:
     return Fit(
-        study=study, mesh=context.mesh, model=model._replace(loss=model.specific_loss), begin=begin,
-        optimizer=optax.adam(optax.warmup_constant_schedule(0.0, rate, 50), b2=0.98),
-        rows=splits.specific, valid=splits.deciding, evaluate=context.evaluate(model), measure=context.task.measures[0],
-        steps=steps, every=EVALUATE_EVERY, patience=PATIENCE * EVALUATE_EVERY, seed=context.seed + 2_000_003,
-        key=jax.random.key(context.seed), settings={"steps": steps, "learning_rate": rate, "seed": context.seed},
+        loss=model.loss, gather=model.gather, measure=lambda *trained: evaluate(*trained, valid, None),
+        decides=measure.name, sign=measure.sign, mesh=mesh, batch_size=study.batch_size,
+        micro_batches=study.micro_batches, split=study.shard_state, residence=study.residence,
+        steps_per_call=study.steps_per_call, progress=study.progress, **fields,
     )  # fmt: skip
 
 
@@ -163,9 +90,9 @@ def finetuned(context: Context, model: Model, begin: Callable[[], tuple[Params, 
     study, directory = context.study, context.directory
     if kept := kept_results(study, directory):
         return kept
-    fit = finetuning(context, model, study.finetune.steps, begin)
-    best, _ = fit(directory / FOLDER)
-    found = measured(fit.evaluate, (best.params, best.model_state), context.splits)
+    evaluate = context.evaluate(model)
+    best, _ = finetuning(context, model, evaluate, study.finetune.steps, begin)(directory / FOLDER)
+    found = measured(evaluate, (best.params, best.model_state), context.splits)
     results = {"finetuned_steps": best.steps} | {f"finetuned_{name}": value for name, value in found.items()}
     write_json(directory / NAME, {"settings": plain(study.finetune), "results": results})
     remove_folder(directory / FOLDER / CHECKPOINTS_NAME)

@@ -15,7 +15,9 @@ from bilevel.offline.loss_table import LossTable, highest
 from bilevel.selection.scoring import entropies
 from bilevel.study.config import plain
 from bilevel.study.context import Context
-from bilevel.study.fitting import Fit, fit_of
+from bilevel.study.fitting import fit_of
+from bilevel.study.task import Model
+from bilevel.training.fit import Fit
 from bilevel.types import ModelState, Params, UserError
 
 TABLE = "table.safetensors"
@@ -24,9 +26,9 @@ _NUMBER = "number"
 _BATCH = 512
 
 
-def fitted(context: Context, network: str | None, rows: Dataset, steps: int, seed: int) -> Fit:
+def fitted(context: Context, model: Model, network: str | None, rows: Dataset, steps: int, seed: int) -> Fit:
     """Describe a model that is trained on some rows; the loss on valid, if the task measures it, decides what is kept."""
-    measures, model = context.task.measures, context.model(network=network)
+    measures = context.task.measures
     return fit_of(
         context.study, context.mesh, model, context.evaluate(model), rows, context.splits.deciding,
         {"task": context.config.task, "network": network}, steps=steps, seed=seed,
@@ -43,14 +45,15 @@ def irreducible_losses(context: Context, s: Any) -> LossTable:
     if s.table is not None:
         return given_losses(context, s)
     rows = [half(train, i, seed) for i in (0, 1)] if s.halves else [context.splits.held_out]
-    fits = [fitted(context, s.held_out_network, part, s.held_out_steps, seed) for part in rows if part is not None]
+    model, about = context.model(network=s.held_out_network), (s.held_out_steps, seed)
+    fits = [fitted(context, model, s.held_out_network, part, *about) for part in rows if part is not None]
     settings = {**fits[0].settings, **({"halves": True, "half_seed": seed} if s.halves else {})}
-    loss = fits[0].model.evaluation
+    loss = model.evaluation
 
     def compute(folder: Path) -> LossTable:
         if not s.halves:
-            model = _trained(fits[0], folder / "model")
-            return score_rows(loss, *model, train, batch_size=_BATCH, settings=settings)
+            found = _trained(fits[0], folder / "model")
+            return score_rows(loss, *found, train, batch_size=_BATCH, settings=settings)
         one, two = (_trained(fit, folder / f"half{i}") for i, fit in enumerate(fits))
         return cross_scored(loss, (one, two), train, batch_size=_BATCH, settings=settings, seed=seed)
 
@@ -89,14 +92,14 @@ def uncertain_rows(context: Context, s: Any) -> RowView:
 
     Reference: Coleman et al., "Selection via proxy", ICLR 2020, section 3 (maximum entropy); the baseline SVP of RHO-LOSS.
     """
-    train = context.splits.train
-    fit = fitted(context, s.network, train, s.steps, s.seed)
+    train, model = context.splits.train, context.model(network=s.network)
+    fit = fitted(context, model, s.network, train, s.steps, s.seed)
     settings = {**fit.settings, _NUMBER: "entropy"}
 
     def compute(folder: Path) -> LossTable:
-        assert fit.model.scoring is not None
+        assert model.scoring is not None
         return score_rows(
-            fit.model.scoring("running"), *_trained(fit, folder / "model"), train, batch_size=_BATCH, settings=settings,
+            model.scoring("running"), *_trained(fit, folder / "model"), train, batch_size=_BATCH, settings=settings,
             read=lambda losses, metrics, batch: entropies(metrics["logits"]),
         )  # fmt: skip
 

@@ -31,6 +31,7 @@ from bilevel.training import LoopConfig, Sampled, Source, TrainResult, prepare_r
 from bilevel.training.checkpoints import newest_state, steps_done
 from bilevel.training.opening import open_source, steps_in_call
 from bilevel.training.run_dir import read_json, write_json
+from bilevel.training.signals import Stopped
 
 
 class Setting(NamedTuple):
@@ -215,7 +216,7 @@ class Run:
             on_selected=self.variant.on_selected if recorder is None else recorder(), on_state=self.variant.on_state,
         )  # fmt: skip
         if result.stop_requested:
-            raise files.Stopped
+            raise Stopped
         return result
 
     def _source(self, rows: Dataset | None) -> Source:

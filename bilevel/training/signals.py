@@ -16,6 +16,10 @@ from jax.experimental import multihost_utils
 _NOTE = b"\nstopping after the current step (interrupt again to stop at once)\n"
 
 
+class Stopped(Exception):
+    """A signal stopped a run after saving."""
+
+
 class StopSignals:
     """While open, SIGTERM and SIGINT only set `requested`.
 

@@ -15,7 +15,7 @@ from study_calls import call, changed, fails, metrics, result, rows, runs
 from bilevel.study import budget, comparison, diverged, fitting, resolve, search, set_tables, sets, suite
 from bilevel.study.config import Config
 from bilevel.study.files import begun
-from bilevel.study.fitting import BEST, FOLDER, NAME, PATIENCE
+from bilevel.study.fitting import FOLDER, NAME, PATIENCE
 from bilevel.study.methods.plain import FRACTIONS, mixed_rows
 from bilevel.study.registry import METHODS
 from bilevel.study.run import Run, Setting, Variant
@@ -23,6 +23,7 @@ from bilevel.study.spec import Among, Log
 from bilevel.study.task import Measure
 from bilevel.training import Checkpoints, TrainingDiverged
 from bilevel.training.best import KeepBest
+from bilevel.training.fit import BEST
 from bilevel.types import UserError
 
 pytestmark = pytest.mark.usefixtures("one_device")
