@@ -28,8 +28,7 @@ from bilevel import trees
 from bilevel.data import Loader, open_source, pack
 from bilevel.derivatives.linearization import Derivatives
 from bilevel.derivatives.rows import RowLosses
-from bilevel.nn.transformer import SIZES, Transformer, language_model_loss
-from bilevel.tasks.language_modeling import last_blocks
+from bilevel.nn.transformer import SIZES, Transformer, language_model_loss, last_blocks
 from bilevel.types import Batch, Params
 
 

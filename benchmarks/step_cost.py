@@ -29,10 +29,9 @@ import bilevel
 from bilevel.data import Loader, open_source, pack
 from bilevel.devices.axis import ALONE
 from bilevel.methods import Method
-from bilevel.nn.transformer import SIZES, Transformer, language_model_loss
+from bilevel.nn.transformer import SIZES, Transformer, language_model_loss, last_blocks
 from bilevel.nn.weighting import ConvWeighting, NGramWeighting, logit_fn
 from bilevel.selection import filters, picking
-from bilevel.tasks.language_modeling import last_blocks
 from bilevel.types import Batch, LogitFn
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -129,6 +130,19 @@ class Transformer(nn.Module):
 def gathered_before(path: str) -> bool:
     """For `make_step(gather=…)`: a scanned `Transformer` with a mesh gathers the parameters of its blocks itself."""
     return not path.startswith("blocks/")
+
+
+def last_blocks(count: int, model: TransformerConfig) -> Callable[[str], bool]:
+    """Return what accepts the parameters of the last `count` of the transformer's blocks, and of the norm behind them.
+
+    Raises:
+        UserError: the model has no such blocks.
+    """
+    if not 0 < count <= model.layers:
+        raise UserError(f"probe-blocks {count}: the model has {model.layers} blocks; give 0 to {model.layers}.")
+    first = model.layers - count
+    chosen = ("final_norm/", *(f"block_{i}/" for i in range(first, model.layers)))
+    return lambda path: path.startswith(chosen)
 
 
 def attention_kernel(config: TransformerConfig) -> Literal["xla", "cudnn"]:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, NonNegativeInt
@@ -21,6 +20,7 @@ from bilevel.data.labelled.mosaic import mosaic
 from bilevel.data.labelled.noise import label_noise
 from bilevel.devices import sharding
 from bilevel.nn.augment import preparation, standardization
+from bilevel.nn.class_weighting import class_weighting
 from bilevel.nn.classification import Prepare, classification_loss, init_variables
 from bilevel.nn.head import with_head
 from bilevel.nn.networks import network_of
@@ -232,33 +232,12 @@ class Classification:
         )
 
     def weighting(self, config: ClassificationConfig, splits: Rows) -> Weighting:
-        """Build the weighting network: the classifier's architecture with weights of its own.
-
-        Its last layer is 0 at first, so that all rows weigh alike. BatchNorm normalises by the rows that are scored together.
-
-        Reference: Wang et al. (DDS), algorithm 1 and appendix A.4: a network over images, with one output.
-        """
+        """Build the weighting network: the classifier's architecture with weights of its own."""
         m = config.model
         outputs = splits.classes if m.weighting_labels else 1
         network = network_of(m.network, outputs, splits.shape, width=m.width, dtype=m.dtype, dropout=False)
-        fresh = partial(init_variables, network, shape=splits.shape)
-        # Only their shapes count: they are never used to normalise.
-        _, shapes = jax.eval_shape(fresh, jax.random.key(0))
-        statistics = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-
-        def init(key: Array) -> Params:
-            params, _ = fresh(key)
-            return {**params, "head": jax.tree.map(jnp.zeros_like, params["head"])}
-
-        def logits(weights: Params, batch: Batch) -> Array:
-            x = splits.plain(batch[splits.inputs], jax.random.key(0))
-            found, _ = network.apply({"params": weights, **statistics}, x, train=True, mutable=list(statistics))
-            assert isinstance(found, jax.Array)
-            column = batch["label"].astype(jnp.int32) if m.weighting_labels else jnp.zeros(len(found), jnp.int32)
-            scores = jnp.take_along_axis(found, column[:, None], axis=1)[:, 0]
-            return m.weighting_bound * jnp.tanh(scores / m.weighting_bound) if m.weighting_bound else scores
-
-        return Weighting(init, logits)
+        bounded = {"labels": m.weighting_labels, "bound": m.weighting_bound}
+        return Weighting(*class_weighting(network, splits.shape, splits.plain, inputs=splits.inputs, **bounded))
 
     def evaluate(self, config: ClassificationConfig, splits: Rows, model: Model) -> Evaluate:
         """Return accuracy and loss, means over rows."""

@@ -26,9 +26,15 @@ from bilevel.data import (
     rows_in_both,
 )
 from bilevel.devices.processes import say
-from bilevel.nn.transformer import SIZES, Transformer, TransformerConfig, gathered_before, language_model_loss
+from bilevel.nn.transformer import (
+    SIZES,
+    Transformer,
+    gathered_before,
+    language_model_loss,
+    last_blocks,
+)
 from bilevel.nn.weighting import ConvWeighting, NGramWeighting, logit_fn
-from bilevel.study import Evaluate, Known, Measure, Model, ModelOptions, ParamFilter, Splits, Text, Weighting
+from bilevel.study import Evaluate, Known, Measure, Model, ModelOptions, Splits, Text, Weighting
 from bilevel.study.config import Count, free
 from bilevel.study.task import evaluator
 from bilevel.types import Array, Batch, ModelState, Params, UserError
@@ -138,11 +144,7 @@ class LanguageModeling:
         )
 
     def model(self, config: LanguageConfig, splits: Splits, options: ModelOptions) -> Model:
-        """Build the transformer.
-
-        Raises:
-          UserError: for an unknown size.
-        """
+        """Build the transformer."""
         m, size = config.model, options.network or config.model.network
         if size not in SIZES:
             raise UserError(f'There is no language model "{size}": choose from {", ".join(SIZES)}.')
@@ -205,19 +207,6 @@ class LanguageModeling:
         domain = splits.known.get("domain")
         labels = [domain.names[domain.values[i]] if domain is not None else "" for i in ids]
         return [Text(0.0, label, train.dataset.text(int(i))) for i, label in zip(ids, labels, strict=True)]
-
-
-def last_blocks(count: int, model: TransformerConfig) -> ParamFilter:
-    """Return what accepts the parameters of the last `count` of the transformer's blocks, and of the norm behind them.
-
-    Raises:
-      UserError: if the model has no such blocks.
-    """
-    if not 0 < count <= model.layers:
-        raise UserError(f"probe-blocks {count}: the model has {model.layers} blocks; give 0 to {model.layers}.")
-    first = model.layers - count
-    chosen = ("final_norm/", *(f"block_{i}/" for i in range(first, model.layers)))
-    return lambda path: path.startswith(chosen)
 
 
 def _held_out(generic: PackedText) -> NDArray[np.bool_]:

@@ -15,10 +15,10 @@ from tiny_text import DOMAINS, text_flags, write_texts
 
 from bilevel.data import PackedText, RowView
 from bilevel.devices import sharding
-from bilevel.nn.transformer import SIZES, Transformer, TransformerConfig
+from bilevel.nn.transformer import SIZES, Transformer, TransformerConfig, last_blocks
 from bilevel.study import ModelOptions, Splits, Text
 from bilevel.study.registry import METHODS
-from bilevel.tasks.language_modeling import TASK, DataConfig, LanguageConfig, ModelConfig, last_blocks
+from bilevel.tasks.language_modeling import TASK, DataConfig, LanguageConfig, ModelConfig
 from bilevel.types import UserError
 
 LENGTH = 16
