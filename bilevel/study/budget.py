@@ -30,12 +30,7 @@ def folder_of(config: Config) -> Path:
 
 
 def plan(config: Config, rows: Sequence[Mapping[str, Any]]) -> Plan:
-    """Return the budget in seconds and each method's steps, and keep them on disk.
-
-    Args:
-      config: of the comparison.
-      rows: summaries of its runs under the same budget of steps.
-    """
+    """Return the budget in seconds and each method's steps, given runs under the same budget of steps, and keep them on disk."""
     study, file = config.study, folder_of(config) / NAME
     found: Plan = read_json(file) if file.exists() else {"seconds": study.budget_seconds, "steps": {}}
     of_method: dict[str, list[Mapping[str, Any]]] = {}

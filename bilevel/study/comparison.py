@@ -80,12 +80,7 @@ def table(rows: Sequence[Row], task: Task, more: Mapping[str, Column] = MappingP
 
 
 def write(setting: Setting, results: Sequence[Result]) -> str:
-    """Write comparison.json, comparison.md and the report; return the table.
-
-    Args:
-      setting: of the comparison.
-      results: its runs; those that diverged are left out of the report.
-    """
+    """Write comparison.json, comparison.md and, of runs that did not diverge, the report; return the table."""
     run_dir, task = setting.config.study.run_dir, setting.task
     metrics = {r.key: read_metrics(r.directory / "metrics.jsonl") for r in results if WHERE not in r.row}
     results = [r._replace(row=r.row | _crossing(r, metrics, setting)) if r.key in metrics else r for r in results]
@@ -153,8 +148,8 @@ def preparation(row: Mapping[str, Any], step: int) -> float:
 
 def reached(rows: Sequence[Row], name: str, value: float, measure: Measure) -> Row | None:
     """Return the first row whose metric is at least that good; None if there is none."""
-    sign = 1 if measure.lower_is_better else -1
-    return next((row for row in rows if row.get(name) is not None and sign * row[name] <= sign * value), None)
+    goal = measure.sign * value
+    return next((row for row in rows if row.get(name) is not None and measure.sign * row[name] <= goal), None)
 
 
 def _notes(rows: Sequence[Row]) -> list[str]:

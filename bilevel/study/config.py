@@ -111,11 +111,7 @@ class OptimizerConfig:
     """Evaluate a moving average of the parameters and BatchNorm statistics with this decay (DDS: 0.999); 0: the last ones."""
 
     def check(self) -> None:
-        """Refuse milestones that do not fit.
-
-        Raises:
-          UserError: naming the flag.
-        """
+        """Refuse milestones that do not fit, by a UserError."""
         given = " ".join(map(str, self.milestones))
         if (self.schedule == "step") != bool(self.milestones):
             found = f"--optimizer.milestones {given} with" if given else "No --optimizer.milestones with"

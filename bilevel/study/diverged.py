@@ -24,16 +24,7 @@ def attempt(
 ) -> dict[str, Any]:
     """Return the summary of a run; of one that diverged, now or before, what is known without training it again.
 
-    Args:
-      setting: configuration, task and data.
-      method: its name.
-      seed: of the run.
-      alone: whether there is no other run to go on with; then a run that diverges ends the command.
-      variant: what is done in another way than the flags say.
-
-    Raises:
-      TrainingDiverged: with `alone`.
-      Stopped: a signal stopped it before its end.
+    Where it is `alone`, without another run to go on with, a `TrainingDiverged` is raised.
     """
     directory = directory_of(setting.config, method, seed)
     if alone or not of_first(lambda: _noted(setting, method, seed, variant or Variant())):
@@ -57,11 +48,7 @@ def known(directory: Path, method: str, seed: int) -> dict[str, Any]:
 
 
 def refuse(rows: Iterable[Mapping[str, Any]]) -> None:
-    """End a comparison, after its tables, by naming the runs that diverged.
-
-    Raises:
-      UserError: if there are some.
-    """
+    """Raise a UserError that names the runs that diverged, after the tables."""
     failed = list(dict.fromkeys(row[WHERE] for row in rows if WHERE in row))
     if failed:
         raise UserError(
@@ -71,11 +58,7 @@ def refuse(rows: Iterable[Mapping[str, Any]]) -> None:
 
 
 def _noted(setting: Setting, method: str, seed: int, variant: Variant) -> bool:
-    """Whether the directory of a run says that it diverged, or its fine-tuning with the same flags.
-
-    Raises:
-      UserError: it holds a run with other settings.
-    """
+    """Whether the directory of a run says that it diverged, or its fine-tuning with the same flags."""
     directory, asked = directory_of(setting.config, method, seed), plain(setting.config.study.finetune)
     folder = _where(directory)
     if not (folder / NAME).exists():

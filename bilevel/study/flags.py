@@ -29,14 +29,9 @@ class Parsed(NamedTuple):
         return [name for name in new if old.get(name) != new[name]]
 
     def refuse(self, names: Collection[str], why: str) -> None:
-        """Refuse flags that were given though they have no use.
+        """Refuse flags that were given though they have no use, by a UserError whose end is `why`.
 
-        Args:
-          names: of settings, or what they begin with: "hosts".
-          why: the end of the sentence.
-
-        Raises:
-          UserError: naming the first such flag.
+        The names are those of settings, or what they begin with: "hosts".
         """
         for name in self.changed():
             if name in names or name.split(".")[0] in names:

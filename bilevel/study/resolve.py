@@ -63,15 +63,7 @@ def complete(config: Config) -> Config:
 
 
 def read_file(file: Path, flag: str = "--config") -> dict[str, Any]:
-    """Read settings from YAML.
-
-    Args:
-      file: path of it.
-      flag: that named it.
-
-    Raises:
-      UserError: the file cannot be read, or holds no mapping.
-    """
+    """Read settings from YAML; a UserError with the flag says that the file is damaged, or holds no mapping."""
     try:
         found = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
@@ -83,15 +75,9 @@ def read_file(file: Path, flag: str = "--config") -> dict[str, Any]:
 
 
 def filled(config: T, values: Mapping[str, Any], where: str) -> T:
-    """Return a dataclass with other values of some fields, nested ones too.
+    """Return a dataclass with other values, as YAML has them, of some fields, nested ones too.
 
-    Args:
-      config: the dataclass.
-      values: as YAML has them.
-      where: the beginning of messages: who sets them.
-
-    Raises:
-      UserError: for a name that is no field, or a value of another type.
+    A UserError names what is no field, or a value that does not fit; it begins with `where`: who sets them.
     """
     try:
         return validator(type(config))(_expanded(config, values))

@@ -60,11 +60,7 @@ def folder_of(config: Config, method: str) -> Path:
 def trial_settings(method: str, seed: int, trial: int, most_specific: int | None = None) -> dict[str, Any]:
     """Return what a trial changes: nothing in trial 0, then what depends on method, seed and trial alone.
 
-    Args:
-      method: its name.
-      seed: of the search.
-      trial: its number.
-      most_specific: the largest `specific_batch_size`; None: any.
+    `most_specific` is the largest `specific_batch_size`; None: any.
     """
     if trial == 0:
         return {}
@@ -136,7 +132,7 @@ def _searches(config: Config, method: str) -> bool:
 def _best(setting: Setting, method: str) -> dict[str, Any]:
     """Run all trials of a method, and keep what each gave."""
     measure, progress, all_trials = setting.task.measures[0], setting.config.study.progress, trials(setting, method)
-    name, sign = f"valid_{measure.name}", 1 if measure.lower_is_better else -1
+    name, sign = f"valid_{measure.name}", measure.sign
     done = []
     for number, trial in enumerate(all_trials, 1):
         if progress:

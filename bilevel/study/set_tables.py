@@ -25,11 +25,8 @@ MEDALS = ("①", "②", "③")
 def write_tables(folder: Path, rows: Sequence[dict[str, Any]], measure: Measure) -> str:
     """Write tables.md, tables.csv, tables.json and tables.svg; return the Markdown.
 
-    Args:
-      folder: where to.
-      rows: results with `specific_set`, `budget` ("steps" or "seconds"), `method`, `seed` and the measure on test; where it is
-        missing, there is a dash.
-      measure: the one that decides.
+    Rows have `specific_set`, `budget` ("steps" or "seconds"), `method`, `seed` and the measure on test; where it is missing,
+    there is a dash.
     """
     cells = ranked(rows, measure)
     text = "\n\n".join(_markdown(cells, rows, budget, measure) for budget in dict.fromkeys(r["budget"] for r in rows))

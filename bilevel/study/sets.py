@@ -28,8 +28,7 @@ def set_name(given: str) -> str:
 def named_sets(config: Config) -> list[tuple[str, Config]]:
     """Return the specific sets, each with its name and its own configuration; several have folders of their own.
 
-    Raises:
-      UserError: if two have the same name, or the task has no --data.specific.
+    A UserError says that two have the same name, or that the task has no --data.specific.
     """
     data, several = config.task.data, config.study.specific_sets
     if not hasattr(data, "specific"):
@@ -53,22 +52,19 @@ def named_sets(config: Config) -> list[tuple[str, Config]]:
 def joined(sets: Mapping[str, Splits], weights: Sequence[float] | None) -> Splits:
     """Return the splits of the first set with the specific rows of all; the test sets have names of their own.
 
-    Args:
-      sets: name -> splits with the same generic rows.
-      weights: how often a specific batch comes from each, in proportion; None: all alike.
+    The generic rows of all are the same. `weights` say how often a specific batch comes from each, in proportion; None: all
+    alike.
     """
     first, *_ = sets.values()
     tests = {name: next(iter(splits.test.values())) for name, splits in sets.items()}
     deciding = JoinedData({name: splits.deciding for name, splits in sets.items()})
     held_out = {name: splits.held_out for name, splits in sets.items() if splits.held_out is not None}
     return dataclasses.replace(
-        first,
-        specific=JoinedData({name: splits.specific for name, splits in sets.items()}),
+        first, specific=JoinedData({name: splits.specific for name, splits in sets.items()}),
         valid={ALL: deciding, **{name: first.valid[name] for name in list(first.valid)[1:]}},
-        test={ALL: JoinedData(tests), **tests},
+        test={ALL: JoinedData(tests), **tests}, specific_weights=weights,
         held_out=JoinedData(held_out) if len(held_out) == len(sets) else None,
-        specific_weights=weights,
-    )
+    )  # fmt: skip
 
 
 def labelled(name: str, budget: str, rows: Sequence[Row]) -> list[Row]:
@@ -79,11 +75,8 @@ def labelled(name: str, budget: str, rows: Sequence[Row]) -> list[Row]:
 def earlier_sets(setting: Setting, names: Collection[str]) -> list[Row]:
     """Return what earlier commands found for other specific sets, in the folders beside that of this one.
 
-    A folder with other settings or other generic data is named on stderr.
-
-    Args:
-      setting: of one set.
-      names: of the sets of this command.
+    A folder with other settings or other generic data is named on stderr. The setting is of one set, `names` are the sets of this
+    command.
     """
     found: list[Row] = []
     for file in sorted(setting.config.study.run_dir.parent.glob(f"*/{comparison.JSON}")):

@@ -98,10 +98,8 @@ def plan_over(
 ) -> Plan:  # fmt: skip
     """Return a plan over `make_step`.
 
-    Its `options` are those that the method chooses, beside what all methods of a study share; `fields` are those of `Plan`.
-
-    Raises:
-      UserError: for options that do not go together, or a big batch that leaves nothing to pick.
+    Its `options` are those that the method chooses, beside what all methods of a study share; `fields` are those of `Plan`. A
+    UserError says that options do not go together, or that a big batch leaves nothing to pick.
     """
     study, mesh = context.study, context.mesh
     if fields.get("picks") and study.big_batch_size < study.batch_size:

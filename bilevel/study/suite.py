@@ -52,19 +52,14 @@ def compare(config: Config, task: Task) -> None:
 
 
 def opened(config: Config, task: Task) -> Setting:
-    """Open the data of one specific set.
-
-    Raises:
-      UserError: for data that are missing, broken or too small.
-    """
+    """Open the data of one specific set; a UserError says what is wrong with them."""
     return Setting(config, task, task.open(config.task, config.study.run_dir), sharding.make_mesh())
 
 
 def check_methods(setting: Setting, methods: Sequence[str]) -> None:
     """Build the plan, the step and the loaders of every run and trial, without training.
 
-    Raises:
-      UserError: for settings that a run would refuse, naming the method.
+    A UserError names the method whose settings a run would refuse.
     """
     if setting.config.study.eval_only:
         return

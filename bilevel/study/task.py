@@ -205,11 +205,7 @@ class DocumentTask(Task, Protocol):
 
 
 def check_task(task: Any, where: str) -> Task:
-    """Check that an object is a task.
-
-    Raises:
-      UserError: naming what it lacks.
-    """
+    """Return an object that is a task; a UserError names what another one lacks."""
     wanted = ("name", "title", "config", "measures", "presets", "open", "model", "weighting", "evaluate", "show")
     missing = [name for name in wanted if not hasattr(task, name)]
     if missing:

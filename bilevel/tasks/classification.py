@@ -182,9 +182,6 @@ class Classification:
         """Open the data and make wrong, irrelevant or rare what the flags say.
 
         Rare classes are those of the true labels; then labels are made wrong; last, classes are marked.
-
-        Raises:
-          UserError: for data or flags that are not possible.
         """
         d = config.data
         _check(d)
@@ -209,11 +206,7 @@ class Classification:
         return prepared(d, sets)
 
     def model(self, config: ClassificationConfig, splits: Rows, options: ModelOptions) -> Model:
-        """Build the classifier.
-
-        Raises:
-          UserError: for an unknown network, or inputs that it cannot take.
-        """
+        """Build the classifier."""
         m, name = config.model, options.network or config.model.network
         network = network_of(name, splits.classes, splits.shape, width=m.width, dtype=options.dtype or m.dtype)
         init = partial(init_variables, network, shape=splits.shape)
@@ -292,11 +285,7 @@ class Classification:
 
 
 def prepared(d: DataConfig, sets: LabelledData) -> Rows:
-    """Return the sets as learners read them, and what is known about the training rows.
-
-    Raises:
-      UserError: augmentation of features, or padding that the images do not have.
-    """
+    """Return the sets as learners read them, and what is known about the training rows."""
     inputs, arrays = ("image" if "image" in sets.train.arrays else "features"), sets.train.arrays
 
     def bare(part: ArrayDataset) -> ArrayDataset:

@@ -26,13 +26,7 @@ from bilevel.data import (
     rows_in_both,
 )
 from bilevel.devices.processes import say
-from bilevel.nn.transformer import (
-    SIZES,
-    Transformer,
-    gathered_before,
-    language_model_loss,
-    last_blocks,
-)
+from bilevel.nn.transformer import SIZES, Transformer, gathered_before, language_model_loss, last_blocks
 from bilevel.nn.weighting import ConvWeighting, NGramWeighting, logit_fn
 from bilevel.study import Evaluate, Known, Measure, Model, ModelOptions, Splits, Text, Weighting
 from bilevel.study.config import Count, free
@@ -117,11 +111,7 @@ class LanguageModeling:
     }
 
     def open(self, config: LanguageConfig, folder: Path) -> Splits:
-        """Open, pack and split the text.
-
-        Raises:
-          UserError: for data that are missing, broken or too small.
-        """
+        """Open, pack and split the text."""
         data, cache = config.data, config.data.cache_dir
         for_generic, for_specific = _source_options(data)
         source = open_source(data.generic, **for_generic)
@@ -161,14 +151,9 @@ class LanguageModeling:
             return Transformer(shape).init(key, tokens)["params"], {}
 
         return Model(
-            init,
-            loss,
-            loss,
-            loss,
-            part=None if m.scan_layers else lambda count: last_blocks(count, shape),
-            gather=gathered_before if gathers else None,
-            describe=f"transformer {size}",
-        )
+            init, loss, loss, loss, part=None if m.scan_layers else lambda count: last_blocks(count, shape),
+            gather=gathered_before if gathers else None, describe=f"transformer {size}",
+        )  # fmt: skip
 
     def weighting(self, config: LanguageConfig, splits: Splits | None) -> Weighting:
         """Build the weighting network over bytes."""

@@ -23,6 +23,9 @@ from bilevel.study.task import Model, Weighting
 from bilevel.study.weights import classified, load_weights, save_weights
 from bilevel.types import UserError
 
+_OF_STEP = ("mode", "alpha_batch", "update_every", "normalize_alignments", "entropy_bonus")
+"""Settings that `make_step` has under the same names."""
+
 
 @dataclass(frozen=True)
 class Learning(Picking):
@@ -245,18 +248,14 @@ def _plan(s: Learning, context: Context, method: methods.Method, model: Model, w
     if s.specific_candidates and not sparse:
         raise UserError(f"--{flag}.specific-candidates {s.specific_candidates} needs --{flag}.mode sparse: omit it.")
     options = {
-        "mode": s.mode,
+        **{name: getattr(s, name) for name in _OF_STEP},
         "filter": s.rule(),
         "derivatives": bilevel.Forward() if s.derivatives == "forward" else bilevel.Finite(),
         "weight_optimizer": _weight_optimizer(s),
         "estimator": s.chosen_estimator,
-        "alpha_batch": s.alpha_batch,
         "alpha_batch_size": s.alpha_batch_size or None,
-        "update_every": s.update_every,
         "probe_every": _probe_every(flag, s, method.reuse is not None),
         "param_filter": probed(context, model, blocks),
-        "normalize_alignments": s.normalize_alignments,
-        "entropy_bonus": s.entropy_bonus,
     }
     return plan_over(
         context, model, method, weighting, options, picks=sparse, specific_rows=s.candidates(context) if sparse else 0,

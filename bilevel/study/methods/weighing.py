@@ -88,12 +88,9 @@ def _spcl(s: Spcl, context: Context) -> Plan:
 def _mentornet(s: Mentornet, context: Context) -> Plan:
     classes = context.splits.classes
     method = methods.mentornet(
-        *mentor(MentorNetwork(classes), jax.random.key(context.seed)),
-        optax.adam(s.mentor_learning_rate),
-        num_classes=classes,
-        total_steps=context.study.steps,
-        burn_in=s.burn_in,
-    )
+        *mentor(MentorNetwork(classes), jax.random.key(context.seed)), optax.adam(s.mentor_learning_rate),
+        num_classes=classes, total_steps=context.study.steps, burn_in=s.burn_in,
+    )  # fmt: skip
     model, size = context.trained_model(), s.specific_batch_size
     return plan_over(context, model, method, options={"mode": "dense"}, specific_batch_size=size)
 

@@ -73,14 +73,7 @@ def over_training(
 ) -> list[Section]:
     """Return the section of a metric, with a line for each method, in the same colour in all sections; none without data.
 
-    Args:
-        metrics: of all runs.
-        name: of the metric.
-        title: of the section.
-        label: of the y axis, with its unit.
-        seconds: whether it is shown over the training time too.
-        log_y: logarithmic y axis.
-        about: a paragraph.
+    The label is that of the y axis, with its unit; with `seconds` the metric is shown over the training time too.
     """
     charts = []
     for x, x_label in (("step", "step"), ("seconds", "training time (s)"))[: 1 + seconds]:
@@ -94,9 +87,7 @@ def over_training(
 def domains(metrics: Metrics, generic: Mapping[str, float]) -> list[Section]:
     """Return a section for each method with shares of the domains among the rows that it selects, `share/DOMAIN`.
 
-    Args:
-        metrics: of all runs.
-        generic: share of each domain in the generic data, 0 to 1.
+    `generic` has the share of each domain in the generic data, 0 to 1.
     """
     found = []
     head = ["domain", "share in generic (%)", "share selected at the end (%)", "ratio"]
