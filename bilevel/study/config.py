@@ -14,14 +14,13 @@ from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 
 from pydantic import (
     AfterValidator,
-    ConfigDict,
     Field,
     NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
     TypeAdapter,
     ValidationError,
-)  # fmt: skip
+)
 
 from bilevel.training.opening import Residence
 from bilevel.types import UserError
@@ -72,7 +71,7 @@ def check_bounds(settings: Any) -> None:
 @functools.cache
 def validator(kind: Any) -> Callable[[Any], Any]:
     """Return what makes a dataclass of names and values; pydantic takes options for a tuple of dataclasses, not for one."""
-    options = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
+    options: Any = {"extra": "forbid", "arbitrary_types_allowed": True}
     adapter = TypeAdapter(tuple[kind], config=options)  # pyright: ignore[reportInvalidTypeForm]
     return lambda values: adapter.validate_python((values,))[0]
 

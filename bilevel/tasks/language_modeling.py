@@ -13,19 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
-from bilevel.data import (
-    DocumentRows,
-    Pack,
-    PackedText,
-    RowView,
-    cut_rows,
-    open_source,
-    open_specific,
-    options_of,
-    pack,
-    rows_in_both,
-)
-from bilevel.devices.processes import say
+from bilevel.data import DocumentRows, Pack, PackedText, RowView, cut_rows, open_source, open_specific, options_of, pack
+from bilevel.data.text.overlap import warn_of_overlap
 from bilevel.nn.transformer import SIZES, Transformer, gathered_before, language_model_loss, last_blocks
 from bilevel.nn.weighting import ConvWeighting, NGramWeighting, logit_fn
 from bilevel.study import Evaluate, Known, Measure, Model, ModelOptions, Splits, Text, Weighting
@@ -35,8 +24,6 @@ from bilevel.types import Array, Batch, ModelState, Params, UserError
 
 HELD_OUT_SHARE = 1 / 50
 """Share of the generic documents that is held out, by a hash of their text: sources that take turns are all in it."""
-WORTH_A_WARNING = 0.001
-"""Share of valid or test rows that may be in the generic data before the user is told."""
 _EVALUATED_AT_ONCE = 256
 
 
@@ -119,7 +106,8 @@ class LanguageModeling:
         parts = open_specific(data.specific, **for_specific)
         specific = {name: pack(part, length=data.length, cache_dir=cache) for name, part in parts.items()}
         held_out = _held_out(generic)
-        _warn_of_overlap(generic, specific)
+        tested = {name: specific[name] for name in ("valid", "test")}
+        warn_of_overlap((generic, specific["train"]), tested)
         known = {}
         if generic.labels is not None:
             known["domain"] = Known(np.asarray(generic.labels), tuple(generic.label_names))
@@ -195,11 +183,7 @@ class LanguageModeling:
 
 
 def _held_out(generic: PackedText) -> NDArray[np.bool_]:
-    """Which rows are held out: a 50th of the documents, those with the smallest hashes, and at least one.
-
-    Raises:
-      UserError: if no other text is left.
-    """
+    """Which rows are held out: a 50th of the documents, those with the smallest hashes, and at least one."""
     hashes = np.asarray(generic.hash)
     held_out = hashes <= max(int(HELD_OUT_SHARE * 2**32), int(hashes.min()))
     if held_out.all():
@@ -208,18 +192,6 @@ def _held_out(generic: PackedText) -> NDArray[np.bool_]:
             "more generic data (--data.generic), or cut them into more documents."
         )
     return held_out
-
-
-def _warn_of_overlap(generic: PackedText, specific: Mapping[str, PackedText]) -> None:
-    """Say what share of the rows that decide and report stands in what is learned from, word for word."""
-    pairs = [(learned, name) for name in ("valid", "test") for learned in (generic, specific["train"])]
-    for learned, name in pairs if jax.process_index() == 0 else ():
-        shared = rows_in_both(learned, specific[name])
-        if shared.mean() >= WORTH_A_WARNING:
-            say(
-                f"warning: {shared.sum():,} of {len(shared):,} rows of {specific[name].name} are also in {learned.name}: "
-                f"remove those documents from one of the two, or the {name} loss is too good."
-            )
 
 
 def _source_options(data: DataConfig) -> list[dict[str, Any]]:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
+import jax
 import numpy as np
 from numpy.typing import NDArray
 
 from bilevel.data.loading.arrays import Dataset
+from bilevel.devices.processes import say
 from bilevel.types import UserError
 
 LEAST_BYTES = 32
 """Shorter rows (a title, a date) may well be equal by chance."""
+WORTH_A_WARNING = 0.001
+"""Share of the rows of a valid or test set that may be in what is learned from before the user is told."""
 _CHUNK = 1 << 16
 
 
@@ -43,6 +49,18 @@ def rows_in_both(first: Dataset, second: Dataset) -> NDArray[np.bool_]:
         if len(known):
             found[places[known[places] == hashes]] = True
     return np.isin(wanted, known[found])
+
+
+def warn_of_overlap(learned_from: Sequence[Dataset], tested: Mapping[str, Dataset]) -> None:
+    """Say how many rows of the sets "valid" and "test" stand in what is learned from, word for word; process 0 does."""
+    pairs = [(learned, name) for name in tested for learned in learned_from]
+    for learned, name in pairs if jax.process_index() == 0 else ():
+        shared = rows_in_both(learned, tested[name])
+        if shared.mean() >= WORTH_A_WARNING:
+            say(
+                f"warning: {shared.sum():,} of {len(shared):,} rows of {tested[name].name} are also in {learned.name}: "
+                f"remove those documents from one of the two, or the {name} loss is too good."
+            )
 
 
 def _hashes(data: Dataset, start: int) -> NDArray[np.uint64]:
