@@ -19,11 +19,6 @@ STOPPED = 3
 """Exit code of a run that a signal stopped after saving."""
 
 
-def run_name(method: str, seed: int) -> str:
-    """Return the name of a run's directory."""
-    return f"{method}-seed{seed}"
-
-
 def run_of(folder: Path) -> tuple[str, int] | None:
     """Return the method and the seed that a directory is named after; None for another directory."""
     found = re.fullmatch(r"(.+)-seed(\d+)", folder.name)

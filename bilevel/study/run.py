@@ -91,7 +91,7 @@ def run(setting: Setting, method: str, seed: int, variant: Variant | None = None
 
 def directory_of(config: Config, method: str, seed: int) -> Path:
     """Return the directory of a run."""
-    return config.study.run_dir / files.run_name(method, seed)
+    return config.study.run_dir / f"{method}-seed{seed}"
 
 
 def context_of(setting: Setting, method: str, seed: int) -> Context:

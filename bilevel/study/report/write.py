@@ -102,13 +102,10 @@ def domains(metrics: Metrics, generic: Mapping[str, float]) -> list[Section]:
             chart = Picture(
                 "shares of the domains", draw(shown, x_label="step", y_label="share of the selected rows (%)")
             )
-            table = [[name, *_numbers(generic[name], ends[name])] for name in top]
+            ratios = {name: f"{ends[name] / generic[name]:.4g}" if generic[name] else NOTHING for name in top}
+            table = [[n, f"{100 * generic[n]:.4g}", f"{100 * ends[n]:.4g}", ratios[n]] for n in top]
             found.append(Section(f"Domains selected by {method}", [chart], _ABOUT_DOMAINS, Table(head, table)))
     return found
-
-
-def _numbers(share: float, end: float) -> list[str]:
-    return [f"{100 * share:.4g}", f"{100 * end:.4g}", f"{end / share:.4g}" if share else NOTHING]
 
 
 def _label(text: str) -> str:

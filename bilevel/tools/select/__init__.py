@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
+from bilevel.devices.processes import say
 from bilevel.study.files import STOPPED
 from bilevel.study.task import Task
 from bilevel.tools.select.config import Config
@@ -45,19 +46,15 @@ def select(config: Config, load_task: Callable[[str], Task]) -> None:
     for i, part in own:
         if not files.found(part):
             if files.file(part).exists():
-                print(
-                    f"{part.source.name} changed after it was scored, or its scores are damaged: scoring it again.",
-                    file=sys.stderr,
-                )
+                say(f"{part.source.name} changed after it was scored, or its scores are damaged: scoring it again.")
             with shown(f"scoring {i}/{len(own)} {part.source.name}") as progress:
                 files.score(part, progress)
     stop, missing = time.monotonic() + config.wait, parts
     while missing := [part for part in missing if not files.found(part, exact=False)]:
         if time.monotonic() >= stop:
-            print(
+            say(
                 f"{len(missing)} of {len(parts)} files are not scored yet (the first is {missing[0].source.name}): when the "
-                "other shards have scored them, give the same command again, or let it wait for them with --wait SECONDS.",
-                file=sys.stderr,
+                "other shards have scored them, give the same command again, or let it wait for them with --wait SECONDS."
             )
             sys.exit(STOPPED)
         time.sleep(0.5)
