@@ -15,6 +15,7 @@ from bilevel.nn.mentor_net import MentorNetwork, mentor
 from bilevel.study.config import Portion
 from bilevel.study.context import Context
 from bilevel.study.spec import RATE, Among, Plan, Spec, plan_over, probed
+from bilevel.types import UserError
 
 _SYMBOLS = 256
 """Outcomes that a guess chooses from where rows have no classes."""
