@@ -72,7 +72,7 @@ def _fit(
     study: Study, mesh: Mesh, model: Model, evaluate: Evaluate, valid: Dataset, measure: Measure, **fields: Any
 ) -> Fit:
     return Fit(
-        loss=model.loss, gather=model.gather, measure=lambda *trained: evaluate(*trained, valid, None),
+        loss=model.loss, gather=model.gather, measure=lambda params, model_state: evaluate(params, model_state, valid, None),
         decides=measure.name, sign=measure.sign, mesh=mesh, batch_size=study.batch_size,
         micro_batches=study.micro_batches, split=study.shard_state, residence=study.residence,
         steps_per_call=study.steps_per_call, progress=study.progress, **fields,
