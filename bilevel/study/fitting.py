@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,8 +34,7 @@ NAME = "finetuned.json"
 FOLDER = "finetuned"
 EVALUATE_EVERY = 100
 PATIENCE = 5
-"""Evaluations of fine-tuning without a better value after which it ends."""
-_EVALUATIONS = 20
+"""Evaluations without a better value after which training ends."""
 _LOSS = Measure("loss", "loss")
 
 
@@ -56,11 +54,7 @@ class Fit:
     measure: Measure
     """What decides, on valid, which parameters are best."""
     steps: int
-    """Most updates."""
-    every: int
-    """Updates between two evaluations."""
-    patience: float = math.inf
-    """Updates without a better value after which it ends."""
+    """Most updates; it ends before if valid does not fall for `PATIENCE` evaluations."""
     seed: int
     """Of the order of the rows."""
     key: Array
@@ -97,14 +91,14 @@ class Fit:
         loader = Loader(self.rows, size, seed=self.seed, **hosts)
         source = open_source(study.residence, loader, loader, mesh)
         loop = LoopConfig(
-            self.steps, log_every=self.every, evaluate_every=self.every, checkpoint_every=self.every,
+            self.steps, log_every=EVALUATE_EVERY, evaluate_every=EVALUATE_EVERY, checkpoint_every=EVALUATE_EVERY,
             steps_per_call=steps_in_call(source, study.steps_per_call), progress=study.progress,
         )  # fmt: skip
         with Checkpoints(folder / BEST, keep=1) as saved:
             best = KeepBest(self._measure, self.measure.name, begin, saved, mesh, self.measure.sign)
             result = train(
                 step, state, data=source, config=loop, run_dir=folder, evaluate=best.compare,
-                until=best.waited(self.patience),
+                until=best.waited(PATIENCE * EVALUATE_EVERY),
             )  # fmt: skip
         if result.stop_requested:
             raise files.Stopped
@@ -118,7 +112,7 @@ def fit_of(
     study: Study, mesh: Mesh, model: Model, evaluate: Evaluate, rows: Dataset, valid: Dataset, about: Any, *, steps: int,
     seed: int, measure: Measure = _LOSS,
 ) -> Fit:  # fmt: skip
-    """Return a model to train from its beginning with the optimizer of the study.
+    """Return a model to train from its beginning with the optimizer of the study, until valid does not fall any more.
 
     `about` is what tells this model from others: the task's settings and the network.
 
@@ -133,8 +127,7 @@ def fit_of(
     return Fit(
         study=study, mesh=mesh, model=model, optimizer=optimizer_of(study.optimizer, steps),
         begin=lambda: jax.jit(lambda: model.init(key), out_shardings=sharding.everywhere(mesh))(),
-        rows=rows, valid=valid, evaluate=evaluate, measure=measure, steps=steps, every=max(1, steps // _EVALUATIONS),
-        seed=seed, key=step_key, settings=settings,
+        rows=rows, valid=valid, evaluate=evaluate, measure=measure, steps=steps, seed=seed, key=step_key, settings=settings,
     )  # fmt: skip
 
 
@@ -145,7 +138,7 @@ def finetuning(context: Context, model: Model, steps: int, begin: Callable[[], t
         study=study, mesh=context.mesh, model=model._replace(loss=model.specific_loss), begin=begin,
         optimizer=optax.adam(optax.warmup_constant_schedule(0.0, rate, 50), b2=0.98),
         rows=splits.specific, valid=splits.deciding, evaluate=context.evaluate(model), measure=context.task.measures[0],
-        steps=steps, every=EVALUATE_EVERY, patience=PATIENCE * EVALUATE_EVERY, seed=context.seed + 2_000_003,
+        steps=steps, seed=context.seed + 2_000_003,
         key=jax.random.key(context.seed), settings={"steps": steps, "learning_rate": rate, "seed": context.seed},
     )  # fmt: skip
 

@@ -15,10 +15,12 @@ from bilevel.selection.scoring import entropies
 from bilevel.study import files
 from bilevel.study.config import plain
 from bilevel.study.context import Context
-from bilevel.study.fitting import Fit, fit_of
+from bilevel.study.fitting import EVALUATE_EVERY, Fit, fit_of
 from bilevel.types import ModelState, Params, UserError
 
 TABLE = "table.safetensors"
+FITTED = "fitted.json"
+"""In the folder of a model that scores rows: how good it is on valid, and at which step."""
 _NUMBER = "number"
 """Setting of tables that hold no losses: what they hold."""
 _BATCH = 512
@@ -108,7 +110,13 @@ def uncertain_rows(context: Context, s: Any) -> RowView:
 
 
 def _trained(fit: Fit, folder: Path) -> tuple[Params, ModelState]:
+    """The best parameters of a model that scores rows; says how good they are, and whether training ended too soon."""
     best, _ = fit(folder)
+    title = f"valid {fit.measure.title}"
+    files.say(f"{folder}: {title} {best.value:.{fit.measure.digits}f}, best at step {best.steps}")
+    if best.steps > fit.steps - EVALUATE_EVERY:
+        files.say(f"warning: {title} still fell when the {fit.steps} steps of that model ended: allow it more.")
+    files.write_json(folder / FITTED, {fit.measure.name: best.value, "step": best.steps, "most_steps": fit.steps})
     return sharding.local((best.params, best.model_state))
 
 
