@@ -21,8 +21,8 @@ from bilevel.study.weights import shown
 from bilevel.training import read_metrics
 from bilevel.training.run_dir import flatten, recorded, write_atomically, write_json
 
-LOST = 1 / 20
-"""A run that ends with less of what it had gained on valid than 1 minus this share gets a warning."""
+LOST, LEAST = 1 / 20, 1 / 50
+"""A run that loses this share of what it had gained on valid, and this share of its best value, gets a warning."""
 JSON = "comparison.json"
 REPORT = "report.html"
 Row = dict[str, Any]
@@ -40,7 +40,7 @@ _SAMPLE_SIZE = (
 
 
 def columns_of(task: Task, rows: Sequence[Mapping[str, Any]]) -> dict[str, Column]:
-    """Return the columns of the table: measures on test and valid, costs, what was chosen, targets, fine-tuning."""
+    """Return the columns of the table: measures on test and valid, costs, what was chosen, fine-tuning."""
     first, digits = task.measures[0], {m.name: m.digits for m in task.measures}
     names = dict.fromkeys(name for row in rows for name in row)
     found = {f"test_{m.name}": Column(f"test {m.title}", m.digits) for m in task.measures}
@@ -56,8 +56,6 @@ def columns_of(task: Task, rows: Sequence[Mapping[str, Any]]) -> dict[str, Colum
         if fault := re.fullmatch(r"(share|weight_on)/(.+)", name):
             kind, what = fault[1], fault[2].replace("_", " ")
             found[name] = Column(f"{what} among selected" if kind == "share" else f"weight on {what}", 2)
-        if target := re.fullmatch(r"(steps|epochs)_to\.(.+)", name):
-            found[name] = Column(f"{target[1]} to test {first.title} {target[2]}", 1 if target[1] == "epochs" else 0)
     found |= {
         "learned_share": Column("already learned among selected", 2),
         "spread": Column("variance / mean of draws a row", 2),
@@ -79,13 +77,23 @@ def table(rows: Sequence[Row], task: Task, more: Mapping[str, Column] = MappingP
     return f"{by_method(flat, {**columns_of(task, flat), **more})}\n\n{note}"
 
 
+def targets(rows: Sequence[Row], task: Task) -> Table | None:
+    """Return the table of the steps, and epochs, until each target on test is reached; None without targets."""
+    flat = [flatten(row) for row in rows]
+    names = dict.fromkeys(name for row in flat for name in row if name.startswith(("steps_to.", "epochs_to.")))
+    columns = {n: Column(f"{n.split('_')[0]} to {n.partition('.')[2]}", int(n.startswith("epochs"))) for n in names}
+    return by_method(flat, columns) if columns else None
+
+
 def write(setting: Setting, results: Sequence[Result]) -> str:
     """Write comparison.json, comparison.md and, of runs that did not diverge, the report; return the table."""
     run_dir, task = setting.config.study.run_dir, setting.task
     metrics = {r.key: read_metrics(r.directory / "metrics.jsonl") for r in results if WHERE not in r.row}
     results = [r._replace(row=r.row | _crossing(r, metrics, setting)) if r.key in metrics else r for r in results]
     rows = [result.row for result in results]
-    text = "\n\n".join([table(rows, task), *_notes(rows)])
+    until = targets(rows, task)
+    title = f"Until a test {task.measures[0].title}:"
+    text = "\n\n".join([table(rows, task), *([title, str(until)] if until else []), *_notes(rows)])
     write_json(run_dir / JSON, rows)
     write_atomically(run_dir / "comparison.md", text + "\n")
     if metrics:
@@ -132,7 +140,7 @@ def worse_at_the_end(rows: Sequence[Row], name: str, measure: Measure) -> str | 
         return None
     best = (min if measure.lower_is_better else max)(rows, key=lambda row: row[name])
     gained, lost = abs(best[name] - rows[0][name]), abs(best[name] - rows[-1][name])
-    if lost <= LOST * gained:
+    if lost <= max(LOST * gained, LEAST * abs(best[name])):
         return None
     values, d = (best[name], rows[-1][name]), measure.digits
     return (
@@ -165,6 +173,7 @@ def _report(setting: Setting, ended: Sequence[Result], metrics: Metrics) -> None
     rows = [flatten(result.row) for result in ended]
     columns, methods = columns_of(task, rows), list(dict.fromkeys(row["method"] for row in rows))
     first = {method: next(r.directory for r in ended if r.row["method"] == method) for method in methods}
+    until = targets([result.row for result in ended], task)
     seeds = {method: [found for (name, _), found in metrics.items() if name == method] for method in methods}
     found = Report(
         title=task.title,
@@ -172,7 +181,12 @@ def _report(setting: Setting, ended: Sequence[Result], metrics: Metrics) -> None
         settings=_settings(first),
         summary=by_method(rows, columns),
         runs=by_run(rows, columns) if len(rows) > len(methods) else None,
-        sections=[*_curves(seeds, task, splits), *domains(seeds, shares_of(splits)), *_drawn(first)],
+        sections=[
+            *([Section(f"Until a test {task.measures[0].title}", [], table=until)] if until else []),
+            *_curves(seeds, task, splits),
+            *domains(seeds, shares_of(splits)),
+            *_drawn(first),
+        ],
         ranked=_ranked(setting, ended),
     )
     write_report(setting.config.study.run_dir / REPORT, found)

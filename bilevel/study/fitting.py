@@ -26,8 +26,7 @@ NAME = "finetuned.json"
 FOLDER = "finetuned"
 EVALUATE_EVERY = 100
 PATIENCE = 5
-"""Evaluations of fine-tuning without a better value after which it ends."""
-_EVALUATIONS = 20
+"""Evaluations without a better value after which training ends."""
 _LOSS = Measure("loss", "loss")
 
 
@@ -35,7 +34,7 @@ def fit_of(
     study: Study, mesh: Mesh, model: Model, evaluate: Evaluate, rows: Dataset, valid: Dataset, about: Any, *, steps: int,
     seed: int, measure: Measure = _LOSS,
 ) -> Fit:  # fmt: skip
-    """Return a model to train from its beginning with the optimizer of the study.
+    """Return a model to train from its beginning with the optimizer of the study, until valid does not fall any more.
 
     `about` is what tells this model from others: the task's settings and the network.
 
@@ -48,7 +47,7 @@ def fit_of(
         "valid": valid.content_hash, "batch_size": study.batch_size, "optimizer": plain(study.optimizer),
     }  # fmt: skip
     return _fit(
-        study, mesh, model, evaluate, valid, measure, rows=rows, steps=steps, every=max(1, steps // _EVALUATIONS),
+        study, mesh, model, evaluate, valid, measure, rows=rows, steps=steps,
         optimizer=optimizer_of(study.optimizer, steps), seed=seed, key=step_key, settings=settings,
         begin=lambda: jax.jit(lambda: model.init(key), out_shardings=sharding.everywhere(mesh))(),
     )  # fmt: skip
@@ -61,8 +60,8 @@ def finetuning(
     study, splits, rate = context.study, context.splits, context.study.finetune.learning_rate
     return _fit(
         study, context.mesh, model._replace(loss=model.specific_loss), evaluate, splits.deciding,
-        context.task.measures[0], rows=splits.specific, begin=begin, steps=steps, every=EVALUATE_EVERY,
-        patience=PATIENCE * EVALUATE_EVERY, optimizer=optax.adam(optax.warmup_constant_schedule(0.0, rate, 50), b2=0.98),
+        context.task.measures[0], rows=splits.specific, begin=begin, steps=steps,
+        optimizer=optax.adam(optax.warmup_constant_schedule(0.0, rate, 50), b2=0.98),
         seed=context.seed + 2_000_003, key=jax.random.key(context.seed),
         settings={"steps": steps, "learning_rate": rate, "seed": context.seed},
     )  # fmt: skip
@@ -73,6 +72,7 @@ def _fit(
 ) -> Fit:
     return Fit(
         loss=model.loss, gather=model.gather, measure=lambda params, model_state: evaluate(params, model_state, valid, None),
+        every=EVALUATE_EVERY, patience=PATIENCE * EVALUATE_EVERY,
         decides=measure.name, sign=measure.sign, mesh=mesh, batch_size=study.batch_size,
         micro_batches=study.micro_batches, split=study.shard_state, residence=study.residence,
         steps_per_call=study.steps_per_call, progress=study.progress, **fields,

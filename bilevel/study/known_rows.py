@@ -9,18 +9,21 @@ from typing import Any
 
 from bilevel.data import Dataset, RowView, digest
 from bilevel.devices import sharding
-from bilevel.devices.processes import of_first
+from bilevel.devices.processes import of_first, say
 from bilevel.offline.irreducible import cross_scored, half, score_rows
 from bilevel.offline.loss_table import LossTable, highest
 from bilevel.selection.scoring import entropies
 from bilevel.study.config import plain
 from bilevel.study.context import Context
 from bilevel.study.fitting import fit_of
-from bilevel.study.task import Model
+from bilevel.study.task import Measure, Model
 from bilevel.training.fit import Fit
+from bilevel.training.run_dir import write_json
 from bilevel.types import ModelState, Params, UserError
 
 TABLE = "table.safetensors"
+FITTED = "fitted.json"
+"""In the folder of a model that scores rows: how good it is on valid, and at which step."""
 _NUMBER = "number"
 """Setting of tables that hold no losses: what they hold."""
 _BATCH = 512
@@ -28,11 +31,10 @@ _BATCH = 512
 
 def fitted(context: Context, model: Model, network: str | None, rows: Dataset, steps: int, seed: int) -> Fit:
     """Describe a model that is trained on some rows; the loss on valid, if the task measures it, decides what is kept."""
-    measures = context.task.measures
     return fit_of(
         context.study, context.mesh, model, context.evaluate(model), rows, context.splits.deciding,
         {"task": context.config.task, "network": network}, steps=steps, seed=seed,
-        measure=next((m for m in measures if m.name == "loss"), measures[0]),
+        measure=_deciding(context),
     )  # fmt: skip
 
 
@@ -52,9 +54,9 @@ def irreducible_losses(context: Context, s: Any) -> LossTable:
 
     def compute(folder: Path) -> LossTable:
         if not s.halves:
-            found = _trained(fits[0], folder / "model")
+            found = _trained(context, fits[0], folder / "model")
             return score_rows(loss, *found, train, batch_size=_BATCH, settings=settings)
-        one, two = (_trained(fit, folder / f"half{i}") for i, fit in enumerate(fits))
+        one, two = (_trained(context, fit, folder / f"half{i}") for i, fit in enumerate(fits))
         return cross_scored(loss, (one, two), train, batch_size=_BATCH, settings=settings, seed=seed)
 
     return _kept(context, "irreducible", settings, compute)
@@ -99,7 +101,7 @@ def uncertain_rows(context: Context, s: Any) -> RowView:
     def compute(folder: Path) -> LossTable:
         assert model.scoring is not None
         return score_rows(
-            model.scoring("running"), *_trained(fit, folder / "model"), train, batch_size=_BATCH, settings=settings,
+            model.scoring("running"), *_trained(context, fit, folder / "model"), train, batch_size=_BATCH, settings=settings,
             read=lambda losses, metrics, batch: entropies(metrics["logits"]),
         )  # fmt: skip
 
@@ -108,9 +110,22 @@ def uncertain_rows(context: Context, s: Any) -> RowView:
     return RowView(train, highest(table, min(count, len(train))))
 
 
-def _trained(fit: Fit, folder: Path) -> tuple[Params, ModelState]:
+def _trained(context: Context, fit: Fit, folder: Path) -> tuple[Params, ModelState]:
+    """The best parameters of a model that scores rows; says how good they are, and whether training ended too soon."""
     best, _ = fit(folder)
+    measure = _deciding(context)
+    title = f"valid {measure.title}"
+    say(f"{folder}: {title} {best.value:.{measure.digits}f}, best at step {best.steps}")
+    if best.steps > fit.steps - fit.every:
+        say(f"warning: {title} still fell when the {fit.steps} steps of that model ended: allow it more.")
+    write_json(folder / FITTED, {measure.name: best.value, "step": best.steps, "most_steps": fit.steps})
     return sharding.local((best.params, best.model_state))
+
+
+def _deciding(context: Context) -> Measure:
+    """The loss, if the task measures it."""
+    measures = context.task.measures
+    return next((m for m in measures if m.name == "loss"), measures[0])
 
 
 def _kept(context: Context, name: str, settings: dict[str, Any], compute: Callable[[Path], LossTable]) -> LossTable:

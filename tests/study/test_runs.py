@@ -70,7 +70,7 @@ def test_a_comparison_writes_what_it_promises(tmp_path: Path, capsys: pytest.Cap
     assert "http://" not in report
     assert "https://" not in report
     assert "squared units" in table
-    assert "steps to test loss 1000.0 | steps to test loss 0.0 | epochs to test loss 1000.0" in table
+    assert "Until a test loss:\n\n| method | seeds | steps to 1000.0 | steps to 0.0 | epochs to 1000.0 |" in table
 
 
 def test_the_same_command_trains_nothing_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -59,8 +59,8 @@ class Svp:
 
     network: str | None = None
     """Network of the proxy; none given: that of the target."""
-    steps: Count = 1000
-    """Its training steps; the parameters with the lowest valid loss are kept."""
+    steps: Count = 10_000
+    """Its most training steps; it ends when valid has not improved for 500, and its best parameters are kept."""
     seed: int = 0
     """Of its training: it is the same for all seeds of a comparison."""
     fraction: Share = 0.5

@@ -42,8 +42,8 @@ class IrreducibleLosses:
 
     held_out_network: str | None = None
     """Network of that model; none given: that of the target."""
-    held_out_steps: Count = 1000
-    """Its training steps; the parameters with the lowest valid loss are kept."""
+    held_out_steps: Count = 10_000
+    """Its most training steps; it ends when valid has not improved for 500, and its best parameters are kept."""
     held_out_seed: int = 0
     """Of its training: it is the same for all seeds of a comparison."""
     halves: bool = False
