@@ -88,7 +88,7 @@ def test_every_method_can_be_trained_on_digits(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_network_with_batch_norm_learns_weights(source: Path) -> None:
     """Its running statistics are evaluated; the weighting network normalises by the rows scored together."""
-    given = image_flags(source, compare="dds,rho_loss", rho_loss__held_out_steps=2, steps=2, model__network="resnet20")
+    given = image_flags(source, compare="dds,rho_loss", rho_loss__held_out_steps=2, steps=2, model__network="wrn10-1")
     dds, rho = compare("image_classification", source.parent / "run", **given)
     assert math.isfinite(dds["test_loss"])
     assert "BatchNorm by the statistics of the rows scored together" in rho["scored_by"]
@@ -181,16 +181,13 @@ def test_tables_of_other_numbers_are_refused(source: Path, capsys: pytest.Captur
     assert "holds losses of data with the content hash" in message
 
 
-def test_other_labels_in_the_same_file_are_refused(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    given = image_flags(source, compare="uniform", steps=2)
-    compare("image_classification", source.parent / "run", **given)
+def test_other_labels_in_the_same_file_are_other_data(source: Path) -> None:
+    before = rows_of(source).hashes
     with np.load(source) as arrays:
         image, label = arrays["image"], arrays["label"]
     np.savez(source, image=image, label=np.roll(label, 1))
-    capsys.readouterr()
-    with pytest.raises(SystemExit):
-        compare("image_classification", source.parent / "run", **given)
-    assert "content_hash.train was" in capsys.readouterr().err
+    after = rows_of(source).hashes
+    assert not {*before.values()} & {*after.values()}
 
 
 # -- faults in the data ----------------------------------------------------------------------------------------------
@@ -367,7 +364,7 @@ def test_the_weighting_network_sees_labels_if_it_is_to(labels: bool, source: Pat
 
 def test_batch_norm_normalises_by_the_rows_scored_together(source: Path) -> None:
     """ "batch": a row's loss depends on the others; "running": it does not, and is that of the evaluation."""
-    config = config_of(source, ModelConfig("resnet20"))
+    config = config_of(source, ModelConfig("wrn10-1"))
     splits = TASK.open(config, source.parent)
     model = TASK.model(config, splits, ModelOptions())
     params, state = jax.jit(model.init)(jax.random.key(0))
@@ -402,7 +399,7 @@ def test_the_evaluation_is_a_mean_over_rows(source: Path) -> None:
     assert found["accuracy"] == pytest.approx((logits.argmax(-1) == batch["label"]).mean())
 
 
-@pytest.mark.parametrize("network", ["mlp", "resnet20"])
+@pytest.mark.parametrize("network", ["mlp", "wrn10-1"])
 def test_only_scoring_is_in_half_precision(source: Path, network: str) -> None:
     config = config_of(source, ModelConfig(network, width=8))
     splits = TASK.open(config, source.parent)

@@ -384,11 +384,13 @@ def test_names_are_those_of_the_command_line() -> None:
     assert all(name in METHODS for name in LEARNING)
 
 
+@pytest.mark.slow
 def test_text(texts: list[str], tmp_path: Path) -> None:
     main(["analyse", "curriculum", "language_modeling", *texts, "--snapshots", "2", "--big-batch-size", "8"])
     assert [row["method"] for row in results(tmp_path / "run", "curriculum")][-1] == "replayed"
 
 
+@pytest.mark.slow
 def test_images_whose_weighting_network_is_as_large_as_the_model(digits: list[str], tmp_path: Path) -> None:
     main(
         [

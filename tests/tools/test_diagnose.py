@@ -157,6 +157,7 @@ def test_bad_input_gets_one_sentence(
         assert word in message
 
 
+@pytest.mark.slow
 def test_text(texts: list[str], tmp_path: Path) -> None:
     main(["diagnose", "language_modeling", *texts, "--rows", "16", "--pairs", "2"])
     (*_, row) = found(tmp_path / "run")["measurements"]
