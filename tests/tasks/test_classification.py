@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from commands import compare, equal_after_a_kill, flags, metrics_of, refused, results
+from commands import compare, equal_after_a_kill, metrics_of, refused, results
 from tiny_images import clean_sets, config_of, digit_flags, image_flags, quarters, rows_of
 from traced import fitting, setting_of, trace
 
@@ -35,9 +35,9 @@ def source(tmp_path: Path) -> Path:
 
 
 def test_a_comparison_of_several_methods(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder, given = tmp_path / "run", digit_flags(compare="uniform,dds,rho_loss", rho_loss__held_out_steps=4)
+    folder, given = tmp_path / "run", digit_flags(compare="uniform,dds")
     rows = compare("image_classification", folder, **given)
-    assert [row["method"] for row in rows] == ["uniform", "dds", "rho_loss"]
+    assert [row["method"] for row in rows] == ["uniform", "dds"]
     for row in rows:
         for name in (
             "seconds",
@@ -51,7 +51,6 @@ def test_a_comparison_of_several_methods(tmp_path: Path, capsys: pytest.CaptureF
         assert (row["seed"], row["steps"], list(row["steps_to"])) == (0, 6, ["0.01"])
     train = len(rows_of(DIGITS, tmp_path, limit=200).train)
     assert rows[0]["epochs"] == pytest.approx(6 * 4 / train)
-    assert rows[2]["epochs"] == pytest.approx(6 * 16 / train), "what is loaded counts"
     assert 0 < rows[1]["weight_on/wrong_label"] < 1
     table = (folder / "comparison.md").read_text()
     assert table.strip() in capsys.readouterr().out
@@ -62,12 +61,6 @@ def test_a_comparison_of_several_methods(tmp_path: Path, capsys: pytest.CaptureF
     for title in ("Test accuracy", "Wrong label among the selected rows", "rows with the highest weights"):
         assert title in report
     assert "data:image/svg+xml;base64" in report
-    before = (folder / "dds-seed0" / "metrics.jsonl").stat().st_mtime_ns
-    assert compare("image_classification", folder, **given) == rows, "what is done is kept"
-    assert (folder / "dds-seed0" / "metrics.jsonl").stat().st_mtime_ns == before
-    capsys.readouterr()
-    main(["compare", "image_classification", *flags(folder, **digit_flags(compare="dds")), "--eval-only"])
-    assert f"{rows[1]['test_accuracy']:.3f}" in capsys.readouterr().out
 
 
 @pytest.mark.slow
@@ -156,7 +149,7 @@ BAD_INPUT: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "a decay to nothing": (
         {"optimizer__schedule": "step", "optimizer__milestones": 5, "optimizer__decay": 0},
-        "--optimizer.decay 0.0 must be positive",
+        "--optimizer.decay 0.0 must be greater than 0",
     ),
 }  # fmt: skip
 

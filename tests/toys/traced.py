@@ -35,7 +35,10 @@ def fitting(setting: Setting) -> list[str]:
 
 
 def trace(setting: Setting, method: str) -> None:
-    """Trace each kind of step of a method: it keeps the state's shapes, and gives a loss and the shares of what is known."""
+    """Trace the first step of a method, and of a sampler one that learns too.
+
+    It keeps the state's shapes, and gives a loss and the shares of what is known.
+    """
     context, plan = plan_of(setting, method, 0)
     watch = observer(setting.splits)
     step = plan.step if watch is None else plan.step.map(watch)
@@ -45,7 +48,7 @@ def trace(setting: Setting, method: str) -> None:
     else:
         batches = [loader.batch(0) for loader in loaders(context, plan)]
         assert {len(x) for x in jax.tree.leaves(batches[0])} == {context.loaded_rows(plan.picks)}
-    for kind in {step.at(i): None for i in range(step.period)}:
+    for kind in dict.fromkeys((step.at(0), step.at(step.period - 1)) if plan.samples else (step.at(0),)):
         after, metrics = jax.eval_shape(kind, state, *batches)
         assert jax.tree.map(_kind, after) == jax.tree.map(_kind, state), f"{method} changes the state's shapes"
         assert metrics["generic_loss"].shape == (), method
