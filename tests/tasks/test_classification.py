@@ -407,6 +407,7 @@ def test_only_scoring_is_in_half_precision(source: Path, network: str) -> None:
         assert "bf16" not in text["train"] + text["evaluate"]
 
 
+@pytest.mark.slow
 def test_a_proxy_scores_and_the_classifier_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Irreducible losses are those of the classifier's network, and what is evaluated is the classifier."""
     from bilevel.study import run
