@@ -1,5 +1,6 @@
 """Language modelling: its data, networks and evaluation, and each method for a few steps, as a user calls it."""
 
+import dataclasses
 import json
 import math
 import os
@@ -16,7 +17,7 @@ from traced import fitting, setting_of, trace
 
 from bilevel.data import PackedText, RowView
 from bilevel.devices import sharding
-from bilevel.nn.transformer import Transformer, TransformerConfig
+from bilevel.nn.transformer import SIZES, Transformer, TransformerConfig
 from bilevel.study import ModelOptions, Splits, Text
 from bilevel.tasks.language_modeling import TASK, DataConfig, LanguageConfig, ModelConfig, last_blocks
 from bilevel.types import UserError
@@ -98,14 +99,21 @@ def test_a_frozen_network_of_another_run(text: Path) -> None:
 
 @pytest.mark.slow
 def test_a_state_split_over_devices_trains_the_same(text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every array of two scanned blocks is split, however small."""
+    monkeypatch.setitem(SIZES, "xs", dataclasses.replace(TINY, layers=2))
+    split, original = [], sharding.split_state
+    monkeypatch.setattr(
+        sharding, "split_state", lambda mesh, state: split.append(mesh.size) or original(mesh, state, min_size=1)
+    )
     given = text_flags(text, compare="soba", model__scan_layers=True)
     (alone,) = compare("language_modeling", text / "run", **given)
     mesh = sharding.make_mesh(jax.devices()[:1])
     mesh = jax.sharding.Mesh(np.asarray(jax.devices()[:4]), mesh.axis_names, axis_types=mesh.axis_types)
     monkeypatch.setattr(sharding, "make_mesh", lambda *devices: mesh)
-    (split,) = compare("language_modeling", text / "split", **given, shard_state=True)
+    (split_over,) = compare("language_modeling", text / "split", **given, shard_state=True)
+    assert split == [4]
     for name in ("test_loss", "valid_loss/generic"):
-        assert split[name] == pytest.approx(alone[name], rel=1e-4), name
+        assert split_over[name] == pytest.approx(alone[name], rel=1e-4), name
 
 
 @pytest.mark.slow
