@@ -408,6 +408,7 @@ def _stopping(step: int) -> Any:
     return stops
 
 
+@pytest.mark.slow
 def test_measures_that_are_better_when_higher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Search, fine-tuning, ranks and irreducible losses of a task that has no loss among its measures."""
     new = '(Measure("gain", "gain", 3, lower_is_better=False),)'

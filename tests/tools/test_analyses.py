@@ -191,6 +191,7 @@ def test_distinct_rows() -> None:
     assert distinct(6, ids, 2) == {"distinct_rows": pytest.approx(100 * (5 / 6 + 3 / 6) / 2)}
 
 
+@pytest.mark.slow
 def test_transfer_over_seeds_and_moved(call: Call, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     call("analyse", "transfer", large="affine", seeds=2, **FAST)
     found = results(tmp_path / "run", "transfer", printed := capsys.readouterr().out)
