@@ -91,6 +91,7 @@ def test_dry_run(tmp_path: Path) -> None:
     assert wide["donated_bytes"] == pytest.approx(wide["output_bytes"], rel=0.05)
 
 
+@pytest.mark.slow
 def test_loader(tmp_path: Path) -> None:
     flags = ["--parts", "loader", "--repeats", "1", "--cache-dir", str(tmp_path / "cache")]
     run("loader", *flags, "--json", str(tmp_path / "loader.json"))

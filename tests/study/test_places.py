@@ -44,6 +44,7 @@ def test_a_state_split_over_eight_devices_ends_like_on_one(tmp_path: Path, monke
         assert found[0][name] == pytest.approx(found[1][name], rel=1e-4), name
 
 
+@pytest.mark.slow
 def test_two_processes_give_what_one_gives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The command of every host: what precedes training, models that score rows too, training, fine-tuning, the tables."""
     methods = "warm_soba,contrastive,rho_loss"

@@ -301,7 +301,7 @@ def test_settings_are_resolved_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     calls: list[Any] = []
     original = resolve.default_config
     monkeypatch.setattr(resolve, "default_config", lambda *given: calls.append(given) or original(*given))
-    call(tmp_path, "uniform,mixing", "--seeds", 2, "--finetune.steps", 2)
+    call(tmp_path, "uniform", "--seeds", 2, "--steps", 2, "--trials", 1, "--trial-steps", 2, "--finetune.steps", 2)
     assert len(calls) == 1
 
 

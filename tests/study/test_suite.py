@@ -39,6 +39,7 @@ def tables(folder: Path) -> list[tuple[str, str, str]]:
     return [(row["budget"], row["specific_set"], row["method"]) for row in found]
 
 
+@pytest.mark.slow
 def test_sets_seconds_and_trials(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Everything at once; the second start trains nothing."""
     given = (*BOTH, "--same-seconds", "--budget-seconds", 0.05, "--trials", 2, "--trial-steps", 2)

@@ -11,15 +11,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from commands import compare, equal_after_a_kill, flags, metrics_of, refused, results
+from commands import compare, equal_after_a_kill, metrics_of, refused, results
 from tiny_images import clean_sets, config_of, digit_flags, image_flags, quarters, rows_of
+from traced import fitting, setting_of, trace
 
 from bilevel.cli import main
 from bilevel.data.labelled import mosaic
 from bilevel.offline.loss_table import LossTable
 from bilevel.offline.ranked_rows import logits_of_rows
 from bilevel.study import Known, ModelOptions, Picture, Weighting, weights
-from bilevel.study.registry import METHODS
 from bilevel.tasks.classification import TASK, ModelConfig, Rows
 from bilevel.types import UserError
 
@@ -36,9 +36,9 @@ def source(tmp_path: Path) -> Path:
 
 
 def test_a_comparison_of_several_methods(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder, given = tmp_path / "run", digit_flags(compare="uniform,dds,rho_loss", rho_loss__held_out_steps=4)
+    folder, given = tmp_path / "run", digit_flags(compare="uniform,dds")
     rows = compare("image_classification", folder, **given)
-    assert [row["method"] for row in rows] == ["uniform", "dds", "rho_loss"]
+    assert [row["method"] for row in rows] == ["uniform", "dds"]
     for row in rows:
         for name in (
             "seconds",
@@ -52,7 +52,6 @@ def test_a_comparison_of_several_methods(tmp_path: Path, capsys: pytest.CaptureF
         assert (row["seed"], row["steps"], list(row["steps_to"])) == (0, 6, ["0.01"])
     train = len(rows_of(DIGITS, tmp_path, limit=200).train)
     assert rows[0]["epochs"] == pytest.approx(6 * 4 / train)
-    assert rows[2]["epochs"] == pytest.approx(6 * 16 / train), "what is loaded counts"
     assert 0 < rows[1]["weight_on/wrong_label"] < 1
     table = (folder / "comparison.md").read_text()
     assert table.strip() in capsys.readouterr().out
@@ -63,51 +62,27 @@ def test_a_comparison_of_several_methods(tmp_path: Path, capsys: pytest.CaptureF
     for title in ("Test accuracy", "Wrong label among the selected rows", "rows with the highest weights"):
         assert title in report
     assert "data:image/svg+xml;base64" in report
-    before = (folder / "dds-seed0" / "metrics.jsonl").stat().st_mtime_ns
-    assert compare("image_classification", folder, **given) == rows, "what is done is kept"
-    assert (folder / "dds-seed0" / "metrics.jsonl").stat().st_mtime_ns == before
-    capsys.readouterr()
-    main(["compare", "image_classification", *flags(folder, **digit_flags(compare="dds")), "--eval-only"])
-    assert f"{rows[1]['test_accuracy']:.3f}" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_killed_run_ends_like_one_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given = digit_flags(compare="dds", optimizer__average=0.9)
     killed, whole = equal_after_a_kill("image_classification", tmp_path, monkeypatch, **given)
     assert metrics_of(killed / "dds-seed0") == metrics_of(whole / "dds-seed0")
 
 
-FEW: dict[str, dict[str, Any]] = {
-    "contrastive": {"finetune_steps": 2},
-    "classifier": {"steps": 4, "rows": 8},
-    "warm_soba": {"classifier_steps": 4, "classifier_rows": 8},
-    "mixing": {"fraction": 0.5},
-    "implicit_cg": {"iterations": 2},
-    "implicit_neumann": {"iterations": 2},
-    "irreducible_loss": {"held_out_steps": 2},
-    "svp": {"steps": 2, "network": "mlp-small"},
-    "rl_sampler": {"policy_every": 4, "reward_every": 2, "summary_size": 3, "logger_size": 5, "policy_size": 4},
-}
-"""Settings with which a method takes a moment."""
-ELSEWHERE = ("uniform", "dds", "rho_loss")
-"""Methods that other tests run."""
-FAST = ("soba", "penalty", "train_loss", "mentornet", "svp", "meta_weight_net", "mixing")
-IMAGE_METHODS = [name for name, spec in METHODS.items() if spec.in_all and name not in ELSEWHERE]
-
-
-@pytest.mark.parametrize("method", [pytest.param(m, marks=[pytest.mark.slow] * (m not in FAST)) for m in IMAGE_METHODS])
-def test_every_method_trains_on_digits(tmp_path: Path, method: str) -> None:
-    own = {f"{method}__{name}": value for name, value in FEW.get(method, {}).items()}
-    row, *_ = compare("image_classification", tmp_path / "run", **digit_flags(compare=method, **own))
-    assert row["method"] == method
-    assert 0 < row["test_loss"] < 3 * math.log(10)
-    assert 0 <= row["test_accuracy"] <= 1
+def test_every_method_can_be_trained_on_digits(tmp_path: Path) -> None:
+    """Its step on batches of images is traced; on the linear task all of them run."""
+    given = {"data": {"source": DIGITS, "limit": 200}, "model": {"network": "mlp-small", "width": 8}}
+    setting = setting_of(TASK, tmp_path, given, {"contrastive": {"fraction": 0.1}})
+    for method in fitting(setting):
+        trace(setting, method)
 
 
 @pytest.mark.slow
 def test_a_network_with_batch_norm_learns_weights(source: Path) -> None:
     """Its running statistics are evaluated; the weighting network normalises by the rows scored together."""
-    given = image_flags(source, compare="dds,rho_loss", rho_loss__held_out_steps=2, steps=2, model__network="resnet20")
+    given = image_flags(source, compare="dds,rho_loss", rho_loss__held_out_steps=2, steps=2, model__network="wrn10-1")
     dds, rho = compare("image_classification", source.parent / "run", **given)
     assert math.isfinite(dds["test_loss"])
     assert "BatchNorm by the statistics of the rows scored together" in rho["scored_by"]
@@ -175,7 +150,7 @@ BAD_INPUT: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "a decay to nothing": (
         {"optimizer__schedule": "step", "optimizer__milestones": 5, "optimizer__decay": 0},
-        "--optimizer.decay 0.0 must be positive",
+        "--optimizer.decay 0.0 must be greater than 0",
     ),
 }  # fmt: skip
 
@@ -200,16 +175,13 @@ def test_tables_of_other_numbers_are_refused(source: Path, capsys: pytest.Captur
     assert "holds losses of data with the content hash" in message
 
 
-def test_other_labels_in_the_same_file_are_refused(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    given = image_flags(source, compare="uniform", steps=2)
-    compare("image_classification", source.parent / "run", **given)
+def test_other_labels_in_the_same_file_are_other_data(source: Path) -> None:
+    before = rows_of(source).hashes
     with np.load(source) as arrays:
         image, label = arrays["image"], arrays["label"]
     np.savez(source, image=image, label=np.roll(label, 1))
-    capsys.readouterr()
-    with pytest.raises(SystemExit):
-        compare("image_classification", source.parent / "run", **given)
-    assert "content_hash.train was" in capsys.readouterr().err
+    after = rows_of(source).hashes
+    assert not {*before.values()} & {*after.values()}
 
 
 # -- faults in the data ----------------------------------------------------------------------------------------------
@@ -386,7 +358,7 @@ def test_the_weighting_network_sees_labels_if_it_is_to(labels: bool, source: Pat
 
 def test_batch_norm_normalises_by_the_rows_scored_together(source: Path) -> None:
     """ "batch": a row's loss depends on the others; "running": it does not, and is that of the evaluation."""
-    config = config_of(source, ModelConfig("resnet20"))
+    config = config_of(source, ModelConfig("wrn10-1"))
     splits = TASK.open(config, source.parent)
     model = TASK.model(config, splits, ModelOptions())
     params, state = jax.jit(model.init)(jax.random.key(0))
@@ -421,7 +393,7 @@ def test_the_evaluation_is_a_mean_over_rows(source: Path) -> None:
     assert found["accuracy"] == pytest.approx((logits.argmax(-1) == batch["label"]).mean())
 
 
-@pytest.mark.parametrize("network", ["mlp", "resnet20"])
+@pytest.mark.parametrize("network", ["mlp", "wrn10-1"])
 def test_only_scoring_is_in_half_precision(source: Path, network: str) -> None:
     config = config_of(source, ModelConfig(network, width=8))
     splits = TASK.open(config, source.parent)
@@ -436,6 +408,7 @@ def test_only_scoring_is_in_half_precision(source: Path, network: str) -> None:
         assert "bf16" not in text["train"] + text["evaluate"]
 
 
+@pytest.mark.slow
 def test_a_proxy_scores_and_the_classifier_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Irreducible losses are those of the classifier's network, and what is evaluated is the classifier."""
     from bilevel.study import run

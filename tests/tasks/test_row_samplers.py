@@ -8,13 +8,11 @@ import jax
 import numpy as np
 import pytest
 from commands import compare, equal_after_a_kill, metrics_of, refused
-from tiny_images import config_of, image_flags, quarters, rows_of
+from tiny_images import image_flags, quarters, rows_of
 
 from bilevel import samplers
 from bilevel.data import rows_hash
 from bilevel.files import load_tree
-from bilevel.study.observing import save_frequencies
-from bilevel.tasks.classification import TASK
 from bilevel.training import load_sequence, save_sampler, save_sequence
 
 SMALL = {"policy_every": 4, "reward_every": 2, "summary_size": 3, "logger_size": 5, "policy_size": 4}
@@ -70,6 +68,7 @@ def test_a_killed_run_ends_like_one_left_alone(source: Path, monkeypatch: pytest
         jax.tree.map(np.testing.assert_array_equal, one, other)
 
 
+@pytest.mark.slow
 def test_a_given_sequence_is_replayed(source: Path) -> None:
     train = rows_of(source).train
     given = np.random.default_rng(0).integers(0, len(train), (6, 4))
@@ -163,49 +162,3 @@ def test_bad_input_gets_one_sentence(
     paths = {"LEARNED": learned, "PARENT": learned.parent, "SAMPLER": learned / SAMPLER}
     chosen = {name: paths.get(value, value) if isinstance(value, str) else value for name, value in given.items()}
     assert message in refused(NAME, source.parent / "run", capsys, **image_flags(source, **chosen))
-
-
-def test_how_often_rows_and_classes_were_drawn(source: Path) -> None:
-    """20 rows: 0 and 1 are never drawn, 18 and 19 most often; 0 and 19 have wrong labels."""
-    splits = rows_of(source)
-    keep = np.arange(20)
-    known = {
-        "class": splits.known["class"]._replace(values=splits.known["class"].values[keep]),
-        "wrong_label": splits.known["wrong_label"]._replace(values=np.isin(keep, [0, 19]).astype(np.int32)),
-    }
-    few = type(splits)(
-        train=_first(splits.train, 20), specific=splits.specific, valid=splits.valid, test=splits.test,
-        known=known, classes=4,
-    )  # fmt: skip
-    counts = np.asarray([0, 0, *[5] * 16, 12, 8])
-    rows = np.random.default_rng(0).permutation(np.repeat(np.arange(20), counts)).reshape(-1, 4)
-    summary = save_frequencies(source.parent, rows, few)
-    found = json.loads((source.parent / "frequencies.json").read_text())
-    assert found["draws"] == 100
-    assert found["rows"]["never_drawn"] == pytest.approx(0.1)
-    assert (found["rows"]["least"], found["rows"]["most"]) == (0, 12)
-    assert found["rows"]["most_deviation"] == pytest.approx(12 / 5 - 1)
-    assert (summary["wrong_label_often"], summary["wrong_label_rarely"]) == (0.5, 0.5)
-    assert summary["spread"] == pytest.approx(counts.var() / 5)
-    assert (found["wrong_label"]["all"], found["wrong_label"]["drawn"]) == (pytest.approx(0.1), pytest.approx(0.08))
-    true = known["class"].values
-    assert list(found["classes"]["counts"].values()) == np.bincount(true, counts, minlength=4).tolist()
-    assert "<svg" in (source.parent / "frequencies.svg").read_text()
-
-
-def _first(train: Any, count: int) -> Any:
-    return type(train)({name: x[:count] for name, x in train.arrays.items()}, name="few")
-
-
-def test_chance_is_no_preference(source: Path) -> None:
-    """Uniform draws with replacement spread as much as the counts beside them; whole epochs do not spread."""
-    splits = TASK.open(config_of(source), source.parent)
-    rows = len(splits.train)
-    by_chance = save_frequencies(source.parent, np.random.default_rng(1).integers(0, rows, (1000, 40)), splits)
-    assert by_chance["spread"] == pytest.approx(1, abs=0.5)
-    found = json.loads((source.parent / "frequencies.json").read_text())
-    assert found["rows_by_chance"]["spread"] == pytest.approx(1, abs=0.5)
-    epochs = save_frequencies(source.parent, np.arange(4 * rows).reshape(-1, 4) % rows, splits)
-    assert epochs["spread"] == 0
-    wrong = splits.known["wrong_label"].values.mean()
-    assert epochs["wrong_label_often"] == epochs["wrong_label_rarely"] == pytest.approx(wrong)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import jax
 import pytest
+from tiny_text import shrink
 
 from bilevel.cli import main
 from bilevel.devices import sharding
@@ -14,8 +15,10 @@ LINEAR = str(Path(__file__).parents[1] / "toys" / "linear_task.py")
 
 @pytest.fixture(autouse=True)
 def one_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And on networks of one block."""
     mesh = sharding.make_mesh(jax.devices()[:1])
     monkeypatch.setattr(sharding, "make_mesh", lambda: mesh)
+    shrink(monkeypatch)
 
 
 @pytest.fixture

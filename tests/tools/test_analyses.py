@@ -191,6 +191,7 @@ def test_distinct_rows() -> None:
     assert distinct(6, ids, 2) == {"distinct_rows": pytest.approx(100 * (5 / 6 + 3 / 6) / 2)}
 
 
+@pytest.mark.slow
 def test_transfer_over_seeds_and_moved(call: Call, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     call("analyse", "transfer", large="affine", seeds=2, **FAST)
     found = results(tmp_path / "run", "transfer", printed := capsys.readouterr().out)
@@ -384,11 +385,13 @@ def test_names_are_those_of_the_command_line() -> None:
     assert all(name in METHODS for name in LEARNING)
 
 
+@pytest.mark.slow
 def test_text(texts: list[str], tmp_path: Path) -> None:
     main(["analyse", "curriculum", "language_modeling", *texts, "--snapshots", "2", "--big-batch-size", "8"])
     assert [row["method"] for row in results(tmp_path / "run", "curriculum")][-1] == "replayed"
 
 
+@pytest.mark.slow
 def test_images_whose_weighting_network_is_as_large_as_the_model(digits: list[str], tmp_path: Path) -> None:
     main(
         [

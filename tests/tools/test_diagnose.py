@@ -157,6 +157,7 @@ def test_bad_input_gets_one_sentence(
         assert word in message
 
 
+@pytest.mark.slow
 def test_text(texts: list[str], tmp_path: Path) -> None:
     main(["diagnose", "language_modeling", *texts, "--rows", "16", "--pairs", "2"])
     (*_, row) = found(tmp_path / "run")["measurements"]
@@ -164,6 +165,7 @@ def test_text(texts: list[str], tmp_path: Path) -> None:
     assert row["sar"] > 0.5
 
 
+@pytest.mark.slow
 def test_images(digits: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(["diagnose", "image_classification", *digits, "--rows", "16", "--pairs", "2", "--batch-rows", "8"])
     (*_, row) = found(tmp_path / "run")["measurements"]

@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from tiny_text import shrink
 
 from bilevel import cli
 from bilevel.data import Document, document_blocks, open_source
@@ -55,6 +56,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     mesh = sharding.make_mesh(jax.devices()[:1])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sharding, "make_mesh", lambda *devices: mesh)
+        shrink(patch)
         more = [x for name, value in given.items() for x in (f"--{name}", str(value))]
         cli.main(["compare", "language_modeling", *more, "--no-progress"])
     return path / "run" / "soba-seed0"

@@ -1,7 +1,6 @@
 """`bilevel compare` as a user calls it: in this process, or in one that is killed."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -12,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from study_calls import environment
 
 from bilevel.cli import main
 from bilevel.study import run
@@ -19,6 +19,8 @@ from bilevel.study import run
 RHYTHM = {"steps": 6, "batch-size": 4, "big-batch-size": 16, "log-every": 2, "evaluate-every": 4, "checkpoint-every": 4}
 DYING = """
 import os, signal, sys
+import pytest
+from tiny_text import shrink
 from bilevel.cli import main
 from bilevel.study import run
 
@@ -30,6 +32,7 @@ def dying(state, mesh):
     return evaluated(state, mesh)
 
 run.trained = dying
+shrink(pytest.MonkeyPatch())
 main(sys.argv[2:])
 """
 
@@ -96,7 +99,7 @@ def equal_after_a_kill(task: str, folder: Path, monkeypatch: pytest.MonkeyPatch,
     given = {"steps": 14, "steps_per_call": 4, **given}
     killed, whole = folder / "killed", folder / "whole"
     command = [sys.executable, "-c", DYING, "12", "compare", task, *flags(killed, **given)]
-    done = subprocess.run(command, stderr=subprocess.PIPE, text=True, env={**os.environ, "JAX_PLATFORMS": "cpu"})
+    done = subprocess.run(command, stderr=subprocess.PIPE, text=True, env=environment())
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert list(killed.glob("*/checkpoints/4")), "it was killed after a checkpoint"
     assert not list(killed.glob("*/result.json"))

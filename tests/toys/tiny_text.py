@@ -1,12 +1,25 @@
-"""Tiny text: generic lines with labels, half of them like the specific text (upper case)."""
+"""Tiny text: generic lines with labels, half of them like the specific text (upper case); and the smallest transformer."""
 
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
+
+from bilevel.nn import transformer
+from bilevel.tasks import language_modeling
 
 WORDS = ["the", "cat", "sat", "on", "a", "mat", "while", "rain", "fell", "over", "old", "town", "people", "ran"]
 DOMAINS = ("lower", "<script>UPPER")
+
+
+TINY = transformer.TransformerConfig(layers=1, width=16, heads=2, feed_forward=32)
+
+
+def shrink(patch: pytest.MonkeyPatch) -> None:
+    """Make the network "xs" one of one block, and evaluate all sets by one program: less to compile."""
+    patch.setitem(transformer.SIZES, "xs", TINY)
+    patch.setattr(language_modeling, "_EVALUATED_AT_ONCE", 16)
 
 
 def write_texts(folder: Path) -> Path:
