@@ -344,7 +344,7 @@ def test_digits_are_learned() -> None:
     data = open_labelled()
     prepare = preparation(*channel_statistics(data.train), padding=1, flip=False)
     module = MLP(hidden=(64,))
-    params, _ = init_variables(module, jax.random.key(0), (8, 8, 1))
+    params, _ = jax.jit(lambda: init_variables(module, jax.random.key(0), (8, 8, 1)))()
     train = bilevel.make_step(
         classification_loss(module, prepare=prepare), None, optax.adam(1e-2), None, bilevel.uniform(), batch_size=64
     )

@@ -34,12 +34,14 @@ def build(method: Any, micro_batches: int, rows: int = 8, **options: Any) -> tup
         micro_batches=micro_batches,
         **options,
     )
-    state = train.init(jax.random.key(0), toy.params(0), toy.weight_params(1))
+    state = jax.jit(train.init)(jax.random.key(0), toy.params(0), toy.weight_params(1))
     return train, state, toy.arrays(2, 4 * rows), toy.arrays(3, rows)
 
 
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    ("method", "mode"),
+    [("uniform", "forward"), ("dds", "finite"), ("anograd", "forward"), ("soba", "forward"), ("soba", "finite")],
+)
 def test_same_update(method: str, mode: str) -> None:
     results = []
     for parts in (1, 4):
@@ -59,8 +61,7 @@ def test_same_update(method: str, mode: str) -> None:
     assert method == "uniform" or change > 0
 
 
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("method", ["dds", "soba"])
+@pytest.mark.parametrize(("method", "mode"), [("dds", "finite"), ("soba", "forward")])
 def test_less_memory(method: str, mode: str) -> None:
     def wide(p: Any, model_state: Any, batch: Any, rng: Any) -> Any:
         inflated = jnp.tanh(batch["x"] @ p["first"]["kernel"])[:, :, None] * jnp.linspace(0, 1, 5000)
@@ -132,10 +133,10 @@ def test_losses_and_metrics_of_another_kind_are_refused() -> None:
     for parts in (1, 4):
         train, state, batch, specific = build("dds", parts, loss=coarse)
         with pytest.raises(UserError, match=r"The loss returned bfloat16, too coarse for Finite\(\)"):
-            train.step(state, batch, specific)
+            jax.eval_shape(train.step, state, batch, specific)
         train, state, batch, specific = build("dds", parts, loss=scalar)
         with pytest.raises(UserError, match=r"the metric 'norm' with shape \(\) for \d rows: give one value a row"):
-            train.step(state, batch, specific)
+            jax.eval_shape(train.step, state, batch, specific)
 
 
 def test_batch_norm_state_is_the_mean_of_the_parts() -> None:
@@ -148,7 +149,7 @@ def test_batch_norm_state_is_the_mean_of_the_parts() -> None:
     )
     rows = jnp.arange(8.0)
     state = train.init(jax.random.key(0), jnp.zeros(()), jnp.zeros(()), {"mean": jnp.zeros(())})
-    state, _ = train.step(state, rows, rows)
+    state, _ = jax.jit(train.step)(state, rows, rows)
     np.testing.assert_allclose(state.model_state["mean"], 0.1 * rows.mean(), rtol=1e-6)
 
 

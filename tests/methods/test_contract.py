@@ -53,28 +53,37 @@ def test_contract(name: str) -> None:
 
     train = build(name, loss=loss, ema_decay=0.9, update_every=3)
     p, wp, key = toy.params(1), toy.weight_params(2), jax.random.key(0)
-    state = train.init(key, p, wp)
+    state = jax.jit(train.init)(key, p, wp)
     abstract = jax.eval_shape(train.init, key, p, wp)
     assert jax.tree.map(lambda x: (x.shape, x.dtype), state) == jax.tree.map(lambda x: (x.shape, x.dtype), abstract)
 
     step = jax.jit(train.step, donate_argnums=0)
-    at = {due: jax.jit(train.at(due)) for due in (0, 1)}
-    apart = train.init(key, p, wp)
     for i in range(5):
         state, metrics = step(state, *batches(i))
-        apart, _ = at[0 if i % 3 == 0 else 1](apart, *batches(i))
         if i == 1:
             traced = len(traces)
     assert len(traces) == traced
     assert step._cache_size() == 1  # pyright: ignore[reportAttributeAccessIssue]
     assert jax.tree.map(lambda x: (x.shape, x.dtype), state) == jax.tree.map(lambda x: (x.shape, x.dtype), abstract)
-    for x, y in zip(jax.tree.leaves(state.params), jax.tree.leaves(apart.params), strict=True):
-        np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-7)
     np.testing.assert_array_equal(p["last"]["kernel"], toy.params(1)["last"]["kernel"])  # not donated away
     assert int(state.step) == 5
     assert metrics["selected"].shape == (SMALL,)
     learns = name not in ("uniform", "frozen")
     assert (toy.relative_error(state.weight_params, wp) > 0) == learns
+
+
+@pytest.mark.parametrize("name", ["dds averaged", "soba"])
+def test_functions_of_single_steps_are_the_step(name: str) -> None:
+    """With and without α-work compiled apart."""
+    train = build(name, update_every=3)
+    at = {due: jax.jit(train.at(due)) for due in (0, 1)}
+    state = apart = train.init(jax.random.key(0), toy.params(1), toy.weight_params(2))
+    step = jax.jit(train.step)
+    for i in range(5):
+        state, _ = step(state, *batches(i))
+        apart, _ = at[0 if i % 3 == 0 else 1](apart, *batches(i))
+    for x, y in zip(jax.tree.leaves(state.params), jax.tree.leaves(apart.params), strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-7)
 
 
 def test_the_example_of_the_module_runs() -> None:
@@ -90,7 +99,9 @@ def test_the_example_of_the_module_runs() -> None:
     assert int(names["state"].step) == 1
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize(
+    "name", ["soba", *(pytest.param(x, marks=pytest.mark.slow) for x in ("dds averaged", "implicit neumann"))]
+)
 def test_jit_equals_eager(name: str) -> None:
     train = build(name, update_every=1)
     state, step = train.init(jax.random.key(0), toy.params(1), toy.weight_params(2)), jax.jit(train.step)
@@ -124,7 +135,7 @@ def test_row_metrics_do_not_replace_those_of_the_step() -> None:
     train = build("dds", loss=loss, row_metrics=("selected",))
     state = train.init(jax.random.key(0), toy.params(1), toy.weight_params(2))
     with pytest.raises(UserError, match="row_metrics asks for 'selected', and the step has a metric of that"):
-        train.step(state, *batches(0))
+        jax.eval_shape(train.step, state, *batches(0))
 
 
 def test_parameters_of_the_weighting_network_are_missing() -> None:
@@ -139,7 +150,8 @@ def test_parameters_without_elements(name: str) -> None:
     params = {**toy.params(1), "none": np.zeros((0, 3))}
 
     def step(params: Any) -> Any:
-        return train.learn(train.init(jax.random.key(0), params, toy.weight_params(2)), *batches(0))[0]
+        start = jax.jit(train.init)(jax.random.key(0), params, toy.weight_params(2))
+        return jax.jit(train.learn)(start, *batches(0))[0]
 
     found, wanted = step(params), step(toy.params(1))
     assert found.params["none"].shape == (0, 3)
@@ -153,20 +165,20 @@ def test_weights_of_dense_mode_are_reported() -> None:
     wanted = jax.nn.softmax(toy.weighting(alpha, big))
     for due in (0, 1):
         state = train.init(jax.random.key(0), toy.params(1), alpha)
-        _, metrics = train.at(due)(state, big, specific)
+        _, metrics = jax.jit(train.at(due))(state, big, specific)
         np.testing.assert_allclose(metrics["weights"], wanted, rtol=1e-6)
     train = build("dds")
-    _, metrics = train.step(train.init(jax.random.key(0), toy.params(1), alpha), big, specific)
-    assert "weights" not in metrics
+    state = jax.eval_shape(train.init, jax.random.key(0), toy.params(1), alpha)
+    assert "weights" not in jax.eval_shape(train.step, state, big, specific)[1]
 
 
 def test_alpha_changes_on_due_steps_only() -> None:
     train = build("dds", update_every=3)
     state = train.init(jax.random.key(0), toy.params(1), toy.weight_params(2))
-    moved = []
+    moved, step = [], jax.jit(train.step)
     for i in range(7):
         before = state.weight_params
-        state, metrics = jax.jit(train.step)(state, *batches(i))
+        state, metrics = step(state, *batches(i))
         moved.append(toy.relative_error(state.weight_params, before) > 0)
         assert bool(metrics["specific_loss"] == NOT_COMPUTED) != moved[-1]
     assert moved == [True, False, False, True, False, False, True]
@@ -229,7 +241,7 @@ def test_options_that_do_not_fit(options: dict[str, Any], message: str) -> None:
         ({"loss": lambda *a: toy.loss(*a)[0]}, r"no pair \(losses, LossAux\)"),
         ({"loss": lambda *a: (toy.loss(*a)[0], ({}, {}))}, r"no pair \(losses, LossAux\)"),
         ({"weighting": lambda wp, b: b["x"]}, "must return one logit a row"),
-        ({"param_filter": lambda path: False}, "param_filter accepts none of the 3 parameters"),
+        ({"param_filter": lambda path: False}, "param_filter accepts none of the 2 parameters"),
     ],
 )
 def test_shapes_that_do_not_fit(options: dict[str, Any], message: str) -> None:
@@ -237,7 +249,7 @@ def test_shapes_that_do_not_fit(options: dict[str, Any], message: str) -> None:
 
     def start_and_step() -> None:
         state = train.init(jax.random.key(0), toy.params(1), toy.weight_params(2))
-        train.step(state, *batches(0))
+        jax.eval_shape(train.step, state, *batches(0))
 
     with pytest.raises(UserError, match=message):
         start_and_step()

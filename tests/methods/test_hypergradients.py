@@ -23,15 +23,22 @@ def one_step(method: Any, optimizer: Any, dtype: Any, *, v: Any = None, **option
     """One step whose weight optimizer is `sgd(1)`, so that the move of α is minus its gradient."""
     train = bilevel.make_step(toy.loss, toy.weighting, optimizer, optax.sgd(1.0), method, update_every=1, **options)
     p, wp = toy.params(1, dtype), toy.weight_params(2, dtype)
-    state = train.init(jax.random.key(0), p, wp)
+    state = jax.jit(train.init)(jax.random.key(0), p, wp)
     state = dataclasses.replace(state, opt_state=toy.warm_state(optimizer, p))
     if v is not None:
         state = dataclasses.replace(state, method_state=state.method_state._replace(v=v))
     big, specific = toy.arrays(3, BIG, dtype), toy.arrays(4, 7, dtype)
     after, metrics = jax.jit(train.step)(state, big, specific)
-    gradient = jax.tree.map(lambda a, b: a - b, wp, after.weight_params)
-    rows = jax.tree.map(lambda x: x[metrics["selected"]], big)
-    return gradient, state, rows, specific
+    return moved(wp, after), state, chosen(big, metrics), specific
+
+
+def moved(wp: Any, after: Any) -> Any:
+    """How far α went down: the gradient, by `sgd(1)`. In numpy, which compiles nothing."""
+    return jax.tree.map(lambda a, b: np.asarray(a) - np.asarray(b), wp, after.weight_params)
+
+
+def chosen(big: Any, metrics: Any) -> Any:
+    return jax.tree.map(lambda x: np.asarray(x)[np.asarray(metrics["selected"])], big)
 
 
 def theta_gradient(p: Any, weights: Array, rows: Any) -> Any:
@@ -77,10 +84,15 @@ def build(method: str, dtype: Any) -> tuple[Any, Any]:
 METHODS = ("dds", "anograd", "anograd moves", "soba")
 
 
-@pytest.mark.parametrize(
-    ("mode", "optimizer_name"), [*(("dense", name) for name in toy.OPTIMIZERS), ("sparse", "clipped adam")]
-)
-@pytest.mark.parametrize("method", METHODS)
+# The optimizer has no part in the objectives of anograd and soba, and the same part in the other two.
+CASES = [
+    *(("dense", "dds", name) for name in toy.OPTIMIZERS),
+    *(("dense", method, "clipped adam") for method in METHODS[1:]),
+    *(("sparse", method, "clipped adam") for method in METHODS),
+]
+
+
+@pytest.mark.parametrize(("mode", "method", "optimizer_name"), CASES)
 def test_softmax_estimator(mode: str, method: str, optimizer_name: str) -> None:
     """Dense: weights are the softmax. Sparse: θ moves with uniform weights, α as if the softmax were added to them."""
 
@@ -96,11 +108,12 @@ def test_softmax_estimator(mode: str, method: str, optimizer_name: str) -> None:
                 weights = 1 / SMALL + weights - jax.lax.stop_gradient(weights)
             return objective(method, optimizer, state, specific, v)(weights, rows)
 
-        assert toy.relative_error(gradient, jax.grad(written_out)(state.weight_params)) <= bound
+        assert toy.relative_error(gradient, jax.jit(jax.grad(written_out))(state.weight_params)) <= bound
 
     with jax.enable_x64(True):
         check(np.float64, bilevel.Forward(), EXACT)
-    check(np.float32, bilevel.Finite(), ROUGH)
+    if mode == "sparse" or optimizer_name == "momentum":
+        check(np.float32, bilevel.Finite(), ROUGH)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -118,11 +131,10 @@ def test_rows_of_their_own(method: str) -> None:
             weights = jax.nn.softmax(toy.weighting(wp, big))
             return objective(method, optimizer, state, specific, v)(weights, big)
 
-        assert toy.relative_error(gradient, jax.grad(written_out)(state.weight_params)) <= EXACT
+        assert toy.relative_error(gradient, jax.jit(jax.grad(written_out))(state.weight_params)) <= EXACT
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("normalize", [False, True])
+@pytest.mark.parametrize(("method", "normalize"), [*((method, False) for method in METHODS), ("dds", True)])
 def test_score_estimator(method: str, normalize: bool) -> None:
     """(1/b) Σ (a_i − ā_{−i}) ∇s_i, with a_i the derivative of the objective in the weight of row i."""
     with jax.enable_x64(True):
@@ -138,7 +150,7 @@ def test_score_estimator(method: str, normalize: bool) -> None:
             normalize_alignments=normalize,
         )
         uniform = jnp.full(SMALL, 1 / SMALL)
-        a = jax.grad(objective(method, optimizer, state, specific, v))(uniform, rows)
+        a = jax.jit(jax.grad(objective(method, optimizer, state, specific, v)))(uniform, rows)
         if normalize:
             a = a / jnp.std(a)
         others = (a.sum() - a) / (SMALL - 1)
@@ -146,11 +158,10 @@ def test_score_estimator(method: str, normalize: bool) -> None:
         def written_out(wp: Any) -> Array:
             return jnp.sum((a - others) / SMALL * toy.weighting(wp, rows))
 
-        assert toy.relative_error(gradient, jax.grad(written_out)(state.weight_params)) <= EXACT
+        assert toy.relative_error(gradient, jax.jit(jax.grad(written_out))(state.weight_params)) <= EXACT
 
 
-@pytest.mark.parametrize("normalize", [False, True])
-@pytest.mark.parametrize("cosine", [False, True])
+@pytest.mark.parametrize(("cosine", "normalize"), [(False, False), (True, True)])
 def test_algorithm_1_of_dds(cosine: bool, normalize: bool) -> None:
     """(1/b) Σ r_i ∇log p_i (line 9), r_i the dot product of the gradients of row and dev batch, or their cosine."""
     with jax.enable_x64(True):
@@ -164,20 +175,25 @@ def test_algorithm_1_of_dds(cosine: bool, normalize: bool) -> None:
             batch_size=BIG,
             normalize_alignments=normalize,
         )
-        p, weights = state.params, jax.nn.softmax(toy.weighting(state.weight_params, rows))
-        moved = jax.tree.map(lambda x, g: x - 0.1 * g, p, theta_gradient(p, weights, rows))  # lines 5 and 6
-        dev = ravel(jax.grad(lambda q: toy.losses(q, specific).mean())(moved))  # line 7
-        each = jax.vmap(ravel)(jax.jacrev(lambda q: toy.losses(q, rows))(p))
-        rewards = each @ dev * 0.1
-        if cosine:
-            rewards = rewards / (jnp.linalg.norm(each, axis=1) * jnp.linalg.norm(0.1 * dev))
-        if normalize:
-            rewards = rewards / jnp.std(rewards)
+        p = state.params
+
+        @jax.jit
+        def line_by_line() -> Array:
+            weights = jax.nn.softmax(toy.weighting(state.weight_params, rows))
+            moved = jax.tree.map(lambda x, g: x - 0.1 * g, p, theta_gradient(p, weights, rows))  # lines 5 and 6
+            dev = ravel(jax.grad(lambda q: toy.losses(q, specific).mean())(moved))  # line 7
+            each = jax.vmap(ravel)(jax.jacrev(lambda q: toy.losses(q, rows))(p))
+            rewards = each @ dev * 0.1
+            if cosine:
+                rewards = rewards / (jnp.linalg.norm(each, axis=1) * jnp.linalg.norm(0.1 * dev))
+            return rewards / jnp.std(rewards) if normalize else rewards
+
+        rewards = line_by_line()
 
         def written_out(wp: Any) -> Array:
             return -jnp.mean(rewards * jax.nn.log_softmax(toy.weighting(wp, rows)))
 
-        assert toy.relative_error(gradient, jax.grad(written_out)(state.weight_params)) <= EXACT
+        assert toy.relative_error(gradient, jax.jit(jax.grad(written_out))(state.weight_params)) <= EXACT
 
 
 @pytest.mark.parametrize("method", ["dds", "soba"])
@@ -208,13 +224,15 @@ def test_probe_in_a_part_of_the_parameters(method: str, derivatives: Any) -> Non
             s = jax.grad(lambda q: toy.losses(q, specific).mean())(moved)["last"]["kernel"]
             return -0.1 * g @ jax.lax.stop_gradient(s)
 
-        wanted = jax.grad(written_out)(state.weight_params)
+        wanted = jax.jit(jax.grad(written_out))(state.weight_params)
         exact = isinstance(derivatives, bilevel.Forward)
         assert toy.relative_error(gradient, wanted) <= (EXACT if exact else 1e-4)
 
 
-@pytest.mark.parametrize("derivatives", [bilevel.Forward(), bilevel.Finite(1e-6)])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    ("method", "derivatives"),
+    [*((method, bilevel.Forward()) for method in METHODS), ("anograd moves", bilevel.Finite(1e-6))],
+)
 def test_remembered_specific_gradient(method: str, derivatives: Any) -> None:
     """Between two evaluations of specific rows (`probe_every`) the objective is that of the specific gradient in the state."""
     with jax.enable_x64(True):
@@ -237,8 +255,8 @@ def test_remembered_specific_gradient(method: str, derivatives: Any) -> None:
                 return cosines[method] @ m / jnp.linalg.norm(cosines[method]) / jnp.linalg.norm(m)
             return (u if method == "dds" else ravel(g)) @ m
 
-        exact = isinstance(derivatives, bilevel.Forward)
-        assert toy.relative_error(gradient, jax.grad(written_out)(state.weight_params)) <= (EXACT if exact else 1e-4)
+        exact, wanted = isinstance(derivatives, bilevel.Forward), jax.jit(jax.grad(written_out))(state.weight_params)
+        assert toy.relative_error(gradient, wanted) <= (EXACT if exact else 1e-4)
         assert toy.relative_error(after.method_state, state.method_state) == 0
 
 
@@ -249,7 +267,7 @@ def reused(method: Any, optimizer: Any, memory: Any, derivatives: Any) -> tuple[
         update_every=1, probe_every=2,
     )  # fmt: skip
     p, wp = toy.params(1, np.float64), toy.weight_params(2, np.float64)
-    state = train.init(jax.random.key(0), p, wp)
+    state = jax.jit(train.init)(jax.random.key(0), p, wp)
     state = dataclasses.replace(
         state,
         step=jnp.int32(1),
@@ -259,8 +277,7 @@ def reused(method: Any, optimizer: Any, memory: Any, derivatives: Any) -> tuple[
     big = toy.arrays(3, BIG, np.float64)
     after, metrics = jax.jit(train.step)(state, big, toy.arrays(4, 7, np.float64))
     assert metrics["specific_loss"] == NOT_COMPUTED
-    gradient = jax.tree.map(lambda a, b: a - b, wp, after.weight_params)
-    return gradient, state, jax.tree.map(lambda x: x[metrics["selected"]], big), after
+    return moved(wp, after), state, chosen(big, metrics), after
 
 
 def test_temperature_divides_the_logits_in_the_gradient() -> None:
@@ -275,7 +292,7 @@ def test_temperature_divides_the_logits_in_the_gradient() -> None:
             weights = 1 / SMALL + weights - jax.lax.stop_gradient(weights)
             return objective("dds", optimizer, state, specific)(weights, rows)
 
-        assert toy.relative_error(gradient, jax.grad(written_out)(state.weight_params)) <= EXACT
+        assert toy.relative_error(gradient, jax.jit(jax.grad(written_out))(state.weight_params)) <= EXACT
 
 
 @pytest.mark.parametrize("optimizer_name", ["sgd", "momentum"])
@@ -286,16 +303,20 @@ def test_dds_equals_the_forms_derived_by_hand(optimizer_name: str) -> None:
         gradient, state, rows, specific = one_step(
             bilevel.dds(), optimizer, np.float64, derivatives=bilevel.Forward(), estimator="score", batch_size=SMALL
         )
-        g = theta_gradient(state.params, jnp.full(SMALL, 1 / SMALL), rows)
-        move = jax.tree.map(lambda x: rate * x, g)
-        if optimizer_name == "momentum":
-            trace = state.opt_state[0].trace
-            move = jax.tree.map(lambda m, t: m + rate * 0.9 * t, move, trace)
-        moved = jax.tree.map(jnp.subtract, state.params, move)
-        s = ravel(jax.grad(lambda q: toy.losses(q, specific).mean())(moved))
-        rewards = jax.vmap(lambda row: ravel(theta_gradient(state.params, jnp.ones(()), row)) @ s)(rows)
-        a = -rate * rewards
-        others = (a.sum() - a) / (SMALL - 1)
-        log_p = jax.jacobian(lambda wp: toy.weighting(wp, rows))(state.weight_params)
-        wanted = jax.tree.map(lambda x: jnp.tensordot((a - others) / SMALL, x, 1), log_p)
-        assert toy.relative_error(gradient, wanted) <= EXACT
+
+        @jax.jit
+        def by_hand() -> Any:
+            g = theta_gradient(state.params, jnp.full(SMALL, 1 / SMALL), rows)
+            move = jax.tree.map(lambda x: rate * x, g)
+            if optimizer_name == "momentum":
+                trace = state.opt_state[0].trace
+                move = jax.tree.map(lambda m, t: m + rate * 0.9 * t, move, trace)
+            moved = jax.tree.map(jnp.subtract, state.params, move)
+            s = ravel(jax.grad(lambda q: toy.losses(q, specific).mean())(moved))
+            rewards = jax.vmap(lambda row: ravel(theta_gradient(state.params, jnp.ones(()), row)) @ s)(rows)
+            a = -rate * rewards
+            others = (a.sum() - a) / (SMALL - 1)
+            log_p = jax.jacobian(lambda wp: toy.weighting(wp, rows))(state.weight_params)
+            return jax.tree.map(lambda x: jnp.tensordot((a - others) / SMALL, x, 1), log_p)
+
+        assert toy.relative_error(gradient, by_hand()) <= EXACT

@@ -62,7 +62,7 @@ def test_hypergradient_in_a_part_of_the_parameters(method: str) -> None:
             return toy.losses({**state.params, "last": {"kernel": kernel}}, rows)
 
         kernel = state.params["last"]["kernel"]
-        s = jax.grad(lambda x: losses(x, specific).mean())(kernel)
+        s = jax.jit(jax.grad(lambda x: losses(x, specific).mean()))(kernel)
 
         def written_out(wp: Any) -> Array:
             hessian = jax.hessian(lambda x: losses(x, rows).mean())(kernel)
@@ -70,7 +70,7 @@ def test_hypergradient_in_a_part_of_the_parameters(method: str) -> None:
             weights = jax.nn.softmax(toy.weighting(wp, rows))
             return jax.grad(lambda x: weights @ losses(x, rows))(kernel) @ probe
 
-        assert toy.relative_error(gradient, jax.grad(written_out)(state.weight_params)) <= bound
+        assert toy.relative_error(gradient, jax.jit(jax.grad(written_out))(state.weight_params)) <= bound
 
     with jax.enable_x64(True):
         check(np.float64, bilevel.Forward(), EXACT)
@@ -90,7 +90,7 @@ def test_hypergradient(method: str, mode: str) -> None:
         gradient, state, rows, specific = one_step(build(method), optimizer, dtype, derivatives=derivatives, **options)
         rows = toy.arrays(3, BIG, dtype) if mode == "uniform" else rows  # all rows of the big batch, in another order
         theta, unravel = ravel_pytree(state.params)
-        s = jax.grad(lambda x: toy.losses(unravel(x), specific).mean())(theta)
+        s = jax.jit(jax.grad(lambda x: toy.losses(unravel(x), specific).mean()))(theta)
 
         def written_out(wp: Any) -> Array:
             weights = jax.nn.softmax(toy.weighting(wp, rows))
@@ -99,11 +99,12 @@ def test_hypergradient(method: str, mode: str) -> None:
             probe = written_out_probe(method, hessian, s, STEPS, DAMPING, RATE)
             return jax.grad(lambda x: weights @ toy.losses(unravel(x), rows))(theta) @ probe
 
-        assert toy.relative_error(gradient, jax.grad(written_out)(state.weight_params)) <= bound
+        assert toy.relative_error(gradient, jax.jit(jax.grad(written_out))(state.weight_params)) <= bound
 
     with jax.enable_x64(True):
         check(np.float64, bilevel.Forward(), EXACT)
-    check(np.float32, bilevel.Finite(), ROUGH)
+    if mode == "sparse":
+        check(np.float32, bilevel.Finite(), ROUGH)
 
 
 def test_conjugate_gradient_solves_the_system_in_as_many_steps_as_there_are_unknowns() -> None:
@@ -145,8 +146,9 @@ def test_neumann_series_goes_to_the_solution() -> None:
             np.testing.assert_allclose(found, np.linalg.solve(a, b), rtol=1e-8)
 
 
-@pytest.mark.parametrize("derivatives", [bilevel.Forward(), bilevel.Finite()])
-@pytest.mark.parametrize("make", [bilevel.implicit_cg, bilevel.implicit_neumann])
+@pytest.mark.parametrize(
+    ("make", "derivatives"), [(bilevel.implicit_cg, bilevel.Forward()), (bilevel.implicit_neumann, bilevel.Finite())]
+)
 def test_warm_start_on_a_quadratic(make: Any, derivatives: Any) -> None:
     """θ and α held still: one iteration a step, warm-started, ends at −(H + λI)⁻¹ ∇L_spec."""
     rng, damping = np.random.default_rng(0), 0.5
@@ -198,7 +200,7 @@ def test_average_and_bound() -> None:
     train = bilevel.make_step(toy.loss, toy.weighting, optax.sgd(0.1), optax.sgd(0.1), method, batch_size=4)
     state = train.init(jax.random.key(0), toy.params(1), toy.weight_params(2))
     after, _ = jax.jit(train.learn)(state, toy.arrays(0, 8), toy.arrays(1, 3))
-    s = jax.grad(lambda p: toy.losses(p, toy.arrays(1, 3)).mean())(state.params)
+    s = jax.jit(jax.grad(lambda p: toy.losses(p, toy.arrays(1, 3)).mean()))(state.params)
     assert toy.relative_error(after.method_state.specific_gradient, jax.tree.map(lambda x: 0.1 * x, s)) < 1e-5
     assert np.linalg.norm(toy.flat(after.method_state.probe)) == pytest.approx(1e-3, rel=1e-4)
 

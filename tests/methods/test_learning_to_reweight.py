@@ -35,35 +35,37 @@ def written_out(optimizer: Any, state: Any, rows: Any, specific: Any) -> Array:
     return useful / useful.sum()
 
 
-OPTIMIZERS = {**toy.OPTIMIZERS, "adam": lambda: optax.adam(0.05)}
-
-
-@pytest.mark.parametrize("micro_batches", [1, 4])
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize(("name", "micro_batches"), [*((name, 1) for name in toy.OPTIMIZERS), ("clipped adam", 4)])
 def test_weights_and_update(name: str, micro_batches: int) -> None:
     def check(dtype: Any, derivatives: Any, bound: float) -> None:
-        optimizer = OPTIMIZERS[name]()
+        optimizer = toy.OPTIMIZERS[name]()
         train = build(optimizer, derivatives=derivatives, micro_batches=micro_batches)
         p = toy.params(1, dtype)
-        state = train.init(jax.random.key(0), p)
+        state = jax.jit(train.init)(jax.random.key(0), p)
         state = dataclasses.replace(state, opt_state=toy.warm_state(optimizer, p))
         rows, specific = toy.arrays(3, ROWS, dtype), toy.arrays(4, 8, dtype)
         after, metrics = jax.jit(train.step)(state, rows, specific)
-        weights = written_out(optimizer, state, rows, specific)
-        assert 0 < np.sum(np.asarray(weights) == 0) < ROWS
+
+        @jax.jit
+        def wanted() -> tuple[Array, Any]:
+            weights = written_out(optimizer, state, rows, specific)
+            return weights, optimizer.update(theta_gradient(p, weights, rows), state.opt_state, p)[0]
+
+        weights, updates = jax.tree.map(np.asarray, wanted())
+        assert 0 < np.sum(weights == 0) < ROWS
         assert toy.relative_error(metrics["weights"], weights) <= bound
-        updates, _ = optimizer.update(theta_gradient(p, weights, rows), state.opt_state, p)
-        change = jax.tree.map(lambda x, y: x - y, after.params, p)
+        change = jax.tree.map(lambda x, y: np.asarray(x) - np.asarray(y), after.params, p)
         assert toy.relative_error(change, updates) <= bound
         np.testing.assert_allclose(metrics["effective_sample_size"], 1 / np.sum(weights**2), rtol=bound + 1e-5)
         np.testing.assert_allclose(metrics["largest_weight"], np.max(weights), rtol=bound + 1e-5)
-        positive = np.asarray(weights[weights > 0])
+        positive = weights[weights > 0]
         entropy = -np.sum(positive * np.log(positive))
         np.testing.assert_allclose(metrics["weight_entropy"], entropy, rtol=bound + 1e-5)
 
     with jax.enable_x64(True):
         check(np.float64, bilevel.Forward(), EXACT)
-    check(np.float32, bilevel.Finite(), ROUGH)
+    if name == "clipped adam":
+        check(np.float32, bilevel.Finite(), ROUGH)
 
 
 @pytest.mark.parametrize("derivatives", [bilevel.Forward(), bilevel.Finite()])
@@ -73,11 +75,16 @@ def test_probe_in_a_part_of_the_parameters(derivatives: Any) -> None:
     state = train.init(jax.random.key(0), toy.params(1))
     rows, specific = toy.arrays(3, ROWS), toy.arrays(4, 8)
     after, metrics = jax.jit(train.step)(state, rows, specific)
-    gradient = theta_gradient(state.params, jnp.full(ROWS, 1 / ROWS), rows)
-    moved = jax.tree.map(lambda p, g: p - 0.01 * g, state.params, gradient)
-    s = jax.grad(lambda p: toy.losses(p, specific).mean())(moved)["last"]["kernel"]
-    a = jax.jacobian(lambda p: toy.losses(p, rows))(state.params)["last"]["kernel"] @ s
-    assert toy.relative_error(metrics["weights"], jnp.maximum(a, 0) / jnp.maximum(a, 0).sum()) < ROUGH
+
+    @jax.jit
+    def wanted() -> Array:
+        gradient = theta_gradient(state.params, jnp.full(ROWS, 1 / ROWS), rows)
+        moved = jax.tree.map(lambda p, g: p - 0.01 * g, state.params, gradient)
+        s = jax.grad(lambda p: toy.losses(p, specific).mean())(moved)["last"]["kernel"]
+        a = jax.jacobian(lambda p: toy.losses(p, rows))(state.params)["last"]["kernel"] @ s
+        return jnp.maximum(a, 0) / jnp.maximum(a, 0).sum()
+
+    assert toy.relative_error(metrics["weights"], wanted()) < ROUGH
     assert toy.relative_error(after.params["first"]["kernel"], state.params["first"]["kernel"]) > 0
 
 

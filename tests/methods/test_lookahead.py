@@ -33,13 +33,13 @@ METHODS: dict[str, Any] = {
 def split_params(dtype: Any, dead: bool) -> Any:
     """The toy's parameters, with or without the weights of the first feature among them."""
     p = toy.params(1, dtype)
-    live = {"live": p["first"]["kernel"][1:], "bias": p["first"]["bias"], "last": p["last"]["kernel"]}
+    live = {"live": p["first"]["kernel"][1:], "last": p["last"]["kernel"]}
     return live | ({"dead": jnp.asarray(DEAD, dtype)} if dead else {})
 
 
 def loss(p: Any, model_state: Any, batch: Any, rng: Any) -> tuple[Array, LossAux]:
     dead = p.get("dead", jnp.asarray(DEAD, p["live"].dtype))
-    whole = {"kernel": jnp.concatenate([dead[None], p["live"]]), "bias": p["bias"]}
+    whole = {"kernel": jnp.concatenate([dead[None], p["live"]])}
     return toy.loss({"first": whole, "last": {"kernel": p["last"]}}, model_state, {**batch, "x": batch["z"]}, rng)
 
 
@@ -80,6 +80,8 @@ def test_parameters_that_no_row_touches_change_nothing(name: str, optimizer: str
             after_two_steps(name, optimizer, np.float64, bilevel.Forward(), dead) for dead in (True, False)
         )
         assert toy.relative_error(found, wanted) <= 1e-8
+    if optimizer == "sgd":
+        return
     found = after_two_steps(name, optimizer, np.float32, bilevel.Finite(), True)
     assert np.isfinite(toy.flat(found)).all()
 
@@ -91,15 +93,15 @@ def test_updates_may_be_wider_than_the_parameters(name: str) -> None:
     assert np.isfinite(toy.flat(found)).all()
 
 
-@pytest.mark.parametrize("size", [0.0, 1e-18, -1e-21, 1e-30])
 @pytest.mark.parametrize("optimizer", ["adam", "clipped adam"])
-def test_gradients_whose_squares_are_zero(optimizer: str, size: float) -> None:
+def test_gradients_whose_squares_are_zero(optimizer: str) -> None:
     """Adam divides by the root of a second moment that is 0 though the gradient is not."""
 
     def flat_loss(p: Any, model_state: Any, batch: Any, rng: Any) -> tuple[Array, LossAux]:
-        return batch["x"] @ p["w"] + size * p["flat"] * jnp.abs(batch["x"][:, 0]), LossAux(model_state, {})
+        flat = batch["size"] * p["flat"] * jnp.abs(batch["x"][:, 0])
+        return batch["x"] @ p["w"] + flat, LossAux(model_state, {})
 
-    rows = {"x": jax.random.normal(jax.random.key(0), (8, 4))}
+    x = jax.random.normal(jax.random.key(0), (8, 4))
     train = bilevel.make_step(
         flat_loss,
         lambda alpha, b: b["x"] @ alpha,
@@ -111,6 +113,9 @@ def test_gradients_whose_squares_are_zero(optimizer: str, size: float) -> None:
         derivatives=bilevel.Forward(),
     )
     state = train.init(jax.random.key(0), {"w": jnp.ones(4), "flat": jnp.zeros(())}, jnp.zeros(4))
-    state, metrics = jax.jit(train.step)(state, rows, rows)
-    assert np.isfinite(metrics["alignment_rms"])
-    assert np.isfinite(np.asarray(state.weight_params)).all()
+    step = jax.jit(train.step)
+    for size in (0.0, 1e-18, -1e-21, 1e-30):
+        rows = {"x": x, "size": jnp.full(8, size)}
+        after, metrics = step(state, rows, rows)
+        assert np.isfinite(metrics["alignment_rms"]), size
+        assert np.isfinite(np.asarray(after.weight_params)).all(), size

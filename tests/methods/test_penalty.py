@@ -65,10 +65,10 @@ def test_soba_is_the_limit_of_small_strength() -> None:
                 update_every=1,
             )
             p, alpha = toy.params(1, np.float64), toy.weight_params(2, np.float64)
-            state, found = train.init(jax.random.key(0), p, alpha), []
+            state, found, step = train.init(jax.random.key(0), p, alpha), [], jax.jit(train.step)
             for i in range(3):
                 before = toy.flat(state.weight_params)
-                state, _ = jax.jit(train.step)(state, toy.arrays(i, toy.ROWS, np.float64), toy.arrays(9, 3, np.float64))
+                state, _ = step(state, toy.arrays(i, toy.ROWS, np.float64), toy.arrays(9, 3, np.float64))
                 found.append(toy.flat(state.weight_params) - before)
                 # α stays where it is, so that both see the same weights.
                 state = state.__class__(**{**vars(state), "weight_params": alpha})
@@ -93,10 +93,11 @@ def test_a_remembered_offset_gives_the_same_alignments() -> None:
         probe_every=2,
     )
     state = train.init(jax.random.key(0), toy.params(1), toy.weight_params(2))
+    learn = jax.jit(train.learn)
     for i in range(2):
-        state, _ = train.learn(state, toy.arrays(i, 8), toy.arrays(5, 3))
-    learned, _ = train.learn(state, toy.arrays(3, 8), toy.arrays(5, 3))
-    reused, metrics = train.reuse(state, toy.arrays(3, 8), toy.arrays(5, 3))
+        state, _ = learn(state, toy.arrays(i, 8), toy.arrays(5, 3))
+    learned, _ = learn(state, toy.arrays(3, 8), toy.arrays(5, 3))
+    reused, metrics = jax.jit(train.reuse)(state, toy.arrays(3, 8), toy.arrays(5, 3))
     assert toy.relative_error(reused.weight_params, learned.weight_params) < 1e-6
     assert metrics["specific_loss"] == NOT_COMPUTED
     assert toy.relative_error(reused.method_state.offset, state.method_state.offset) == 0

@@ -14,8 +14,7 @@ from bilevel.derivatives.rows import RowLosses
 from bilevel.types import Array, LossAux
 
 
-@pytest.mark.parametrize("derivatives", [bilevel.Forward(), bilevel.Finite()])
-@pytest.mark.parametrize("damping", [0.0, 0.5])
+@pytest.mark.parametrize(("derivatives", "damping"), [(bilevel.Forward(), 0.0), (bilevel.Finite(), 0.5)])
 def test_tracker_converges_to_the_solution(derivatives: bilevel.Forward | bilevel.Finite, damping: float) -> None:
     """Quadratic losses, θ and α held still: v → −(H + λI)⁻¹ ∇L_spec."""
     rng = np.random.default_rng(0)
@@ -54,14 +53,22 @@ def test_hessian_product(derivatives: bilevel.Forward | bilevel.Finite) -> None:
     weights = jax.nn.softmax(jnp.arange(10.0) / 5)
     subset = trees.make_subset(None, p)
     losses = RowLosses(toy.loss, {}, batch, jax.random.key(0))
-    found = derivatives.second_order(losses, p, weights, probe, subset, lambda tree: tree)
     flat, unravel = ravel_pytree(p)
-    hessian = jax.hessian(lambda x: jnp.sum(weights * toy.losses(unravel(x), batch)))(flat)
     direction = ravel_pytree(probe)[0]
+
+    @jax.jit
+    def found() -> tuple[Array, Array]:
+        found = derivatives.second_order(losses, p, weights, probe, subset, lambda tree: tree)
+        return ravel_pytree(found.hessian_product)[0], found.alignments
+
+    @jax.jit
+    def wanted() -> tuple[Array, Array]:
+        hessian = jax.hessian(lambda x: jnp.sum(weights * toy.losses(unravel(x), batch)))(flat)
+        return hessian @ direction, jax.jacobian(lambda x: toy.losses(unravel(x), batch))(flat) @ direction
+
     bound = 1e-5 if isinstance(derivatives, bilevel.Forward) else 2e-2
-    assert toy.relative_error(ravel_pytree(found.hessian_product)[0], hessian @ direction) < bound
-    alignments = jax.jacobian(lambda x: toy.losses(unravel(x), batch))(flat) @ direction
-    assert toy.relative_error(found.alignments, alignments) < bound
+    for one, other in zip(found(), wanted(), strict=True):
+        assert toy.relative_error(one, other) < bound
 
 
 def test_bound_and_type_of_the_tracker() -> None:
@@ -70,6 +77,6 @@ def test_bound_and_type_of_the_tracker() -> None:
         toy.loss, toy.weighting, optax.sgd(0.1), optax.sgd(0.1), method, batch_size=4, update_every=1
     )
     state = train.init(jax.random.key(0), toy.params(1), toy.weight_params(2))
-    state, _ = train.step(state, toy.arrays(0, 8), toy.arrays(1, 3))
+    state, _ = jax.jit(train.step)(state, toy.arrays(0, 8), toy.arrays(1, 3))
     assert all(x.dtype == jnp.bfloat16 for x in jax.tree.leaves(state.method_state.v))
     assert float(trees.norm(state.method_state.v)) == pytest.approx(0.5, rel=0.02)

@@ -67,7 +67,6 @@ def test_a_function_of_seed_and_step() -> None:
         return np.asarray(crop(jax.random.fold_in(jax.random.key(seed), step), given))
 
     np.testing.assert_array_equal(at(3, 5), at(3, 5))
-    np.testing.assert_array_equal(at(3, 5), flip_and_crop(jax.random.fold_in(jax.random.key(3), 5), given))
     assert (at(3, 5) != at(3, 6)).any()
     assert (at(3, 5) != at(4, 5)).any()
 
@@ -102,13 +101,13 @@ def test_preparation_in_the_loss() -> None:
     """The zeros around the normalised image are its mean colour, and the loss draws from its own key."""
     given = jnp.asarray(images(8))
     prepare = preparation((0.2,) * 3, (0.5,) * 3, padding=PAD)
-    result = prepare(given, jax.random.key(0))
+    result = jax.jit(prepare)(given, jax.random.key(0))
     assert (np.asarray(result) == 0).any()
     plain = preparation((0.2,) * 3, (0.5,) * 3, augment=False)(given, jax.random.key(0))
     np.testing.assert_array_equal(plain, standardize(given, (0.2,) * 3, (0.5,) * 3))
 
     module = MLP(hidden=(4,))
-    params, state = init_variables(module, jax.random.key(0), (7, 8, 3))
+    params, state = jax.jit(lambda: init_variables(module, jax.random.key(0), (7, 8, 3)))()
     loss = jax.jit(classification_loss(module, prepare=prepare))
     batch = {"image": given, "label": jnp.arange(8)}
     first, again, other = (loss(params, state, batch, jax.random.key(k))[0] for k in (1, 1, 2))

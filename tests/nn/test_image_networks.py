@@ -259,7 +259,8 @@ def test_dropout_is_a_function_of_the_key() -> None:
 
 def test_features_are_what_the_classifier_sees() -> None:
     params, state, batch = parts(TINY["basic"])
-    logits, seen = TINY["basic"].apply({"params": params, **state}, batch["image"], mutable=["intermediates"])
+    apply = quick_jit(lambda x: TINY["basic"].apply({"params": params, **state}, x, mutable=["intermediates"]))
+    logits, seen = apply(batch["image"])
     features = seen["intermediates"]["head"]["features"][0]
     classifier = params["head"]["classifier"]
     np.testing.assert_allclose(features @ classifier["kernel"] + classifier["bias"], logits, rtol=1e-4, atol=1e-5)

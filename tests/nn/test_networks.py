@@ -1,6 +1,7 @@
 """The language model and the weighting networks."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -23,22 +24,23 @@ def batch(rows: int = 3) -> dict[str, Any]:
     return {"tokens": jnp.asarray(tokens), "length": jnp.full(rows, LENGTH, jnp.int32)}
 
 
+@functools.cache
 def init(model: Transformer) -> Any:
-    return model.init(jax.random.key(0), jnp.zeros((1, LENGTH), jnp.uint8))["params"]
+    return jax.jit(lambda: model.init(jax.random.key(0), jnp.zeros((1, LENGTH), jnp.uint8))["params"])()
 
 
 @pytest.mark.parametrize(("size", "count"), [("small", 824_064), ("large", 9_530_880)])
 def test_sizes_are_the_papers(size: str, count: int) -> None:
     """Grangier et al., table 9."""
-    shapes = jax.eval_shape(lambda: init(Transformer(SIZES[size])))
+    shapes = jax.eval_shape(lambda: init.__wrapped__(Transformer(SIZES[size])))
     assert sum(x.size for x in jax.tree.leaves(shapes)) == count
 
 
 def test_a_byte_changes_only_what_follows_it() -> None:
     model = Transformer(TINY)
     params, tokens = init(model), batch()["tokens"]
-    before = np.asarray(model.apply({"params": params}, tokens))
-    after = np.asarray(model.apply({"params": params}, tokens.at[:, 10].set(7)))
+    logits = jax.jit(lambda tokens: model.apply({"params": params}, tokens))
+    before, after = np.asarray(logits(tokens)), np.asarray(logits(tokens.at[:, 10].set(7)))
     np.testing.assert_array_equal(before[:, :11], after[:, :11])
     assert np.abs(before[:, 11:] - after[:, 11:]).max() > 1e-3
 
@@ -46,7 +48,7 @@ def test_a_byte_changes_only_what_follows_it() -> None:
 def test_padding_does_not_count() -> None:
     model, rows = Transformer(TINY), batch()
     rows["length"] = jnp.asarray([5, 24, 1])
-    loss = language_model_loss(model)
+    loss = jax.jit(language_model_loss(model))
     params = init(model)
     changed = rows | {"tokens": rows["tokens"].at[0, 5:].set(0).at[2, 1:].set(99)}
     first, second = (loss(params, {}, b, jax.random.key(0))[0] for b in (rows, changed))
@@ -56,7 +58,7 @@ def test_padding_does_not_count() -> None:
 def test_losses_are_mean_negative_log_likelihoods() -> None:
     rows = batch(2)
     logits = jax.random.normal(jax.random.key(1), (2, LENGTH, 256))
-    mean, total = byte_losses(logits, rows["tokens"], jnp.asarray([LENGTH, 4]))
+    mean, total = jax.jit(byte_losses)(logits, rows["tokens"], jnp.asarray([LENGTH, 4]))
     log_p = np.asarray(jax.nn.log_softmax(logits))
     nats = -np.take_along_axis(log_p, np.asarray(rows["tokens"], np.int64)[..., None], 2)[..., 0]
     np.testing.assert_allclose(mean, [nats[0].mean(), nats[1, :4].mean()], rtol=1e-5)
@@ -73,7 +75,7 @@ def test_options_keep_the_function(options: dict[str, Any]) -> None:
 
     def mean(m: Transformer) -> Any:
         loss = language_model_loss(m)
-        return jax.value_and_grad(lambda p: loss(p, {}, rows, jax.random.key(0))[0].mean())(params)
+        return jax.jit(jax.value_and_grad(lambda p: loss(p, {}, rows, jax.random.key(0))[0].mean()))(params)
 
     (value, gradient), (wanted, exact) = mean(model), mean(reference)
     assert value.dtype == jnp.float32
@@ -97,7 +99,7 @@ def test_remat_gives_the_same_step_with_less_memory(derivatives: Any) -> None:
             language_model_loss(model), lambda wp, b: b["tokens"].astype(jnp.float32) @ wp, optax.sgd(0.1), optax.sgd(1.0),
             bilevel.soba(optax.sgd(0.1)), batch_size=16, derivatives=derivatives,
         )  # fmt: skip
-        params: Any = model.init(jax.random.key(0), rows["tokens"][:1])["params"]
+        params: Any = jax.jit(model.init)(jax.random.key(0), rows["tokens"][:1])["params"]
         state = train.init(jax.random.key(1), params, jnp.zeros(128))
         state = dataclasses.replace(state, method_state=state.method_state._replace(v=params))
         compiled = jax.jit(train.learn).lower(state, rows, rows).compile()
@@ -120,9 +122,11 @@ def test_scanned_layers_are_the_same_function() -> None:
     params = init(model)
     rest = {name: value for name, value in params.items() if not name.startswith("block_")}
     stacked = jax.tree.map(lambda *x: jnp.stack(x), params["block_0"], params["block_1"])
-    assert jax.tree.structure(init(scanned)) == jax.tree.structure(rest | {"blocks": stacked})
-    found: Any = scanned.apply({"params": rest | {"blocks": stacked}}, rows["tokens"])
-    wanted: Any = model.apply({"params": params}, rows["tokens"])
+    assert jax.tree.structure(jax.eval_shape(lambda: init.__wrapped__(scanned))) == jax.tree.structure(
+        rest | {"blocks": stacked}
+    )
+    found: Any = jax.jit(scanned.apply)({"params": rest | {"blocks": stacked}}, rows["tokens"])
+    wanted: Any = jax.jit(model.apply)({"params": params}, rows["tokens"])
     np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
 
 
@@ -134,10 +138,10 @@ def test_a_width_that_heads_do_not_divide() -> None:
 @pytest.mark.parametrize("module", [ConvWeighting(layers=2, width=8), NGramWeighting(width=8, buckets=64)])
 def test_weighting_networks(module: Any) -> None:
     rows = batch()
-    params = module.init(jax.random.key(0), rows["tokens"], rows["length"])["params"]
-    logits = logit_fn(module)
+    params = jax.jit(module.init)(jax.random.key(0), rows["tokens"], rows["length"])["params"]
+    logits = jax.jit(logit_fn(module))
     np.testing.assert_array_equal(logits(params, rows), 0)  # training starts from uniform weights
-    params = jax.tree.map(lambda x: x + 0.1 * jax.random.normal(jax.random.key(1), x.shape), params)
+    params = jax.tree.map(lambda x: x + 0.1 * np.random.default_rng(1).normal(size=x.shape).astype(np.float32), params)
     short = rows | {"length": jnp.asarray([10, 3, 1])}
     padded = short | {"tokens": jnp.where(jnp.arange(LENGTH) < short["length"][:, None], rows["tokens"], 0)}
     first, second = logits(params, short), logits(params, padded)

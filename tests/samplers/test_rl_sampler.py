@@ -23,7 +23,7 @@ SMALL: dict[str, Any] = {"summary_size": 3, "logger_size": 5, "policy_size": 4}
 
 def loss(p: Any, model_state: Any, batch: Any, rng: Any) -> tuple[Array, LossAux]:
     """The toy loss, which also returns what the sampler observes: two outputs a row."""
-    hidden = jnp.tanh(batch["x"] @ p["first"]["kernel"] + p["first"]["bias"])
+    hidden = jnp.tanh(batch["x"] @ p["first"]["kernel"])
     output = hidden @ p["last"]["kernel"]
     logits = jnp.stack([output, jnp.sin(3 * output)], axis=-1)
     return (output - batch["y"]) ** 2, LossAux(model_state, {"logits": logits})
@@ -161,7 +161,8 @@ def test_recomputed_is_what_was_drawn_from_and_its_gradient_the_direct_one() -> 
             logged.append(jnp.take_along_axis(jax.nn.log_softmax(logits), rows[:, None], axis=1)[:, 0])
             state = observe(state, jnp.cos(t + jnp.arange(2.0 * BATCH)).reshape(BATCH, 2))
         window = state.window._replace(advantages=jnp.asarray([0.5, -0.2]))
-        np.testing.assert_allclose(samplers.log_probabilities(state.params, window)[0], jnp.stack(logged), rtol=1e-12)
+        found, *_ = jax.jit(samplers.log_probabilities)(state.params, window)
+        np.testing.assert_allclose(found, jnp.stack(logged), rtol=1e-12)
         gradient = jax.jit(jax.grad(samplers.policy_loss), static_argnames="remat")
         recomputed, direct = (gradient(state.params, window, remat=remat) for remat in (True, False))
         assert toy.relative_error(recomputed, direct) <= 1e-12
@@ -189,7 +190,7 @@ def test_first_draws_are_uniform_and_parameters_begin_as_written() -> None:
     chosen = samplers.rl_sampler(500, 8, 10)
     state = jax.jit(chosen.init)(jax.random.key(0))
     policy, logger = state.params.policy, state.params.logger
-    logits, _ = networks.propose(policy, jnp.ones(64), state.policy, 8)
+    logits, _ = jax.jit(networks.propose, static_argnums=3)(policy, jnp.ones(64), state.policy, 8)
     np.testing.assert_allclose(jax.nn.softmax(logits), 1 / 500, rtol=1e-6)
     assert logger.first.inputs.shape == (10, 4 * 256)
     assert logger.decoder.kernel.shape == (256, 64)
@@ -211,7 +212,7 @@ def test_draws_follow_the_policy() -> None:
     chosen, count = wide(num_rows=7), 4000
     state = jax.jit(chosen.init)(jax.random.key(5))
     state = state._replace(summary=jnp.asarray([1.0, -2.0, 3.0]))
-    logits, _ = networks.propose(state.params.policy, state.summary, state.policy, BATCH)
+    logits, _ = jax.jit(networks.propose, static_argnums=3)(state.params.policy, state.summary, state.policy, BATCH)
     keys = jax.random.split(jax.random.key(6), count)
     rows = jax.jit(jax.vmap(lambda key: chosen.draw(state._replace(rng=key))[0]))(keys)
     for i in range(BATCH):
@@ -230,14 +231,14 @@ def test_rewards_and_advantages(initial: float | None) -> None:
     assert chosen.observe is not None
     assert chosen.reward is not None
     state, losses = jax.jit(chosen.init)(jax.random.key(0)), [0.7, 0.2, 0.4]
-    draw, observe = jax.jit(chosen.draw), jax.jit(chosen.observe)
+    draw, observe, reward = jax.jit(chosen.draw), jax.jit(chosen.observe), jax.jit(chosen.reward)
     baseline = np.exp(-1.4) if initial is None else initial
     advantages = []
     for value in losses:
         for _ in range(2):
             _, state, _ = draw(state)
             state = observe(state, jnp.ones((BATCH, 2)))
-        state, metrics = chosen.reward(state, jnp.float32(value))
+        state, metrics = reward(state, jnp.float32(value))
         baseline = 0.1 * np.exp(-2 * value) + 0.9 * baseline
         advantages.append(np.exp(-2 * value) - baseline)
         np.testing.assert_allclose(metrics["baseline"], baseline, rtol=1e-5)
@@ -269,10 +270,10 @@ def test_an_update_resets_the_states_and_keeps_the_summary() -> None:
 
 def test_a_learned_sampler_goes_on_or_stays_as_it_is() -> None:
     """Table 3: "unfixed" and "fixed"."""
-    params = wide().init(jax.random.key(7)).params
+    params = jax.jit(wide().init)(jax.random.key(7)).params
     for learns in (True, False):
         run = build(sampler(learns=learns))
-        state = run.init(jax.random.key(0), toy.params(1), sampler_params=params)
+        state = jax.jit(run.init)(jax.random.key(0), toy.params(1), sampler_params=params)
         metrics, step = {}, jax.jit(run.step)
         for _ in range(run.period):
             state, metrics = step(state, toy.arrays(1, ROWS), toy.arrays(2, 5))
@@ -342,7 +343,7 @@ def test_options_that_make_no_sense(options: dict[str, Any], message: str) -> No
 
 
 def test_parameters_and_outputs_that_do_not_fit() -> None:
-    other = sampler(num_rows=ROWS + 1).init(jax.random.key(0)).params
+    other = jax.jit(sampler(num_rows=ROWS + 1).init)(jax.random.key(0)).params
     with pytest.raises(UserError, match=r"policy\.decoder\.kernel have the shape \(4, 13\)"):
         sampler().init(jax.random.key(0), other)
     with pytest.raises(UserError, match="not a `SamplerParams`"):

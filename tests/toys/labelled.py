@@ -1,5 +1,6 @@
 """A small classification problem with known wrong labels, and classifiers written as losses."""
 
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -41,14 +42,16 @@ def classifier(net: nn.Module, train: bool = False) -> LossFn:
     return loss
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def losses(net: nn.Module, params: Any, batch: Any) -> Array:
     """Of a network without BatchNorm."""
     return classifier(net)(params, {}, batch, jax.random.key(0))[0]
 
 
+@functools.cache
 def start(net: nn.Module, seed: int = 0, dtype: Any = np.float32) -> tuple[Any, Any]:
     """Parameters and model state."""
-    variables = dict(net.init(jax.random.key(seed), jnp.zeros((1, FEATURES), dtype)))
+    variables = dict(jax.jit(net.init)(jax.random.key(seed), jnp.zeros((1, FEATURES), dtype)))
     return variables.pop("params"), variables
 
 

@@ -22,18 +22,17 @@ def arrays(seed: int, rows: int, dtype: Any = np.float32) -> dict[str, Array]:
 
 def params(seed: int, dtype: Any = np.float32) -> dict[str, Any]:
     rng = np.random.default_rng(seed)
-    first = {"kernel": rng.normal(size=(FEATURES, HIDDEN)), "bias": rng.normal(size=HIDDEN)}
-    last = {"kernel": rng.normal(size=HIDDEN)}
+    first, last = {"kernel": rng.normal(size=(FEATURES, HIDDEN))}, {"kernel": rng.normal(size=HIDDEN)}
     return jax.tree.map(lambda x: jnp.asarray(x, dtype), {"first": first, "last": last})
 
 
 def weight_params(seed: int, dtype: Any = np.float32) -> dict[str, Any]:
     rng = np.random.default_rng(seed)
-    return {"w": jnp.asarray(rng.normal(size=FEATURES), dtype), "c": jnp.asarray(rng.normal(size=FEATURES), dtype)}
+    return {"w": jnp.asarray(rng.normal(size=FEATURES), dtype)}
 
 
 def loss(p: Any, model_state: Any, batch: Any, rng: Any) -> tuple[Array, LossAux]:
-    hidden = jnp.tanh(batch["x"] @ p["first"]["kernel"] + p["first"]["bias"])
+    hidden = jnp.tanh(batch["x"] @ p["first"]["kernel"])
     return (hidden @ p["last"]["kernel"] - batch["y"]) ** 2, LossAux(model_state, {})
 
 
@@ -42,7 +41,7 @@ def losses(p: Any, batch: Any) -> Array:
 
 
 def weighting(wp: Any, batch: Any) -> Array:
-    return batch["x"] @ wp["w"] + jnp.tanh(batch["x"]) @ wp["c"]
+    return batch["x"] @ wp["w"]
 
 
 OPTIMIZERS: dict[str, Callable[[], optax.GradientTransformation]] = {
@@ -55,6 +54,10 @@ OPTIMIZERS: dict[str, Callable[[], optax.GradientTransformation]] = {
 
 def warm_state(optimizer: optax.GradientTransformation, p: Any) -> Any:
     """The optimizer's state after two updates, so that momenta are not 0."""
+    return jax.jit(lambda p: _warm(optimizer, p))(p)
+
+
+def _warm(optimizer: optax.GradientTransformation, p: Any) -> Any:
     state = optimizer.init(p)
     for i in range(2):
         gradient = jax.tree.map(lambda x, i=i: jnp.cos(x + i), p)
