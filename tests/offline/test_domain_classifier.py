@@ -41,6 +41,7 @@ def setting(distance: float, specific_rows: int = 40) -> tuple[Any, ...]:
     return Loader(generic, 32, seed=0), Loader(specific, 16, seed=1), held_out
 
 
+@jax.jit
 def entropy(params: Any, generic: Any, specific: Any) -> Any:
     """By the definition: rows of both kinds together, weighted to equal mass."""
     logits = jnp.concatenate([weighting(params, generic), weighting(params, specific)])
@@ -83,12 +84,16 @@ def test_the_best_of_a_loop_written_out_is_kept(steps: int, evaluations: int) ->
         weighting, BEGIN, generic, specific, held_out, optimizer=optimizer, steps=steps, evaluations=evaluations
     )
     params: Any = BEGIN
+
+    @jax.jit
+    def descend(params: Any, opt_state: Any, *batches: Any) -> Any:
+        updates, opt_state = optimizer.update(jax.grad(entropy)(params, *batches), opt_state, params)
+        return optax.apply_updates(params, updates), opt_state
+
     opt_state, every = optimizer.init(params), math.ceil(steps / evaluations)
     trajectory = {0: params}
     for step in range(steps):
-        gradient = jax.grad(entropy)(params, generic.batch(step), specific.batch(step))
-        updates, opt_state = optimizer.update(gradient, opt_state, params)
-        params = optax.apply_updates(params, updates)
+        params, opt_state = descend(params, opt_state, generic.batch(step), specific.batch(step))
         if (step + 1) % every == 0 or step + 1 == steps:
             trajectory[step + 1] = params
     losses = {step: float(entropy(params, *held_out)) for step, params in trajectory.items()}
