@@ -136,6 +136,7 @@ def test_only_parameters_are_differentiated(chosen: Any) -> None:
     assert_close(*both())
 
 
+@pytest.mark.slow
 def test_parts_are_evaluated_one_after_the_other() -> None:
     """Micro-batches keep no activations to start from, and give the same."""
     whole, params = rows(
