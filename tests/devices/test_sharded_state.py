@@ -34,7 +34,7 @@ def toy_step(method: str, mesh: Any = None) -> bilevel.TrainStep:
 def start(train: bilevel.TrainStep) -> bilevel.TrainState:
     """Hidden units as many as devices, so that there is something to split."""
     rng = np.random.default_rng(0)
-    shapes = {"first": {"kernel": (toy.FEATURES, 16), "bias": (16,)}, "last": {"kernel": (16,)}}
+    shapes = {"first": {"kernel": (toy.FEATURES, 16)}, "last": {"kernel": (16,)}}
     p = jax.tree.map(
         lambda s: jnp.asarray(rng.normal(size=s), jnp.float32), shapes, is_leaf=lambda s: isinstance(s, tuple)
     )
