@@ -202,7 +202,7 @@ def test_probe_in_a_part_of_the_parameters(method: str, derivatives: Any) -> Non
     with jax.enable_x64(True):
         optimizer = toy.OPTIMIZERS[SGD]()
         how, v = build(method, np.float64)
-        part = None if v is None else {"first": {"kernel": None, "bias": None}, "last": v["last"]}
+        part = None if v is None else {"first": {"kernel": None}, "last": v["last"]}
         gradient, state, rows, specific = one_step(
             how,
             optimizer,

@@ -48,9 +48,13 @@ def losses(net: nn.Module, params: Any, batch: Any) -> Array:
     return classifier(net)(params, {}, batch, jax.random.key(0))[0]
 
 
-@functools.cache
-def start(net: nn.Module, seed: int = 0, dtype: Any = np.float32) -> tuple[Any, Any]:
+def start(net: Any, seed: int = 0, dtype: Any = np.float32) -> tuple[Any, Any]:
     """Parameters and model state."""
+    return _start(net, seed, dtype)
+
+
+@functools.cache
+def _start(net: Any, seed: int, dtype: Any) -> tuple[Any, Any]:
     variables = dict(jax.jit(net.init)(jax.random.key(seed), jnp.zeros((1, FEATURES), dtype)))
     return variables.pop("params"), variables
 
