@@ -127,6 +127,7 @@ def test_commands_of_scripts_are_understood(script: str, tmp_path: Path) -> None
     assert len(folders) == {"compare_lm": 1, "compare_small_lm": 4, "compare_images": 6}[script]
 
 
+@pytest.mark.slow
 def test_variants_are_settings_of_their_methods() -> None:
     program = """
 from pathlib import Path

@@ -357,6 +357,7 @@ def test_digits_are_learned() -> None:
     assert aux.metrics["correct"].mean() > 0.9
 
 
+@pytest.mark.slow
 @pytest.mark.data
 def test_real_images_and_human_labels(tmp_path: Path) -> None:
     folder = Path(os.environ.get("BILEVEL_DATA", "")) / "image"

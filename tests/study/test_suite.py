@@ -165,6 +165,7 @@ def test_mixed_rows_are_divided_among_processes() -> None:
 
 
 def test_trials_are_draws_of_seed_method_and_number() -> None:
+    config = resolve.default_config(LINEAR)
     for method, spec in METHODS.items():
         assert search.trial_settings(method, 0, 0) == {}
         if not spec.search:
@@ -174,7 +175,7 @@ def test_trials_are_draws_of_seed_method_and_number() -> None:
         draws = [search.trial_settings(method, 0, i) for i in range(1, 30)]
         assert len({json.dumps(draw) for draw in draws}) > 20
         for draw in draws:
-            search.with_settings(resolve.default_config(LINEAR), method, draw)
+            search.with_settings(config, method, draw)
             for name, value in draw.items():
                 space = spec.search[name]
                 inside = space.low <= value <= space.high if isinstance(space, Log) else value in space.values

@@ -381,6 +381,7 @@ def test_sequences_are_kept_and_replayed(tmp_path: Path, capsys: pytest.CaptureF
         assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.slow
 def test_a_continued_sampled_run_equals_an_uninterrupted_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Stopped within a window of the policy, whose hidden states, draws and rewards go on."""
     call(tmp_path / "whole", "rl_sampler", *SAMPLER, "--checkpoint-every", 2)

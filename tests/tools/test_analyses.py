@@ -30,7 +30,7 @@ from bilevel.tools.analyses.curriculum import Curriculum
 from bilevel.tools.analyses.filters import Filters, distinct
 from bilevel.tools.analyses.multi_task import MultiTask
 from bilevel.tools.analyses.transfer import Transfer
-from bilevel.training import Snapshots
+from bilevel.training import Snapshots, TrainingDiverged, train
 from bilevel.training.run_dir import read_settings
 from bilevel.types import UserError
 
@@ -296,11 +296,18 @@ def test_multi_task(call: Call, tmp_path: Path, capsys: pytest.CaptureFixture[st
         assert row["finetuned_valid_loss"] <= row["valid_loss"]
 
 
-def test_a_run_that_diverged_is_a_dash(call: Call, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    given = {"compare": "soba,uniform", "finetune__steps": 0, "steps": 4, "soba__tracker": "sgd"}
+def test_a_run_that_diverged_is_a_dash(
+    call: Call, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def diverging(step: Any, state: Any, **given: Any) -> Any:
+        if "soba" in str(given["run_dir"]):
+            raise TrainingDiverged("The loss is not finite.", step=2)
+        return train(step, state, **given)
+
+    monkeypatch.setattr("bilevel.study.run.train", diverging)
     for _ in range(2):
         with pytest.raises(SystemExit):
-            call("analyse", "multi_task", more=SETS, **given, soba__tracker_learning_rate=1e38)
+            call("analyse", "multi_task", more=SETS, compare="soba,uniform", finetune__steps=0, steps=4)
         printed = capsys.readouterr()
         assert "| soba | 0 of 1 | – |" in printed.out
         assert "| uniform | 1 |" in printed.out

@@ -415,6 +415,7 @@ def test_each_host_may_have_its_own_copy_of_the_corpus(run: Path, tmp_path: Path
     assert written == {path: path.stat().st_mtime_ns for path in written}, "the same bytes, at another time"
 
 
+@pytest.mark.slow
 def test_a_change_that_samples_do_not_show_is_noticed(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
