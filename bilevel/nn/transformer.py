@@ -139,7 +139,7 @@ def last_blocks(count: int, model: TransformerConfig) -> Callable[[str], bool]:
         UserError: the model has no such blocks.
     """
     if not 0 < count <= model.layers:
-        raise UserError(f"probe-blocks {count}: the model has {model.layers} blocks; give 0 to {model.layers}.")
+        raise UserError(f"the last {count} blocks of a model that has {model.layers}: give 1 to {model.layers}.")
     first = model.layers - count
     chosen = ("final_norm/", *(f"block_{i}/" for i in range(first, model.layers)))
     return lambda path: path.startswith(chosen)

@@ -100,7 +100,7 @@ def rl_sampler(
       baseline_rate: λ, the share of the newest reward in the baseline (section 3.3, table 5: 0.1).
       initial_baseline: the baseline before the first reward; None takes the first reward, whose advantage is then 0.
       entropy_bonus: λ ≥ 0 (ours; the paper has none): the policy also raises λ times the entropy of what it draws from, in nats,
-        summed over the iterations of an update. Without it noise narrows a policy, as Adam forgets how small advantages are.
+        summed over the iterations of an update. Without it rewards of noise alone narrow a policy.
       learning_rate: of Adam with β₁ = 0.9, β₂ = 0.999, ε = 1e-8, constant (table 5: 0.04).
       optimizer: replaces Adam.
       logger_linear_scale: standard deviation of the first weights of the history logger's decoder (A.1: 1e-3).

@@ -13,6 +13,7 @@ from typing import Any
 from bilevel.study.diverged import WHERE
 from bilevel.study.finished import Result
 from bilevel.study.observing import faults, shares_of
+from bilevel.study.registry import BASELINE
 from bilevel.study.report import Picture, Report, Section, domains, over_training, write_report
 from bilevel.study.run import Setting, context_of
 from bilevel.study.tables import Column, Table, by_method, by_run
@@ -108,7 +109,7 @@ def _crossing(result: Result, metrics: Metrics, setting: Setting) -> Row:
     """
     row, own, measure = result.row, metrics[result.key], setting.task.measures[0]
     valid, test = f"valid_{measure.name}", f"test_{measure.name}"
-    baseline = [r[valid] for r in metrics.get(("uniform", row["seed"]), []) if valid in r]
+    baseline = [r[valid] for r in metrics.get((BASELINE, row["seed"]), []) if valid in r]
     found: Row = {}
     if baseline:
         best = (min if measure.lower_is_better else max)(baseline)
@@ -144,8 +145,8 @@ def worse_at_the_end(rows: Sequence[Row], name: str, measure: Measure) -> str | 
         return None
     values, d = (best[name], rows[-1][name]), measure.digits
     return (
-        f"valid {measure.title} was best at step {best['step']} ({values[0]:.{d}f}) and ended at {values[1]:.{d}f}; train fewer "
-        "steps, or give a method that learns weights a larger entropy-bonus."
+        f"valid {measure.title} was best at step {best['step']} ({values[0]:.{d}f}) and ended at {values[1]:.{d}f}: train for "
+        "fewer --steps."
     )
 
 

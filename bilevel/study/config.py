@@ -218,7 +218,8 @@ class Study:
         return range(self.seed, self.seed + self.seeds)
 
     def check(self) -> None:
-        """Refuse flags that do not go together, before anything is read; a UserError names the first."""
+        """Refuse numbers out of range and flags that do not go together; a UserError names the first."""
+        check_bounds(self)
         self.optimizer.check()
         self._check_together()
         self._check_hosts()

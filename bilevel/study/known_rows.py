@@ -9,21 +9,18 @@ from typing import Any
 
 from bilevel.data import Dataset, RowView, digest
 from bilevel.devices import sharding
-from bilevel.devices.processes import of_first, say
+from bilevel.devices.processes import of_first
 from bilevel.offline.irreducible import cross_scored, half, score_rows
 from bilevel.offline.loss_table import LossTable, highest
 from bilevel.selection.scoring import entropies
 from bilevel.study.config import plain
 from bilevel.study.context import Context
-from bilevel.study.fitting import fit_of
+from bilevel.study.fitting import best_of, fit_of
 from bilevel.study.task import Measure, Model
 from bilevel.training.fit import Fit
-from bilevel.training.run_dir import write_json
 from bilevel.types import ModelState, Params, UserError
 
 TABLE = "table.safetensors"
-FITTED = "fitted.json"
-"""In the folder of a model that scores rows: how good it is on valid, and at which step."""
 _NUMBER = "number"
 """Setting of tables that hold no losses: what they hold."""
 _BATCH = 512
@@ -111,14 +108,7 @@ def uncertain_rows(context: Context, s: Any) -> RowView:
 
 
 def _trained(context: Context, fit: Fit, folder: Path) -> tuple[Params, ModelState]:
-    """The best parameters of a model that scores rows; says how good they are, and whether training ended too soon."""
-    best, _ = fit(folder)
-    measure = _deciding(context)
-    title = f"valid {measure.title}"
-    say(f"{folder}: {title} {best.value:.{measure.digits}f}, best at step {best.steps}")
-    if best.steps > fit.steps - fit.every:
-        say(f"warning: {title} still fell when the {fit.steps} steps of that model ended: allow it more.")
-    write_json(folder / FITTED, {measure.name: best.value, "step": best.steps, "most_steps": fit.steps})
+    best = best_of(fit, folder, _deciding(context))
     return sharding.local((best.params, best.model_state))
 
 

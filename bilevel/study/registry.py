@@ -8,6 +8,8 @@ from bilevel.study.methods import learning, plain, sampling, selecting, weighing
 from bilevel.study.spec import Spec
 from bilevel.types import UserError
 
+BASELINE = "uniform"
+"""What other methods are compared with."""
 _KNOWN: dict[str, Spec] = {
     **plain.SPECS, **learning.SPECS, **weighing.SPECS, **selecting.SPECS, **sampling.SPECS,
 }  # fmt: skip

@@ -1,6 +1,6 @@
 """Search over the settings of each method, judged on valid: as many random trials for one as for another.
 
-Without trials, the one setting of a method that is chosen on valid by its specification (the fraction of `mixing`).
+Without trials, the one setting of a method that its specification says is chosen on valid.
 """
 
 from __future__ import annotations
@@ -11,14 +11,12 @@ import zlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 from bilevel.devices.processes import of_first, say
 from bilevel.study import files
 from bilevel.study.config import Config
 from bilevel.study.diverged import attempt
-from bilevel.study.methods.plain import FRACTIONS, mixed_rows
 from bilevel.study.registry import METHODS
 from bilevel.study.run import Setting
 from bilevel.study.spec import Log
@@ -53,8 +51,8 @@ def searched_before(config: Config, method: str) -> Config:
 
 def folder_of(config: Config, method: str) -> Path:
     """Return where the trials of a method are."""
-    name = method if config.study.trials else f"{method}_{METHODS[method].tried}"
-    return config.study.run_dir / "search" / name
+    tried = None if config.study.trials else METHODS[method].tried
+    return config.study.run_dir / "search" / (method if tried is None else f"{method}_{tried.name}")
 
 
 def trial_settings(method: str, seed: int, trial: int, most_specific: int | None = None) -> dict[str, Any]:
@@ -99,12 +97,12 @@ class Trial(NamedTuple):
 
 def trials(setting: Setting, method: str) -> list[Trial]:
     """Return the trials of a method; none for one without a search."""
-    config, study, spec = setting.config, setting.config.study, METHODS[method]
+    config, study, tried = setting.config, setting.config.study, METHODS[method].tried
     if not _searches(config, method):
         return []
     folder = folder_of(config, method)
 
-    def tried() -> list[Any]:
+    def planned() -> list[Any]:
         """The seed of the trials that are there, so that seeds that are added later take what was found; and the settings."""
         begun = [seed for name, seed in files.begun(folder / "0") if name == method]
         seed = study.seed if study.seed in begun else min(begun, default=study.seed)
@@ -112,10 +110,10 @@ def trials(setting: Setting, method: str) -> list[Trial]:
             rows = len(setting.splits.specific)
             most = max(rows - rows % setting.mesh.size, 1)
             return [seed, [trial_settings(method, seed, number, most) for number in range(study.trials)]]
-        rows = sorted({mixed_rows(fraction, study.batch_size, jax.process_count()) for fraction in FRACTIONS})
-        return [seed, [{spec.tried: count / study.batch_size} for count in rows]]
+        assert tried is not None
+        return [seed, [{tried.name: value} for value in tried.values(study)]]
 
-    seed, found = of_first(tried)
+    seed, found = of_first(planned)
     steps, no_finetuning = study.trial_steps or max(1, study.steps // 4), dataclasses.replace(study.finetune, steps=0)
     short = config.with_study(steps=steps, schedule_steps=0, finetune=no_finetuning)
     return [
@@ -126,7 +124,7 @@ def trials(setting: Setting, method: str) -> list[Trial]:
 
 def _searches(config: Config, method: str) -> bool:
     tried = METHODS[method].tried
-    return bool(config.study.trials) or (tried is not None and getattr(config.methods[method], tried) is None)
+    return bool(config.study.trials) or (tried is not None and getattr(config.methods[method], tried.name) is None)
 
 
 def _best(setting: Setting, method: str) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, NamedTuple, TypeAlias
@@ -11,6 +11,7 @@ from bilevel.data import Dataset
 from bilevel.methods import Method
 from bilevel.state import TrainState
 from bilevel.step import SampledStep, TrainStep, make_step
+from bilevel.study.config import Study
 from bilevel.study.context import Context
 from bilevel.study.task import Model, ParamFilter, Weighting
 from bilevel.training import OnSelected
@@ -35,6 +36,14 @@ Space: TypeAlias = Mapping[str, Log | Among]
 RATE: Space = {"learning_rate": Log(1e-3, 8e-3)}
 NO_WEIGHTING = Weighting(lambda key: {}, None)
 """For a method that has no network."""
+
+
+class Tried(NamedTuple):
+    """A setting that is chosen on valid, where neither it nor --trials is given; its default is then None."""
+
+    name: str
+    values: Callable[[Study], Sequence[Any]]
+    """What is tried."""
 
 
 class Start(NamedTuple):
@@ -126,7 +135,10 @@ def probed(context: Context, model: Model, blocks: int) -> ParamFilter | None:
         return None
     if model.part is None:
         raise UserError(f"--{context.flag}.probe-blocks {blocks}: this network has no blocks; give 0.")
-    return model.part(blocks)
+    try:
+        return model.part(blocks)
+    except UserError as error:
+        raise UserError(f"--{context.flag}.probe-blocks {blocks}: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -141,8 +153,7 @@ class Spec:
     """Settings of the preset "paper"."""
     in_all: bool = True
     """Whether `--compare all` means it: it needs no file of another run."""
-    tried: str | None = None
-    """A setting that is chosen on valid, where neither it nor --trials is given; its default is then None."""
+    tried: Tried | None = None
     first: tuple[str, ...] = ()
     """Methods whose run of the same seed it continues from."""
     needs_labels: bool = False

@@ -13,7 +13,7 @@ from bilevel.study.comparison import Row
 from bilevel.study.config import Config
 from bilevel.study.feeding import loaders
 from bilevel.study.finished import Result, finished
-from bilevel.study.registry import METHODS, chosen, with_first
+from bilevel.study.registry import BASELINE, METHODS, chosen, with_first
 from bilevel.study.run import Setting, directory_of, plan_of
 from bilevel.study.set_tables import MARKDOWN, write_tables
 from bilevel.study.task import Task
@@ -31,7 +31,7 @@ def compare(config: Config, task: Task) -> None:
     study = config.study
     study.check()
     named = [name.strip() for name in study.compare.split(",")]
-    if study.same_seconds and not study.budget_seconds and not {"uniform", "all"} & {*named}:
+    if study.same_seconds and not study.budget_seconds and not {BASELINE, "all"} & {*named}:
         raise UserError("--same-seconds takes uniform's seconds: add uniform to --compare, or give --budget-seconds.")
     settings = {name: opened(own, task) for name, own in sets.named_sets(config)}
     first = next(iter(settings.values()))

@@ -28,7 +28,7 @@ from bilevel.offline.confusion import confused_classes
 from bilevel.selection.scoring import scoring_loss
 from bilevel.study import Evaluate, Known, Measure, Model, ModelOptions, Picture, Splits, Text, Weighting, evaluator
 from bilevel.study.config import Count, OptimizerConfig, Portion, Study, flag_of, free, plain
-from bilevel.study.fitting import fit_of
+from bilevel.study.fitting import best_of, fit_of
 from bilevel.training.run_dir import read_json, write_json
 from bilevel.types import Array, Batch, LossFn, ModelState, Params, UserError
 
@@ -275,7 +275,7 @@ class Classification:
         settings = {**fit.settings, "data": plain(d), "asked": [part.content_hash for part in asked]}
         file = folder / "confusion" / digest([json.dumps(settings, sort_keys=True)])[:12] / "pairs.json"
         if not file.exists():
-            found, _ = fit(file.parent / "model")
+            found = best_of(fit, file.parent / "model")
             assert model.scoring is not None
             pairs = confused_classes(
                 model.scoring("running"), found.params, found.model_state, asked, rows.classes, _CONFUSED

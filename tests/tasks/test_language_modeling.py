@@ -159,7 +159,10 @@ BAD_INPUT: dict[str, tuple[dict[str, Any], str]] = {
     "unknown method": ({"compare": "uniform,magic"}, '--compare names the method "magic", which does not exist'),
     "a method for labels": ({"compare": "uniform,svp"}, "--compare names svp, which needs rows with a label"),
     "unwritable directory": ({"run_dir": "BELOW"}, "Cannot write to the run directory"),
-    "more blocks than there are": ({"soba__probe_blocks": 9}, "probe-blocks 9: the model has 1 blocks"),
+    "more blocks than there are": (
+        {"soba__probe_blocks": 9},
+        "--soba.probe-blocks 9: the last 9 blocks of a model that has 1",
+    ),
     "blocks of one program": (
         {"soba__probe_blocks": 1, "model__scan_layers": True},
         "--soba.probe-blocks 1: this network has no blocks; give 0",
@@ -349,7 +352,7 @@ def test_the_last_blocks() -> None:
     paths = ["embedding", "block_0/mlp/kernel", "block_1/mlp/kernel", "block_2/mlp/kernel", "final_norm/scale"]
     assert [path for path in paths if last_blocks(2, shape)(path)] == paths[2:]
     for count in (0, 4):
-        with pytest.raises(UserError, match=f"probe-blocks {count}: the model has 3 blocks"):
+        with pytest.raises(UserError, match=f"the last {count} blocks of a model that has 3: give 1 to 3"):
             last_blocks(count, shape)
 
 

@@ -12,12 +12,11 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
@@ -250,26 +249,12 @@ def test_whole_files_arrays_and_other_sources(run: Path, tmp_path: Path, monkeyp
     assert [topics[record["document"]] for record in records] == [record["text"] for record in records]
 
 
-class FewScores:
-    """Score files in memory, many scores equal."""
-
-    def __init__(self, parts: list[Part]):
-        rng = np.random.default_rng(0)
-        values = np.array([-3.5, -0.0, 0.0, 0.25, 1e-30, 7.0], np.float32)
-        self.scores = [rng.choice(values, 20 * part.number).astype(np.float32) for part in parts]
-
-    def read(self, part: Part) -> pa.Table:
-        return pa.table({"score": self.scores[part.number]})
-
-
 def test_the_choice_is_that_of_a_stable_sort() -> None:
-    parts = [Part(i, open_source("python:topics")) for i in range(5)]
-    files = FewScores(parts)
-    whole = np.concatenate(files.scores)
-    owner = np.repeat(np.arange(5), [len(x) for x in files.scores])
+    rng, values = np.random.default_rng(0), np.array([-3.5, -0.0, 0.0, 0.25, 1e-30, 7.0], np.float32)
+    scores = [rng.choice(values, 20 * part).astype(np.float32) for part in range(5)]
+    whole, owner = np.concatenate(scores), np.repeat(np.arange(5), [len(x) for x in scores])
     for count in (1, 2, 57, 100, 143, 199, 200):
-        config = Config(Path(), "", Path(), keep_count=count)
-        threshold, kept = choose(config, cast(ScoreFiles, files), parts)
+        threshold, kept = choose(Config(Path(), "", Path(), keep_count=count), scores)
         order = np.argsort(-whole, kind="stable")[:count]
         assert np.flatnonzero(np.concatenate(kept)).tolist() == sorted(order)
         assert [len(own) for own in kept] == np.bincount(owner, minlength=5).tolist()

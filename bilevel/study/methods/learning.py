@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any, Literal
 
 import optax
-from pydantic import NonNegativeInt
+from pydantic import NonNegativeFloat, NonNegativeInt
 
 import bilevel
 from bilevel import methods
@@ -53,7 +53,7 @@ class Learning(Picking):
     """Exact forward mode, or finite differences (cheaper)."""
     normalize_alignments: bool = True
     """Scale the alignments of each α-step to root mean square 1."""
-    entropy_bonus: float = 0.05
+    entropy_bonus: NonNegativeFloat = 0.05
     """λ: keeps the logits from growing for ever, and sets how sharp the weights become; 0: none, as in the papers."""
     weight_learning_rate: float | None = None
     """Of the weighting network (Adam); none given: 1e-2 with the estimator score, else 1e-3."""
@@ -133,7 +133,7 @@ class Dds(Learning):
     """Decay of the moving average of the specific gradient; 0: none."""
     reward: Literal["dot", "cosine"] = "dot"
     """Product of each row's gradient with the specific one after the update, or their cosine (a backward pass a row)."""
-    unroll_rate: float = 0.0
+    unroll_rate: NonNegativeFloat = 0.0
     """Unroll an update of plain SGD with this learning rate (ρ of ATD, equation 3); 0: one of θ's own optimizer."""
 
 
@@ -188,7 +188,7 @@ class MetaWeightNet(Learning):
     """Probe the parameters of the last blocks only; 0: all."""
     average_specific: float = 0.95
     """Decay of the moving average of the specific gradient; 0: none."""
-    unroll_rate: float = 0.0
+    unroll_rate: NonNegativeFloat = 0.0
     """Unroll an update of plain SGD with this learning rate (ρ of ATD, equation 3); 0: one of θ's own optimizer."""
     weight_learning_rate: float | None = 1e-2
     """Of its network (Adam)."""

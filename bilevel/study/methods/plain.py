@@ -14,11 +14,11 @@ from pydantic import NonNegativeInt
 
 from bilevel import methods
 from bilevel.study import contrastive
-from bilevel.study.config import Count, Share, free
+from bilevel.study.config import Count, Share, Study, free
 from bilevel.study.context import Context
 from bilevel.study.known_rows import uncertain_rows
 from bilevel.study.methods.picking import FilterName, Picking
-from bilevel.study.spec import RATE, Among, Log, Plan, Spec, Start, plan_over
+from bilevel.study.spec import RATE, Among, Log, Plan, Spec, Start, Tried, plan_over
 from bilevel.study.weights import NAME as WEIGHTS
 from bilevel.study.weights import classified, load_weights, parts_of, save_weights
 from bilevel.types import UserError
@@ -147,13 +147,19 @@ def _frozen(s: Frozen, context: Context) -> Plan:
     return _picked(s, context, lambda state: Start(load_weights(source(), state.weight_params)), identity=identity)
 
 
+def _fractions(study: Study) -> list[float]:
+    """What `mixing` tries: FRACTIONS in whole rows of a batch."""
+    rows = {mixed_rows(fraction, study.batch_size, jax.process_count()) for fraction in FRACTIONS}
+    return [count / study.batch_size for count in sorted(rows)]
+
+
 FRACTIONS = (0.125, 0.25, 0.5, 0.75)
 """What `mixing` tries where neither a fraction nor --trials is given; Grangier et al. select it by validation, too."""
 
 SPECS: dict[str, Spec] = {
     "uniform": Spec(Uniform, _uniform),
     "mixing": Spec(
-        Mixing, _mixing, {**RATE, "fraction": Among((0.0625, 0.125, 0.25, 0.5, 0.75, 0.875))}, tried="fraction"
+        Mixing, _mixing, {**RATE, "fraction": Among((0.0625, 0.125, 0.25, 0.5, 0.75, 0.875))}, tried=Tried("fraction", _fractions)
     ),
     "contrastive": Spec(
         Contrastive, _contrastive, {**RATE, "start": Among((0.25, 0.5)), "fraction": Among((0.03, 0.1, 0.3))},

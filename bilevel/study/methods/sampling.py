@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from pydantic import NonNegativeFloat
 
 from bilevel import samplers
 from bilevel.data import digest, rows_hash
@@ -46,7 +47,7 @@ class RlSampler:
     """The baseline before the first reward; none given: that reward."""
     policy_learning_rate: float = 0.04
     """Learning rate of the policy (Adam)."""
-    entropy_bonus: float = 0.0
+    entropy_bonus: NonNegativeFloat = 0.0
     """Weight of the policy's entropy beside the rewards: keeps it from ending on one row; 0: none, as in the paper."""
     summary_size: int = 64
     """Length of the summary that the policy draws by."""

@@ -8,6 +8,7 @@ from typing import Literal
 
 import jax
 import optax
+from pydantic import NonNegativeFloat
 
 import bilevel
 from bilevel import methods
@@ -31,7 +32,7 @@ class LearningToReweight:
     """Exact forward mode, or finite differences (cheaper)."""
     probe_blocks: int = 0
     """Probe the parameters of the last blocks only, this many; 0: all."""
-    unroll_rate: float = 0.0
+    unroll_rate: NonNegativeFloat = 0.0
     """Unroll an update of plain SGD with this learning rate; 0: one of θ's own optimizer."""
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import chain, compress
 from pathlib import Path
 
@@ -33,11 +33,10 @@ SCHEMA = pa.schema(
 )  # fmt: skip
 
 
-def choose(config: Config, files: ScoreFiles, parts: list[Part]) -> tuple[float, list[NDArray[np.bool_]]]:
+def choose(config: Config, scores: Sequence[NDArray[np.float32]]) -> tuple[float, list[NDArray[np.bool_]]]:
     """Find the documents to keep: exactly as many as the flags ask for; of equal scores the first in the corpus.
 
-    Every process finds the same ones. This takes 12 bytes of memory for each document of the corpus, and some more for those
-    of one part.
+    Every process finds the same ones, given the scores by part, which are in memory for the whole corpus.
 
     Returns:
       The rank of the last document that is kept; and by part, of each document that is not blank, whether it is kept.
@@ -45,7 +44,7 @@ def choose(config: Config, files: ScoreFiles, parts: list[Part]) -> tuple[float,
     Raises:
       UserError: if the corpus has no text, or fewer documents than are to be kept.
     """
-    found = [ranks(config, part.number, files.read(part)["score"].to_numpy()) for part in parts]
+    found = [ranks(config, part, own) for part, own in enumerate(scores)]
     whole = np.concatenate(found)
     if not len(whole):
         raise UserError(f"{config.corpus} holds no text: give files with text in them.")
@@ -80,7 +79,10 @@ class Selection:
 
     def __init__(self, config: Config, files: ScoreFiles, parts: list[Part]):
         self._config, self._files, self._parts = config, files, parts
-        self._threshold, self._kept = choose(config, files, parts)
+        scores = [files.read(part)["score"].to_numpy() for part in parts]
+        self._threshold, self._kept = choose(config, scores)
+        values = np.quantile(np.concatenate(scores), QUANTILES)
+        self._quantiles = {str(q): float(value) for q, value in zip(QUANTILES, values, strict=True)}
         choice = {name: getattr(config, name) for name in DECIDES}
         prepare_run_dir(config.output, {"scores": files.settings, "choice": choice}, flag="--output", patience=PATIENCE)
         self._folder = config.output / SELECTED
@@ -119,10 +121,9 @@ class Selection:
             for part, kept in zip(self._parts, self._kept, strict=True)
         ]  # fmt: skip
         kept, documents = (sum(file[name] for file in files) for name in ("kept", "documents"))
-        scores = np.concatenate([self._files.read(part)["score"].to_numpy() for part in self._parts])
-        quantiles = {str(q): float(value) for q, value in zip(QUANTILES, np.quantile(scores, QUANTILES), strict=True)}
         summary = {
-            "documents": documents, "kept": kept, "threshold": self._threshold, "score_quantiles": quantiles, "files": files,
+            "documents": documents, "kept": kept, "threshold": self._threshold, "score_quantiles": self._quantiles,
+            "files": files,
         }  # fmt: skip
         write_json(self._config.output / "summary.json", summary)
         return kept, documents
