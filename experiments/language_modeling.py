@@ -5,8 +5,8 @@
       --compare uniform,soba,dds,anograd --steps 6000 --seeds 3 --run-dir runs/my_domain
 
 The default command compares soba with uniform on text that ships with Python, 3,000 steps each. On two cores of an AMD EPYC it
-ends after 8.1 minutes, other programs at work, with a test loss of 2.077 (uniform) and 1.729 (soba) nats per byte (2026-11-29,
-jax 0.10.2).
+ended after 5.9 minutes (other programs at work for half of them) with a test loss of 2.077 (uniform) and 1.729 (soba) nats per
+byte (2026-11-29, jax 0.10.2).
 The paper (tables 2 and 3): soba lowers the loss of uniform on Reuters, and on the other specific sets, before and after
 fine-tuning.
 The same as `bilevel compare language_modeling`; `--help` lists all flags.

@@ -176,6 +176,9 @@ def _report(setting: Setting, ended: Sequence[Result], metrics: Metrics) -> None
     first = {method: next(r.directory for r in ended if r.row["method"] == method) for method in methods}
     until = targets([result.row for result in ended], task)
     seeds = {method: [found for (name, _), found in metrics.items() if name == method] for method in methods}
+    size = "effective_sample_size"  # that of rows which all count alike is their number
+    weighing = {row["method"] for row in rows if row.get(size) is not None}
+    weighed = {method: found if method in weighing else [] for method, found in seeds.items()}
     found = Report(
         title=task.title,
         introduction=" ".join([splits.about, *_notes(rows)]),
@@ -185,6 +188,7 @@ def _report(setting: Setting, ended: Sequence[Result], metrics: Metrics) -> None
         sections=[
             *([Section(f"Until a test {task.measures[0].title}", [], table=until)] if until else []),
             *_curves(seeds, task, splits),
+            *over_training(weighed, size, "Effective sample size", "rows", log_y=True, about=_SAMPLE_SIZE),
             *domains(seeds, shares_of(splits)),
             *_drawn(first),
         ],
@@ -204,9 +208,7 @@ def _curves(metrics: Mapping[str, list[list[Row]]], task: Task, splits: Splits) 
     for name in faults(splits):
         found += section(f"share/{name}", f"{name.replace('_', ' ').capitalize()} among the selected rows", "share")
     found += section("reward", "Reward of the sampler", "exp(−scale · loss)")
-    found += section("generic_correct", "Selected rows that are classified as labelled", "share")
-    size = "effective sample size (rows)"
-    return found + section("effective_sample_size", "Effective sample size", size, log_y=True, about=_SAMPLE_SIZE)
+    return found + section("generic_correct", "Selected rows that are classified as labelled", "share")
 
 
 def _ranked(setting: Setting, ended: Sequence[Result]) -> dict[str, list[Any]]:
