@@ -99,8 +99,8 @@ def make_step(
       normalize_alignments: scale the alignments of each α-step to root mean square 1.
       entropy_bonus: λ ≥ 0. The α-gradient lowers Σ w_i a_i − λ τ H(w), with H the entropy of the weights and τ the filter's
         temperature: λ (s_i − s̄) is added to each alignment, after scaling, s̄ the mean logit of the big batch. Without it logits
-        grow for ever, since alignments of noise push as hard as those of a signal; with it they rest where
-        w ∝ exp(−E[a]/(λ τ)). Costs nothing.
+        may grow without end: alignments of noise alone concentrate the weights. With it they rest where w ∝ exp(−E[a]/(λ τ)).
+        Costs nothing.
       ema_decay: keep an exponential moving average of (params, model_state) with this decay, in at least float32.
       micro_batches: evaluate the b rows (and the specific batch) in this many equal parts, one after the other: the same update
         to rounding with the activations of one part in memory. See `bilevel.derivatives.rows.RowLosses`.
