@@ -22,17 +22,17 @@ print(keep_memory() if sys.argv[1] == "kept" else False)
 
 step = jax.jit(lambda x: x @ jnp.ones((128, 128)))  # 64 MB, freed after each call
 x = jnp.ones((1 << 17, 128))
-for _ in range(4):
+counts = []
+for _ in range(32):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     step(x).block_until_ready()
-before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(8):
-    step(x).block_until_ready()
-print((resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) // 8)
+    counts.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+print(sorted(counts)[16])
 """
 
 
 def faults(how: str) -> tuple[bool, int]:
-    """Whether it was done, and page faults in a call of a program afterwards."""
+    """Whether it was done, and the median of the page faults in 32 calls of a program afterwards."""
     own = ("MALLOC_", "GLIBC_TUNABLES")
     clean = {name: value for name, value in environment().items() if not name.startswith(own)}
     run = subprocess.run([sys.executable, "-c", CALLS, how], env=clean, capture_output=True, text=True, check=True)
@@ -45,7 +45,8 @@ def test_a_program_finds_the_memory_of_its_last_call() -> None:
     (done, kept), (_, given_back) = faults("kept"), faults("given back")
     assert done
     assert given_back > 8000  # pages of 4 KiB
-    assert kept < given_back / 2  # the heap still grows now and then
+    # A call may begin before the memory of the last one is freed: the heap then grows by as much, a few times in 32 calls.
+    assert kept < 100
 
 
 @pytest.mark.parametrize("name", ["MALLOC_ARENA_MAX", "GLIBC_TUNABLES"])
