@@ -6,80 +6,16 @@ A field says by its metadata whether it decides the outcome of a run: two runs w
 from __future__ import annotations
 
 import dataclasses
-import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeAlias, TypeVar
+from typing import Annotated, Any, Literal
 
-from pydantic import (
-    AfterValidator,
-    Field,
-    NonNegativeFloat,
-    NonNegativeInt,
-    PositiveFloat,
-    TypeAdapter,
-    ValidationError,
-)
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat
 
 from bilevel.training.opening import Residence
+from bilevel.training.settings import Count, Rate, check_bounds, flag_of, free, of_comparison
 from bilevel.types import UserError
-
-T = TypeVar("T")
-Count: TypeAlias = Annotated[int, Field(ge=1)]
-Rate: TypeAlias = Annotated[PositiveFloat, Field(allow_inf_nan=False)]
-
-
-def _in(where: str, fits: Callable[[float], bool]) -> AfterValidator:
-    def check(value: float) -> float:
-        if not fits(value):
-            raise ValueError(f"must lie in {where}")
-        return value
-
-    return AfterValidator(check)
-
-
-Share: TypeAlias = Annotated[float, _in("(0, 1]", lambda value: 0 < value <= 1)]
-Portion: TypeAlias = Annotated[float, _in("[0, 1]", lambda value: 0 <= value <= 1)]
-
-
-def free(default: T) -> T:
-    """A field that does not decide the outcome of a run: it may differ when the run continues."""
-    return field(default=default, metadata={"decides": False})
-
-
-def of_comparison(default: T) -> T:
-    """A field that concerns the comparison of runs, and no run."""
-    return field(default=default, metadata={"decides": False, "of_run": False})
-
-
-def flag_of(name: str) -> str:
-    """The flag of a field."""
-    return "--" + name.replace("_", "-")
-
-
-def check_bounds(settings: Any) -> None:
-    """Refuse values of a dataclass that its types exclude, nested ones too; a UserError names the first such flag."""
-    try:
-        validator(type(settings))(plain(settings))
-    except ValidationError as error:
-        first = error.errors()[0]
-        name = ".".join(str(part) for part in first["loc"][1:])
-        raise UserError(f"{flag_of(name)} {first['input']} {wrong(first['msg'])}.") from None
-
-
-@functools.cache
-def validator(kind: Any) -> Callable[[Any], Any]:
-    """Return what makes a dataclass of names and values; pydantic takes options for a tuple of dataclasses, not for one."""
-    options: Any = {"extra": "forbid", "arbitrary_types_allowed": True}
-    adapter = TypeAdapter(tuple[kind], config=options)  # pyright: ignore[reportInvalidTypeForm]
-    return lambda values: adapter.validate_python((values,))[0]
-
-
-def wrong(message: str) -> str:
-    """What a message of pydantic says about a value, as the end of a sentence: "must be at least 1"."""
-    said = message.removeprefix("Input ").removeprefix("Value error, ")
-    return said.replace("should", "must").replace("greater than or equal to", "at least")
 
 
 @dataclass(frozen=True)
@@ -274,36 +210,3 @@ class Config:
     def with_method(self, method: str, settings: Any) -> Config:
         """The same with other settings of a method."""
         return dataclasses.replace(self, methods={**self.methods, method: settings})
-
-
-def plain(value: Any) -> Any:
-    """A configuration as YAML and JSON have it: dataclasses as mappings, paths as text, tuples as lists."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-    if isinstance(value, Mapping):
-        return {str(name): plain(v) for name, v in value.items()}
-    if isinstance(value, (tuple, list)):
-        return [plain(v) for v in value]
-    return str(value) if isinstance(value, Path) else value
-
-
-def of_run(config: Any) -> dict[str, Any]:
-    """The settings of a dataclass that concern one run, as `plain` values."""
-    found = {}
-    for f in dataclasses.fields(config):
-        value = getattr(config, f.name)
-        if f.metadata.get("of_run", True):
-            found[f.name] = of_run(value) if dataclasses.is_dataclass(value) else plain(value)
-    return {name: value for name, value in found.items() if value != {}}
-
-
-def may_change(config: Any, prefix: str = "") -> list[str]:
-    """Dotted names of the settings that may differ when a run continues."""
-    found: list[str] = []
-    for f in dataclasses.fields(config):
-        value = getattr(config, f.name)
-        if not f.metadata.get("decides", True):
-            found.append(prefix + f.name)
-        elif dataclasses.is_dataclass(value):
-            found += may_change(value, f"{prefix}{f.name}.")
-    return found

@@ -8,10 +8,10 @@ from typing import Any
 
 from bilevel.devices.processes import of_first, say
 from bilevel.study import files, fitting
-from bilevel.study.config import plain
 from bilevel.study.run import Run, Setting, Variant, directory_of, run
 from bilevel.training import TrainingDiverged
 from bilevel.training.run_dir import read_json, recorded, write_json
+from bilevel.training.settings import plain
 from bilevel.types import UserError
 
 NAME = "diverged.json"

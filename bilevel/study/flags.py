@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bilevel.study import registry, resolve
-from bilevel.study.config import Config, check_bounds, flag_of, plain
+from bilevel.study.config import Config
 from bilevel.study.task import Task
 from bilevel.training.run_dir import flatten
+from bilevel.training.settings import check_bounds, flag_of, part_of, plain
 from bilevel.types import UserError
 
 
@@ -81,7 +82,7 @@ def parse(
     text = f"{(own and own.__doc__) or task.__doc__ or task.title}\n\n{about}"
     flags = tyro.cli(kind, args=rest, default=resolve.flags_of(kind, before), description=text, prog=prog)
     check_bounds(flags)
-    return Parsed(resolve.config_of(flags, before), own and resolve.part_of(own, flags), before)
+    return Parsed(resolve.config_of(flags, before), own and part_of(own, flags), before)
 
 
 def taken(arguments: Sequence[str], flag: str) -> tuple[str | None, list[str]]:

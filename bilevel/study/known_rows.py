@@ -13,11 +13,11 @@ from bilevel.devices.processes import of_first
 from bilevel.offline.irreducible import cross_scored, half, score_rows
 from bilevel.offline.loss_table import LossTable, highest
 from bilevel.selection.scoring import entropies
-from bilevel.study.config import plain
 from bilevel.study.context import Context
 from bilevel.study.fitting import best_of, fit_of
 from bilevel.study.task import Measure, Model
 from bilevel.training.fit import Fit
+from bilevel.training.settings import plain
 from bilevel.types import ModelState, Params, UserError
 
 TABLE = "table.safetensors"

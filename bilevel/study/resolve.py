@@ -6,21 +6,17 @@ All three fill one dataclass, that of `flags_type`, whose fields lie as in confi
 from __future__ import annotations
 
 import dataclasses
-import functools
 import typing
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import yaml
-from pydantic import ValidationError
-
-from bilevel.study.config import Config, Study, validator, wrong
+from bilevel.study.config import Config, Study
 from bilevel.study.registry import METHODS
 from bilevel.study.task import Task
+from bilevel.training.settings import filled, part_of, read_file, values_of
 from bilevel.types import UserError
 
-T = TypeVar("T")
 PREPARED = "prepared"
 _NOT_SETTINGS = ("format", "task", "method", "content_hash", "variant")
 
@@ -62,35 +58,6 @@ def complete(config: Config) -> Config:
     return dataclasses.replace(config, prepared=config.study.run_dir / PREPARED)
 
 
-def read_file(file: Path, flag: str = "--config") -> dict[str, Any]:
-    """Read settings from YAML; a UserError with the flag says that the file is damaged, or holds no mapping."""
-    try:
-        found = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        first = str(error).splitlines()[0]
-        raise UserError(f"{flag} {file} cannot be read ({first}): give a YAML file such as RUN/config.yaml.") from error
-    if not isinstance(found, Mapping):
-        raise UserError(f"{flag} {file} holds no settings: give a YAML file such as RUN/config.yaml.")
-    return dict(found)
-
-
-def filled(config: T, values: Mapping[str, Any], where: str) -> T:
-    """Return a dataclass with other values, as YAML has them, of some fields, nested ones too.
-
-    A UserError names what is no field, or a value that does not fit; it begins with `where`: who sets them.
-    """
-    try:
-        return validator(type(config))(_expanded(config, values))
-    except ValidationError as error:
-        first = error.errors()[0]
-    path = [str(name) for name in first["loc"][1:]]
-    if first["type"] != "unexpected_keyword_argument":
-        raise UserError(f"{where} sets {'.'.join(path)} to {first['input']!r}, which {wrong(first['msg'])}.")
-    owner: Any = functools.reduce(getattr, path[:-1], config)
-    known = ", ".join(sorted(f.name for f in dataclasses.fields(owner)))
-    raise UserError(f"{where} sets {'.'.join(path)}, which does not exist: choose from {known}.")
-
-
 def flags_type(task: Task, methods: Collection[str], tool: type[Any] | None = None) -> type[Any]:
     """Return a dataclass with all flags: those of the study, of the task, of some methods, and of a tool."""
     own = typing.get_type_hints(task.config)
@@ -104,18 +71,13 @@ def flags_of(kind: type[Any], config: Config) -> Any:
     """Return the flags with the values of a configuration."""
     names = {f.name for f in dataclasses.fields(kind)}
     methods = {name: settings for name, settings in config.methods.items() if name in names}
-    return kind(**_fields(config.study), **_fields(config.task), **methods)
+    return kind(**values_of(config.study), **values_of(config.task), **methods)
 
 
 def config_of(flags: Any, before: Config) -> Config:
     """Return the configuration that flags say; methods without flags keep their settings."""
     methods = {name: getattr(flags, name, settings) for name, settings in before.methods.items()}
     return complete(Config(part_of(Study, flags), part_of(type(before.task), flags), methods, before.prepared))
-
-
-def part_of(kind: type[T], flags: Any) -> T:
-    """Return those of the flags that are fields of a dataclass."""
-    return kind(**{f.name: getattr(flags, f.name) for f in dataclasses.fields(kind)})  # pyright: ignore[reportArgumentType]
 
 
 def _preset(task: Task, name: str) -> dict[str, Any]:
@@ -138,16 +100,3 @@ def _settings_of_file(flag: str, file: Path, task: Task) -> dict[str, Any]:
         if isinstance(found[name], Mapping):
             found[name] = {k: value for k, value in found[name].items() if not k.endswith("_digest")}
     return {name: value for name, value in found.items() if name not in _NOT_SETTINGS}
-
-
-def _expanded(config: Any, values: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a dataclass by name, with other values of some; those that are dataclasses too where they change."""
-    found = _fields(config)
-    for name, value in values.items():
-        nested = dataclasses.is_dataclass(found.get(name)) and isinstance(value, Mapping)
-        found[name] = _expanded(found[name], value) if nested else value
-    return found
-
-
-def _fields(config: Any) -> dict[str, Any]:
-    return {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}

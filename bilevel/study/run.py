@@ -18,7 +18,7 @@ from bilevel.data import Dataset
 from bilevel.devices import sharding
 from bilevel.devices.processes import say
 from bilevel.study import files
-from bilevel.study.config import Config, may_change, of_run, plain
+from bilevel.study.config import Config
 from bilevel.study.context import Context
 from bilevel.study.evaluation import measured, summary, trained
 from bilevel.study.feeding import loaders
@@ -31,6 +31,7 @@ from bilevel.training import LoopConfig, Sampled, Source, TrainResult, prepare_r
 from bilevel.training.checkpoints import newest_state, steps_done
 from bilevel.training.opening import open_source, steps_in_call
 from bilevel.training.run_dir import read_json, write_json
+from bilevel.training.settings import may_change, of_run, plain
 from bilevel.training.signals import Stopped
 
 

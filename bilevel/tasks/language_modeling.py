@@ -18,8 +18,8 @@ from bilevel.data.text.overlap import warn_of_overlap
 from bilevel.nn.transformer import SIZES, Transformer, gathered_before, language_model_loss, last_blocks
 from bilevel.nn.weighting import ConvWeighting, NGramWeighting, logit_fn
 from bilevel.study import Evaluate, Known, Measure, Model, ModelOptions, Splits, Text, Weighting
-from bilevel.study.config import Count, free
 from bilevel.study.task import evaluator
+from bilevel.training.settings import Count, free
 from bilevel.types import Array, Batch, ModelState, Params, UserError
 
 HELD_OUT_SHARE = 1 / 50

@@ -15,10 +15,11 @@ from study_calls import CLASSES, TASK, fails
 
 from bilevel import cli, study
 from bilevel.study import flags, resolve, suite
-from bilevel.study.config import Study, flag_of
+from bilevel.study.config import Study
 from bilevel.study.methods.learning import Dds, MetaWeightNet, Soba, WarmSoba, _probe_every, _weight_optimizer
 from bilevel.study.registry import METHODS, chosen, with_first
 from bilevel.training.run_dir import flatten
+from bilevel.training.settings import filled, flag_of
 from bilevel.types import UserError
 
 pytestmark = pytest.mark.usefixtures("one_device")
@@ -180,7 +181,7 @@ def test_methods_by_name() -> None:
 def test_every_method_can_be_planned(preset: str, tmp_path: Path) -> None:
     """All with one set of flags."""
     given = resolve.default_config(LINEAR, preset).with_study(run_dir=tmp_path)
-    own = resolve.filled(given.task, {"data": {"classes": 2}, "model": {"network": "classes"}}, "the test")
+    own = filled(given.task, {"data": {"classes": 2}, "model": {"network": "classes"}}, "the test")
     setting = suite.opened(resolve.complete(dataclasses.replace(given, task=own)), LINEAR)
     for name in chosen("all", 2):
         suite.check_method(setting, name)

@@ -21,6 +21,7 @@ from bilevel.study.context import Context
 from bilevel.study.observing import save_frequencies
 from bilevel.study.task import Known, Splits, Weighting
 from bilevel.study.weights import save_weights
+from bilevel.training.settings import read_file
 
 TOGETHER = ("--batch-size", 8, "--big-batch-size", 16, "--finetune.steps", 10, "--finetune.learning-rate", 0.05)
 
@@ -118,7 +119,7 @@ def test_weights_that_are_kept_are_those_of_batches_drawn_at_random(tmp_path: Pa
     share = save_weights(context, 16, SimpleNamespace(weight_params={"a": jax.numpy.zeros(1)}))
     values = np.exp(classes - classes.mean())
     assert share["weight_on/last"] == pytest.approx(values[classes == 3].sum() / values.sum(), abs=0.02)
-    ranked = resolve.read_file(tmp_path / "ranked.json")
+    ranked = read_file(tmp_path / "ranked.json")
     assert {int(classes[i]) for i, _ in ranked["highest"]} == {3}
     assert {int(classes[i]) for i, _ in ranked["lowest"]} == {0}
 
@@ -130,7 +131,7 @@ def test_frequencies(tmp_path: Path) -> None:
     counts = np.asarray([0, 0, *[5] * 16, 12, 8])
     sequence = np.random.default_rng(0).permutation(np.repeat(np.arange(20), counts)).reshape(-1, 4)
     found = save_frequencies(tmp_path, sequence, splits)
-    kept = resolve.read_file(tmp_path / "frequencies.json")
+    kept = read_file(tmp_path / "frequencies.json")
     assert kept["draws"] == 100
     assert kept["rows"]["never_drawn"] == pytest.approx(0.1)
     assert (kept["rows"]["least"], kept["rows"]["most"]) == (0, 12)
@@ -150,7 +151,7 @@ def test_chance_is_no_preference(tmp_path: Path) -> None:
     splits = splits_of(200, {"wrong": Known(wrong, ("no", "yes"), fault=True)})
     by_chance = save_frequencies(tmp_path, np.random.default_rng(1).integers(0, 200, (1000, 40)), splits)
     assert by_chance["spread"] == pytest.approx(1, abs=0.5)
-    assert resolve.read_file(tmp_path / "frequencies.json")["rows_by_chance"]["spread"] == pytest.approx(1, abs=0.5)
+    assert read_file(tmp_path / "frequencies.json")["rows_by_chance"]["spread"] == pytest.approx(1, abs=0.5)
     epochs = save_frequencies(tmp_path, np.arange(800).reshape(-1, 4) % 200, splits)
     assert epochs["spread"] == 0
     assert epochs["wrong_often"] == epochs["wrong_rarely"] == wrong.mean()

@@ -24,6 +24,7 @@ from bilevel.study.task import Measure
 from bilevel.training import Checkpoints, TrainingDiverged
 from bilevel.training.best import KeepBest
 from bilevel.training.fit import BEST
+from bilevel.training.settings import read_file
 from bilevel.types import UserError
 
 pytestmark = pytest.mark.usefixtures("one_device")
@@ -48,7 +49,7 @@ def test_sets_seconds_and_trials(tmp_path: Path, capsys: pytest.CaptureFixture[s
         found = json.loads((tmp_path / name / "search" / "mixing" / search.NAME).read_text())
         assert len(found["trials"]) == 2
         assert found["best"] == min(found["trials"], key=lambda trial: trial["valid_loss"])
-        used = resolve.read_file(tmp_path / name / "mixing-seed0" / "config.yaml")
+        used = read_file(tmp_path / name / "mixing-seed0" / "config.yaml")
         wanted = found["best"]["settings"]
         assert used["optimizer"]["learning_rate"] == wanted.get("learning_rate", 0.05)
         assert used["mixing"]["fraction"] == wanted.get("fraction", None)
@@ -136,7 +137,7 @@ def test_the_fraction_of_mixing_is_chosen_on_valid(tmp_path: Path, capsys: pytes
     found = json.loads((tmp_path / "search" / "mixing_fraction" / search.NAME).read_text())
     assert [trial["settings"]["fraction"] for trial in found["trials"]] == list(FRACTIONS)
     best = min(found["trials"], key=lambda trial: trial["valid_loss"])["settings"]
-    used = resolve.read_file(tmp_path / "mixing-seed0" / "config.yaml")
+    used = read_file(tmp_path / "mixing-seed0" / "config.yaml")
     assert used["mixing"]["fraction"] == best["fraction"]
     call(tmp_path, "mixing", "--batch-size", 8, "--seed", 1)
     assert runs(tmp_path) == [("mixing", 1), ("mixing", 0)]

@@ -26,6 +26,7 @@ from bilevel.study.suite import opened
 from bilevel.training import Checkpoints, load_sequence, read_metrics
 from bilevel.training.best import Best
 from bilevel.training.fit import BEST
+from bilevel.training.settings import filled
 from bilevel.types import UserError
 
 pytestmark = pytest.mark.usefixtures("one_device")
@@ -34,18 +35,16 @@ pytestmark = pytest.mark.usefixtures("one_device")
 def setting_of(folder: Path, *, study: dict[str, Any] | None = None, task: dict[str, Any] | None = None) -> Setting:
     """The linear task with other settings, as the suite opens it."""
     config = resolve.default_config(LINEAR)
-    own = resolve.filled(config.task, task or {}, "the test")
+    own = filled(config.task, task or {}, "the test")
     config = resolve.complete(
-        resolve.Config(resolve.filled(config.study, {"run_dir": str(folder), **(study or {})}, "the test"), own,
+        resolve.Config(filled(config.study, {"run_dir": str(folder), **(study or {})}, "the test"), own,
                        config.methods, config.prepared)
     )  # fmt: skip
     return opened(config, LINEAR)
 
 
 def with_method(setting: Setting, name: str, **values: Any) -> Setting:
-    return setting.of(
-        setting.config.with_method(name, resolve.filled(setting.config.methods[name], values, "the test"))
-    )
+    return setting.of(setting.config.with_method(name, filled(setting.config.methods[name], values, "the test")))
 
 
 def tables(folder: Path) -> list[Path]:

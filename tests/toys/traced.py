@@ -15,17 +15,16 @@ from bilevel.study.observing import observer
 from bilevel.study.registry import METHODS
 from bilevel.study.run import Setting, plan_of
 from bilevel.study.suite import opened
+from bilevel.training.settings import filled
 
 
 def setting_of(task: Task, folder: Path, given: Mapping[str, Any], methods: Mapping[str, Any] | None = None) -> Setting:
     """Open a task for batches of 4 of 16 rows; `given` are settings of the task, `methods` of methods, by name."""
     study = {"run_dir": folder, "steps": 6, "batch_size": 4, "big_batch_size": 16}
     config = resolve.default_config(task).with_study(**study)
-    config = resolve.Config(
-        config.study, resolve.filled(config.task, given, "the test"), config.methods, config.prepared
-    )
+    config = resolve.Config(config.study, filled(config.task, given, "the test"), config.methods, config.prepared)
     for name, values in (methods or {}).items():
-        config = config.with_method(name, resolve.filled(config.methods[name], values, "the test"))
+        config = config.with_method(name, filled(config.methods[name], values, "the test"))
     return opened(resolve.complete(config), task)
 
 

@@ -15,12 +15,12 @@ import bilevel
 from bilevel import methods
 from bilevel.selection.meta_weight_net import meta_weight_net
 from bilevel.step.estimators import Estimator
-from bilevel.study.config import Count
 from bilevel.study.context import Context
 from bilevel.study.methods.picking import PROPORTIONAL, Picking
 from bilevel.study.spec import RATE, Among, Log, Plan, Spec, Start, plan_over, probed
 from bilevel.study.task import Model, Weighting
 from bilevel.study.weights import classified, load_weights, save_weights
+from bilevel.training.settings import Count
 from bilevel.types import UserError
 
 _OF_STEP = ("mode", "alpha_batch", "update_every", "normalize_alignments", "entropy_bonus")

@@ -15,12 +15,12 @@ from bilevel import samplers
 from bilevel.data import digest, rows_hash
 from bilevel.nn.head import with_head
 from bilevel.step import SampledState, make_sampled_step
-from bilevel.study.config import Count, free
 from bilevel.study.context import Context
 from bilevel.study.feeding import check_parts
 from bilevel.study.observing import save_frequencies
 from bilevel.study.spec import Plan, Spec
 from bilevel.training import SequenceRecorder, load_sampler, load_sequence, save_sampler, save_sequence
+from bilevel.training.settings import Count, free
 from bilevel.types import Array, UserError
 
 SEQUENCE = "sequence.safetensors"

@@ -16,11 +16,11 @@ from bilevel import methods
 from bilevel.offline.irreducible import unwrapped
 from bilevel.selection import filters, scoring
 from bilevel.selection.scorers import Scorer
-from bilevel.study.config import Count, free
 from bilevel.study.context import Context
 from bilevel.study.known_rows import check_irreducible, irreducible_losses
 from bilevel.study.spec import Plan, Spec, Start, plan_over
 from bilevel.study.task import Model, Weighting
+from bilevel.training.settings import Count, free
 from bilevel.types import Array, LossFn, ModelState, Params
 
 

@@ -13,9 +13,9 @@ from pydantic import NonNegativeFloat
 import bilevel
 from bilevel import methods
 from bilevel.nn.mentor_net import MentorNetwork, mentor
-from bilevel.study.config import Portion
 from bilevel.study.context import Context
 from bilevel.study.spec import RATE, Among, Plan, Spec, plan_over, probed
+from bilevel.training.settings import Portion
 from bilevel.types import UserError
 
 _SYMBOLS = 256

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, NamedTuple
 
 from bilevel.devices.processes import say
 from bilevel.study import comparison, diverged, flags, search
-from bilevel.study.config import Config, flag_of
+from bilevel.study.config import Config
 from bilevel.study.methods.learning import LEARNING
 from bilevel.study.methods.picking import Picking
 from bilevel.study.methods.plain import Frozen
@@ -24,6 +24,7 @@ from bilevel.training import read_metrics
 from bilevel.training.charts import draw, mean_line
 from bilevel.training.metrics import Row
 from bilevel.training.run_dir import write_atomically, write_json
+from bilevel.training.settings import flag_of
 from bilevel.types import UserError
 
 OF_COMPARISONS = ("eval_only", "trials", "trial_steps", "same_seconds", "budget_seconds", "targets", "hosts")

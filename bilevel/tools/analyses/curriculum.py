@@ -9,10 +9,11 @@ from typing import ClassVar
 import numpy as np
 
 from bilevel.data import permute
-from bilevel.study.config import Config, Count
+from bilevel.study.config import Config
 from bilevel.study.run import Setting, Variant
 from bilevel.tools.analyses.base import OfLearner, Planned, in_folder
 from bilevel.training import Snapshots
+from bilevel.training.settings import Count
 from bilevel.types import UserError
 
 

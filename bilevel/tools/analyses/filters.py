@@ -11,13 +11,14 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from bilevel.study.config import Config, flag_of
+from bilevel.study.config import Config
 from bilevel.study.files import mean
 from bilevel.study.run import Setting, Variant
 from bilevel.study.tables import Column
 from bilevel.study.task import Measure
 from bilevel.tools.analyses.base import OfLearner, Planned, in_folder
 from bilevel.training.metrics import even_intervals
+from bilevel.training.settings import flag_of
 from bilevel.types import UserError
 
 DISTINCT = "distinct_rows"

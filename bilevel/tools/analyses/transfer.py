@@ -10,10 +10,10 @@ from typing import Any, ClassVar
 
 from bilevel.study.comparison import reached
 from bilevel.study.config import Config
-from bilevel.study.resolve import filled
 from bilevel.study.run import Setting
 from bilevel.study.task import Measure
 from bilevel.tools.analyses.base import OfLearner, Planned, baseline, in_folder
+from bilevel.training.settings import filled
 from bilevel.types import UserError
 
 

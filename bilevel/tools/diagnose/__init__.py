@@ -10,7 +10,7 @@ from typing import Any
 import jax
 
 from bilevel.study import files, flags
-from bilevel.study.config import Config, plain
+from bilevel.study.config import Config
 from bilevel.study.evaluation import trained
 from bilevel.study.feeding import loaders
 from bilevel.study.registry import METHODS
@@ -23,6 +23,7 @@ from bilevel.tools.diagnose.measure import Compared, Measurement
 from bilevel.training import LoopConfig, hold_run_dir, train
 from bilevel.training.opening import open_source, steps_in_call
 from bilevel.training.run_dir import CONFIG_NAME, read_settings, write_atomically, write_json
+from bilevel.training.settings import plain
 from bilevel.types import UserError
 
 UNUSED = (

@@ -12,10 +12,10 @@ from pydantic import Field
 
 from bilevel.offline.acceleration import acceleration_rates
 from bilevel.offline.compared_rows import draw_compared
-from bilevel.study.config import Count
 from bilevel.study.evaluation import measured
 from bilevel.study.run import Setting
 from bilevel.study.task import GENERIC, ModelOptions
+from bilevel.training.settings import Count
 from bilevel.types import ModelState, Params
 
 RATES = ("sar", "gar")

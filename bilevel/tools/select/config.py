@@ -8,7 +8,7 @@ from typing import Literal
 
 from pydantic import NonNegativeInt, PositiveFloat
 
-from bilevel.study.config import Count, Share, check_bounds
+from bilevel.training.settings import Count, Share, check_bounds
 from bilevel.types import UserError
 
 

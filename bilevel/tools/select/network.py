@@ -10,13 +10,13 @@ import jax
 
 from bilevel.data import NumpyBatch, Pack, digest
 from bilevel.files import load_tree
-from bilevel.study.config import of_run
 from bilevel.study.files import RESULT
 from bilevel.study.resolve import default_config
 from bilevel.study.task import DocumentTask, Task
 from bilevel.study.weights import NAME as WEIGHTS
 from bilevel.study.weights import parts_of
 from bilevel.training.run_dir import CONFIG_NAME, read_settings
+from bilevel.training.settings import of_run
 from bilevel.types import Array, UserError
 
 
