@@ -9,55 +9,14 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat
+from pydantic import NonNegativeFloat, NonNegativeInt
 
 from bilevel.training.opening import Residence
+from bilevel.training.optimizers import OptimizerConfig
 from bilevel.training.settings import Count, Rate, check_bounds, flag_of, free, of_comparison
 from bilevel.types import UserError
-
-
-@dataclass(frozen=True)
-class OptimizerConfig:
-    """The optimizer of θ."""
-
-    name: Literal["adam", "adamw", "sgd"] = "adam"
-    """Update rule."""
-    learning_rate: Rate = 2e-3
-    """Peak learning rate."""
-    b2: float = 0.999
-    """adam, adamw: decay of the second moment."""
-    momentum: float = 0.9
-    """sgd: its momentum."""
-    nesterov: bool = True
-    """sgd: Nesterov momentum."""
-    weight_decay: float = 0.0
-    """Decoupled (adamw), or added to the gradient (sgd); adam has none."""
-    schedule: Literal["constant", "cosine", "step"] = "constant"
-    """After warm-up: constant, cosine decay to 0, or multiplied by --optimizer.decay at each milestone."""
-    milestones: tuple[int, ...] = ()
-    """step: θ-updates, counted from the first, after which the learning rate changes."""
-    decay: PositiveFloat = 0.1
-    """step: factor of each change."""
-    warmup: NonNegativeInt = 0
-    """Steps of warm-up, at most half of all."""
-    average: Annotated[NonNegativeFloat, Field(lt=1)] = 0.0
-    """Evaluate a moving average of the parameters and BatchNorm statistics with this decay (DDS: 0.999); 0: the last ones."""
-
-    def check(self) -> None:
-        """Refuse milestones that do not fit, by a UserError."""
-        given = " ".join(map(str, self.milestones))
-        if (self.schedule == "step") != bool(self.milestones):
-            found = f"--optimizer.milestones {given} with" if given else "No --optimizer.milestones with"
-            raise UserError(
-                f"{found} --optimizer.schedule {self.schedule}: give both, as in --optimizer.schedule step "
-                "--optimizer.milestones 50000 75000, or neither."
-            )
-        if any(b <= a for a, b in zip((0, *self.milestones), self.milestones, strict=False)):
-            raise UserError(
-                f"--optimizer.milestones {given} must be numbers of steps from 1 on, each larger than the one before."
-            )
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,9 @@ import optax
 from jax.sharding import Mesh
 
 from bilevel.data import digest
-from bilevel.study.config import Config, OptimizerConfig, Study
+from bilevel.study.config import Config, Study
 from bilevel.study.task import Evaluate, Model, ModelOptions, Splits, Task, Weighting
+from bilevel.training.optimizers import optimizer_of
 from bilevel.training.run_dir import recorded
 
 
@@ -81,25 +82,3 @@ class Context:
         before = recorded(self.directory).get(self.method, {})
         gone = file is None or not file.exists()
         return {name: before[name] if gone and name in before else digest(parts())}
-
-
-def optimizer_of(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
-    """Build an optimizer of θ whose schedule has so many steps."""
-    rate = _rate(config, min(config.warmup, steps // 2), steps)
-    if config.name == "adamw":
-        return optax.adamw(rate, b2=config.b2, weight_decay=config.weight_decay)
-    if config.name == "adam":
-        return optax.adam(rate, b2=config.b2)
-    momentum = optax.sgd(rate, momentum=config.momentum, nesterov=config.nesterov and config.momentum > 0)
-    return optax.chain(optax.add_decayed_weights(config.weight_decay), momentum)
-
-
-def _rate(config: OptimizerConfig, warmup: int, steps: int) -> optax.ScalarOrSchedule:
-    peak = config.learning_rate
-    if config.schedule == "cosine":
-        return optax.warmup_cosine_decay_schedule(0.0 if warmup else peak, peak, warmup, steps)
-    warm = optax.warmup_constant_schedule(0.0, peak, warmup) if warmup else None
-    if config.schedule == "constant":
-        return warm or peak
-    factor = optax.piecewise_constant_schedule(1.0, dict.fromkeys(config.milestones, config.decay))
-    return lambda count: (warm(count) if warm else peak) * factor(count)

@@ -14,12 +14,13 @@ from bilevel.data import Dataset
 from bilevel.devices import sharding
 from bilevel.devices.processes import remove_folder, say
 from bilevel.study.config import Study
-from bilevel.study.context import Context, optimizer_of
+from bilevel.study.context import Context
 from bilevel.study.evaluation import measured
 from bilevel.study.task import Evaluate, Measure, Model
 from bilevel.training.best import Best
 from bilevel.training.checkpoints import CHECKPOINTS_NAME
 from bilevel.training.fit import Fit
+from bilevel.training.optimizers import optimizer_of
 from bilevel.training.run_dir import read_json, write_json
 from bilevel.training.settings import plain
 from bilevel.types import ModelState, Params

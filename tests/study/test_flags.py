@@ -18,6 +18,7 @@ from bilevel.study import flags, resolve, suite
 from bilevel.study.config import Study
 from bilevel.study.methods.learning import Dds, MetaWeightNet, Soba, WarmSoba, _probe_every, _weight_optimizer
 from bilevel.study.registry import METHODS, chosen, with_first
+from bilevel.training import optimizers, settings
 from bilevel.training.run_dir import flatten
 from bilevel.training.settings import filled, flag_of
 from bilevel.types import UserError
@@ -131,11 +132,11 @@ def study_plain(value: Any) -> Any:
 
 @pytest.mark.parametrize(("path", "names"), [("bilevel/study", None)])
 def test_messages_name_flags_that_exist(path: str, names: None) -> None:
-    """In the texts of the study layer; {name} and {flag} stand for the name of a method."""
+    """In the texts of the study layer and of its settings; {name} and {flag} stand for the name of a method."""
     known = all_flags() | {"--help", "--METHOD.NAME", "--data.held-out", "--hosts"}
     fields = {flag.rpartition(".")[2] for flag in known}
     root = Path(study.__file__).parent
-    for file in sorted(root.rglob("*.py")):
+    for file in [*sorted(root.rglob("*.py")), *(Path(module.__file__) for module in (optimizers, settings))]:
         for flag in re.findall(r"--[a-z][\w.-]*[a-z]", file.read_text()):
             assert flag in known or flag[2:].replace("-", "_") in METHODS, f"{file}: {flag}"
         for field in re.findall(r"--\{(?:name|flag)\}\.([a-z-]+[a-z])", file.read_text()):

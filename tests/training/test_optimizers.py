@@ -4,8 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bilevel.study.config import OptimizerConfig
-from bilevel.study.context import optimizer_of
+from bilevel.training.optimizers import OptimizerConfig, optimizer_of
 
 
 def moves(config: OptimizerConfig, steps: int, at: float = 0.0, length: int | None = None) -> list[float]:
