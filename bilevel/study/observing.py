@@ -10,12 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
-from bilevel import samplers
-from bilevel.files import save_tree
-from bilevel.samplers.chart import draw_frequencies
 from bilevel.selection.metrics import domain_shares
 from bilevel.study.task import Known, Splits
-from bilevel.training.run_dir import write_atomically, write_json
+from bilevel.training import frequencies
+from bilevel.training.frequencies import Classes
 from bilevel.types import Array
 
 SHOWN = 20
@@ -37,14 +35,11 @@ def observer(splits: Splits) -> Callable[[Any], Any] | None:
     tables = {name: jnp.asarray(k.values, jnp.int32) for name, k in known.items()}
 
     def shares(ids: Array, weights: Array) -> dict[str, Array]:
-        found, total = {}, jnp.maximum(jnp.sum(weights), 1e-30)
+        found = {}
         for name, k in known.items():
-            values = tables[name][jnp.maximum(ids, 0)]
-            if k.fault:
-                found[f"share/{name}"] = jnp.sum(weights * (values == 1)) / total
-            else:
-                each = domain_shares(values, len(k.names), weights)
-                found |= {f"share/{label}": each[i] for i, label in enumerate(k.names)}
+            each = domain_shares(tables[name][jnp.maximum(ids, 0)], 2 if k.fault else len(k.names), weights)
+            of_value = {name: each[1]} if k.fault else dict(zip(k.names, each, strict=True))
+            found |= {f"share/{label}": share for label, share in of_value.items()}
         return found
 
     def wrapper(function: Any) -> Any:
@@ -74,46 +69,8 @@ def faults(splits: Splits) -> dict[str, Known]:
 
 
 def save_frequencies(directory: Path, sequence: NDArray[np.integer[Any]], splits: Splits) -> dict[str, float]:
-    """Count the rows and classes of a sequence `[steps, b]`, and keep what figure 3 (a, b) shows: counts, their spread, a plot.
-
-    Returns:
-      `NAME_often` and `NAME_rarely`, the shares of rows with each known fault among the tenth drawn most and least often, and
-      `spread`, the variance of the counts over their mean: 1 by chance, 0 for whole epochs.
-
-    Reference: RLSampler, section 6.2 and figure 3; the line by chance is ours.
-    """
-    drawn = samplers.row_counts(sequence, len(splits.train))
-    counts = np.asarray(drawn)
-    # As many draws, each from all rows alike, with replacement: what no preference looks like.
-    by_chance = np.random.default_rng(0).multinomial(counts.sum(), np.full(len(counts), 1 / len(counts)))
-    found: dict[str, Any] = {
-        "draws": int(counts.sum()),
-        "rows": {**_spread(counts), "never_drawn": float((counts == 0).mean())},
-        "rows_by_chance": _spread(by_chance),
-    }
-    trees = {"counts": counts}
+    """Keep how often the rows of a sequence were drawn, with their classes and faults; see `bilevel.training.frequencies`."""
     known = next((known for known in splits.known.values() if not known.fault), None)
-    if known is not None:
-        classes = np.asarray(samplers.class_counts(drawn, known.values, len(known.names)))
-        found["classes"] = {**_spread(classes), "counts": dict(zip(known.names, classes.tolist(), strict=True))}
-        trees["class_counts"] = classes
-        each = classes / np.maximum(np.bincount(known.values.astype(int), minlength=len(known.names)), 1)
-        names = known.names if len(classes) <= SHOWN else ()
-        write_atomically(directory / "frequencies.svg", draw_frequencies(counts, by_chance, each, names))
-    results = {"spread": found["rows"]["spread"]}
-    low, high = np.percentile(counts, [10, 90])
-    for name, fault in faults(splits).items():
-        wrong = fault.values == 1
-        # Whole sets of equal counts, so that the order of the rows does not matter.
-        shares = {"often": float(wrong[counts >= high].mean()), "rarely": float(wrong[counts <= low].mean())}
-        found[name] = {"all": float(wrong.mean()), **shares, "drawn": float(counts[wrong].sum() / counts.sum())}
-        results |= {f"{name}_{which}": share for which, share in shares.items()}
-        results[f"share/{name}"] = found[name]["drawn"]
-    write_json(directory / "frequencies.json", found)
-    save_tree(directory / "counts.safetensors", trees)
-    return results
-
-
-def _spread(counts: NDArray[np.integer[Any]]) -> dict[str, float]:
-    values = samplers.frequencies(jnp.asarray(counts))._asdict()
-    return {**{name: float(value) for name, value in values.items()}, "spread": float(counts.var() / counts.mean())}
+    classes = None if known is None else Classes(known.values, known.names)
+    wrong = {name: fault.values == 1 for name, fault in faults(splits).items()}
+    return frequencies.save_frequencies(directory, sequence, len(splits.train), classes, wrong)

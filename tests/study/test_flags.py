@@ -136,7 +136,7 @@ def test_messages_name_flags_that_exist(path: str, names: None) -> None:
     known = all_flags() | {"--help", "--METHOD.NAME", "--data.held-out", "--hosts"}
     fields = {flag.rpartition(".")[2] for flag in known}
     root = Path(study.__file__).parent
-    for file in [*sorted(root.rglob("*.py")), *(Path(module.__file__) for module in (optimizers, settings))]:
+    for file in [*sorted(root.rglob("*.py")), *(Path(str(module.__file__)) for module in (optimizers, settings))]:
         for flag in re.findall(r"--[a-z][\w.-]*[a-z]", file.read_text()):
             assert flag in known or flag[2:].replace("-", "_") in METHODS, f"{file}: {flag}"
         for field in re.findall(r"--\{(?:name|flag)\}\.([a-z-]+[a-z])", file.read_text()):

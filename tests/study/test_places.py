@@ -18,7 +18,6 @@ from bilevel.data import ArrayDataset
 from bilevel.devices import sharding
 from bilevel.study import resolve
 from bilevel.study.context import Context
-from bilevel.study.observing import save_frequencies
 from bilevel.study.task import Known, Splits, Weighting
 from bilevel.study.weights import save_weights
 from bilevel.training.settings import read_file
@@ -122,36 +121,3 @@ def test_weights_that_are_kept_are_those_of_batches_drawn_at_random(tmp_path: Pa
     ranked = read_file(tmp_path / "ranked.json")
     assert {int(classes[i]) for i, _ in ranked["highest"]} == {3}
     assert {int(classes[i]) for i, _ in ranked["lowest"]} == {0}
-
-
-def test_frequencies(tmp_path: Path) -> None:
-    """20 rows: 0 and 1 are never drawn, 18 and 19 most often; 0 and 19 are wrong."""
-    wrong, classes = np.isin(np.arange(20), [0, 19]).astype(int), np.arange(20) % 4
-    splits = splits_of(20, {"wrong": Known(wrong, ("no", "yes"), fault=True), "class": Known(classes, tuple("abcd"))})
-    counts = np.asarray([0, 0, *[5] * 16, 12, 8])
-    sequence = np.random.default_rng(0).permutation(np.repeat(np.arange(20), counts)).reshape(-1, 4)
-    found = save_frequencies(tmp_path, sequence, splits)
-    kept = read_file(tmp_path / "frequencies.json")
-    assert kept["draws"] == 100
-    assert kept["rows"]["never_drawn"] == pytest.approx(0.1)
-    assert (kept["rows"]["least"], kept["rows"]["most"]) == (0, 12)
-    assert kept["rows"]["most_deviation"] == pytest.approx(12 / 5 - 1)
-    assert found == {
-        "wrong_often": 0.5, "wrong_rarely": 0.5, "spread": pytest.approx(counts.var() / 5), "share/wrong": pytest.approx(0.08),
-    }  # fmt: skip
-    assert kept["wrong"]["all"] == pytest.approx(0.1)
-    assert kept["wrong"]["drawn"] == pytest.approx(0.08)
-    assert list(kept["classes"]["counts"].values()) == np.bincount(classes, counts, minlength=4).tolist()
-    assert "<svg" in (tmp_path / "frequencies.svg").read_text()
-
-
-def test_chance_is_no_preference(tmp_path: Path) -> None:
-    """Uniform draws with replacement spread as much as the counts beside them; whole epochs do not spread."""
-    wrong = (np.arange(200) % 5 == 0).astype(int)
-    splits = splits_of(200, {"wrong": Known(wrong, ("no", "yes"), fault=True)})
-    by_chance = save_frequencies(tmp_path, np.random.default_rng(1).integers(0, 200, (1000, 40)), splits)
-    assert by_chance["spread"] == pytest.approx(1, abs=0.5)
-    assert read_file(tmp_path / "frequencies.json")["rows_by_chance"]["spread"] == pytest.approx(1, abs=0.5)
-    epochs = save_frequencies(tmp_path, np.arange(800).reshape(-1, 4) % 200, splits)
-    assert epochs["spread"] == 0
-    assert epochs["wrong_often"] == epochs["wrong_rarely"] == wrong.mean()
