@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from bilevel.devices.processes import say
-from bilevel.study import files
 from bilevel.study.config import Config
 from bilevel.study.registry import BASELINE
+from bilevel.training.metrics import mean_of
 from bilevel.training.run_dir import read_json, write_json
 
 NAME = "plan.json"
@@ -38,14 +38,14 @@ def plan(config: Config, rows: Sequence[Mapping[str, Any]]) -> Plan:
     for row in rows:
         if "seconds" in row:  # it did not diverge
             of_method.setdefault(row["method"], []).append(row)
-    seconds = found["seconds"] or files.mean(of_method.get(BASELINE, []), "seconds")
+    seconds = found["seconds"] or mean_of(of_method.get(BASELINE, []), "seconds")
     if seconds is None:
         say("No run of uniform ended, so that its seconds are not known.")
         return found
     steps = dict(found["steps"])
     for method, own in of_method.items():
-        before = files.mean(own, "preparation_seconds") or 0.0
-        each = ((files.mean(own, "seconds") or 0.0) - before) / study.steps
+        before = mean_of(own, "preparation_seconds") or 0.0
+        each = ((mean_of(own, "seconds") or 0.0) - before) / study.steps
         own_seconds = method == BASELINE and not study.budget_seconds
         steps.setdefault(method, study.steps if own_seconds else max(0, int((seconds - before) / each)))
     found = {"seconds": seconds, "steps": steps}

@@ -20,10 +20,9 @@ from bilevel.study.tables import Column, Table, by_method, by_run
 from bilevel.study.task import Measure, Splits, Task
 from bilevel.study.weights import shown
 from bilevel.training import read_metrics
+from bilevel.training.metrics import best_before_the_end, first_reaching
 from bilevel.training.run_dir import flatten, recorded, write_atomically, write_json
 
-LOST, LEAST = 1 / 20, 1 / 50
-"""A run that loses this share of what it had gained on valid, and this share of its best value, gets a warning."""
 JSON = "comparison.json"
 REPORT = "report.html"
 Row = dict[str, Any]
@@ -108,20 +107,21 @@ def _crossing(result: Result, metrics: Metrics, setting: Setting) -> Row:
     Reference: RHO-LOSS, section 5.2 and figure 3. An epoch is one pass over the training rows by what is loaded.
     """
     row, own, measure = result.row, metrics[result.key], setting.task.measures[0]
+    reached = functools.partial(first_reaching, own, lower_is_better=measure.lower_is_better)
     valid, test = f"valid_{measure.name}", f"test_{measure.name}"
     baseline = [r[valid] for r in metrics.get((BASELINE, row["seed"]), []) if valid in r]
     found: Row = {}
     if baseline:
         best = (min if measure.lower_is_better else max)(baseline)
-        at_end, at_best = (reached(own, valid, value, measure) for value in (baseline[-1], best))
+        at_end, at_best = (reached(valid, value) for value in (baseline[-1], best))
         found = {
             "steps_to_uniform": at_end and at_end["step"],
             "steps_to_uniform_best": at_best and at_best["step"],
             "seconds_to_uniform": at_end and at_end["seconds"] + preparation(row, at_end["step"]),
         }
-    targets = {str(target): reached(own, test, target, measure) for target in setting.config.study.targets}
+    targets = {str(target): reached(test, target) for target in setting.config.study.targets}
     each = row["epochs"] / row["steps"]
-    if warning := worse_at_the_end([r for r in own if valid in r], valid, measure):
+    if warning := worse_at_the_end([r for r in own if valid in r], measure):
         found["warning"] = f"{row['method']}, seed {row['seed']}: {warning}"
     return found | {
         "steps_to": {target: at and at["step"] for target, at in targets.items()},
@@ -129,36 +129,21 @@ def _crossing(result: Result, metrics: Metrics, setting: Setting) -> Row:
     }
 
 
-def worse_at_the_end(rows: Sequence[Row], name: str, measure: Measure) -> str | None:
-    """Return a sentence on a run whose deciding measure was clearly better before its end; None for others.
-
-    Args:
-      rows: those of its metrics that have it, in order.
-      name: of the metric.
-      measure: what it measures.
-    """
-    if not rows:
+def worse_at_the_end(rows: Sequence[Row], measure: Measure) -> str | None:
+    """Return a sentence on a run whose valid measure, which the rows have, was clearly better before its end."""
+    name, digits = f"valid_{measure.name}", measure.digits
+    best = best_before_the_end(rows, name, lower_is_better=measure.lower_is_better)
+    if best is None:
         return None
-    best = (min if measure.lower_is_better else max)(rows, key=lambda row: row[name])
-    gained, lost = abs(best[name] - rows[0][name]), abs(best[name] - rows[-1][name])
-    if lost <= max(LOST * gained, LEAST * abs(best[name])):
-        return None
-    values, d = (best[name], rows[-1][name]), measure.digits
     return (
-        f"valid {measure.title} was best at step {best['step']} ({values[0]:.{d}f}) and ended at {values[1]:.{d}f}: train for "
-        "fewer --steps."
+        f"valid {measure.title} was best at step {best['step']} ({best[name]:.{digits}f}) and ended at "
+        f"{rows[-1][name]:.{digits}f}: train for fewer --steps."
     )
 
 
 def preparation(row: Mapping[str, Any], step: int) -> float:
     """Return the seconds before a step that were spent on other things than training."""
     return row.get("preparation_seconds", 0.0) if step > row.get("preparation_step", 0) else 0.0
-
-
-def reached(rows: Sequence[Row], name: str, value: float, measure: Measure) -> Row | None:
-    """Return the first row whose metric is at least that good; None if there is none."""
-    goal = measure.sign * value
-    return next((row for row in rows if row.get(name) is not None and measure.sign * row[name] <= goal), None)
 
 
 def _notes(rows: Sequence[Row]) -> list[str]:

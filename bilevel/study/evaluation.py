@@ -9,11 +9,10 @@ from jax.sharding import Mesh
 from bilevel.devices import sharding
 from bilevel.step import SampledState
 from bilevel.study.context import Context
-from bilevel.study.files import mean
 from bilevel.study.observing import faults
 from bilevel.study.task import Evaluate, Measure, Splits
 from bilevel.training import TrainResult
-from bilevel.training.metrics import even_intervals
+from bilevel.training.metrics import best_row, even_intervals, mean_of
 from bilevel.types import ModelState, Params
 
 CORRECT = "generic_correct"
@@ -51,11 +50,11 @@ def summary(context: Context, result: TrainResult, loaded_rows: int) -> dict[str
     shares, steps = [f"share/{name}" for name in faults(context.splits)], context.study.steps
     rows = even_intervals(result.history, [*shares, CORRECT, "effective_sample_size"])
     tail = rows[-max(1, len(rows) // 5) :]
-    found = {"effective_sample_size": mean(tail, "effective_sample_size")}
+    found = {"effective_sample_size": mean_of(tail, "effective_sample_size")}
     for name in shares:
-        found[name] = mean(rows, name)
-        found[name.replace("share/", "share_at_end/")] = mean(tail, name)
-    found["learned_share"] = mean(rows, CORRECT)
+        found[name] = mean_of(rows, name)
+        found[name.replace("share/", "share_at_end/")] = mean_of(tail, name)
+    found["learned_share"] = mean_of(rows, CORRECT)
     return {
         "method": context.method, "seed": context.seed, "steps": steps,
         "epochs": steps * loaded_rows / len(context.splits.train), "seconds": result.seconds,
@@ -70,6 +69,5 @@ def _best(history: list[dict[str, Any]], measure: Measure) -> dict[str, float]:
     known = [row for row in history if test in row and valid in row]
     if not known:
         return {}
-    best = min(known, key=lambda row: measure.sign * row[valid])
-    top = min(known, key=lambda row: measure.sign * row[test])
+    best, top = (best_row(known, name, lower_is_better=measure.lower_is_better) for name in (valid, test))
     return {f"best_{test}": top[test], f"{test}_at_best_valid": best[test]}

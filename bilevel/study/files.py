@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from bilevel.training.run_dir import CONFIG_NAME
 
@@ -29,9 +25,3 @@ def begun(folder: Path) -> list[tuple[str, int]]:
     """Return method and seed of the runs that were begun in a folder."""
     found = [run_of(file.parent) for file in sorted(folder.glob(f"*/{CONFIG_NAME}"))]
     return [run for run in found if run is not None]
-
-
-def mean(rows: Sequence[Mapping[str, Any]], name: str) -> float | None:
-    """Return the mean of a number over the rows that have it; None if none has."""
-    known = [row[name] for row in rows if row.get(name) is not None]
-    return float(np.mean(known)) if known else None

@@ -15,6 +15,7 @@ from bilevel.training.run_dir import write_atomically
 from bilevel.types import UserError
 
 Row = dict[str, Any]
+LOST, LEAST = 1 / 20, 1 / 50
 
 
 class MetricsWriter:
@@ -138,6 +139,40 @@ def even_intervals(rows: Sequence[Row], names: Collection[str]) -> list[Row]:
             joined.append({"step": step} | _mean_row(part))
             part = []
     return joined
+
+
+def mean_of(rows: Sequence[Mapping[str, Any]], name: str) -> float | None:
+    """Return the mean of a number over the rows that have it; None if none has."""
+    known = [row[name] for row in rows if row.get(name) is not None]
+    return float(np.mean(known)) if known else None
+
+
+def first_reaching(rows: Sequence[Row], name: str, value: float, *, lower_is_better: bool) -> Row | None:
+    """Return the first row whose metric is at least as good as a value; None if there is none."""
+    known = (row for row in rows if row.get(name) is not None)
+    return next((row for row in known if (row[name] <= value if lower_is_better else row[name] >= value)), None)
+
+
+def best_row(rows: Sequence[Row], name: str, *, lower_is_better: bool) -> Row:
+    """Return the first row with the best value of a metric that all rows have."""
+    return (min if lower_is_better else max)(rows, key=lambda row: row[name])
+
+
+def best_before_the_end(rows: Sequence[Row], name: str, *, lower_is_better: bool) -> Row | None:
+    """Return the best row of a run that was clearly better before its end; None for other runs.
+
+    Such a run loses, after its best row, more than LOST of what it had gained, and more than LEAST of the best value.
+
+    Args:
+        rows: by ascending step; all have the metric.
+        name: of the metric.
+        lower_is_better: which values are good.
+    """
+    if not rows:
+        return None
+    best = best_row(rows, name, lower_is_better=lower_is_better)
+    gained, lost = abs(best[name] - rows[0][name]), abs(best[name] - rows[-1][name])
+    return best if lost > max(LOST * gained, LEAST * abs(best[name])) else None
 
 
 def _mean_row(part: Sequence[tuple[int, Row]]) -> Row:

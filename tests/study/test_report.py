@@ -205,10 +205,10 @@ def test_a_stop_between_two_rows_of_metrics_leaves_no_peak() -> None:
 )
 def test_a_run_that_was_better_before_its_end_gets_a_warning(values: list[float], warned: bool) -> None:
     rows = [{"step": 25 * (i + 1), "valid_accuracy": value} for i, value in enumerate(values)]
-    found = worse_at_the_end(rows, "valid_accuracy", Measure("accuracy", "accuracy", lower_is_better=False))
+    found = worse_at_the_end(rows, Measure("accuracy", "accuracy", lower_is_better=False))
     assert (found is not None) == warned
     if found is not None:
         best = max(values)
         assert f"best at step {25 * (values.index(best) + 1)} ({best:.3f}) and ended at {values[-1]:.3f}" in found
     losses = [{**row, "valid_loss": -row["valid_accuracy"]} for row in rows]
-    assert (worse_at_the_end(losses, "valid_loss", Measure("loss", "loss")) is not None) == warned
+    assert (worse_at_the_end(losses, Measure("loss", "loss")) is not None) == warned

@@ -401,18 +401,6 @@ def test_the_plot_of_the_tables(tmp_path: Path) -> None:
     assert "<svg" in (tmp_path / "tables.svg").read_text()
 
 
-def test_steps_to_a_value() -> None:
-    found = [{"step": 1}, {"step": 2, "test_accuracy": 0.4}, {"step": 4, "test_accuracy": 0.8}]
-    accuracy = Measure("accuracy", "accuracy", lower_is_better=False)
-
-    def steps(measure: Measure, *values: float) -> list[Any]:
-        at = [comparison.reached(found, "test_accuracy", value, measure) for value in values]
-        return [row and row["step"] for row in at]
-
-    assert steps(accuracy, 0.3, 0.4, 0.5, 0.9) == [2, 2, 4, None]
-    assert steps(accuracy._replace(lower_is_better=True), 0.3, 0.4, 0.9) == [None, 2, 2]
-
-
 def test_the_report_tells_methods_apart(tmp_path: Path) -> None:
     for method, rate in (("uniform", 0.5), ("soba", 0.25)):
         (tmp_path / method).mkdir()

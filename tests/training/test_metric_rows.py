@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from bilevel.training import MetricsWriter, read_metrics
-from bilevel.training.metrics import even_intervals
+from bilevel.training.metrics import best_before_the_end, even_intervals, first_reaching, mean_of
 from bilevel.types import UserError
 
 
@@ -115,3 +116,26 @@ def test_a_full_disk_is_told(tmp_path: Path):
 
     with pytest.raises(UserError, match=r"Cannot write .*metrics.jsonl \(No space left on device\)"):
         fills_up()
+
+
+def test_the_first_row_that_reaches_a_value() -> None:
+    found = [{"step": 1}, {"step": 2, "test_accuracy": 0.4}, {"step": 4, "test_accuracy": 0.8}]
+
+    def steps(lower_is_better: bool, *values: float) -> list[Any]:
+        at = [first_reaching(found, "test_accuracy", value, lower_is_better=lower_is_better) for value in values]
+        return [row and row["step"] for row in at]
+
+    assert steps(False, 0.3, 0.4, 0.5, 0.9) == [2, 2, 4, None]
+    assert steps(True, 0.3, 0.4, 0.9) == [None, 2, 2]
+
+
+def test_means_leave_out_rows_without_the_number() -> None:
+    assert mean_of([{"loss": 4.0}, {"loss": None}, {}, {"loss": 1.0}], "loss") == 2.5
+    assert mean_of([{"loss": 4.0}], "accuracy") is None
+
+
+def test_the_best_row_before_a_worse_end() -> None:
+    rows = [{"step": step, "loss": loss} for step, loss in ((1, 4.0), (2, 1.0), (3, 1.0), (4, 2.0))]
+    assert best_before_the_end(rows, "loss", lower_is_better=True) == {"step": 2, "loss": 1.0}
+    assert best_before_the_end(rows[:3], "loss", lower_is_better=True) is None
+    assert best_before_the_end([], "loss", lower_is_better=True) is None

@@ -12,12 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bilevel.study.config import Config
-from bilevel.study.files import mean
 from bilevel.study.run import Setting, Variant
 from bilevel.study.tables import Column
 from bilevel.study.task import Measure
 from bilevel.tools.analyses.base import OfLearner, Planned, in_folder
-from bilevel.training.metrics import even_intervals
+from bilevel.training.metrics import even_intervals, mean_of
 from bilevel.training.settings import flag_of
 from bilevel.types import UserError
 
@@ -64,7 +63,7 @@ class Filters(OfLearner):
     def added(self, run: Planned, runs: Sequence[Planned], measure: Measure) -> dict[str, Any]:
         """Return the distinct rows over the last fifth of training, which the effective sample size is of, too."""
         rows = even_intervals(run.metrics, [DISTINCT])
-        return {DISTINCT: mean(rows[-max(1, len(rows) // 5) :], DISTINCT)}
+        return {DISTINCT: mean_of(rows[-max(1, len(rows) // 5) :], DISTINCT)}
 
 
 def distinct(batch_size: int, ids: NDArray[np.integer[Any]], step: int) -> Mapping[str, float]:

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
-from bilevel.study.comparison import reached
 from bilevel.study.config import Config
 from bilevel.study.run import Setting
 from bilevel.study.task import Measure
 from bilevel.tools.analyses.base import OfLearner, Planned, baseline, in_folder
+from bilevel.training.metrics import first_reaching
 from bilevel.training.settings import filled
 from bilevel.types import UserError
 
@@ -67,7 +67,7 @@ class Transfer(OfLearner):
             return {}
         name = f"valid_{measure.name}"
         *_, end = (row[name] for row in baseline(run, runs).metrics if name in row)
-        at = reached(run.metrics, name, end, measure)
+        at = first_reaching(run.metrics, name, end, lower_is_better=measure.lower_is_better)
         return {"seconds_to_uniform": at and at["seconds"]}
 
 
