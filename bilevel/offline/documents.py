@@ -1,8 +1,8 @@
-"""Scores of whole documents by a weighting network of rows."""
+"""Scores of whole documents by a weighting network of rows, and the choice of the best."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -50,6 +50,35 @@ def score_documents(
                 chosen = np.flatnonzero(weight)
                 yield Scored(first + chosen, sizes[chosen], (total[chosen] / weight[chosen]).astype(np.float32))
             first += len(sizes)
+
+
+def drawn_ranks(scores: NDArray[np.float32], temperature: float, seed: Sequence[int]) -> NDArray[np.float32]:
+    """Return scores with noise, float32 `[n]`: the highest k are a draw without replacement.
+
+    The k documents with the highest score / temperature + Gumbel noise are a sample with probabilities proportional to
+    exp(score / temperature). The seed decides the noise.
+
+    Reference: Kool, van Hoof, Welling, "Stochastic Beams and Where to Find Them", ICML 2019, section 2.
+    """
+    noise = np.random.default_rng(seed).gumbel(size=len(scores))
+    return (scores / temperature + noise).astype(np.float32)
+
+
+def highest_documents(ranks: Sequence[NDArray[np.float32]], count: int) -> tuple[float, list[NDArray[np.bool_]]]:
+    """Find exactly `count` documents with the highest ranks, scores or `drawn_ranks`; of equal ones the first in the corpus.
+
+    Args:
+        ranks: of the documents of each part of the corpus.
+        count: at least 1, at most as many as there are documents.
+
+    Returns:
+        The rank of the last one found; and by part, of each document, whether it is among them.
+    """
+    whole = np.concatenate(ranks)
+    threshold = np.partition(whole, len(whole) - count)[len(whole) - count]
+    kept = whole > threshold
+    kept[np.flatnonzero(whole == threshold)[: count - kept.sum()]] = True
+    return float(threshold), np.split(kept, np.cumsum([len(x) for x in ranks])[:-1])
 
 
 def _cut(

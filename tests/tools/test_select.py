@@ -24,16 +24,15 @@ from tiny_text import shrink
 
 from bilevel import cli
 from bilevel.data import Document, document_blocks, open_source
+from bilevel.data.text import parts
+from bilevel.data.text.parts import Part
 from bilevel.devices import sharding
 from bilevel.files import load_tree, save_tree
 from bilevel.nn.weighting import ConvWeighting, NGramWeighting
 from bilevel.offline import documents as offline
 from bilevel.study.files import STOPPED
-from bilevel.tools.select import scores
-from bilevel.tools.select.config import Config
 from bilevel.tools.select.network import load_network
-from bilevel.tools.select.output import choose, ranks
-from bilevel.tools.select.scores import Part, ScoreFiles
+from bilevel.tools.select.scores import ScoreFiles
 
 T = 24
 MODULES = {"ngram": NGramWeighting(width=4, hidden=4), "conv": ConvWeighting(layers=2, width=4)}
@@ -220,7 +219,7 @@ def test_large_file_in_both_formats(run: Path, tmp_path: Path) -> None:
 
 
 def test_whole_files_arrays_and_other_sources(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scores, "FILES_IN_PART", 2)
+    monkeypatch.setattr(parts, "FILES_IN_PART", 2)
     (tmp_path / "files").mkdir()
     for i, text in enumerate(texts(5, 8)):
         (tmp_path / "files" / f"{i}.txt").write_text(f"{text}\nend")
@@ -247,34 +246,6 @@ def test_whole_files_arrays_and_other_sources(run: Path, tmp_path: Path, monkeyp
     topics = [document.text.decode() for document in open_source("python:topics").read()]
     records = [json.loads(line) for line in lines_in(tmp_path / "d")]
     assert [topics[record["document"]] for record in records] == [record["text"] for record in records]
-
-
-def test_the_choice_is_that_of_a_stable_sort() -> None:
-    rng, values = np.random.default_rng(0), np.array([-3.5, -0.0, 0.0, 0.25, 1e-30, 7.0], np.float32)
-    scores = [rng.choice(values, 20 * part).astype(np.float32) for part in range(5)]
-    whole, owner = np.concatenate(scores), np.repeat(np.arange(5), [len(x) for x in scores])
-    for count in (1, 2, 57, 100, 143, 199, 200):
-        threshold, kept = choose(Config(Path(), "", Path(), keep_count=count), scores)
-        order = np.argsort(-whole, kind="stable")[:count]
-        assert np.flatnonzero(np.concatenate(kept)).tolist() == sorted(order)
-        assert [len(own) for own in kept] == np.bincount(owner, minlength=5).tolist()
-        assert threshold == whole[order[-1]]
-
-
-def test_ranks_draw_in_proportion() -> None:
-    """The first draws follow the softmax of score / temperature; the noise of seeds and parts differs."""
-
-    def drawn(seed: int, part: int, scores: list[float], temperature: float = 1.0) -> Any:
-        config = Config(Path(), "", Path(), rule="gumbel", seed=seed, temperature=temperature)
-        return ranks(config, part, np.array(scores, np.float32))
-
-    first = [int(np.argmax(drawn(seed, 4, [0.0, 2.0, 4.0], 2.0))) for seed in range(4000)]
-    wanted = np.exp([0.0, 1.0, 2.0]) / np.exp([0.0, 1.0, 2.0]).sum()
-    np.testing.assert_allclose(np.bincount(first, minlength=3) / 4000, wanted, atol=0.03)
-    noise = drawn(1, 2, [0.0] * 1000)
-    np.testing.assert_array_equal(noise, drawn(1, 2, [0.0] * 1000))
-    for seed, part in ((2, 2), (1, 3)):
-        assert abs(np.corrcoef(noise, drawn(seed, part, [0.0] * 1000))[0, 1]) < 0.15
 
 
 def test_drawn_selection(run: Path, folder: Path, tmp_path: Path) -> None:

@@ -12,13 +12,14 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
+from bilevel.data.text.parts import open_parts
 from bilevel.devices.processes import say
 from bilevel.study.files import STOPPED
 from bilevel.study.task import Task
 from bilevel.tools.select.config import Config
 from bilevel.tools.select.network import load_network
 from bilevel.tools.select.output import SELECTED, Selection
-from bilevel.tools.select.scores import ScoreFiles, open_parts
+from bilevel.tools.select.scores import ScoreFiles
 from bilevel.training.progress import Progress
 
 
@@ -39,7 +40,7 @@ def command(
 def select(config: Config, load_task: Callable[[str], Task]) -> None:
     """Score this process's files and, once all scores are there, write what is kept of them; exit if others are missing."""
     network = load_network(config.weights, config.task, load_task)
-    parts = open_parts(config)
+    parts = open_parts(config.corpus, field=config.field, documents=config.documents)
     files = ScoreFiles(config, network, parts)
     shown = partial(Progress, None, config.progress, unit="document")
     own = list(enumerate(parts[config.shard :: config.shards], start=1))

@@ -14,9 +14,11 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from bilevel.data import digest
+from bilevel.data.text.parts import Part
 from bilevel.files import appearing, remove_abandoned
+from bilevel.offline.documents import drawn_ranks, highest_documents
 from bilevel.tools.select.config import Config
-from bilevel.tools.select.scores import PATIENCE, Part, ScoreFiles
+from bilevel.tools.select.scores import PATIENCE, ScoreFiles
 from bilevel.training import prepare_run_dir
 from bilevel.training.progress import Progress
 from bilevel.training.run_dir import read_json, write_json
@@ -34,44 +36,25 @@ SCHEMA = pa.schema(
 
 
 def choose(config: Config, scores: Sequence[NDArray[np.float32]]) -> tuple[float, list[NDArray[np.bool_]]]:
-    """Find the documents to keep: exactly as many as the flags ask for; of equal scores the first in the corpus.
+    """Find the documents to keep, exactly as many as the flags ask for; see `highest_documents`.
 
     Every process finds the same ones, given the scores by part, which are in memory for the whole corpus.
-
-    Returns:
-      The rank of the last document that is kept; and by part, of each document that is not blank, whether it is kept.
 
     Raises:
       UserError: if the corpus has no text, or fewer documents than are to be kept.
     """
-    found = [ranks(config, part, own) for part, own in enumerate(scores)]
-    whole = np.concatenate(found)
-    if not len(whole):
+    whole = sum(map(len, scores))
+    if not whole:
         raise UserError(f"{config.corpus} holds no text: give files with text in them.")
-    count = config.keep_count or max(1, round((config.keep_fraction or 0) * len(whole)))
-    if count > len(whole):
+    count = config.keep_count or max(1, round((config.keep_fraction or 0) * whole))
+    if count > whole:
         raise UserError(
-            f"--keep-count {count} is more than the {len(whole)} documents in {config.corpus}: give at most {len(whole)} (what "
+            f"--keep-count {count} is more than the {whole} documents in {config.corpus}: give at most {whole} (what "
             "is scored is used again)."
         )
-    threshold = np.partition(whole, len(whole) - count)[len(whole) - count]
-    kept = whole > threshold
-    kept[np.flatnonzero(whole == threshold)[: count - kept.sum()]] = True
-    return float(threshold), np.split(kept, np.cumsum([len(x) for x in found])[:-1])
-
-
-def ranks(config: Config, part: int, scores: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return what the documents of a part are chosen by, float32 `[n]`, highest first: scores, or scores with noise.
-
-    The k documents with the highest score / temperature + Gumbel noise are a sample without replacement with probabilities
-    proportional to exp(score / temperature).
-
-    Reference: Kool, van Hoof, Welling, "Stochastic Beams and Where to Find Them", ICML 2019, section 2.
-    """
-    if config.rule == "top":
-        return scores
-    noise = np.random.default_rng((config.seed, part)).gumbel(size=len(scores))
-    return (scores / config.temperature + noise).astype(np.float32)
+    if config.rule == "gumbel":
+        scores = [drawn_ranks(own, config.temperature, (config.seed, part)) for part, own in enumerate(scores)]
+    return highest_documents(scores, count)
 
 
 class Selection:

@@ -1,21 +1,17 @@
-"""The first phase: the corpus in parts, and a table of scores for each of them."""
+"""The first phase: a table of scores for each part of the corpus."""
 
 from __future__ import annotations
 
-import contextlib
 import json
-import re
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from bilevel.data import Source, digest, open_source
-from bilevel.data.opening import hash_of, size_of, stamp_of
-from bilevel.data.text.files import source_of_files
+from bilevel.data import digest
+from bilevel.data.text.parts import Part
 from bilevel.files import appearing, remove_abandoned
 from bilevel.offline.documents import score_documents
 from bilevel.tools.select.config import Config
@@ -25,70 +21,10 @@ from bilevel.training.progress import Progress
 from bilevel.types import UserError
 
 SCHEMA = pa.schema([("document", pa.int64()), ("bytes", pa.int64()), ("score", pa.float32())])
-FILES_IN_PART = 256
-"""Where whole files are documents, this many make up a part."""
 _NOTE = b"bilevel"
 """In the metadata of a table: which text was scored."""
 PATIENCE = 60.0
 """Seconds to wait for other shards that begin at the same time."""
-T = TypeVar("T")
-
-
-class Part(NamedTuple):
-    """A file of the corpus; or a run of files that are a document each; or a source that is not made of files."""
-
-    number: int
-    """Position in the corpus."""
-    source: Source
-    """Its documents."""
-    files: tuple[str, ...] = ()
-    """The file of each document, where files are documents; else empty."""
-
-    @property
-    def stem(self) -> str:
-        """Beginning of the names of the files written for this part."""
-        return f"{self.number:05d}-{re.sub(r'[^A-Za-z0-9._-]', '_', Path(self.source.name).name)[-100:]}"
-
-    def state(self) -> dict[str, list[Any]]:
-        """Return size and time of each file: while they stay, the text has stayed."""
-        with self._reading():
-            sizes, times = ([of(path) for path in self.source.paths] for of in (size_of, stamp_of))
-            return {"sizes": sizes or [self.source.fingerprint()], "times": times}
-
-    def content(self) -> str:
-        """Return a digest of all bytes; of what is not made of files, its fingerprint."""
-        with self._reading():
-            return digest(map(hash_of, self.source.paths)) if self.source.paths else self.source.fingerprint()
-
-    def stream(self, read: Callable[[], Iterator[T]]) -> Iterator[T]:
-        """Stream `source.read` or `source.lines`."""
-        with self._reading():
-            yield from read()
-
-    @contextlib.contextmanager
-    def _reading(self) -> Iterator[None]:
-        """Raise a `UserError` if a file is gone."""
-        try:
-            yield
-        except OSError as error:
-            raise UserError(
-                f"Cannot read {self.source.name} ({error.strerror or error}): put it back, or select from other files."
-            ) from error
-
-
-def open_parts(config: Config) -> list[Part]:
-    """Return the parts of the corpus in order, the same for all processes; a UserError says what is wrong with the data."""
-    whole = open_source(config.corpus, field=config.field, documents=config.documents, blank_files=True)
-    if not whole.paths:
-        return [Part(0, whole)]
-    size, parts = 1 if config.documents == "line" else FILES_IN_PART, []
-    for start in range(0, len(whole.paths), size):
-        paths = list(whole.paths[start : start + size])
-        files = tuple(map(str, paths)) if config.documents == "file" else ()
-        name = "files" if files else str(paths[0])
-        source = source_of_files(name, paths, config.field, config.documents, blank_files=True)
-        parts.append(Part(len(parts), source, files))
-    return parts
 
 
 class ScoreFiles:
