@@ -27,6 +27,9 @@ from bilevel.derivatives.linearization import Derivatives, Forward
 from bilevel.derivatives.rows import RowLosses
 from bilevel.types import Array, Batch, LossFn, ModelState, Params, UserError
 
+RATES = ("sar", "gar")
+"""Fields of `AccelerationRates`; the standard error of each ends with "_error"."""
+
 
 class AccelerationRates(NamedTuple):
     """The two rates and their standard errors, floating-point scalars in 0..1."""

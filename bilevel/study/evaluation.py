@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from jax.sharding import Mesh
-
 from bilevel.devices import sharding
-from bilevel.step import SampledState
 from bilevel.study.context import Context
 from bilevel.study.observing import faults
 from bilevel.study.task import Evaluate, Measure, Splits
@@ -17,13 +14,6 @@ from bilevel.types import ModelState, Params
 
 CORRECT = "generic_correct"
 """Metric of losses that know whether a row is classified right: on rows picked, the share that is learned already."""
-
-
-def trained(state: Any, mesh: Mesh) -> tuple[Params, ModelState]:
-    """Return what is evaluated of a state, whole on every device: the moving averages where they are kept, else θ itself."""
-    state = state.train if isinstance(state, SampledState) else state
-    found = (state.params, state.model_state) if state.ema is None else state.ema
-    return sharding.whole(mesh, found)
 
 
 def measured(

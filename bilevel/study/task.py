@@ -9,23 +9,24 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
-import jax
 import numpy as np
 from jax.sharding import Mesh
 from numpy.typing import NDArray
 
-from bilevel.data import Dataset, JoinedData, Pack, evaluation_batches
+from bilevel.data import Dataset, Pack
 from bilevel.selection.scorers import Scorer
 from bilevel.study.report import Picture as Picture
 from bilevel.study.report import Text as Text
+from bilevel.training.evaluation import Evaluate as Evaluate
+from bilevel.training.evaluation import evaluator as evaluator
 from bilevel.types import Array, LogitFn, LossFn, ModelState, Params, UserError
 
 ParamFilter: TypeAlias = Callable[[str], bool]
 """Path of a parameter ("block_1/mlp/kernel") -> whether it is meant."""
-SPECIFIC, GENERIC = "specific", "generic"
-"""Names of evaluated sets: the one that decides, and the generic rows that are not trained on."""
+GENERIC = "generic"
+"""Name of the evaluated set of generic rows that are not trained on."""
 
 
 class Known(NamedTuple):
@@ -138,11 +139,6 @@ class Measure(NamedTuple):
         return 1 if self.lower_is_better else -1
 
 
-Evaluate: TypeAlias = Callable[[Params, ModelState, Dataset, int | None], Mapping[str, float]]
-"""(θ, model state, rows, most rows) -> the task's measures."""
-C = TypeVar("C")
-
-
 class Task(Protocol):
     """A task. `config` is any dataclass with the fields `data` and `model`, dataclasses themselves: they become flags.
 
@@ -211,26 +207,3 @@ def check_task(task: Any, where: str) -> Task:
     if missing:
         raise UserError(f"The task in {where} lacks {', '.join(missing)}: implement bilevel.study.Task.")
     return task
-
-
-def evaluator(sums: Callable[[Params, ModelState, Any], Mapping[str, tuple[Any, Any]]], batch_size: int) -> Evaluate:
-    """Return the measures of a task, with one compiled program; of several sets joined their mean, each with as many rows.
-
-    Args:
-      sums: (θ, model state, batch with `mask`, float32 `[b]`) -> name of a measure -> (its sum over the rows that are not
-        masked, what that is divided by).
-      batch_size: most rows evaluated at once.
-    """
-    compiled = jax.jit(sums)
-
-    def evaluate(params: Params, model_state: ModelState, rows: Dataset, limit: int | None) -> Mapping[str, float]:
-        if isinstance(rows, JoinedData):
-            share = None if limit is None else max(1, limit // len(rows.parts))
-            parts = [evaluate(params, model_state, part, share) for part in rows.parts.values()]
-            return {name: float(np.mean([part[name] for part in parts])) for name in parts[0]}
-        batches = evaluation_batches(rows, min(batch_size, len(rows)), limit)
-        found = jax.device_get([compiled(params, model_state, batch) for batch in batches])
-        totals = {name: np.sum([batch[name] for batch in found], axis=0) for name in found[0]}
-        return {name: float(total / count) for name, (total, count) in totals.items()}
-
-    return evaluate

@@ -19,12 +19,12 @@ from bilevel.offline.contrastive import load_gains
 from bilevel.offline.irreducible import half
 from bilevel.offline.loss_table import LossTable
 from bilevel.study import contrastive, known_rows, resolve, run
-from bilevel.study.evaluation import trained
 from bilevel.study.feeding import loaders
 from bilevel.study.run import Run, Setting, Variant, plan_of
 from bilevel.study.suite import opened
 from bilevel.training import Checkpoints, load_sequence, read_metrics
 from bilevel.training.best import Best
+from bilevel.training.evaluation import trained
 from bilevel.training.fit import BEST
 from bilevel.training.settings import filled
 from bilevel.types import UserError

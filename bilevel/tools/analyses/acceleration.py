@@ -6,15 +6,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from bilevel.offline.acceleration import RATES
 from bilevel.study.config import Config
-from bilevel.study.evaluation import trained
 from bilevel.study.run import Run, Setting
 from bilevel.study.sets import named_sets
 from bilevel.study.suite import opened
 from bilevel.study.tables import Column
 from bilevel.study.task import Measure, Task
 from bilevel.tools.analyses.base import OF_COMPARISONS, OfLearner, Planned, baseline
-from bilevel.tools.diagnose.measure import RATES, Compared, Measurement
+from bilevel.tools.diagnose.measure import Compared, Measurement
+from bilevel.training.evaluation import trained
 
 
 @dataclass(frozen=True)

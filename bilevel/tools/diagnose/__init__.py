@@ -9,9 +9,9 @@ from typing import Any
 
 import jax
 
+from bilevel.offline.verdict import verdict
 from bilevel.study import files, flags
 from bilevel.study.config import Config
-from bilevel.study.evaluation import trained
 from bilevel.study.feeding import loaders
 from bilevel.study.registry import METHODS
 from bilevel.study.resolve import complete
@@ -21,6 +21,7 @@ from bilevel.study.task import Task
 from bilevel.tools.diagnose import report
 from bilevel.tools.diagnose.measure import Compared, Measurement
 from bilevel.training import LoopConfig, hold_run_dir, train
+from bilevel.training.evaluation import trained
 from bilevel.training.opening import open_source, steps_in_call
 from bilevel.training.run_dir import CONFIG_NAME, read_settings, write_atomically, write_json
 from bilevel.training.settings import plain
@@ -92,10 +93,10 @@ def diagnose(config: Config, task: Task, own: Diagnose) -> None:
             there = setting.of(complete(config.with_study(run_dir=own.checkpoint.parent)))
             evaluate(Run(there, method, seed, Variant()).checkpoint())
         model = f"{setting.splits.about} Model: {method}, seed {seed}, b = {config.study.batch_size}."
-        about, verdict = f"{model} {measure.about}", report.verdict(rows[-1])
-        text, file = f"{about}\n\n{report.table(rows, task.measures[0])}\n\n{verdict}", directory / "diagnose"
+        about, said = f"{model} {measure.about}", verdict(rows[-1]["step"], rows[-1])
+        text, file = f"{about}\n\n{report.table(rows, task.measures[0])}\n\n{said}", directory / "diagnose"
         found = {"measured": about, "method": method, "settings": plain(own) | plain(config.task)}
-        write_json(file.with_suffix(".json"), {**found, "measurements": rows, "verdict": verdict})
+        write_json(file.with_suffix(".json"), {**found, "measurements": rows, "verdict": said})
         write_atomically(file.with_suffix(".md"), f"# SAR and GAR\n\n{text}\n")
         write_atomically(file.with_suffix(".svg"), report.plot(rows))
     print(f"{text}\n\nPlot: {file}.svg")

@@ -18,7 +18,6 @@ from bilevel.study.task import GENERIC, ModelOptions
 from bilevel.training.settings import Count
 from bilevel.types import ModelState, Params
 
-RATES = ("sar", "gar")
 Several: TypeAlias = Annotated[int, Field(ge=2)]
 _EVALUATED = 2048  # most rows of each set in an evaluation
 

@@ -1,0 +1,50 @@
+"""Measures of a model on whole sets of rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from bilevel.data import Dataset, JoinedData, evaluation_batches
+from bilevel.devices import sharding
+from bilevel.step import SampledState
+from bilevel.types import ModelState, Params
+
+Evaluate: TypeAlias = Callable[[Params, ModelState, Dataset, int | None], Mapping[str, float]]
+"""(θ, model state, rows, most rows) -> the measures by name."""
+
+
+def trained(state: Any, mesh: Mesh) -> tuple[Params, ModelState]:
+    """Return what is evaluated of a state, whole on every device: the moving averages where they are kept, else θ itself."""
+    state = state.train if isinstance(state, SampledState) else state
+    found = (state.params, state.model_state) if state.ema is None else state.ema
+    return sharding.whole(mesh, found)
+
+
+def evaluator(sums: Callable[[Params, ModelState, Any], Mapping[str, tuple[Any, Any]]], batch_size: int) -> Evaluate:
+    """Return what measures a model on a set of rows, by one compiled program.
+
+    Of several sets joined it gives the mean, each with as many rows.
+
+    Args:
+      sums: (θ, model state, batch with `mask`, float32 `[b]`) -> name of a measure -> (its sum over the rows that are not
+        masked, what that is divided by).
+      batch_size: most rows evaluated at once.
+    """
+    compiled = jax.jit(sums)
+
+    def evaluate(params: Params, model_state: ModelState, rows: Dataset, limit: int | None) -> Mapping[str, float]:
+        if isinstance(rows, JoinedData):
+            share = None if limit is None else max(1, limit // len(rows.parts))
+            parts = [evaluate(params, model_state, part, share) for part in rows.parts.values()]
+            return {name: float(np.mean([part[name] for part in parts])) for name in parts[0]}
+        batches = evaluation_batches(rows, min(batch_size, len(rows)), limit)
+        found = jax.device_get([compiled(params, model_state, batch) for batch in batches])
+        totals = {name: np.sum([batch[name] for batch in found], axis=0) for name in found[0]}
+        return {name: float(total / count) for name, (total, count) in totals.items()}
+
+    return evaluate
