@@ -51,8 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Args:
       arguments: those of the command line, if None.
     """
-    from bilevel.study.files import STOPPED
-    from bilevel.training.signals import Stopped
+    from bilevel.training.signals import STOPPED, Stopped
 
     command = None
     _print_anything()

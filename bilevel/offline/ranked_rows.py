@@ -35,3 +35,19 @@ def logits_of_rows(logits: Callable[..., Any], weights: Any, data: Dataset, *, b
         values[rows[:keep]] = np.asarray(score(weights, batch), np.float64)[:keep]
         ids[rows[:keep]] = batch["id"][:keep]
     return ids, values
+
+
+def extremes(
+    ids: NDArray[np.integer[Any]], logits: NDArray[np.floating[Any]], most: int
+) -> dict[str, list[list[int | float]]]:
+    """Return [id, logit] of the rows with the highest and with the lowest logits, at most half of all rows each.
+
+    Args:
+        ids: `[n]`.
+        logits: `[n]`.
+        most: rows of either kind.
+    """
+    order = np.argsort(-logits, kind="stable")
+    count = min(most, len(order) // 2)
+    chosen = {"highest": order[:count], "lowest": order[::-1][:count]}
+    return {name: [[int(ids[i]), float(logits[i])] for i in rows] for name, rows in chosen.items()}

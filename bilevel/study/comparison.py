@@ -16,16 +16,16 @@ from bilevel.study.observing import faults, shares_of
 from bilevel.study.registry import BASELINE
 from bilevel.study.report import Picture, Report, Section, domains, over_training, write_report
 from bilevel.study.run import Setting, context_of
-from bilevel.study.tables import Column, Table, by_method, by_run
+from bilevel.study.tables import Column, by_method, by_run
 from bilevel.study.task import Measure, Splits, Task
 from bilevel.study.weights import shown
 from bilevel.training import read_metrics
-from bilevel.training.metrics import best_before_the_end, first_reaching
+from bilevel.training.metrics import Row, best_before_the_end, first_reaching
 from bilevel.training.run_dir import flatten, recorded, write_atomically, write_json
+from bilevel.training.tables import Table
 
 JSON = "comparison.json"
 REPORT = "report.html"
-Row = dict[str, Any]
 Metrics = Mapping[tuple[str, int], list[Row]]
 """(method, seed) -> its rows of metrics."""
 _COSTS = {

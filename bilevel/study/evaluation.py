@@ -4,30 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from bilevel.devices import sharding
 from bilevel.study.context import Context
 from bilevel.study.observing import faults
-from bilevel.study.task import Evaluate, Measure, Splits
+from bilevel.study.task import Measure
 from bilevel.training import TrainResult
 from bilevel.training.metrics import best_row, even_intervals, mean_of
-from bilevel.types import ModelState, Params
 
 CORRECT = "generic_correct"
 """Metric of losses that know whether a row is classified right: on rows picked, the share that is learned already."""
-
-
-def measured(
-    evaluate: Evaluate, model: tuple[Params, ModelState], splits: Splits, limit: int | None = None, test: bool = True
-) -> dict[str, float]:
-    """Measure a model on the valid sets and, with `test`, on the test sets."""
-    params, model_state = sharding.local(model)
-    found: dict[str, float] = {}
-    for phase, sets in {"valid": splits.valid, "test": splits.test if test else {}}.items():
-        for number, (which, rows) in enumerate(sets.items()):
-            end = f"/{which}" if number else ""  # the first set of a phase has no name of its own
-            values = evaluate(params, model_state, rows, limit)
-            found |= {f"{phase}_{name}{end}": float(value) for name, value in values.items()}
-    return found
 
 
 def summary(context: Context, result: TrainResult, loaded_rows: int) -> dict[str, Any]:

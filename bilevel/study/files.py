@@ -1,4 +1,4 @@
-"""Names of run directories and of what is in them, and the exit code of a stopped run."""
+"""Names of run directories and of what is in them."""
 
 from __future__ import annotations
 
@@ -11,8 +11,6 @@ RESULT = "result.json"
 """In the directory of a run that has ended: its summary."""
 CONTENT_HASH = "content_hash"
 """Of the data, in a run's settings: a path may hold other data tomorrow."""
-STOPPED = 3
-"""Exit code of a run that a signal stopped after saving."""
 
 
 def run_of(folder: Path) -> tuple[str, int] | None:

@@ -12,13 +12,12 @@ from jax.sharding import Mesh
 
 from bilevel.data import Dataset
 from bilevel.devices import sharding
-from bilevel.devices.processes import remove_folder, say
+from bilevel.devices.processes import remove_folder
 from bilevel.study.config import Study
 from bilevel.study.context import Context
-from bilevel.study.evaluation import measured
 from bilevel.study.task import Evaluate, Measure, Model
-from bilevel.training.best import Best
 from bilevel.training.checkpoints import CHECKPOINTS_NAME
+from bilevel.training.evaluation import measured
 from bilevel.training.fit import Fit
 from bilevel.training.optimizers import optimizer_of
 from bilevel.training.run_dir import read_json, write_json
@@ -26,8 +25,6 @@ from bilevel.training.settings import plain
 from bilevel.types import ModelState, Params
 
 NAME = "finetuned.json"
-FITTED = "fitted.json"
-"""In the folder of a model that scores rows: how good it is on valid, and at which step."""
 FOLDER = "finetuned"
 EVALUATE_EVERY = 100
 PATIENCE = 5
@@ -56,20 +53,6 @@ def fit_of(
         optimizer=optimizer_of(study.optimizer, steps), seed=seed, key=step_key, settings=settings,
         begin=lambda: jax.jit(lambda: model.init(key), out_shardings=sharding.everywhere(mesh))(),
     )  # fmt: skip
-
-
-def best_of(fit: Fit, folder: Path, measure: Measure = _LOSS) -> Best:
-    """Train a model from its beginning, and say how good it is on valid, and whether training ended too soon.
-
-    The same is kept in the folder, in FITTED.
-    """
-    best, _ = fit(folder)
-    title = f"valid {measure.title}"
-    say(f"{folder}: {title} {best.value:.{measure.digits}f}, best at step {best.steps}")
-    if best.steps > fit.steps - fit.every:
-        say(f"warning: {title} still improved when the {fit.steps} steps of that model ended: allow it more.")
-    write_json(folder / FITTED, {measure.name: best.value, "step": best.steps, "most_steps": fit.steps})
-    return best
 
 
 def finetuning(
@@ -111,7 +94,7 @@ def finetuned(context: Context, model: Model, begin: Callable[[], tuple[Params, 
         return kept
     evaluate = context.evaluate(model)
     best, _ = finetuning(context, model, evaluate, study.finetune.steps, begin)(directory / FOLDER)
-    found = measured(evaluate, (best.params, best.model_state), context.splits)
+    found = measured(evaluate, (best.params, best.model_state), context.splits.measured())
     results = {"finetuned_steps": best.steps} | {f"finetuned_{name}": value for name, value in found.items()}
     write_json(directory / NAME, {"settings": plain(study.finetune), "results": results})
     remove_folder(directory / FOLDER / CHECKPOINTS_NAME)

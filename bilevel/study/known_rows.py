@@ -14,9 +14,9 @@ from bilevel.offline.irreducible import cross_scored, half, score_rows
 from bilevel.offline.loss_table import LossTable, highest
 from bilevel.selection.scoring import entropies
 from bilevel.study.context import Context
-from bilevel.study.fitting import best_of, fit_of
+from bilevel.study.fitting import fit_of
 from bilevel.study.task import Measure, Model
-from bilevel.training.fit import Fit
+from bilevel.training.fit import Fit, best_of
 from bilevel.training.settings import plain
 from bilevel.types import ModelState, Params, UserError
 
@@ -108,7 +108,8 @@ def uncertain_rows(context: Context, s: Any) -> RowView:
 
 
 def _trained(context: Context, fit: Fit, folder: Path) -> tuple[Params, ModelState]:
-    best = best_of(fit, folder, _deciding(context))
+    measure = _deciding(context)
+    best = best_of(fit, folder, title=measure.title, digits=measure.digits)
     return sharding.local((best.params, best.model_state))
 
 

@@ -20,7 +20,7 @@ from bilevel.devices.processes import say
 from bilevel.study import files
 from bilevel.study.config import Config
 from bilevel.study.context import Context
-from bilevel.study.evaluation import measured, summary
+from bilevel.study.evaluation import summary
 from bilevel.study.feeding import loaders
 from bilevel.study.fitting import finetuned, kept_results
 from bilevel.study.observing import observer
@@ -29,7 +29,7 @@ from bilevel.study.spec import Plan, Switch
 from bilevel.study.task import Evaluate, Splits, Task
 from bilevel.training import LoopConfig, Sampled, Source, TrainResult, prepare_run_dir, train
 from bilevel.training.checkpoints import newest_state, steps_done
-from bilevel.training.evaluation import trained
+from bilevel.training.evaluation import measured, trained
 from bilevel.training.opening import open_source, steps_in_call
 from bilevel.training.run_dir import read_json, write_json
 from bilevel.training.settings import may_change, of_run, plain
@@ -177,7 +177,7 @@ class Run:
     def measured(self, state: Any, limit: int | None = None, test: bool = True) -> dict[str, float]:
         """Measure a state on the valid sets and, with `test`, on the test sets."""
         model = trained(state, self.context.mesh)
-        return measured(self.evaluate, model, self.context.splits, limit, test)
+        return measured(self.evaluate, model, self.context.splits.measured(test), limit)
 
     def evaluated(self) -> dict[str, Any]:
         """Return the measures of the newest checkpoint, if the run is of these settings and data."""

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from bilevel.study.tables import NOTHING, Table, plus_minus
 from bilevel.study.task import Measure
 from bilevel.training.run_dir import write_atomically, write_json
+from bilevel.training.tables import NOTHING, Table, plus_minus
 
 MARKDOWN = "tables.md"
 PHASES = {"test": "pre-train", "finetuned_test": "fine-tune"}

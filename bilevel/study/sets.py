@@ -7,11 +7,11 @@ from collections.abc import Collection, Mapping, Sequence
 
 from bilevel.data import JoinedData
 from bilevel.study import budget, comparison, diverged, files, search
-from bilevel.study.comparison import Row
 from bilevel.study.config import Config
 from bilevel.study.finished import differing, leave_out
 from bilevel.study.run import Setting, directory_of
 from bilevel.study.task import Splits
+from bilevel.training.metrics import Row
 from bilevel.training.run_dir import read_json, recorded
 from bilevel.types import UserError
 

@@ -9,7 +9,6 @@ import jax
 from bilevel.devices import sharding
 from bilevel.devices.processes import of_first, say
 from bilevel.study import budget, comparison, diverged, search, sets
-from bilevel.study.comparison import Row
 from bilevel.study.config import Config
 from bilevel.study.feeding import loaders
 from bilevel.study.finished import Result, finished
@@ -18,6 +17,7 @@ from bilevel.study.run import Setting, directory_of, plan_of
 from bilevel.study.set_tables import MARKDOWN, write_tables
 from bilevel.study.task import Task
 from bilevel.training import TrainingDiverged
+from bilevel.training.metrics import Row
 from bilevel.types import UserError
 
 

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
-
-NOTHING = "–"
-"""The cell of a number that is not known."""
+from bilevel.training.tables import Table, mean_cell
 
 
 class Column(NamedTuple):
@@ -18,17 +14,6 @@ class Column(NamedTuple):
     title: str
     digits: int = 0
     """After the decimal point."""
-
-
-class Table(NamedTuple):
-    """A table of texts; `str` gives it as Markdown, without a line end after it."""
-
-    head: Sequence[str]
-    lines: Sequence[Sequence[str]]
-
-    def __str__(self) -> str:
-        rows = [self.head, ["---"] * len(self.head), *self.lines]
-        return "\n".join("| " + " | ".join(cell.replace("|", r"\|") for cell in row) + " |" for row in rows)
 
 
 def by_method(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, Column], first: str = "method") -> Table:
@@ -57,20 +42,6 @@ def by_run(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, Column]) -> 
     cells = [[mean_cell([row.get(name)], column.digits) for name, column in shown.items()] for row in rows]
     lines = [[row["method"], str(row["seed"]), *own] for row, own in zip(rows, cells, strict=True)]
     return Table(["method", "seed", *(column.title for column in shown.values())], lines)
-
-
-def mean_cell(values: Sequence[Any], digits: int) -> str:
-    """Return mean ± standard deviation of some numbers; a dash if one is not known."""
-    known = [float(v) for v in values if v is not None and not math.isnan(v)]
-    if len(known) < len(values) or not known:
-        return NOTHING
-    return plus_minus(float(np.mean(known)), float(np.std(known, ddof=1)) if len(known) > 1 else None, digits)
-
-
-def plus_minus(mean: float, std: float | None, digits: int) -> str:
-    """Return mean ± standard deviation; the mean alone if the deviation is None or NaN, as of one seed."""
-    spread = "" if std is None or math.isnan(std) else f" ± {std:.{digits}f}"
-    return f"{mean:.{digits}f}{spread}"
 
 
 def _known(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, Column]) -> dict[str, Column]:

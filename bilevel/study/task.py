@@ -78,6 +78,10 @@ class Splits:
         """The valid set that choices are made on."""
         return next(iter(self.valid.values()))
 
+    def measured(self, test: bool = True) -> dict[str, Mapping[str, Dataset]]:
+        """Return the sets that models are measured on: "valid" and, with `test`, "test"."""
+        return {"valid": self.valid, "test": self.test} if test else {"valid": self.valid}
+
 
 class ModelOptions(NamedTuple):
     """Which model is asked for."""

@@ -14,7 +14,7 @@ from bilevel.data import Loader
 from bilevel.devices import sharding
 from bilevel.files import load_tree, save_tree
 from bilevel.offline.domain_classifier import train_domain_classifier
-from bilevel.offline.ranked_rows import logits_of_rows
+from bilevel.offline.ranked_rows import extremes, logits_of_rows
 from bilevel.study.context import Context
 from bilevel.study.observing import faults
 from bilevel.study.spec import Start
@@ -94,11 +94,7 @@ def save_weights(context: Context, batch_size: int, state: Any) -> dict[str, flo
     network = context.weighting.logits
     assert callable(network)
     ids, logits = logits_of_rows(network, alpha, context.splits.train, batch_size=batch_size, most=_MOST)
-    order = np.argsort(-logits, kind="stable")
-    count = min(_SHOWN, len(order) // 2)
-    chosen = {"highest": order[:count], "lowest": order[::-1][:count]}
-    found = {name: [[int(ids[i]), float(logits[i])] for i in rows] for name, rows in chosen.items()}
-    write_json(context.directory / RANKED, found)
+    write_json(context.directory / RANKED, extremes(ids, logits, _SHOWN))
     share = np.exp(logits - logits.max())
     share /= share.sum()
     known = faults(context.splits)

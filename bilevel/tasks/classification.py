@@ -28,7 +28,8 @@ from bilevel.offline.confusion import confused_classes
 from bilevel.selection.scoring import scoring_loss
 from bilevel.study import Evaluate, Known, Measure, Model, ModelOptions, Picture, Splits, Text, Weighting, evaluator
 from bilevel.study.config import Study
-from bilevel.study.fitting import best_of, fit_of
+from bilevel.study.fitting import fit_of
+from bilevel.training.fit import best_of
 from bilevel.training.optimizers import OptimizerConfig
 from bilevel.training.run_dir import read_json, write_json
 from bilevel.training.settings import Count, Portion, flag_of, free, plain

@@ -25,6 +25,30 @@ def trained(state: Any, mesh: Mesh) -> tuple[Params, ModelState]:
     return sharding.whole(mesh, found)
 
 
+def measured(
+    evaluate: Evaluate,
+    model: tuple[Params, ModelState],
+    sets: Mapping[str, Mapping[str, Dataset]],
+    limit: int | None = None,
+) -> dict[str, float]:
+    """Measure a model on several sets of rows; returns `valid_loss`, `valid_loss/generic`, ….
+
+    Args:
+      evaluate: gives the measures.
+      model: θ and the model state.
+      sets: phase ("valid", "test") -> name -> rows. The first set of a phase has no name of its own in the result.
+      limit: most rows of each set; None: all.
+    """
+    params, model_state = sharding.local(model)
+    found: dict[str, float] = {}
+    for phase, of_phase in sets.items():
+        for number, (which, rows) in enumerate(of_phase.items()):
+            end = f"/{which}" if number else ""
+            values = evaluate(params, model_state, rows, limit)
+            found |= {f"{phase}_{name}{end}": float(value) for name, value in values.items()}
+    return found
+
+
 def evaluator(sums: Callable[[Params, ModelState, Any], Mapping[str, tuple[Any, Any]]], batch_size: int) -> Evaluate:
     """Return what measures a model on a set of rows, by one compiled program.
 

@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 
 from bilevel.data import Dataset, Loader
 from bilevel.devices import sharding
-from bilevel.devices.processes import remove_folder
+from bilevel.devices.processes import remove_folder, say
 from bilevel.methods import uniform
 from bilevel.state import TrainState
 from bilevel.step import make_step
@@ -24,12 +24,14 @@ from bilevel.training.checkpoints import Checkpoints
 from bilevel.training.config import LoopConfig
 from bilevel.training.loop import train
 from bilevel.training.opening import Residence, open_source, steps_in_call
-from bilevel.training.run_dir import prepare_run_dir, recorded
+from bilevel.training.run_dir import prepare_run_dir, recorded, write_json
 from bilevel.training.signals import Stopped
 from bilevel.types import Array, LossFn, ModelState, Params
 
 BEST = "best"
 """In the folder of a fit: a checkpoint of the best parameters."""
+FITTED = "fitted.json"
+"""In the folder of a fit by `best_of`: how good the model is on valid, and at which step."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -112,3 +114,24 @@ class Fit:
         if result.stop_requested:
             raise Stopped
         return best.best, result.seconds
+
+
+def best_of(fit: Fit, folder: Path, *, title: str | None = None, digits: int = 3) -> Best:
+    """Train a model, say how good it is on valid and whether training ended too soon, and keep the same in FITTED.
+
+    Args:
+        fit: what is trained.
+        folder: where; the same fit continues there.
+        title: what the deciding value is called; None: its name.
+        digits: that are shown of it.
+
+    Raises:
+        Stopped: a signal stopped it after saving.
+    """
+    best, _ = fit(folder)
+    shown = f"valid {title or fit.decides}"
+    say(f"{folder}: {shown} {best.value:.{digits}f}, best at step {best.steps}")
+    if best.steps > fit.steps - fit.every:
+        say(f"warning: {shown} still improved when the {fit.steps} steps of that model ended: allow it more.")
+    write_json(folder / FITTED, {fit.decides: best.value, "step": best.steps, "most_steps": fit.steps})
+    return best

@@ -14,6 +14,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 _NOTE = b"\nstopping after the current step (interrupt again to stop at once)\n"
+STOPPED = 3
+"""Exit code of a program that a signal stopped after saving."""
 
 
 class Stopped(Exception):

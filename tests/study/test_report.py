@@ -15,9 +15,9 @@ import pytest
 
 from bilevel.study.comparison import worse_at_the_end
 from bilevel.study.report import Picture, Report, Text, domains, over_training, write_report
-from bilevel.study.tables import Table
 from bilevel.study.task import Measure
 from bilevel.training.charts import Line, draw, mean_line
+from bilevel.training.tables import Table
 from bilevel.types import UserError
 
 pytest.importorskip("matplotlib")

@@ -29,8 +29,8 @@ from study_calls import (
 )
 
 from bilevel.study import ModelOptions, resolve
-from bilevel.study.files import STOPPED
 from bilevel.study.registry import METHODS
+from bilevel.training.signals import STOPPED
 
 pytestmark = pytest.mark.usefixtures("one_device")
 

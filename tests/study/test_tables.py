@@ -2,7 +2,8 @@
 
 import math
 
-from bilevel.study.tables import Column, Table, by_method, by_run, mean_cell
+from bilevel.study.tables import Column, by_method, by_run
+from bilevel.training.tables import Table
 
 
 def test_one_line_a_method() -> None:
@@ -24,15 +25,9 @@ def test_one_line_a_method() -> None:
         "| a | 1 | 3.00 | 20 |",
         "| c | 0 of 1 | – | – |",
     ]
-    assert mean_cell([math.nan], 1) == mean_cell([], 1) == "–"
 
 
 def test_one_line_a_run() -> None:
     rows = [{"method": "a", "seed": 3, "loss": 1.25, "steps": None}, {"method": "a", "seed": 4, "loss": math.nan}]
     table = by_run(rows, {"loss": Column("test loss", 1), "steps": Column("steps"), "none": Column("nowhere")})
     assert table == Table(["method", "seed", "test loss", "steps"], [["a", "3", "1.2", "–"], ["a", "4", "–", "–"]])
-
-
-def test_markdown() -> None:
-    assert str(Table(["x", "y"], [["a|b", "1"]])) == "| x | y |\n| --- | --- |\n| a\\|b | 1 |"
-    assert str(Table(["x"], [])) == "| x |\n| --- |"

@@ -30,9 +30,9 @@ from bilevel.devices import sharding
 from bilevel.files import load_tree, save_tree
 from bilevel.nn.weighting import ConvWeighting, NGramWeighting
 from bilevel.offline import documents as offline
-from bilevel.study.files import STOPPED
 from bilevel.tools.select.network import load_network
 from bilevel.tools.select.scores import ScoreFiles
+from bilevel.training.signals import STOPPED
 
 T = 24
 MODULES = {"ngram": NGramWeighting(width=4, hidden=4), "conv": ConvWeighting(layers=2, width=4)}

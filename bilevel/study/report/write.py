@@ -10,10 +10,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bilevel.study.tables import NOTHING, Table
 from bilevel.training.charts import Line, draw, mean_line
 from bilevel.training.metrics import Row, even_intervals
 from bilevel.training.run_dir import write_atomically
+from bilevel.training.tables import NOTHING, Table
 from bilevel.types import UserError
 
 Metrics = Mapping[str, Sequence[Sequence[Row]]]

@@ -12,9 +12,9 @@ from pydantic import Field
 
 from bilevel.offline.acceleration import acceleration_rates
 from bilevel.offline.compared_rows import draw_compared
-from bilevel.study.evaluation import measured
 from bilevel.study.run import Setting
 from bilevel.study.task import GENERIC, ModelOptions
+from bilevel.training.evaluation import measured
 from bilevel.training.settings import Count
 from bilevel.types import ModelState, Params
 
@@ -55,7 +55,7 @@ class Measurement:
         exact = task.model(config, splits, ModelOptions(forward=True, dtype="float32"))
         self._rates = functools.partial(acceleration_rates, exact.evaluation, micro_batches=parts)
         evaluate = task.evaluate(config, splits, task.model(config, splits, ModelOptions()))
-        self._measured = functools.partial(measured, evaluate, splits=splits, limit=_EVALUATED, test=False)
+        self._measured = functools.partial(measured, evaluate, sets=splits.measured(test=False), limit=_EVALUATED)
 
     def __call__(self, model: tuple[Params, ModelState]) -> dict[str, float]:
         """Return the measures on the valid sets, the rates and their standard errors."""

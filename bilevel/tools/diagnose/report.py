@@ -8,9 +8,9 @@ import numpy as np
 
 from bilevel.offline.acceleration import RATES
 from bilevel.offline.verdict import CHANCE, ERRORS, in_percent
-from bilevel.study.tables import Table
 from bilevel.study.task import GENERIC, Measure
 from bilevel.training.charts import Line, draw
+from bilevel.training.tables import Table
 
 
 def table(rows: Sequence[Mapping[str, float]], measure: Measure) -> str:

@@ -14,13 +14,13 @@ from pathlib import Path
 
 from bilevel.data.text.parts import open_parts
 from bilevel.devices.processes import say
-from bilevel.study.files import STOPPED
 from bilevel.study.task import Task
 from bilevel.tools.select.config import Config
 from bilevel.tools.select.network import load_network
 from bilevel.tools.select.output import SELECTED, Selection
 from bilevel.tools.select.scores import ScoreFiles
 from bilevel.training.progress import Progress
+from bilevel.training.signals import STOPPED
 
 
 def command(
