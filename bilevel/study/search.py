@@ -11,16 +11,14 @@ import zlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from bilevel.devices.processes import of_first, say
 from bilevel.study import files
 from bilevel.study.config import Config
 from bilevel.study.diverged import attempt
 from bilevel.study.registry import METHODS
 from bilevel.study.run import Setting
-from bilevel.study.spec import Log
 from bilevel.training import TrainingDiverged
+from bilevel.training.random_search import Among, drawn_settings
 from bilevel.training.run_dir import read_json, write_json
 
 NAME = "trials.json"
@@ -62,20 +60,11 @@ def trial_settings(method: str, seed: int, trial: int, most_specific: int | None
     """
     if trial == 0:
         return {}
-    key = [seed, zlib.crc32(method.encode())]
-    rng = np.random.default_rng([*key, trial])
-    drawn: dict[str, Any] = {}
-    for name, space in METHODS[method].search.items():
-        if isinstance(space, Log):
-            drawn[name] = float(f"{math.exp(rng.uniform(math.log(space.low), math.log(space.high))):.3g}")
-            continue
-        values = space.values
-        if name == "specific_batch_size" and most_specific is not None:
-            values = tuple(dict.fromkeys(min(value, most_specific) for value in values))
-        again, place = divmod(trial - 1, len(values))
-        order = np.random.default_rng([*key, zlib.crc32(name.encode()), again]).permutation(len(values))
-        drawn[name] = values[order[place]]
-    return drawn
+    space = dict(METHODS[method].search)
+    size = space.get("specific_batch_size")
+    if isinstance(size, Among) and most_specific is not None:
+        space["specific_batch_size"] = Among(tuple(dict.fromkeys(min(value, most_specific) for value in size.values)))
+    return drawn_settings(space, [seed, zlib.crc32(method.encode())], trial)
 
 
 def with_settings(config: Config, method: str, settings: dict[str, Any]) -> Config:

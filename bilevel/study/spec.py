@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 from bilevel.data import Dataset
 from bilevel.methods import Method
@@ -15,25 +15,11 @@ from bilevel.study.config import Study
 from bilevel.study.context import Context
 from bilevel.study.task import Model, ParamFilter, Weighting
 from bilevel.training import OnSelected
+from bilevel.training.random_search import Log, Space
 from bilevel.types import Array, Params, UserError
 
-
-class Log(NamedTuple):
-    """A range that a search draws from, with a uniform logarithm."""
-
-    low: float
-    high: float
-
-
-class Among(NamedTuple):
-    """Values that a search takes in a drawn order, each once before any comes again."""
-
-    values: tuple[Any, ...]
-
-
-Space: TypeAlias = Mapping[str, Log | Among]
-"""What a search varies: names of the method's settings, and "learning_rate", that of θ."""
 RATE: Space = {"learning_rate": Log(1e-3, 8e-3)}
+"""A search varies settings of the method, and "learning_rate", that of θ."""
 NO_WEIGHTING = Weighting(lambda key: {}, None)
 """For a method that has no network."""
 

@@ -19,11 +19,11 @@ from bilevel.study.fitting import FOLDER, NAME, PATIENCE
 from bilevel.study.methods.plain import FRACTIONS, mixed_rows
 from bilevel.study.registry import METHODS
 from bilevel.study.run import Run, Setting, Variant
-from bilevel.study.spec import Among, Log
 from bilevel.study.task import Measure
 from bilevel.training import Checkpoints, TrainingDiverged
 from bilevel.training.best import KeepBest
 from bilevel.training.fit import BEST
+from bilevel.training.random_search import Among, Log
 from bilevel.training.settings import read_file
 from bilevel.types import UserError
 

@@ -17,9 +17,10 @@ from bilevel.selection.meta_weight_net import meta_weight_net
 from bilevel.step.estimators import Estimator
 from bilevel.study.context import Context
 from bilevel.study.methods.picking import PROPORTIONAL, Picking
-from bilevel.study.spec import RATE, Among, Log, Plan, Spec, Start, plan_over, probed
+from bilevel.study.spec import RATE, Plan, Spec, Start, plan_over, probed
 from bilevel.study.task import Model, Weighting
 from bilevel.study.weights import classified, load_weights, save_weights
+from bilevel.training.random_search import Among, Log
 from bilevel.training.settings import Count
 from bilevel.types import UserError
 

@@ -18,9 +18,10 @@ from bilevel.study.config import Study
 from bilevel.study.context import Context
 from bilevel.study.known_rows import uncertain_rows
 from bilevel.study.methods.picking import FilterName, Picking
-from bilevel.study.spec import RATE, Among, Log, Plan, Spec, Start, Tried, plan_over
+from bilevel.study.spec import RATE, Plan, Spec, Start, Tried, plan_over
 from bilevel.study.weights import NAME as WEIGHTS
 from bilevel.study.weights import classified, load_weights, parts_of, save_weights
+from bilevel.training.random_search import Among, Log
 from bilevel.training.settings import Count, Share, free
 from bilevel.types import UserError
 

@@ -14,7 +14,8 @@ import bilevel
 from bilevel import methods
 from bilevel.nn.mentor_net import MentorNetwork, mentor
 from bilevel.study.context import Context
-from bilevel.study.spec import RATE, Among, Plan, Spec, plan_over, probed
+from bilevel.study.spec import RATE, Plan, Spec, plan_over, probed
+from bilevel.training.random_search import Among
 from bilevel.training.settings import Portion
 from bilevel.types import UserError
 
