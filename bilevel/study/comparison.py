@@ -187,9 +187,9 @@ def _curves(metrics: Mapping[str, list[list[Row]]], task: Task, splits: Splits) 
     section = functools.partial(over_training, metrics)
     found = []
     for phase, measure in itertools.product(("valid", "test"), task.measures):
-        title, unit = f"{phase} {measure.title}", f" ({measure.unit})" if measure.unit else ""
+        title, label = f"{phase} {measure.title}", f"{phase} {measure.label}"
         decides = (phase, measure) == ("valid", task.measures[0])
-        found += section(f"{phase}_{measure.name}", title[:1].upper() + title[1:], title + unit, seconds=decides)
+        found += section(f"{phase}_{measure.name}", title[:1].upper() + title[1:], label, seconds=decides)
     for name in faults(splits):
         found += section(f"share/{name}", f"{name.replace('_', ' ').capitalize()} among the selected rows", "share")
     found += section("reward", "Reward of the sampler", "exp(−scale · loss)")
@@ -201,9 +201,7 @@ def _ranked(setting: Setting, ended: Sequence[Result]) -> dict[str, list[Any]]:
     measure = setting.task.measures[0]
     name, highest_first = f"valid_{measure.name}", not measure.lower_is_better
     for result in sorted(ended, key=lambda result: result.row[name], reverse=highest_first):
-        if found := shown(
-            context_of(setting.of(setting.config.with_study(run_dir=result.directory.parent)), *result.key)
-        ):
+        if found := shown(context_of(setting.at(result.directory.parent), *result.key)):
             return found
     return {}
 

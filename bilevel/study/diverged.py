@@ -8,7 +8,7 @@ from typing import Any
 
 from bilevel.devices.processes import of_first, say
 from bilevel.study import files, fitting
-from bilevel.study.run import Run, Setting, Variant, directory_of, run
+from bilevel.study.run import AS_FLAGS_SAY, Run, Setting, Variant, directory_of, run
 from bilevel.training import TrainingDiverged
 from bilevel.training.run_dir import read_json, recorded, write_json
 from bilevel.training.settings import plain
@@ -20,14 +20,14 @@ WHERE = "diverged_in"
 
 
 def attempt(
-    setting: Setting, method: str, seed: int, alone: bool = False, variant: Variant | None = None
+    setting: Setting, method: str, seed: int, alone: bool = False, variant: Variant = AS_FLAGS_SAY
 ) -> dict[str, Any]:
     """Return the summary of a run; of one that diverged, now or before, what is known without training it again.
 
     Where it is `alone`, without another run to go on with, a `TrainingDiverged` is raised.
     """
     directory = directory_of(setting.config, method, seed)
-    if alone or not of_first(lambda: _noted(setting, method, seed, variant or Variant())):
+    if alone or not of_first(lambda: _noted(setting, method, seed, variant)):
         try:
             return run(setting, method, seed, variant)
         except TrainingDiverged as error:

@@ -20,12 +20,12 @@ from bilevel.devices.processes import say
 from bilevel.study import files
 from bilevel.study.config import Config
 from bilevel.study.context import Context
-from bilevel.study.evaluation import summary
 from bilevel.study.feeding import loaders
 from bilevel.study.fitting import finetuned, kept_results
 from bilevel.study.observing import observer
 from bilevel.study.registry import METHODS
 from bilevel.study.spec import Plan, Switch
+from bilevel.study.summary import summary
 from bilevel.study.task import Evaluate, Splits, Task
 from bilevel.training import LoopConfig, Sampled, Source, TrainResult, prepare_run_dir, train
 from bilevel.training.checkpoints import newest_state, steps_done
@@ -50,6 +50,10 @@ class Setting(NamedTuple):
         """The same with another configuration."""
         return self._replace(config=config)
 
+    def at(self, run_dir: Path) -> Setting:
+        """The same with another run directory."""
+        return self.of(self.config.with_study(run_dir=run_dir))
+
 
 class Variant(NamedTuple):
     """What an analysis does in another way than a run of its flags would; by default nothing."""
@@ -67,7 +71,10 @@ class Variant(NamedTuple):
     state_every: int = 0
 
 
-def run(setting: Setting, method: str, seed: int, variant: Variant | None = None) -> dict[str, Any]:
+AS_FLAGS_SAY = Variant()
+
+
+def run(setting: Setting, method: str, seed: int, variant: Variant = AS_FLAGS_SAY) -> dict[str, Any]:
     """Train (or continue, or only evaluate) one run, and return its summary.
 
     It is that of result.json and finetuned.json. The seed decides the initial parameters, the order of the data and all random
@@ -77,7 +84,7 @@ def run(setting: Setting, method: str, seed: int, variant: Variant | None = None
       Stopped: a signal stopped it before its end.
       UserError: its directory holds a run of other settings or data.
     """
-    this = Run(setting, method, seed, variant or Variant())
+    this = Run(setting, method, seed, variant)
     study, directory = setting.config.study, this.context.directory
     if study.eval_only:
         return this.evaluated() | kept_results(study, directory)
@@ -132,7 +139,7 @@ def changeable(setting: Setting, method: str) -> list[str]:
 class Run:
     """One run; its parts are built when they are needed."""
 
-    def __init__(self, setting: Setting, method: str, seed: int, variant: Variant):
+    def __init__(self, setting: Setting, method: str, seed: int, variant: Variant = AS_FLAGS_SAY):
         self.setting, self.variant = setting, variant
         self.context, self.plan = plan_of(setting, method, seed)
 

@@ -81,7 +81,7 @@ def earlier_sets(setting: Setting, names: Collection[str]) -> list[Row]:
     found: list[Row] = []
     for file in sorted(setting.config.study.run_dir.parent.glob(f"*/{comparison.JSON}")):
         folder, rows = file.parent, read_json(file)
-        there = setting.of(setting.config.with_study(run_dir=folder))
+        there = setting.at(folder)
         ended = next((row for row in rows if diverged.WHERE not in row), None)
         if folder.name in names or ended is None or not _of_set(there, ended["method"], ended["seed"]):
             continue

@@ -135,9 +135,7 @@ def _same_seconds(setting: Setting, methods: Sequence[str], results: Sequence[Re
     if short:
         say(f"No step fits in {plan['seconds']:.0f} seconds after what precedes training: {', '.join(short)}.")
     planned = budget.planned(setting.others, plan)
-    here = setting.of(config.with_study(run_dir=budget.folder_of(config)))._replace(
-        others={**setting.others, **planned}
-    )
+    here = setting.at(budget.folder_of(config))._replace(others={**setting.others, **planned})
     found = [result for result in results if plan["steps"].get(result.row["method"]) == config.study.steps]
     found += _runs(here, planned, [method for method in methods if method in planned])
     if found:

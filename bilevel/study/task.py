@@ -142,6 +142,11 @@ class Measure(NamedTuple):
         """1, or -1 where higher is better: the best value is that with the smallest product with it."""
         return 1 if self.lower_is_better else -1
 
+    @property
+    def label(self) -> str:
+        """The title with the unit, for an axis."""
+        return f"{self.title} ({self.unit})" if self.unit else self.title
+
 
 class Task(Protocol):
     """A task. `config` is any dataclass with the fields `data` and `model`, dataclasses themselves: they become flags.

@@ -16,7 +16,7 @@ from bilevel.study.methods.learning import LEARNING
 from bilevel.study.methods.picking import Picking
 from bilevel.study.methods.plain import Frozen
 from bilevel.study.registry import with_first
-from bilevel.study.run import Setting, Variant, directory_of
+from bilevel.study.run import AS_FLAGS_SAY, Setting, Variant, directory_of
 from bilevel.study.suite import check_methods, opened
 from bilevel.study.tables import Column
 from bilevel.study.task import Measure, Task
@@ -39,7 +39,7 @@ class Planned(NamedTuple):
     setting: Setting
     method: str
     seed: int
-    variant: Variant = Variant()
+    variant: Variant = AS_FLAGS_SAY
     summary: Mapping[str, Any] = {}
     """Empty until it has ended."""
     metrics: Sequence[Row] = ()
@@ -133,7 +133,7 @@ class OfLearner(Analysis):
 
 def in_folder(setting: Setting, folder: str) -> Setting:
     """Return the setting with a folder of the run directory for its runs."""
-    return setting.of(setting.config.with_study(run_dir=setting.config.study.run_dir / folder))
+    return setting.at(setting.config.study.run_dir / folder)
 
 
 def baseline(run: Planned, runs: Sequence[Planned]) -> Planned:
@@ -180,6 +180,5 @@ def _plot(analysis: Analysis, runs: Sequence[Planned], measure: Measure) -> str:
     """The valid measure of each line of the table, the mean over seeds and each seed, as SVG."""
     name, labels = f"valid_{measure.name}", dict.fromkeys(run.label for run in runs if run.metrics)
     lines = [mean_line(of, [run.metrics for run in runs if run.label == of], name, analysis.x) for of in labels]
-    unit = f" ({measure.unit})" if measure.unit else ""
     x_label = "training seconds" if analysis.x == "seconds" else "step"
-    return draw(lines, x_label=x_label, y_label=f"valid {measure.title}{unit}")
+    return draw(lines, x_label=x_label, y_label=f"valid {measure.label}")

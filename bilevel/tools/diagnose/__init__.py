@@ -15,7 +15,7 @@ from bilevel.study.config import Config
 from bilevel.study.feeding import loaders
 from bilevel.study.registry import METHODS
 from bilevel.study.resolve import complete
-from bilevel.study.run import Run, Setting, Variant
+from bilevel.study.run import Run, Setting
 from bilevel.study.suite import opened
 from bilevel.study.task import Task
 from bilevel.tools.diagnose import report
@@ -91,7 +91,7 @@ def diagnose(config: Config, task: Task, own: Diagnose) -> None:
             _train(setting, evaluate)
         else:
             there = setting.of(complete(config.with_study(run_dir=own.checkpoint.parent)))
-            evaluate(Run(there, method, seed, Variant()).checkpoint())
+            evaluate(Run(there, method, seed).checkpoint())
         model = f"{setting.splits.about} Model: {method}, seed {seed}, b = {config.study.batch_size}."
         about, said = f"{model} {measure.about}", verdict(rows[-1]["step"], rows[-1])
         text, file = f"{about}\n\n{report.table(rows, task.measures[0])}\n\n{said}", directory / "diagnose"
@@ -105,7 +105,7 @@ def diagnose(config: Config, task: Task, own: Diagnose) -> None:
 def _train(setting: Setting, evaluate: Callable[[Any], Mapping[str, float]]) -> None:
     """Train the uniform model, without keeping anything of it."""
     study, mesh = setting.config.study, setting.mesh
-    run = Run(setting, "uniform", study.seed, Variant())
+    run = Run(setting, "uniform", study.seed)
     source = open_source(study.residence, *loaders(run.context, run.plan), mesh)
     loop = LoopConfig(
         study.steps, log_every=study.log_every, evaluate_every=study.evaluate_every, progress=study.progress,

@@ -1,4 +1,4 @@
-"""What a run is judged by: measures on the sets of a task (`valid_loss`, `valid_loss/generic`), and numbers of its metrics."""
+"""The numbers of a run that follow from its metrics."""
 
 from __future__ import annotations
 
