@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,33 +54,30 @@ def _markdown(cells: pd.DataFrame, rows: Sequence[dict[str, Any]], budget: str, 
     own = [row for row in rows if row["budget"] == budget]
     sets, methods = (list(dict.fromkeys(row[name] for row in own)) for name in ("specific_set", "method"))
     runs = Counter((row["specific_set"], row["method"]) for row in own)
-    all_cells: Iterable[Any] = cells.itertuples()
-    known = {cell.Index[1:]: cell for cell in all_cells if cell.Index[0] == budget}
-    phases = [phase for phase in PHASES.values() if any(key[2] == phase for key in known)] or ["pre-train"]
+    here: Any = cells[cells.index.get_level_values("budget") == budget].droplevel("budget")
+    most = here.groupby(["specific_set", "phase"])["seeds"].transform("max")
+    here = here.assign(most=most, runs=[runs[name, method] for name, method, _ in here.index])
+    texts = {cell.Index: _show(cell, measure) for cell in here.itertuples()}
+    ranks = here["rank"].to_dict()
+    phases = [phase for phase in PHASES.values() if phase in here.index.unique("phase")] or ["pre-train"]
     columns: dict[str, list[str]] = {"method": methods}
     for name, phase in itertools.product(sets, phases):
-        found = [known.get((name, method, phase)) for method in methods]
-        most = max((cell.seeds for cell in found if cell), default=0)
-        columns[f"{name}, {phase}"] = [
-            _show(cell, runs[name, method], most, measure) for method, cell in zip(methods, found, strict=True)
-        ]
+        columns[f"{name}, {phase}"] = [texts.get((name, method, phase), NOTHING) for method in methods]
     for phase in phases:
-        ranks = [
-            [known[name, method, phase].rank for name in sets if (name, method, phase) in known] for method in methods
-        ]
-        columns[f"mean rank, {phase}"] = [f"{np.mean(r):.1f}" if len(r) == len(sets) else NOTHING for r in ranks]
+        of_method = [[ranks.get((name, method, phase), np.nan) for name in sets] for method in methods]
+        columns[f"mean rank, {phase}"] = [NOTHING if np.isnan(r).any() else f"{np.mean(r):.1f}" for r in of_method]
     table = Table(list(columns), list(zip(*columns.values(), strict=True)))
     unit = f" in {measure.unit}" if measure.unit else ""
     return f"Test {measure.title}{unit}, the same budget of {budget} for every method:\n\n{table}"
 
 
-def _show(cell: Any, runs: int, most: int, measure: Measure) -> str:
+def _show(cell: Any, measure: Measure) -> str:
     """A cell; where some of the runs have no such value, or another method has more seeds, the number of seeds too."""
-    if cell is None:
-        return NOTHING
     medal = f" {MEDALS[cell.rank - 1]}" if cell.rank <= len(MEDALS) else ""
-    seeds = f"{cell.seeds} of {runs} seeds" if cell.seeds < runs else f"{cell.seeds} seed{'s' * (cell.seeds > 1)}"
-    fewer = f" ({seeds})" if cell.seeds < max(runs, most) else ""
+    seeds = f"{cell.seeds} seed{'s' * (cell.seeds > 1)}"
+    if cell.seeds < cell.runs:
+        seeds = f"{cell.seeds} of {cell.runs} seeds"
+    fewer = f" ({seeds})" if cell.seeds < max(cell.runs, cell.most) else ""
     return plus_minus(cell.mean, cell.std, measure.digits) + fewer + medal
 
 
