@@ -46,7 +46,7 @@ def default_config(
         raise UserError(f"--preset {preset} does not exist: choose from {', '.join(sorted(known))}.")
     kind = flags_type(task, METHODS)
     methods = {name: spec.settings() for name, spec in METHODS.items()}
-    config = complete(Config(Study(), task.config(), methods, Path()))
+    config = Config(Study(), task.config(), methods, Path())
     for name in dict.fromkeys(("default", preset)):
         config = config_of(filled(flags_of(kind, config), _preset(task, name), f"The preset {name}"), config)
     config = config if adapt is None else adapt(config)

@@ -16,14 +16,13 @@ class Column(NamedTuple):
     """After the decimal point."""
 
 
-def by_method(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, Column], first: str = "method") -> Table:
+def by_method(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, Column]) -> Table:
     """Return the table of some results by method; columns that no result has are omitted.
 
     Args:
         rows: results with `method`, in the order in which methods are shown, and numbers by name (None or NaN: not known). A
             row without any of the numbers is a run that has no result: the mean is over the others, and the seeds are "2 of 3".
         columns: name of a number -> its column. Where a seed lacks the number, a dash stands for all.
-        first: head of the first column.
     """
     shown = _known(rows, columns)
     lines = []
@@ -31,17 +30,20 @@ def by_method(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, Column], 
         own = [row for row in rows if row["method"] == method]
         ended = [row for row in own if any(row.get(name) is not None for name in shown)]
         seeds = str(len(own)) if len(ended) == len(own) else f"{len(ended)} of {len(own)}"
-        cells = [mean_cell([row.get(name) for row in ended], column.digits) for name, column in shown.items()]
-        lines.append([method, seeds, *cells])
-    return Table([first, "seeds", *(column.title for column in shown.values())], lines)
+        lines.append([method, seeds, *_cells(ended, shown)])
+    return Table(["method", "seeds", *(column.title for column in shown.values())], lines)
 
 
 def by_run(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, Column]) -> Table:
     """Return the table of the same results run by run."""
     shown = _known(rows, columns)
-    cells = [[mean_cell([row.get(name)], column.digits) for name, column in shown.items()] for row in rows]
-    lines = [[row["method"], str(row["seed"]), *own] for row, own in zip(rows, cells, strict=True)]
+    lines = [[row["method"], str(row["seed"]), *_cells([row], shown)] for row in rows]
     return Table(["method", "seed", *(column.title for column in shown.values())], lines)
+
+
+def _cells(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, Column]) -> list[str]:
+    """The mean of each number over some results."""
+    return [mean_cell([row.get(name) for row in rows], column.digits) for name, column in columns.items()]
 
 
 def _known(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, Column]) -> dict[str, Column]:
