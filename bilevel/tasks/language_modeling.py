@@ -6,12 +6,13 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field, NonNegativeFloat
 
 from bilevel.data import DocumentRows, Pack, PackedText, RowView, cut_rows, open_source, open_specific, options_of, pack
 from bilevel.data.text.overlap import warn_of_overlap
@@ -61,6 +62,8 @@ class ModelConfig:
     """Recompute blocks in the backward pass to save memory (on CPU only together with --model.scan-layers)."""
     scan_layers: bool = False
     """Compile one block for all layers: faster to compile when there are many."""
+    dropout: Annotated[NonNegativeFloat, Field(lt=1)] = 0.0
+    """Dropout of the main model in training (the paper: 0.1); evaluations and scores of rows are without."""
     weighting: Literal["conv", "ngram"] = "ngram"
     """Weighting network: convolutions over bytes, or a bag of hashed n-grams."""
     weighting_layers: Count = 1
@@ -127,19 +130,23 @@ class LanguageModeling:
         if size not in SIZES:
             raise UserError(f'There is no language model "{size}": choose from {", ".join(SIZES)}.')
         shape = dataclasses.replace(
-            SIZES[size], dtype=jnp.dtype(options.dtype or m.dtype), remat=m.remat, scan_layers=m.scan_layers
-        )
+            SIZES[size], dtype=jnp.dtype(options.dtype or m.dtype), remat=m.remat, scan_layers=m.scan_layers,
+            dropout=m.dropout,
+        )  # fmt: skip
         if options.forward:
             shape = dataclasses.replace(shape, attention="xla")  # fused kernels have no forward mode
         gathers = options.mesh is not None and m.scan_layers
         model = Transformer(shape, options.mesh if gathers else None)
-        loss, tokens = language_model_loss(model), jnp.zeros((1, config.data.length), jnp.uint8)
+        tokens = jnp.zeros((1, config.data.length), jnp.uint8)
+        loss = evaluation = language_model_loss(model)
+        if m.dropout:  # else one and the same, so that a dense step scores its rows by its own losses
+            evaluation = language_model_loss(model, train=False)
 
         def init(key: Array) -> tuple[Params, ModelState]:
             return Transformer(shape).init(key, tokens)["params"], {}
 
         return Model(
-            init, loss, loss, loss, part=None if m.scan_layers else lambda count: last_blocks(count, shape),
+            init, loss, loss, evaluation, part=None if m.scan_layers else lambda count: last_blocks(count, shape),
             gather=gathered_before if gathers else None, describe=f"transformer {size}",
         )  # fmt: skip
 

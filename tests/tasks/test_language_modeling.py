@@ -151,6 +151,7 @@ BAD_INPUT: dict[str, tuple[dict[str, Any], str]] = {
     "labels of other documents": ({"data__generic_labels": "EMPTY"}, "empty.txt"),
     "unknown data set": ({"data__generic": "tfds:no_such_set"}, "no_such_set"),
     "no bytes": ({"data__length": 0}, "--data.length 0 must be at least 1"),
+    "all units dropped": ({"model__dropout": 1.0}, "--model.dropout 1.0 must be less than 1"),
     "one document": ({"data__documents": "file"}, "has 1 documents, too few different ones to hold some out"),
     "a field of plain text": ({"data__field": "body"}, "is plain text"),
     "small specific set": ({"soba__specific_batch_size": 5000}, "A specific batch of 5000 rows"),
@@ -381,6 +382,27 @@ def test_recomputed_and_scanned_blocks(text: Path) -> None:
     count, stack = (sum(x.size for x in jax.tree.leaves(tree)) for tree in (params, stacked))
     assert count == stack
     assert (plain.gather, scanned.gather) == (None, None), "on one device nothing is gathered"
+
+
+def test_dropout_is_for_training_alone(text: Path) -> None:
+    """Generic and specific rows have it; evaluation, which also scores rows, does not. Without, all are one function."""
+    config = config_of(text, ModelConfig(dropout=0.5))
+    splits = TASK.open(config, text)
+    model = TASK.model(config, splits, ModelOptions())
+    plain = TASK.model(config_of(text), splits, ModelOptions())
+    assert plain.loss is plain.specific_loss is plain.evaluation
+    assert model.scoring is None, "rows are scored by the evaluation"
+    params, state = jax.jit(model.init)(jax.random.key(0))
+    rows = splits.specific.rows(np.arange(4))
+
+    def losses(loss: Any, seed: int = 1) -> np.ndarray:
+        return np.asarray(jax.jit(loss)(params, state, rows, jax.random.key(seed))[0])
+
+    np.testing.assert_array_equal(losses(model.evaluation), losses(plain.loss))
+    for trained in (model.loss, model.specific_loss):
+        np.testing.assert_array_equal(losses(trained), losses(trained))
+        assert np.abs(losses(trained) - losses(trained, 2)).max() > 1e-4
+        assert np.abs(losses(trained) - losses(model.evaluation)).max() > 1e-4
 
 
 def test_what_a_split_state_gathers(text: Path) -> None:
