@@ -175,7 +175,7 @@ class Classification:
         Measure("accuracy", "accuracy", lower_is_better=False), Measure("loss", "loss", 3, "nats"),
     )  # fmt: skip
 
-    def __init__(self, name: str, presets: Mapping[str, Mapping[str, Mapping[str, Any]]]):
+    def __init__(self, name: str, presets: Mapping[str, Mapping[str, Any]]):
         self.name, self.presets = name, presets
 
     def open(self, config: ClassificationConfig, folder: Path) -> Rows:

@@ -13,10 +13,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import yaml
 from commands import compare, equal_after_a_kill, flags, metrics_of, refused, results
 from tiny_text import DOMAINS, TINY, text_flags, write_texts
 from traced import fitting, setting_of, trace
 
+from bilevel import cli
 from bilevel.data import PackedText, RowView
 from bilevel.devices import sharding
 from bilevel.nn.transformer import SIZES, Transformer, TransformerConfig, last_blocks
@@ -139,6 +141,25 @@ def test_soba_finds_the_domain_in_real_text(tmp_path: Path) -> None:
     assert soba["test_loss"] < uniform["test_loss"] < 2.9
     last = metrics_of(tmp_path / "run" / "soba-seed0")[-1]
     assert last["share/biomedical_articles"] > 3 * 0.0085, "its share in the generic data"
+
+
+def test_the_papers_experiment(text: Path) -> None:
+    """Grangier et al., tables 1 and 13; with sizes made small it runs."""
+    found = cli.parse(["compare", "language_modeling", "--preset", "atd"]).settings
+    study, model, soba = found.study, found.task.model, found.methods["soba"]
+    assert (study.batch_size, study.big_batch_size, study.steps) == (128, 16_384, 300_000)
+    assert (study.optimizer.name, study.optimizer.learning_rate) == ("adam", 0.002)
+    assert (model.network, model.dropout, found.task.data.length) == ("large", 0.1, 256)
+    assert (model.weighting, model.weighting_layers, model.weighting_width) == ("conv", 2, 128)
+    paper = cli.parse(["compare", "language_modeling", "--preset", "paper"]).settings
+    assert soba.chosen_rate == 0.001
+    assert found.methods == paper.methods != cli.parse(["compare", "language_modeling"]).settings.methods
+    assert paper.study.batch_size != 128, "the preset of the methods alone sets no sizes"
+    given = text_flags(text, preset="atd", compare="soba", batch_size=8, big_batch_size=32, steps=2)
+    (row,) = compare("language_modeling", text / "run", **given)
+    assert math.isfinite(row["test_loss"])
+    recorded = yaml.safe_load((text / "run" / "soba-seed0" / "config.yaml").read_text())
+    assert (recorded["model"]["dropout"], recorded["soba"]["derivatives"]) == (0.1, "forward")
 
 
 # -- bad input -------------------------------------------------------------------------------------------------------
