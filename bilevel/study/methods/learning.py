@@ -15,12 +15,13 @@ import bilevel
 from bilevel import methods
 from bilevel.selection.meta_weight_net import meta_weight_net
 from bilevel.step.estimators import Estimator
+from bilevel.study.best_weights import BestWeights
 from bilevel.study.config import Count
 from bilevel.study.context import Context
 from bilevel.study.methods.picking import PROPORTIONAL, Picking
 from bilevel.study.spec import RATE, Among, Log, Plan, Spec, Start, plan_over, probed
 from bilevel.study.task import Model, Weighting
-from bilevel.study.weights import classified, load_weights, save_weights
+from bilevel.study.weights import At, classified, load_weights, save_weights, weights_file
 from bilevel.types import UserError
 
 _OF_STEP = ("mode", "alpha_batch", "update_every", "normalize_alignments", "entropy_bonus")
@@ -141,6 +142,9 @@ class Dds(Learning):
 class RetrainedDds(Dds):
     """DDS that begins with the weighting network that the run of dds with the same seed ended with (DDS, section 4.1)."""
 
+    at: At = "end"
+    """The network that dds ended with, or that of its evaluation that was best on valid."""
+
 
 @dataclass(frozen=True)
 class Anograd(Learning):
@@ -206,7 +210,8 @@ def learned(make: Callable[..., methods.Method], *names: str) -> Callable[[Any, 
         tracker = (s.tracker_optimizer(),) if isinstance(s, Tracking) else ()
         method = make(*tracker, **{name: getattr(s, name) for name in names})
         plan = _plan(s, context, method, _model(s, context), context.weighting)
-        plan = dataclasses.replace(plan, finish=partial(save_weights, context, context.loaded_rows(plan.picks)))
+        finish = partial(save_weights, context, context.loaded_rows(plan.picks))
+        plan = dataclasses.replace(plan, finish=finish, keeper=partial(BestWeights, context))
         if not s.warm_start:
             return plan
         start = classified(context, steps=s.classifier_steps, rows=s.classifier_rows, rate=s.chosen_rate)
@@ -224,7 +229,8 @@ def _retrained(s: RetrainedDds, context: Context) -> Plan:
     def start(state: Any) -> Start:
         directory, summary = context.other("dds")
         report = {"preparation_seconds": summary["seconds"], "preparation_steps": float(context.study.steps)}
-        return Start(load_weights(directory, state.weight_params), report)
+        file = weights_file(directory, s.at, "--retrained-dds.at")
+        return Start(load_weights(file, state.weight_params), report)
 
     return dataclasses.replace(_LEARNED_BY_DDS(s, context), start=start)
 
