@@ -42,7 +42,9 @@ def network_of(
     """
     dtype = jnp.dtype(dtype)
     if len(shape) == 1 and not name.startswith("mlp"):
-        raise UserError(f"The network {name} needs images, but the data are rows of {shape[0]} features: take mlp.")
+        raise UserError(
+            f"The network {name} needs images, but the data are rows of {shape[0]} features: take mlp (--model.network)."
+        )
     large = max(shape) >= _LARGE
     if name in ("mlp", "mlp-small"):
         width = width if name == "mlp" else math.ceil(width / 8)
