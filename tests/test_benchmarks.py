@@ -92,6 +92,19 @@ def test_dry_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_command_cost() -> None:
+    small = ["--model.network", "xs", "--model.weighting", "conv", "--batch-size", "8", "--big-batch-size", "32"]
+    tables = [
+        run("command_cost", "language_modeling", *small, "--preset", name, "--compare", "uniform,soba")
+        for name in ("atd", "default")
+    ]
+    paper, ours = (float(table.splitlines()[-1].split("|")[3]) for table in tables)
+    assert paper > 4 > ours > 1, (
+        "the paper's settings cost three forward passes more, and probe all layers on every step"
+    )
+
+
+@pytest.mark.slow
 def test_loader(tmp_path: Path) -> None:
     flags = ["--parts", "loader", "--repeats", "1", "--cache-dir", str(tmp_path / "cache")]
     run("loader", *flags, "--json", str(tmp_path / "loader.json"))

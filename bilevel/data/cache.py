@@ -85,7 +85,9 @@ def _publish(temporary: Path, folder: Path, opened: Callable[[Path], T]) -> T:
             with contextlib.suppress(OSError):
                 os.replace(folder, discarded / "damaged")
             shutil.rmtree(discarded, ignore_errors=True)
-    raise UserError(f"The result could not be moved to {folder}; remove that folder, or choose another cache folder.")
+    raise UserError(
+        f"The result could not be moved to {folder}; remove that folder, or choose another cache folder with --data.cache-dir."
+    )
 
 
 def _temporary_folder(parent: Path) -> Path:

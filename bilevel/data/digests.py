@@ -19,6 +19,10 @@ class Document(NamedTuple):
     """The domain of the document, if the source knows it."""
 
 
+FIELD, DOCUMENTS = (f"--data.{name}, or --{name} of bilevel select" for name in ("field", "documents"))
+"""The flags of `Options`, for messages."""
+
+
 class Options(NamedTuple):
     """Which of the options of `open_source` a source has a use for."""
 

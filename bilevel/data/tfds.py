@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from bilevel.data.digests import Document, Source, digest
+from bilevel.data.digests import FIELD, Document, Source, digest
 from bilevel.types import UserError
 
 _CHUNK = 512  # records read at once
@@ -27,7 +27,9 @@ def tfds_source(spec: str, field: str | None) -> Source:
     """
     name, split, named = parse_spec(spec)
     if field is not None and named is not None and field != named:
-        raise UserError(f"{spec} names the field {named!r}, but field={field!r} was given as well; give one of them.")
+        raise UserError(
+            f"{spec} names the field {named!r}, but field={field!r} ({FIELD}) was given as well; give one of them."
+        )
     key = named or field or "text"
     records = open_records(spec, name, split)
     _check_field(spec, records, key)
@@ -110,7 +112,7 @@ def _check_field(spec: str, records: Any, key: str) -> None:
     if key not in features:
         raise UserError(
             f"{spec}: no field {key!r}; the fields found are: {', '.join(map(repr, features))}; name "
-            "the text with field=... or tfds:NAME:SPLIT:FIELD."
+            f"the text with field=... ({FIELD}) or tfds:NAME:SPLIT:FIELD."
         )
     _text(records[0][key], spec, 0)
 
@@ -118,7 +120,9 @@ def _check_field(spec: str, records: Any, key: str) -> None:
 def _text(value: Any, spec: str, number: int) -> bytes:
     if not isinstance(value, bytes | str):
         kind = type(value).__name__
-        raise UserError(f"{spec}, record {number}: the field holds a {kind} instead of a text; name a text field.")
+        raise UserError(
+            f"{spec}, record {number}: the field holds a {kind} instead of a text; name a text field ({FIELD})."
+        )
     text = value.encode("utf-8") if isinstance(value, str) else value
     try:
         text.decode("utf-8")

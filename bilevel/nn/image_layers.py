@@ -72,7 +72,7 @@ def checked_images(images: Array, dtype: Any, *, at_least: int = 1) -> Array:
     if min(images.shape[1:3]) < at_least:
         raise UserError(
             f"The images are {images.shape[1]} × {images.shape[2]} pixels, but this network needs at least "
-            f"{at_least} × {at_least}; resize them or take another network."
+            f"{at_least} × {at_least}; resize them (--data.size) or take another network (--model.network)."
         )
     return images.astype(dtype)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -13,9 +14,12 @@ from bilevel.nn.resnet import resnet18, resnet20, resnet50
 from bilevel.nn.small import MLP, SmallCNN
 from bilevel.nn.vgg import VGG16
 from bilevel.nn.wide_resnet import WideResNet
-from bilevel.types import UserError
+from bilevel.types import Params, UserError
 
 NAMES = ("mlp", "mlp-small", "cnn", "cnn-small", "resnet18", "resnet20", "resnet50", "vgg16", "vgg16-plain")
+_PLACED = re.compile(r"(stage|conv|norm|hidden)_(\d+)(?:_(?:block_)?(\d+))?")
+"""Submodules that are blocks, with their places, or belong to one: residual blocks, and the layers of other networks."""
+_BEHIND = ("final_norm", "head")
 _LARGE = 64
 """From this height or width on, images get the networks' ImageNet form."""
 
@@ -38,7 +42,9 @@ def network_of(
     """
     dtype = jnp.dtype(dtype)
     if len(shape) == 1 and not name.startswith("mlp"):
-        raise UserError(f"The network {name} needs images, but the data are rows of {shape[0]} features: take mlp.")
+        raise UserError(
+            f"The network {name} needs images, but the data are rows of {shape[0]} features: take mlp (--model.network)."
+        )
     large = max(shape) >= _LARGE
     if name in ("mlp", "mlp-small"):
         width = width if name == "mlp" else math.ceil(width / 8)
@@ -59,3 +65,29 @@ def network_of(
     if wide is None:
         raise UserError(f'There is no network "{name}": choose from {", ".join(NAMES)}, wrnDEPTH-WIDTH (wrn28-10).')
     return WideResNet(int(wide[1]), int(wide[2]), outputs, dtype=dtype)
+
+
+def last_blocks(count: int, params: Params) -> Callable[[str], bool]:
+    """Return what accepts the parameters of the last `count` blocks of a network, and of what lies behind them.
+
+    A block is a residual one; in networks without, a convolution with its BatchNorm, or a hidden layer.
+
+    Args:
+      count: number of blocks.
+      params: those of a network of this module, or their shapes.
+
+    Raises:
+      UserError: the network has no such blocks.
+    """
+    places = {name: place for name in params if (place := _place(name)) is not None}
+    order = sorted({*places.values()})
+    if not 0 < count <= len(order):
+        raise UserError(f"the last {count} blocks of a network that has {len(order)}: give 1 to {len(order)}.")
+    chosen = {name for name, place in places.items() if place in order[-count:]} | {*_BEHIND}
+    return lambda path: path.partition("/")[0] in chosen
+
+
+def _place(name: str) -> tuple[bool, int, int] | None:
+    """Where the block of a submodule lies; hidden layers come after convolutions. None for another submodule."""
+    found = _PLACED.fullmatch(name)
+    return found and (found[1] == "hidden", int(found[2]), int(found[3] or 0))

@@ -29,6 +29,9 @@ class TransformerConfig:
     heads: int = 4
     feed_forward: int = 512
     dropout: float = 0.0
+    """Share of units set to 0 in training: after embedding and positions, and of what attention and the feed-forward network add
+    to the stream (Vaswani et al. 2017, section 5.4). flax's own language model has two places more, the attention weights,
+    which fused kernels never hold, and the hidden units of the feed-forward network."""
     dtype: Any = jnp.float32
     """Type of the computation; parameters, softmax and losses stay float32."""
     attention: Literal["auto", "xla", "cudnn"] = "auto"
@@ -178,11 +181,20 @@ def byte_losses(logits: Array, tokens: Array, length: Array) -> tuple[Array, Arr
     return sums / jnp.maximum(length, 1).astype(sums.dtype), sums
 
 
-def language_model_loss(model: Transformer) -> LossFn:
-    """The loss of a batch {"tokens": `[b, T]`, "length": `[b]`}: each row's mean nats per byte, float32 `[b]`."""
+def language_model_loss(model: Transformer, *, train: bool = True) -> LossFn:
+    """The loss of a batch {"tokens": `[b, T]`, "length": `[b]`}: each row's mean nats per byte, float32 `[b]`.
+
+    The key of a call is that of dropout, so all evaluations that share it have the same masks, as augmentation in
+    `bilevel.nn.classification`. In `make_step` masks are a function of (seed, step), on rows spread over devices too; other
+    `micro_batches`, or a mapped axis, give other masks. Without dropout the key is not used.
+
+    Args:
+      model: the transformer.
+      train: whether its dropout is on.
+    """
+    dropout = train and model.config.dropout > 0
 
     def loss(params: Params, model_state: ModelState, batch: Batch, rng: Array) -> tuple[Array, LossAux]:
-        dropout = model.config.dropout > 0
         logits = model.apply(
             {"params": params},
             batch["tokens"],

@@ -57,9 +57,13 @@ class WideResNet(nn.Module):
 
     def __post_init__(self) -> None:
         if self.depth < 10 or (self.depth - 4) % 6:
-            raise UserError(f"The depth {self.depth} of a wide ResNet must be 6n + 4, such as 10, 16, 22 or 28.")
+            raise UserError(
+                f"The depth {self.depth} of a wide ResNet must be 6n + 4, such as 10, 16, 22 or 28 (--model.network wrn28-2)."
+            )
         if self.width < 1:
-            raise UserError(f"The width {self.width} of a wide ResNet must be at least 1, as in WRN-28-2.")
+            raise UserError(
+                f"The width {self.width} of a wide ResNet must be at least 1, as in WRN-28-2 (--model.network wrn28-2)."
+            )
         super().__post_init__()
 
     @nn.compact

@@ -48,7 +48,8 @@ class Study:
     compare: str = of_comparison("uniform,soba")
     """Methods to train under the same budget, comma-separated; all: every method that needs no other run."""
     preset: str = of_comparison("default")
-    """default: tuned on valid; paper: the settings of the papers. A flag of a method has the last word."""
+    """default: tuned on valid; paper: the papers' settings of the methods; or a whole experiment of a paper, where the task has
+    one. Flags have the last word."""
     steps: Count = 3000
     """θ-updates."""
     seed: NonNegativeInt = 0

@@ -41,13 +41,10 @@ def default_config(
     where = "" if settings is None else f"{settings[0]} {settings[1]}"
     given = {} if settings is None else _settings_of_file(*settings, task)
     preset = preset or str(given.get("preset", "default"))
-    known = {"default", "paper", *task.presets}
-    if preset not in known:
-        raise UserError(f"--preset {preset} does not exist: choose from {', '.join(sorted(known))}.")
     kind = flags_type(task, METHODS)
     methods = {name: spec.settings() for name, spec in METHODS.items()}
     config = Config(Study(), task.config(), methods, Path())
-    for name in dict.fromkeys(("default", preset)):
+    for name in _layers(task, preset):
         config = config_of(filled(flags_of(kind, config), _preset(task, name), f"The preset {name}"), config)
     config = config if adapt is None else adapt(config)
     return config_of(filled(flags_of(kind, config), {**given, "preset": preset}, where), config)
@@ -78,6 +75,15 @@ def config_of(flags: Any, before: Config) -> Config:
     """Return the configuration that flags say; methods without flags keep their settings."""
     methods = {name: getattr(flags, name, settings) for name, settings in before.methods.items()}
     return complete(Config(part_of(Study, flags), part_of(type(before.task), flags), methods, before.prepared))
+
+
+def _layers(task: Task, preset: str) -> list[str]:
+    """The presets that one lies on, the lowest first, and itself; a UserError says that there is no such preset."""
+    known = {"default", "paper", *task.presets}
+    if preset not in known:
+        raise UserError(f"--preset {preset} does not exist: choose from {', '.join(sorted(known))}.")
+    below = task.presets.get(preset, {}).get("extends", "default")
+    return list(dict.fromkeys(("default", below, preset)))
 
 
 def _preset(task: Task, name: str) -> dict[str, Any]:

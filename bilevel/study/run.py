@@ -219,13 +219,23 @@ class Run:
     def _trained(self, state: Any, steps: int, rows: Dataset | None = None) -> TrainResult:
         """Train (or continue) up to a step, on all generic rows or on some."""
         study, recorder, source = self.context.study, self.plan.recorder, self._source(rows)
+        keeper = None if self.plan.keeper is None else self.plan.keeper()
+
+        def evaluate(state: Any) -> dict[str, float]:
+            found = self.measured(state, study.evaluate_rows or None, bool(study.targets))
+            if keeper is not None:
+                keeper.compare(state, found)
+            return found
+
         result = train(
             self.parts[0], state, data=source, config=self._loop(steps, source), run_dir=self.context.directory,
-            evaluate=partial(self.measured, limit=study.evaluate_rows or None, test=bool(study.targets)),
+            evaluate=evaluate,
             on_selected=self.variant.on_selected if recorder is None else recorder(), on_state=self.variant.on_state,
         )  # fmt: skip
         if result.stop_requested:
             raise Stopped
+        if keeper is not None:
+            keeper.finish()
         return result
 
     def _source(self, rows: Dataset | None) -> Source:

@@ -161,8 +161,9 @@ class Task(Protocol):
     config: type[Any]
     measures: Sequence[Measure]
     """The first one decides."""
-    presets: Mapping[str, Mapping[str, Mapping[str, Any]]]
-    """Preset -> method (or "study") -> what it sets; "default" holds always."""
+    presets: Mapping[str, Mapping[str, Any]]
+    """Preset -> method (or "study", or "task") -> what it sets; "default" holds always. A preset that sets "extends" to "paper"
+    lies on that one, which holds the papers' settings of the methods."""
 
     def open(self, config: Any, folder: Path) -> Splits:
         """Open the data.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import jax
 import numpy as np
@@ -25,6 +25,10 @@ from bilevel.types import Params, UserError
 
 NAME = "weights.safetensors"
 """In the directory of a run: its last weighting network."""
+BEST = "weights_best.safetensors"
+"""Likewise, that of the evaluation while training that was best on valid; its step is in the metadata."""
+At: TypeAlias = Literal["end", "best"]
+"""Which of the two is taken."""
 RANKED = "ranked.json"
 """The rows with the highest and the lowest logits: {"highest": [[id, logit], …], "lowest": …}."""
 CLASSIFIER = "classifier.json"
@@ -60,22 +64,36 @@ def classified(context: Context, *, steps: int, rows: int, rate: float) -> Calla
     return start
 
 
-def load_weights(source: Path, template: Any = None) -> Params:
-    """Return the weighting network that the run in a directory ended with.
+def weights_file(source: Path, at: At, flag: str) -> Path:
+    """Return the file of a run's weighting network, at its end or at its best evaluation.
+
+    Raises:
+      UserError: if a finished run has none at its best; `flag` is that of `at`.
+    """
+    if at == "end":
+        return source / NAME
+    if (source / NAME).exists() and not (source / BEST).exists():
+        raise UserError(
+            f"{source / BEST} does not exist, as that run learned no weights while it trained: give {flag} end."
+        )
+    return source / BEST
+
+
+def load_weights(file: Path, template: Any = None) -> Params:
+    """Return the weighting network in a file of `weights_file`.
 
     Raises:
       UserError: if there is none, or a damaged one, or one that does not have the names, shapes and types of `template`.
     """
-    file = source / NAME
     if not file.exists():
         raise UserError(f"{file} does not exist: give the directory of a finished run of dds, soba or anograd.")
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), template)
     return load_tree(file, shapes)[0]
 
 
-def parts_of(source: Path) -> Iterator[str | bytes]:
-    """Yield what tells the weighting network of one run from that of another, wherever it lies."""
-    for path, x in jax.tree_util.tree_leaves_with_path(load_weights(source)):
+def parts_of(file: Path) -> Iterator[str | bytes]:
+    """Yield what tells one weighting network from another, wherever its file lies."""
+    for path, x in jax.tree_util.tree_leaves_with_path(load_weights(file)):
         yield from (jax.tree_util.keystr(path), str(x.shape), np.asarray(x).tobytes())
 
 

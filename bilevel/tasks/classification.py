@@ -23,7 +23,7 @@ from bilevel.nn.augment import preparation, standardization
 from bilevel.nn.class_weighting import class_weighting
 from bilevel.nn.classification import Prepare, classification_loss, init_variables
 from bilevel.nn.head import with_head
-from bilevel.nn.networks import network_of
+from bilevel.nn.networks import last_blocks, network_of
 from bilevel.offline.confusion import confused_classes
 from bilevel.selection.scoring import scoring_loss
 from bilevel.study import Evaluate, Known, Measure, Model, ModelOptions, Picture, Splits, Text, Weighting, evaluator
@@ -139,10 +139,30 @@ class Rows(Splits):
 
 
 _LEARNED: dict[str, Any] = {
-    "mode": "dense", "weight_learning_rate": 3e-4, "entropy_bonus": 0.03, "probe_every": 0, "average_specific": 0.9,
+    "mode": "dense", "weight_learning_rate": 3e-4, "entropy_bonus": 0.03, "probe_every": 0, "probe_blocks": 0,
+    "average_specific": 0.9,
 }  # fmt: skip
 _TRACKED = {name: value for name, value in _LEARNED.items() if name != "average_specific"}
 _PAPER: dict[str, Any] = {"alpha_batch": "filtered", "estimator": "uniform", "weight_learning_rate": 3e-4}
+_DDS_CIFAR10: dict[str, Any] = {
+    "extends": "paper",
+    "study": {
+        "compare": "uniform,spcl,learning_to_reweight,mentornet,dds,retrained_dds", "steps": 200_000, "batch_size": 128,
+        "log_every": 100, "evaluate_every": 1000, "checkpoint_every": 2000, "run_dir": Path("runs/dds_cifar10"),
+        "optimizer": {
+            "name": "sgd", "learning_rate": 0.1, "schedule": "cosine", "warmup": 2000, "average": 0.999, "weight_decay": 5e-4,
+        },
+    },
+    "task": {
+        "data": {
+            "source": "tfds:cifar10", "noise": "none", "limit": 4000, "split": "last", "specific_rows": 400, "held_out": 0,
+            "augment": "crop_flip", "padding_mode": "reflect",
+        },
+        "model": {"network": "wrn28-2"},
+    },
+}  # fmt: skip
+"""Wang et al., table 1 left, section 4.1 and appendix A.4. The paper is silent on momentum, weight decay and augmentation: they
+are those of Zagoruyko and Komodakis, section 3, whose results it says that its networks reproduce."""
 _PRESETS: dict[str, Any] = {
     "default": {
         "study": {
@@ -178,7 +198,7 @@ class Classification:
         Measure("accuracy", "accuracy", lower_is_better=False), Measure("loss", "loss", 3, "nats"),
     )  # fmt: skip
 
-    def __init__(self, name: str, presets: Mapping[str, Mapping[str, Mapping[str, Any]]]):
+    def __init__(self, name: str, presets: Mapping[str, Mapping[str, Any]]):
         self.name, self.presets = name, presets
 
     def open(self, config: ClassificationConfig, folder: Path) -> Rows:
@@ -213,7 +233,7 @@ class Classification:
         m, name = config.model, options.network or config.model.network
         network = network_of(name, splits.classes, splits.shape, width=m.width, dtype=options.dtype or m.dtype)
         init = partial(init_variables, network, shape=splits.shape)
-        jax.eval_shape(init, jax.random.key(0))  # refuses inputs that are too small
+        shapes, _ = jax.eval_shape(init, jax.random.key(0))  # refuses inputs that are too small
 
         def loss(train: bool, prepare: Prepare = splits.plain) -> LossFn:
             return classification_loss(network, train=train, prepare=prepare, inputs=splits.inputs)
@@ -224,6 +244,7 @@ class Classification:
             loss(True),
             loss(False),
             scoring=lambda statistics: scoring_loss(lambda train: with_head(loss(train)), statistics=statistics),  # pyright: ignore[reportArgumentType]
+            part=partial(last_blocks, params=shapes),
             describe=name,
         )
 
@@ -347,7 +368,7 @@ def _rows(number: float) -> float:
     return int(number) if number >= 1 and float(number).is_integer() else number
 
 
-TASK = Classification("image_classification", _PRESETS)
+TASK = Classification("image_classification", {**_PRESETS, "dds_cifar10": _DDS_CIFAR10})
 _TABLES = {
     "study": _PRESETS["default"]["study"] | TABULAR_STUDY,
     "task": {

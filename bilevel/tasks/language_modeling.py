@@ -6,12 +6,13 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field, NonNegativeFloat
 
 from bilevel.data import DocumentRows, Pack, PackedText, RowView, cut_rows, open_source, open_specific, options_of, pack
 from bilevel.data.text.overlap import warn_of_overlap
@@ -61,6 +62,8 @@ class ModelConfig:
     """Recompute blocks in the backward pass to save memory (on CPU only together with --model.scan-layers)."""
     scan_layers: bool = False
     """Compile one block for all layers: faster to compile when there are many."""
+    dropout: Annotated[NonNegativeFloat, Field(lt=1)] = 0.0
+    """Dropout of the main model in training (the paper: 0.1); evaluations and scores of rows are without."""
     weighting: Literal["conv", "ngram"] = "ngram"
     """Weighting network: convolutions over bytes, or a bag of hashed n-grams."""
     weighting_layers: Count = 1
@@ -77,6 +80,25 @@ class LanguageConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
 
 
+_ATD: dict[str, Any] = {
+    "extends": "paper",
+    "study": {
+        "compare": "uniform,mixing,contrastive,classifier,meta_weight_net,learning_to_reweight,dds,anograd,soba",
+        "steps": 300_000, "batch_size": 128, "big_batch_size": 16_384, "run_dir": Path("runs/atd"),
+        "optimizer": {"name": "adam", "learning_rate": 2e-3, "warmup": 1000},
+        "log_every": 100, "evaluate_every": 2500, "checkpoint_every": 5000,
+    },
+    "task": {
+        "data": {"length": 256},
+        "model": {
+            "network": "large", "dropout": 0.1, "weighting": "conv", "weighting_layers": 2, "weighting_width": 128,
+        },
+    },
+}  # fmt: skip
+"""Grangier et al., tables 1, 2 and 13. Ours, where the paper is silent: the bytes in a row; the schedule and b2 of Adam (those of
+"default") and its warm-up, as in flax's language model, which the paper's is derived from."""
+
+
 class LanguageModeling:
     """Language modelling with learned data weights.
 
@@ -88,13 +110,14 @@ class LanguageModeling:
     title = "Language modelling with learned data weights"
     config = LanguageConfig
     measures: Sequence[Measure] = (Measure("loss", "loss", 3, "nats per byte"),)
-    presets: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
+    presets: Mapping[str, Mapping[str, Any]] = {
         "default": {
             "study": {
                 "run_dir": Path("runs/language_modeling"),
                 "optimizer": {"name": "adam", "b2": 0.98, "learning_rate": 2e-3, "schedule": "cosine", "warmup": 100},
             }
-        }
+        },
+        "atd": _ATD,
     }
 
     def open(self, config: LanguageConfig, folder: Path) -> Splits:
@@ -127,19 +150,23 @@ class LanguageModeling:
         if size not in SIZES:
             raise UserError(f'There is no language model "{size}": choose from {", ".join(SIZES)}.')
         shape = dataclasses.replace(
-            SIZES[size], dtype=jnp.dtype(options.dtype or m.dtype), remat=m.remat, scan_layers=m.scan_layers
-        )
+            SIZES[size], dtype=jnp.dtype(options.dtype or m.dtype), remat=m.remat, scan_layers=m.scan_layers,
+            dropout=m.dropout,
+        )  # fmt: skip
         if options.forward:
             shape = dataclasses.replace(shape, attention="xla")  # fused kernels have no forward mode
         gathers = options.mesh is not None and m.scan_layers
         model = Transformer(shape, options.mesh if gathers else None)
-        loss, tokens = language_model_loss(model), jnp.zeros((1, config.data.length), jnp.uint8)
+        tokens = jnp.zeros((1, config.data.length), jnp.uint8)
+        loss = evaluation = language_model_loss(model)
+        if m.dropout:  # else one and the same, so that a dense step scores its rows by its own losses
+            evaluation = language_model_loss(model, train=False)
 
         def init(key: Array) -> tuple[Params, ModelState]:
             return Transformer(shape).init(key, tokens)["params"], {}
 
         return Model(
-            init, loss, loss, loss, part=None if m.scan_layers else lambda count: last_blocks(count, shape),
+            init, loss, loss, evaluation, part=None if m.scan_layers else lambda count: last_blocks(count, shape),
             gather=gathered_before if gathers else None, describe=f"transformer {size}",
         )  # fmt: skip
 

@@ -220,6 +220,11 @@ def steps_done(run_dir: Path) -> int:
         return checkpoints.latest_step() or 0
 
 
+def kept_steps(run_dir: Path) -> list[int]:
+    """Return the steps of a run's complete checkpoints, by their names alone."""
+    return sorted(int(path.name) for path in (run_dir / CHECKPOINTS_NAME).glob("[0-9]*") if path.name.isdecimal())
+
+
 def newest_state(run_dir: Path, template: Any, advice: str) -> Any:
     """Return the state of a run's newest checkpoint.
 

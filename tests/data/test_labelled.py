@@ -157,7 +157,9 @@ def test_one_archive_with_all_parts(tmp_path: Path) -> None:
     np.testing.assert_array_equal(data.test.arrays["image"], x[20:])
     assert data.test.arrays["label"].tolist() == [i % 3 for i in range(20, 30)]
     assert (len(data.train), len(data.specific), data.num_classes) == (18, 2, 3)
-    with pytest.raises(UserError, match="holds x_train, whose labels are y_train; leave label='kind' out"):
+    with pytest.raises(
+        UserError, match=r"holds x_train, whose labels are y_train; leave label='kind' \(--data\.label\) out"
+    ):
         open_labelled(str(file), label="kind")
 
 
@@ -173,7 +175,9 @@ def test_grey_images_and_features(tmp_path: Path) -> None:
 
 def test_folder_of_images(tmp_path: Path) -> None:
     folder, cache = png_folder(tmp_path / "cinic", train=4, valid=3, test=2), tmp_path / "cache"
-    with pytest.raises(UserError, match="is a folder of images, labelled by their folders; leave label='kind' out"):
+    with pytest.raises(
+        UserError, match=r"is a folder of images, labelled by their folders; leave label='kind' \(--data\.label\) out"
+    ):
         open_labelled(str(folder), label="kind", cache_dir=cache)
     data = open_labelled(str(folder), specific=3, cache_dir=cache)
     assert data.class_names == CLASSES
@@ -216,7 +220,9 @@ def test_sizes(tmp_path: Path) -> None:
     for part in ("train", "test"):
         for i in range(4):
             write_png(folder / part / "a" / f"{i}.png", np.full((4 + 2 * i, 6, 3), 10 * i, np.uint8))
-    with pytest.raises(UserError, match=r"1\.png has the shape \[6, 6, 3\], but .*0\.png \[4, 6, 3\]; give a size"):
+    with pytest.raises(
+        UserError, match=r"1\.png has the shape \[6, 6, 3\], but .*0\.png \[4, 6, 3\]; give a size .--data\.size."
+    ):
         open_labelled(str(folder), cache_dir=tmp_path / "cache")
     assert not [path for path in (tmp_path / "cache").iterdir() if path.is_dir()]
     data = open_labelled(str(folder), size=5, specific=1, split="last", cache_dir=tmp_path / "cache")
@@ -385,12 +391,18 @@ def test_real_images_and_human_labels(tmp_path: Path) -> None:
         ({"seed": -1}, "seed is -1"),
         ({"limit": 0}, "limit=0 is not possible"),
         ({"size": 0}, "size=0 is not possible"),
-        ({"size": 8}, "holds arrays, which are not resized; leave size=8 out"),
+        ({"size": 8}, "holds arrays, which are not resized; leave size=8 .--data.size. out"),
         ({"specific": 0}, "specific=0 is not a number of its 30 rows"),
         ({"specific": 2.5}, "specific=2.5 is not a number"),
         ({"specific": 0.001}, "specific=0.001 is not a number"),
-        ({"specific": 25}, "30 rows are too few for test=0.2, specific=25"),
-        ({"specific": 24}, "test, specific take all 30 rows; leave some to train on"),
+        (
+            {"specific": 25},
+            "30 rows are too few for test=0.2, specific=25; ask for fewer .--data.test, --data.specific-rows.",
+        ),
+        (
+            {"specific": 24},
+            "test, specific take all 30 rows; leave some to train on .--data.test, --data.specific-rows.",
+        ),
     ],
 )
 def test_impossible_wishes(tmp_path: Path, options: dict[str, Any], message: str) -> None:
@@ -406,7 +418,7 @@ def test_bad_sources(tmp_path: Path) -> None:
         assert "\n" not in str(caught.value)
 
     label = np.zeros(3, int)
-    fails(" ", "specification is empty; give")
+    fails(" ", "specification .--data.source. is empty; give")
     fails("sklearn:faces", "sklearn:faces.* is not known; the sources of this kind are sklearn:digits")
     fails(tmp_path / "missing", "no labelled data at .*missing")
     fails(tmp_path, "holds no labelled data; give a .npz, .csv or .parquet file, a folder")

@@ -71,7 +71,11 @@ def test_text_labels_of_an_archive(tmp_path: Path) -> None:
 
 def test_bad_tables(tmp_path: Path) -> None:
     cases = [
-        ("a,b\n1,2\n", None, "has no column label, labels, y or target, but a, b; name the column of the labels"),
+        (
+            "a,b\n1,2\n",
+            None,
+            "has no column label, labels, y or target, but a, b; name the column of the labels with --data.label",
+        ),
         ("a,y\n1,2\n", "z", "has no column 'z', but a, y"),
         ("a,a,y\n1,2,3\n", None, "several columns called 'a'"),
         ("y\n1\n", None, "no column beside that of the labels, 'y'"),
@@ -88,7 +92,7 @@ def test_bad_tables(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=message) as caught:
             open_labelled(write(tmp_path / f"{i}.csv", content), label=label)
         assert "\n" not in str(caught.value)
-    with pytest.raises(UserError, match="leave size=8 out"):
+    with pytest.raises(UserError, match=r"leave size=8 \(--data\.size\) out"):
         open_labelled(write(tmp_path / "a.csv", text(9)), label="kind", size=8)
     with pytest.raises(UserError, match="knows its labels"):
         open_labelled("sklearn:iris", label="kind")

@@ -102,7 +102,7 @@ def test_missing_things(tmp_path: Path):
     fails(tmp_path / "no*.txt", tmp_path / "no*.txt", "No file matches", "check the pattern")
     fails(tmp_path, tmp_path, "holds no .txt", "name the files")
     fails(f"{write(tmp_path / 'a.txt', 'a')},", "empty name", "separated by commas")
-    fails("  ", "specification is empty", "give a file")
+    fails("  ", "specification (--data.generic, --data.specific) is empty", "give a file")
     fails("python:nothing", "python:nothing", "python:stdlib and python:topics")
 
 
@@ -164,9 +164,15 @@ def test_json_errors(tmp_path: Path):
         return write(tmp_path / "a.jsonl", '{"text": "a"}\n' + line)
 
     where = f"{tmp_path / 'a.jsonl'}, line 2"
-    fails(second_line('{"body": "a", "title": 1}'), where, "no field 'text'", "'body', 'title'", "field=...")
+    fails(
+        second_line('{"body": "a", "title": 1}'),
+        where,
+        "no field 'text'",
+        "'body', 'title'",
+        "field=... (--data.field, or",
+    )
     fails(second_line("{}"), where, "found are: none")
-    fails(second_line('{"text": 3}'), where, "holds a int", "field=...")
+    fails(second_line('{"text": 3}'), where, "holds a int", "field=... (--data.field, or")
     fails(second_line('{"text": "a"'), where, "not valid JSON", "one JSON object")
     fails(second_line("[" * 100_000), where, "not valid JSON")
     fails(second_line('["a"]'), where, "a JSON list", "one JSON object a line")
@@ -175,11 +181,20 @@ def test_json_errors(tmp_path: Path):
 
 def test_options_that_do_not_fit(tmp_path: Path):
     text, lines = write(tmp_path / "a.txt", "a"), write(tmp_path / "a.jsonl", '{"text": "a"}')
-    fails(text, text, "field='body'", "plain text", "leave the field out", field="body")
-    fails(lines, lines, "documents='file' is for plain text", documents="file")
+    fails(text, text, "field='body' (--data.field", "plain text", "leave the field out", field="body")
+    fails(
+        lines,
+        lines,
+        "documents='file' (--data.documents, or --documents of bilevel select) is for plain text",
+        documents="file",
+    )
     fails(text, "documents='page'", "'line' or 'file'", documents="page")
-    fails("python:topics", "leave out field", field="text")
-    fails("tfds:x", "documents='file' is for plain text", documents="file")
+    fails("python:topics", "leave out field and documents (--data.field, --data.documents)", field="text")
+    fails(
+        "tfds:x",
+        "documents='file' (--data.documents, or --documents of bilevel select) is for plain text",
+        documents="file",
+    )
     for name in ("a.npy", "a.npz"):
         fails(write(tmp_path / name, "x"), name, "one document a line or row", documents="file")
 

@@ -1,5 +1,6 @@
 """State spread over the devices: the same numbers, an eighth of the memory for it."""
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -123,10 +124,12 @@ def test_an_eighth_of_the_memory_and_of_the_operations() -> None:
 SCANNED = TransformerConfig(layers=8, width=128, heads=4, feed_forward=512, remat=True, scan_layers=True)
 
 
-def test_blocks_gathered_one_by_one_give_the_same_step() -> None:
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_blocks_gathered_one_by_one_give_the_same_step(dropout: float) -> None:
     mesh, method = sharding.make_mesh(), bilevel.soba(optax.adam(1e-3))
-    alone_step, init_alone = transformer_step(Transformer(SCANNED), method, sharding.make_mesh(jax.devices()[:1]))
-    train, init = transformer_step(Transformer(SCANNED, mesh), method, mesh, gather=gathered_before)
+    shape = dataclasses.replace(SCANNED, dropout=dropout)
+    alone_step, init_alone = transformer_step(Transformer(shape), method, sharding.make_mesh(jax.devices()[:1]))
+    train, init = transformer_step(Transformer(shape, mesh), method, mesh, gather=gathered_before)
     where = sharding.split_state(mesh, jax.eval_shape(init), min_size=16)
     assert not where.params["blocks"]["up"]["kernel"].is_fully_replicated
     step = jax.jit(train.map(sharding.keep_sharding(where)).learn)

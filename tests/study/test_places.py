@@ -16,6 +16,7 @@ from study_calls import TASK, call, environment, free_port, result, rows, weight
 
 from bilevel.data import ArrayDataset
 from bilevel.devices import sharding
+from bilevel.files import load_tree
 from bilevel.study import resolve
 from bilevel.study.context import Context
 from bilevel.study.task import Known, Splits, Weighting
@@ -89,6 +90,9 @@ def test_two_processes_give_what_one_gives(tmp_path: Path, monkeypatch: pytest.M
             assert a[name] == pytest.approx(b[name], rel=1e-3), name
     folders = [tmp_path / name / "warm_soba-seed0" for name in ("two", "one")]
     np.testing.assert_allclose(weights(folders[0]), weights(folders[1]), rtol=1e-3, atol=1e-4)
+    best = [load_tree(folder / "weights_best.safetensors") for folder in folders]
+    np.testing.assert_allclose(best[0][0]["of"], best[1][0]["of"], rtol=1e-3, atol=1e-4)
+    assert best[0][1]["step"] == best[1][1]["step"]
     assert result(tmp_path / "two", "contrastive")["preparation_step"] == 4
 
 

@@ -28,6 +28,7 @@ from study_calls import (
     weights,
 )
 
+from bilevel.files import load_tree
 from bilevel.study import ModelOptions, resolve
 from bilevel.study.registry import METHODS
 from bilevel.training.signals import STOPPED
@@ -185,6 +186,9 @@ def test_a_killed_run_ends_like_one_that_was_not(tmp_path: Path, interrupted: Pa
         call(tmp_path / name, "soba", *FLAGS, task=interrupted)
     assert same_result(result(tmp_path / "cut", "soba"), result(tmp_path / "whole", "soba"))
     np.testing.assert_array_equal(weights(cut), weights(whole))
+    kept = [load_tree(run / "weights_best.safetensors") for run in (cut, whole)]
+    np.testing.assert_array_equal(kept[0][0]["of"], kept[1][0]["of"])
+    assert kept[0][1] == kept[1][1], "the same step and value"
     assert [row["step"] for row in metrics(cut)] == [row["step"] for row in metrics(whole)] == [2, 4, 6, 8]
 
 

@@ -60,6 +60,8 @@ def test_retrained_begins_with_the_weights_that_dds_ended_with(tmp_path: Path) -
     np.testing.assert_allclose(weights(tmp_path / "retrained_dds-seed0"), dds, atol=1e-6)
     row = result(tmp_path, "retrained_dds")
     assert row["preparation_steps"] == 8
+    head, _, line = (tmp_path / "comparison.md").read_text().splitlines()[:3]
+    assert dict(zip(head.split("|"), line.split("|"), strict=True))[" steps before "] == " 8 "
     assert row["preparation_seconds"] == pytest.approx(result(tmp_path, "dds")["seconds"])
     assert row["seconds"] > row["preparation_seconds"]
 

@@ -15,11 +15,13 @@ from commands import compare, equal_after_a_kill, metrics_of, refused, results
 from tiny_images import clean_sets, config_of, digit_flags, image_flags, quarters, rows_of
 from traced import fitting, setting_of, trace
 
+from bilevel import cli
 from bilevel.cli import main
 from bilevel.data.labelled import mosaic
 from bilevel.offline.loss_table import LossTable
 from bilevel.offline.ranked_rows import logits_of_rows
-from bilevel.study import Known, ModelOptions, Picture, Weighting, weights
+from bilevel.study import Known, ModelOptions, Picture, Weighting, resolve, weights
+from bilevel.study.run import plan_of
 from bilevel.tasks.classification import TASK, ModelConfig, Rows
 from bilevel.types import UserError
 
@@ -69,6 +71,49 @@ def test_a_killed_run_ends_like_one_left_alone(tmp_path: Path, monkeypatch: pyte
     given = digit_flags(compare="dds", optimizer__average=0.9)
     killed, whole = equal_after_a_kill("image_classification", tmp_path, monkeypatch, **given)
     assert metrics_of(killed / "dds-seed0") == metrics_of(whole / "dds-seed0")
+
+
+def test_the_papers_experiment(tmp_path: Path) -> None:
+    """Wang et al., section 4.1 and appendix A.4; on other rows and a smaller network it runs."""
+    found = cli.parse(["compare", "image_classification", "--preset", "dds_cifar10"]).settings
+    study, data, model, dds = found.study, found.task.data, found.task.model, found.methods["dds"]
+    assert (study.steps, study.batch_size) == (200_000, 128)
+    o = study.optimizer
+    assert (o.name, o.learning_rate, o.schedule, o.warmup, o.average) == ("sgd", 0.1, "cosine", 2000, 0.999)
+    assert (data.source, data.limit, data.split, data.specific_rows, data.noise) == (
+        "tfds:cifar10",
+        4000,
+        "last",
+        400,
+        "none",
+    )
+    assert (model.network, model.weighting_labels, model.weighting_bound) == ("wrn28-2", False, 0.0)
+    assert (dds.mode, dds.estimator, dds.weight_learning_rate, dds.probe_blocks) == ("dense", "uniform", 3e-4, 0)
+    given = {
+        "preset": "dds_cifar10", "compare": "dds", "data__source": DIGITS, "data__limit": 200, "data__specific_rows": 40,
+        "data__padding": 1, "model__network": "mlp-small", "batch_size": 8, "steps": 2, "model__width": 8,
+    }  # fmt: skip
+    (row,) = compare("image_classification", tmp_path / "run", **given)
+    assert math.isfinite(row["test_loss"])
+
+
+def test_a_part_of_the_parameters_is_probed(tmp_path: Path) -> None:
+    """By flags alone: the step on digits is traced, with the specific gradient kept for the last block and the head."""
+    given = {"data": {"source": DIGITS, "limit": 200}, "model": {"network": "mlp-small", "width": 16}}
+    for blocks in (0, 1):
+        setting = setting_of(TASK, tmp_path, given, {"dds": {"probe_blocks": blocks, "probe_every": 2}})
+        trace(setting, "dds")
+        _, plan = plan_of(setting, "dds", 0)
+        state = jax.eval_shape(plan.init, *jax.random.split(jax.random.key(0), 3))
+        kept = [x for x in jax.tree.leaves(state.method_state.specific_gradient) if x.size]
+        assert len(kept) == (4 if blocks else 8), "kernels and biases"
+        assert plan.step.period == 2
+    wrong = setting_of(TASK, tmp_path, given, {"dds": {"probe_blocks": 4}})
+    with pytest.raises(
+        UserError, match=r"--dds.probe-blocks 4: the last 4 blocks of a network that has 3: give 1 to 3\."
+    ):
+        plan_of(wrong, "dds", 0)
+    assert resolve.default_config(TASK).methods["dds"].probe_blocks == 0, "all, where no flag says otherwise"
 
 
 def test_every_method_can_be_trained_on_digits(tmp_path: Path) -> None:
@@ -123,7 +168,10 @@ BAD_INPUT: dict[str, tuple[dict[str, Any], str]] = {
     "a method beside a wrong one": ({"compare": "uniform,svp", "svp__fraction": 0}, "--svp.fraction 0.0 must lie in (0, 1]"),
     "an unknown proxy": ({"compare": "svp", "svp__network": "resnet19"}, 'There is no network "resnet19"'),
     "a burn-in of two runs": ({"compare": "mentornet", "mentornet__burn_in": 2}, "--mentornet.burn-in 2.0 must lie in"),
-    "blocks": ({"compare": "soba", "soba__probe_blocks": 1}, "--soba.probe-blocks 1: this network has no blocks"),
+    "blocks": (
+        {"compare": "soba", "soba__probe_blocks": 9},
+        "--soba.probe-blocks 9: the last 9 blocks of a network that has 3: give 1 to 3.",
+    ),
     "no held-out rows": (
         {"data__held_out": 0, "compare": "rho_loss"},
         "has no held-out rows to learn irreducible losses from: give --data.held-out a share, or --rho-loss.halves",

@@ -13,10 +13,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import yaml
 from commands import compare, equal_after_a_kill, flags, metrics_of, refused, results
 from tiny_text import DOMAINS, TINY, text_flags, write_texts
 from traced import fitting, setting_of, trace
 
+from bilevel import cli
 from bilevel.data import PackedText, RowView
 from bilevel.devices import sharding
 from bilevel.nn.transformer import SIZES, Transformer, TransformerConfig, last_blocks
@@ -141,6 +143,25 @@ def test_soba_finds_the_domain_in_real_text(tmp_path: Path) -> None:
     assert last["share/biomedical_articles"] > 3 * 0.0085, "its share in the generic data"
 
 
+def test_the_papers_experiment(text: Path) -> None:
+    """Grangier et al., tables 1 and 13; with sizes made small it runs."""
+    found = cli.parse(["compare", "language_modeling", "--preset", "atd"]).settings
+    study, model, soba = found.study, found.task.model, found.methods["soba"]
+    assert (study.batch_size, study.big_batch_size, study.steps) == (128, 16_384, 300_000)
+    assert (study.optimizer.name, study.optimizer.learning_rate) == ("adam", 0.002)
+    assert (model.network, model.dropout, found.task.data.length) == ("large", 0.1, 256)
+    assert (model.weighting, model.weighting_layers, model.weighting_width) == ("conv", 2, 128)
+    paper = cli.parse(["compare", "language_modeling", "--preset", "paper"]).settings
+    assert soba.chosen_rate == 0.001
+    assert found.methods == paper.methods != cli.parse(["compare", "language_modeling"]).settings.methods
+    assert paper.study.batch_size != 128, "the preset of the methods alone sets no sizes"
+    given = text_flags(text, preset="atd", compare="soba", batch_size=8, big_batch_size=32, steps=2)
+    (row,) = compare("language_modeling", text / "run", **given)
+    assert math.isfinite(row["test_loss"])
+    recorded = yaml.safe_load((text / "run" / "soba-seed0" / "config.yaml").read_text())
+    assert (recorded["model"]["dropout"], recorded["soba"]["derivatives"]) == (0.1, "forward")
+
+
 # -- bad input -------------------------------------------------------------------------------------------------------
 
 BAD_INPUT: dict[str, tuple[dict[str, Any], str]] = {
@@ -151,6 +172,7 @@ BAD_INPUT: dict[str, tuple[dict[str, Any], str]] = {
     "labels of other documents": ({"data__generic_labels": "EMPTY"}, "empty.txt"),
     "unknown data set": ({"data__generic": "tfds:no_such_set"}, "no_such_set"),
     "no bytes": ({"data__length": 0}, "--data.length 0 must be at least 1"),
+    "all units dropped": ({"model__dropout": 1.0}, "--model.dropout 1.0 must be less than 1"),
     "one document": ({"data__documents": "file"}, "has 1 documents, too few different ones to hold some out"),
     "a field of plain text": ({"data__field": "body"}, "is plain text"),
     "small specific set": ({"soba__specific_batch_size": 5000}, "A specific batch of 5000 rows"),
@@ -381,6 +403,27 @@ def test_recomputed_and_scanned_blocks(text: Path) -> None:
     count, stack = (sum(x.size for x in jax.tree.leaves(tree)) for tree in (params, stacked))
     assert count == stack
     assert (plain.gather, scanned.gather) == (None, None), "on one device nothing is gathered"
+
+
+def test_dropout_is_for_training_alone(text: Path) -> None:
+    """Generic and specific rows have it; evaluation, which also scores rows, does not. Without, all are one function."""
+    config = config_of(text, ModelConfig(dropout=0.5))
+    splits = TASK.open(config, text)
+    model = TASK.model(config, splits, ModelOptions())
+    plain = TASK.model(config_of(text), splits, ModelOptions())
+    assert plain.loss is plain.specific_loss is plain.evaluation
+    assert model.scoring is None, "rows are scored by the evaluation"
+    params, state = jax.jit(model.init)(jax.random.key(0))
+    rows = splits.specific.rows(np.arange(4))
+
+    def losses(loss: Any, seed: int = 1) -> np.ndarray:
+        return np.asarray(jax.jit(loss)(params, state, rows, jax.random.key(seed))[0])
+
+    np.testing.assert_array_equal(losses(model.evaluation), losses(plain.loss))
+    for trained in (model.loss, model.specific_loss):
+        np.testing.assert_array_equal(losses(trained), losses(trained))
+        assert np.abs(losses(trained) - losses(trained, 2)).max() > 1e-4
+        assert np.abs(losses(trained) - losses(model.evaluation)).max() > 1e-4
 
 
 def test_what_a_split_state_gathers(text: Path) -> None:

@@ -219,12 +219,12 @@ def test_weights_are_known_wherever_they_lie(tmp_path: Path) -> None:
     def learned(name: str, value: float) -> Path:
         (tmp_path / name).mkdir()
         save_tree(tmp_path / name / "weights.safetensors", {"a": np.full(3, value, np.float32)})
-        return tmp_path / name
+        return tmp_path / name / "weights.safetensors"
 
     one, copy, other = learned("one", 1.0), learned("copy", 1.0), learned("other", 2.0)
     assert list(parts_of(one)) == list(parts_of(copy)) != list(parts_of(other))
     with pytest.raises(UserError, match="does not exist"):
-        list(parts_of(tmp_path / "gone"))
+        list(parts_of(tmp_path / "gone" / "weights.safetensors"))
 
 
 def test_what_precedes_training_counts(tmp_path: Path) -> None:

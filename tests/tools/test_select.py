@@ -490,6 +490,20 @@ def test_bad_weights(trained: Path, folder: Path, tmp_path: Path, capsys: pytest
     assert "uniform learns no network" in told(good)
 
 
+def test_the_network_of_the_best_evaluation(
+    trained: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = make_run(tmp_path / "soba-seed0", trained)
+    assert "give --at end" in refused(capsys, run, folder / "a.txt", tmp_path / "out", at="best")
+    better = make_run(tmp_path / "other", trained, seed=1) / "weights.safetensors"
+    shutil.copy(better, run / "weights_best.safetensors")
+    for at in ("end", "best"):
+        call(run, folder / "a.txt", tmp_path / at, at=at)
+    call(better.parent, folder / "a.txt", tmp_path / "alone")
+    last, best, alone = (rows_in(tmp_path / name) for name in ("end", "best", "alone"))
+    assert [row["score"] for row in best] == [row["score"] for row in alone] != [row["score"] for row in last]
+
+
 OWN = """
 import dataclasses
 from bilevel.tasks.language_modeling import LanguageModeling

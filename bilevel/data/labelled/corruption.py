@@ -57,7 +57,10 @@ def uniform_noise(
     label = checked_labels(given["label"], num_classes)
     circle = checked_labels(np.unique(np.arange(num_classes) if among is None else list(among)), num_classes)
     if len(circle) < 2:
-        raise UserError(f"Labels cannot be switched among the classes {circle.tolist()}; there must be 2 or more.")
+        raise UserError(
+            f"Labels cannot be switched among the classes {circle.tolist()}; "
+            "there must be 2 or more: without them give --data.noise none."
+        )
     which, how = generators(seed, 2)
     switched = which.random(len(label)) < fraction
     # One to len(circle) − 1 steps further round the circle of classes: any but the same.
@@ -142,9 +145,13 @@ def recorded_labels(arrays: Arrays, path: str | Path, name: str, *, num_classes:
             stored = {key: file[key] for key in file.files if key in (name, "clean_label")}
             names = ", ".join(file.files)
     except (OSError, ValueError, EOFError, AttributeError, TypeError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path} cannot be read as a .npz file ({error}); check the path and the file.") from error
+        raise UserError(
+            f"{path} cannot be read as a .npz file ({error}); check the path (in --data.noise FILE.npz:NAME) and the file."
+        ) from error
     if name not in stored:
-        raise UserError(f"{path} holds no array {name!r} but {names}; name one of these.")
+        raise UserError(
+            f"{path} holds no array {name!r} but {names}; name one of these, as in --data.noise FILE.npz:NAME."
+        )
     rows = given["source_row"]
     for key in (name, *stored):
         if stored[key].ndim != 1 or len(stored[key]) <= rows.max():

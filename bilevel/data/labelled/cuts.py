@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,6 +11,9 @@ from numpy.typing import NDArray
 
 from bilevel.data.loading.permutation import permute
 from bilevel.types import UserError
+
+FLAGS = {"specific": "--data.specific-rows", "held_out": "--data.held-out", "test": "--data.test"}
+"""Of the commands, for the sizes of sets."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,9 @@ class Order:
             rows = _number(what, wanted, count, name)
             if rows > end:
                 asked = ", ".join(f"{what}={wanted}" for what, wanted in sizes.items())
-                raise UserError(f"{name}: {count} rows are too few for {asked}; ask for fewer, or give more data.")
+                raise UserError(
+                    f"{name}: {count} rows are too few for {asked}; ask for fewer ({flags_of(sizes)}), or give more data."
+                )
             found[what] = np.sort(order[end - rows : end])
             where = f"before {_words(list(found)[-2])}" if len(found) > 1 else "the last"
             said.append(f"{where} {rows} are {_words(what)}")
@@ -64,13 +69,18 @@ class Order:
         return found, f"of the {count} rows of {name}{how} {', '.join(said)}"
 
 
+def flags_of(sets: Iterable[str]) -> str:
+    """Return the flags of the sizes of sets, as words."""
+    return ", ".join(FLAGS.get(name, name) for name in sets)
+
+
 def _number(what: str, wanted: float, count: int, name: str) -> int:
     whole = float(wanted).is_integer()  # neither NaN nor ∞ is
     rows = int(wanted) if whole else round(wanted * count) if wanted < 1 else 0
     if rows < 1:
         raise UserError(
             f"{name}: {what}={wanted} is not a number of its {count} rows; give a whole number from 1, or a share "
-            "between 0 and 1 that comes to a row or more."
+            f"between 0 and 1 that comes to a row or more ({flags_of([what])})."
         )
     return rows
 

@@ -81,12 +81,16 @@ def _local_parts(spec: str, path: Path, how: _Reading) -> Parts:
         return _assembled(spec, _one_file(spec, path, how))
     if is_image_folder(path):
         if how.label is not None:
-            raise UserError(f"{spec} is a folder of images, labelled by their folders; leave label={how.label!r} out.")
+            raise UserError(
+                f"{spec} is a folder of images, labelled by their folders; leave label={how.label!r} (--data.label) out."
+            )
         return image_folder(spec, path, how.size, how.cache_dir)
     prefix = _prefix(spec, path)
     files = [_part_file(prefix, names) for names in (TRAIN, VALID, TEST)]
     if files[0] is None:
-        raise UserError(f"There are no labelled data at {spec} (taken relative to {Path.cwd()}); give {_FORMS}.")
+        raise UserError(
+            f"There are no labelled data at {spec} (--data.source, taken relative to {Path.cwd()}); give {_FORMS}."
+        )
     _note_unused(prefix, files)
     train = _file_part(files[0], how)
     columns = train.columns if isinstance(train, _Raw) else None
@@ -190,7 +194,9 @@ def _one_file(spec: str, path: Path, how: _Reading) -> list[Part | _Raw | None]:
         used += [f"x_{name}", f"y_{name}"]
     _note_arrays(path, arrays, used)
     if how.label is not None:
-        raise UserError(f"{path} holds x_train, whose labels are y_train; leave label={how.label!r} out.")
+        raise UserError(
+            f"{path} holds x_train, whose labels are y_train; leave label={how.label!r} (--data.label) out."
+        )
     _refuse_size(path, how.size)
     return found
 
@@ -229,7 +235,7 @@ def _table_part(path: Place, how: _Reading, columns: Columns | None = None) -> _
 
 def _refuse_size(path: Place, size: int | None) -> None:
     if size is not None:
-        raise UserError(f"{path} holds arrays, which are not resized; leave size={size} out.")
+        raise UserError(f"{path} holds arrays, which are not resized; leave size={size} (--data.size) out.")
 
 
 def _jpeg_images(path: Path, size: int | None, known: tuple[str, ...]) -> Iterator[Image]:

@@ -67,7 +67,7 @@ def _write(folder: Path, name: str, images: Iterator[Image]) -> None:
                 if image.pixels.shape != shape:
                     raise UserError(
                         f"{image.where} has the shape {list(image.pixels.shape)}, but {first.where} {list(shape)}; "
-                        "give a size, to which all are resized."
+                        "give a size (--data.size), to which all are resized."
                     )
             rows = np.stack([image.pixels for image in block])
             array.append(rows)

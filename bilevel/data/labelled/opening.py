@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from bilevel.data.labelled.cuts import Order
+from bilevel.data.labelled.cuts import Order, flags_of
 from bilevel.data.labelled.files import file_parts
 from bilevel.data.labelled.packages import sklearn_parts, tfds_parts
 from bilevel.data.labelled.parts import Part, Parts
@@ -133,7 +133,9 @@ def open_labelled(
     cuts = own_test if parts.valid else {**own_test, **held}
     rows, rule = order.cut(len(train.labels), cuts, first, rest="train")
     if "train" not in rows:
-        raise UserError(f"{spec}: {', '.join(cuts)} take all {len(train.labels)} rows; leave some to train on.")
+        raise UserError(
+            f"{spec}: {', '.join(cuts)} take all {len(train.labels)} rows; leave some to train on ({flags_of(cuts)})."
+        )
     sets = {name: _dataset(train, chosen, f"{spec} ({name})") for name, chosen in rows.items()}
     if parts.valid is not None:
         left = "held_out" if held_out is None else ""
@@ -159,10 +161,10 @@ def open_labelled(
 def _open_parts(spec: str, size: int | None, cache_dir: Path, label: str | None) -> Parts:
     if not spec.strip():
         raise UserError(
-            "The data specification is empty; give sklearn:digits, tfds:NAME, a .npz or .csv file or a folder."
+            "The data specification (--data.source) is empty; give sklearn:digits, tfds:NAME, a .npz or .csv file or a folder."
         )
     if label is not None and spec.startswith(("sklearn:", "tfds:")):
-        raise UserError(f"{spec} knows its labels; leave label={label!r} out.")
+        raise UserError(f"{spec} knows its labels; leave label={label!r} (--data.label) out.")
     if spec.startswith("sklearn:"):
         return sklearn_parts(spec)
     if spec.startswith("tfds:"):
@@ -186,8 +188,8 @@ def _classes(parts: Parts) -> int:
     rows = sum(len(part.labels) for part in (parts.train, parts.valid, parts.test) if part)
     if not parts.class_names and largest >= max(rows, _PLAUSIBLE_CLASSES):
         raise UserError(
-            f"{parts.name}: the labels run up to {largest}, but there are {rows} rows: name the labels if these are numbers of "
-            "rows, or number the classes from 0."
+            f"{parts.name}: the labels run up to {largest}, but there are {rows} rows: name the labels (--data.label) if "
+            "these are numbers of rows, or number the classes from 0."
         )
     return len(parts.class_names) or largest + 1
 

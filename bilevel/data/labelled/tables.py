@@ -86,8 +86,8 @@ def _target(path: Place, names: list[str], label: str | None, known: tuple[str, 
     if not found:
         wanted = f"no column {label!r}" if label is not None else f"no column {', '.join(known[:-1])} or {known[-1]}"
         raise UserError(
-            f"{path} has {wanted}, but {some(names)}; name the column of the labels (the first line of a CSV file names "
-            "the columns)."
+            f"{path} has {wanted}, but {some(names)}; name the column of the labels with --data.label (the first line of a "
+            "CSV file names the columns)."
         )
     return found[0]
 

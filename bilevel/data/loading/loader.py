@@ -48,12 +48,12 @@ class Loader:
         if batch_size > len(dataset):
             raise UserError(
                 f"A batch of {batch_size} rows cannot be drawn from {dataset.name}, which has {len(dataset)} "
-                f"rows; use a batch size of at most {len(dataset)}, or give more data."
+                f"rows; use a batch size (--batch-size) of at most {len(dataset)}, or give more data."
             )
         if process_count < 1 or batch_size % process_count:
             raise UserError(
                 f"A batch of {batch_size} rows of {dataset.name} cannot be divided among {process_count} "
-                "processes; use a batch size that is a multiple of the number of processes."
+                "processes; use a batch size (--batch-size, --big-batch-size) that is a multiple of the number of processes."
             )
         if not 0 <= process_index < process_count:
             raise UserError(f"The process index is {process_index}; it must be 0 to {process_count - 1}.")

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bilevel.data.digests import FIELD
 from bilevel.data.opening import Place, open_bytes
 from bilevel.types import UserError
 
@@ -48,7 +49,7 @@ def _open(path: Place, field: str) -> NDArray[Any]:
             names = ", ".join(stored.files)
     except (OSError, ValueError, EOFError) as error:
         raise UserError(f"{path} cannot be read as numpy arrays ({error}); save it again with numpy.save.") from error
-    raise UserError(f"{path} holds no array {field!r} but {names}; name the one with the text as the field.")
+    raise UserError(f"{path} holds no array {field!r} but {names}; name the one with the text as the field ({FIELD}).")
 
 
 def _text(row: Any, path: Place, number: int) -> bytes:

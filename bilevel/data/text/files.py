@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
-from bilevel.data.digests import Document, Options, Source, digest
+from bilevel.data.digests import DOCUMENTS, FIELD, Document, Options, Source, digest
 from bilevel.data.notes import note, some
 from bilevel.data.opening import (
     Place,
@@ -188,9 +188,13 @@ def _checked_kind(path: Place, field: str | None, documents: Documents, may_be_b
     kind = kind_of(path, documents)
     if kind != "text" or suffix in JSON_SUFFIXES:
         if documents == "file":
-            raise UserError(f"{path} holds one document a line or row; documents='file' is for plain text only.")
+            raise UserError(
+                f"{path} holds one document a line or row; documents='file' ({DOCUMENTS}) is for plain text only."
+            )
     elif field is not None:
-        raise UserError(f"field={field!r} names a field of JSON lines, but {path} is plain text; leave the field out.")
+        raise UserError(
+            f"field={field!r} ({FIELD}) names a field of JSON lines, but {path} is plain text; leave the field out."
+        )
     return kind
 
 
@@ -278,12 +282,14 @@ def _json_text(line: bytes, field: str, path: Place, number: int) -> bytes:
         raise UserError(f"{where}: a JSON {kind} instead of an object; write one JSON object a line.")
     if field not in record:
         found = ", ".join(map(repr, list(record)[:20])) or "none"
-        raise UserError(f"{where}: no field {field!r}; the fields found are: {found}; name the text with field=...")
+        raise UserError(
+            f"{where}: no field {field!r}; the fields found are: {found}; name the text with field=... ({FIELD})."
+        )
     text = record[field]
     if not isinstance(text, str):
         kind = type(text).__name__
         raise UserError(
-            f"{where}: the field {field!r} holds a {kind} instead of a string; name the text with field=..."
+            f"{where}: the field {field!r} holds a {kind} instead of a string; name the text with field=... ({FIELD})."
         )
     try:
         return text.encode("utf-8")

@@ -41,5 +41,6 @@ def with_labels(documents: Iterable[Document], path: Place, source_name: str) ->
 def _mismatch(path: Place, lines: int, source_name: str, documents: int) -> UserError:
     return UserError(
         f"The label file {path} has {lines} lines, but {source_name} has {documents} documents (blank lines "
-        "count); line i must hold the label of document i, so give the label file that belongs to this text."
+        "count); line i must hold the label of document i, so give the label file that belongs to this text "
+        "(--data.generic-labels)."
     )

@@ -141,7 +141,9 @@ def pack(source: Source, *, length: int, cache_dir: str | Path, labels: str | Pa
         raise UserError(f"The row length is {length}; it must be at least 1 byte.")
     table = place_of(labels) if labels is not None else None
     if table is not None and not exists(table):
-        raise UserError(f"The label file {table} does not exist; check the path, or leave the labels out.")
+        raise UserError(
+            f"The label file {table} does not exist; check the path, or leave the labels out (--data.generic-labels)."
+        )
     key = digest(["packed", FORMAT_VERSION, length, source.fingerprint(), file_fingerprint(table) if table else ""])
     folder = Path(cache_dir) / f"bytes-{length}-{key}"
     return cached_folder(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from bilevel.data.digests import Document, Options, Source
+from bilevel.data.digests import DOCUMENTS, Document, Options, Source
 from bilevel.data.text.files import files_source, options_of_files
 from bilevel.data.text.python import stdlib_source, topics_source
 from bilevel.data.tfds import parse_spec, tfds_source
@@ -48,10 +48,15 @@ def open_source(
     if documents not in ("line", "file"):
         raise UserError(f"documents={documents!r} is not known; it must be 'line' or 'file'.")
     if not spec.strip():
-        raise UserError("The data specification is empty; give a file, a folder, tfds:NAME or python:stdlib.")
+        raise UserError(
+            "The data specification (--data.generic, --data.specific) is empty; give a file, a folder, tfds:NAME or "
+            "python:stdlib."
+        )
     if spec.startswith("python:"):
         if field is not None or documents != "line":
-            raise UserError(f"{spec} has no fields and its own documents; leave out field and documents.")
+            raise UserError(
+                f"{spec} has no fields and its own documents; leave out field and documents (--data.field, --data.documents)."
+            )
         if spec == "python:stdlib":
             return stdlib_source()
         if spec == "python:topics":
@@ -59,7 +64,9 @@ def open_source(
         raise UserError(f"{spec!r} is not known; the sources of this kind are python:stdlib and python:topics.")
     if spec.startswith("tfds:"):
         if documents != "line":
-            raise UserError(f"{spec}: a TFDS record is a document; documents='file' is for plain text files only.")
+            raise UserError(
+                f"{spec}: a TFDS record is a document; documents='file' ({DOCUMENTS}) is for plain text files only."
+            )
         return tfds_source(spec, field)
     return files_source(spec, field, documents, blank_files)
 

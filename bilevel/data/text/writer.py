@@ -94,7 +94,7 @@ class PackedWriter:
         if number >= _MOST_LABELS:
             raise UserError(
                 f"There are more than {_MOST_LABELS} different labels (one is {label[:40]!r}); the label "
-                "must be the first column of the label file and name the document's domain."
+                "must be the first column of the label file (--data.generic-labels) and name the document's domain."
             )
         return number
 

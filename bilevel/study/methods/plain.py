@@ -19,8 +19,7 @@ from bilevel.study.context import Context
 from bilevel.study.known_rows import uncertain_rows
 from bilevel.study.methods.picking import FilterName, Picking
 from bilevel.study.spec import RATE, Plan, Spec, Start, Tried, plan_over
-from bilevel.study.weights import NAME as WEIGHTS
-from bilevel.study.weights import classified, load_weights, parts_of, save_weights
+from bilevel.study.weights import At, classified, load_weights, parts_of, save_weights, weights_file
 from bilevel.training.random_search import Among, Log
 from bilevel.training.settings import Count, Share, free
 from bilevel.types import UserError
@@ -89,6 +88,8 @@ class Frozen(Picking):
 
     weights: Path | None = free(None)
     """Directory METHOD-seedN of a run that learned weights."""
+    at: At = "end"
+    """Its weights at the end, or at the evaluation that was best on valid."""
 
 
 def _uniform(s: Any, context: Context, **fields: Any) -> Plan:
@@ -142,9 +143,9 @@ def _frozen(s: Frozen, context: Context) -> Plan:
             raise UserError(
                 "The method frozen needs --frozen.weights: the directory METHOD-seedN of a run that learned weights."
             )
-        return s.weights
+        return weights_file(s.weights, s.at, "--frozen.at")
 
-    file = None if s.weights is None else s.weights / WEIGHTS
+    file = None if s.weights is None else source()
     identity = context.identified("weights_digest", file, lambda: parts_of(source()))
     return _picked(s, context, lambda state: Start(load_weights(source(), state.weight_params)), identity=identity)
 

@@ -39,7 +39,7 @@ def command(
 
 def select(config: Config, load_task: Callable[[str], Task]) -> None:
     """Score this process's files and, once all scores are there, write what is kept of them; exit if others are missing."""
-    network = load_network(config.weights, config.task, load_task)
+    network = load_network(config.weights, config.task, load_task, config.at)
     parts = open_parts(config.corpus, field=config.field, documents=config.documents)
     files = ScoreFiles(config, network, parts)
     shown = partial(Progress, None, config.progress, unit="document")

@@ -8,6 +8,7 @@ from typing import Literal
 
 from pydantic import NonNegativeInt, PositiveFloat
 
+from bilevel.study.weights import At
 from bilevel.training.settings import Count, Share, check_bounds
 from bilevel.types import UserError
 
@@ -31,6 +32,8 @@ class Config:
     .npy or .npz), tfds:NAME[:SPLIT[:FIELD]], or python:stdlib."""
     output: Path
     """Directory where everything is written."""
+    at: At = "end"
+    """The network at the run's end, or at the evaluation that was best on valid."""
     task: str | None = None
     """Name or file of the run's task, where it is your own (default: as the run says)."""
     field: str | None = None

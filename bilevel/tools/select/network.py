@@ -9,12 +9,11 @@ from typing import Any, NamedTuple, cast
 import jax
 
 from bilevel.data import NumpyBatch, Pack, digest
-from bilevel.files import load_tree
 from bilevel.study.files import RESULT
 from bilevel.study.resolve import default_config
 from bilevel.study.task import DocumentTask, Task
 from bilevel.study.weights import NAME as WEIGHTS
-from bilevel.study.weights import parts_of
+from bilevel.study.weights import At, load_weights, parts_of, weights_file
 from bilevel.training.run_dir import CONFIG_NAME, read_settings
 from bilevel.training.settings import of_run
 from bilevel.types import Array, UserError
@@ -31,13 +30,14 @@ class Network(NamedTuple):
     """What decides the scores: the task, its settings and a digest of the parameters."""
 
 
-def load_network(run: Path, name: str | None, load_task: Callable[[str], Task]) -> Network:
+def load_network(run: Path, name: str | None, load_task: Callable[[str], Task], at: At = "end") -> Network:
     """Load the weighting network of a finished run.
 
     Args:
       run: the run's directory METHOD-seedN.
       name: name or file of its task; None: as the run says.
       load_task: name or file -> task.
+      at: the network of its end, or of its best evaluation.
 
     Raises:
       UserError: if the run is missing or not finished, or learned no network that scores documents.
@@ -47,9 +47,10 @@ def load_network(run: Path, name: str | None, load_task: Callable[[str], Task]) 
     weighting = task.weighting(config, None)
     logits = weighting.logits
     assert callable(logits)
-    params, _ = load_tree(run / WEIGHTS, jax.eval_shape(weighting.init, jax.random.key(0)))
+    file = weights_file(run, at, "--at")
+    params = load_weights(file, jax.eval_shape(weighting.init, jax.random.key(0)))
     compiled = jax.jit(logits)
-    settings = {"task": task.name, **of_run(config), "parameters": digest(parts_of(run))}
+    settings = {"task": task.name, **of_run(config), "parameters": digest(parts_of(file))}
     return Network(lambda rows: compiled(params, rows), task.pack(config), settings)
 
 
