@@ -96,7 +96,7 @@ class RecurrentNetwork(nn.Module):
         self.keys = nn.Dense(c.hidden, use_bias=False, kernel_init=draw, dtype=c.dtype)
         self.bridge = nn.Dense(c.hidden, kernel_init=draw, dtype=c.dtype)
         axes: Any = (1, nn.broadcast, nn.broadcast)  # flax types it as one number
-        rngs = {"params": False, "dropout": True}
+        rngs: Any = {"params": False, "dropout": True}
         self.steps = nn.scan(DecoderStep, variable_broadcast="params", split_rngs=rngs, in_axes=axes, out_axes=1)(c)
         self.readout = nn.Dense(c.target_vocabulary, use_bias=False, kernel_init=draw, dtype=c.dtype)
         self.drop = nn.Dropout(c.dropout)
