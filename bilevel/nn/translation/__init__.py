@@ -1,0 +1,1 @@
+"""Encoder–decoders, their losses, beam search, and a weighting network over pairs of sentences."""

@@ -1,0 +1,64 @@
+"""What encoder–decoders share: special pieces, the batch, and how a decoder is asked for one piece at a time."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, Protocol
+
+import jax.numpy as jnp
+
+from bilevel.types import Array, Batch, Params
+
+PAD, UNKNOWN, END = 0, 1, 2
+"""Pieces of every vocabulary. PAD also stands before the first piece of a target."""
+
+
+class Decoding(NamedTuple):
+    """The state of a decoder, whose leading axes are rows."""
+
+    fixed: Any
+    """What it knows of the sources: the same for all hypotheses of a row."""
+    moving: Any
+    """What changes with each piece."""
+
+
+class EncoderDecoder(Protocol):
+    """A network over pairs of sentences.
+
+    A batch has `source` int32 `[b, S]`, `target` int32 `[b, T]`, `source_length` and `target_length` int32 `[b]`.
+    """
+
+    dropout: float
+
+    def init(self, key: Array, batch: Batch) -> Params:
+        """Return parameters, float32."""
+        ...
+
+    def logits(self, params: Params, batch: Batch, rng: Array | None) -> Array:
+        """Return the logits of each target piece given the source and the pieces before it, float32 `[b, T, V]`.
+
+        `rng` draws the dropout; None: there is none.
+        """
+        ...
+
+    def begin(self, params: Params, batch: Batch, length: int) -> Decoding:
+        """Return the state before the first of at most `length` pieces; of the batch only the source is read."""
+        ...
+
+    def extend(self, params: Params, decoding: Decoding, pieces: Array, position: Array) -> tuple[Array, Any]:
+        """Read one more piece a row.
+
+        Args:
+          params: parameters.
+          decoding: the state.
+          pieces: int32 `[n]`, PAD at position 0.
+          position: int32 scalar, from 0.
+
+        Returns:
+          The logits of the next piece, float32 `[n, V]`, and the new `moving` part.
+        """
+        ...
+
+
+def shifted(target: Array) -> Array:
+    """Return what a decoder reads: the target moved right by one, PAD in front."""
+    return jnp.pad(target.astype(jnp.int32), ((0, 0), (1, 0)))[:, :-1]

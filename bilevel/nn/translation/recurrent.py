@@ -1,0 +1,161 @@
+"""A recurrent encoder–decoder with attention: the translation model of Wang et al. (DDS), appendix A.2.
+
+The paper gives one layer, hidden 512, embedding 128 and dropout 0.3. The bidirectional encoder, additive attention, input feeding
+and initial weights U(±0.1) follow the public code of its authors, as read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from bilevel.nn.translation.base import Decoding, shifted
+from bilevel.types import Array, Batch, Params
+
+_EXCLUDED = -1e9
+"""Energy of positions behind a source: finite, so that rows without a source and derivatives are finite too."""
+
+
+@dataclass(frozen=True)
+class RecurrentConfig:
+    """Shape of a recurrent encoder–decoder."""
+
+    source_vocabulary: int
+    target_vocabulary: int
+    hidden: int = 512
+    """Units of the decoder, and of each direction of the encoder."""
+    embedding: int = 128
+    dropout: float = 0.0
+    """On embedded pieces, and on what logits are read from."""
+    scale: float = 0.1
+    """Initial weights are drawn from U(±scale)."""
+    dtype: Any = jnp.float32
+    """Type of the computation; parameters, softmax and losses stay float32."""
+
+
+class Source(NamedTuple):
+    """What the decoder knows of the sources."""
+
+    states: Array
+    """`[n, S, 2 · hidden]`."""
+    keys: Array
+    """`[n, S, hidden]`."""
+    length: Array
+    """int32 `[n]`."""
+
+
+class Moving(NamedTuple):
+    """What changes with each piece."""
+
+    carry: tuple[Array, Array]
+    """Of the cell, each `[n, hidden]`."""
+    fed: Array
+    """`[n, hidden]`: what was attended to, read by the next step (input feeding)."""
+
+
+class DecoderStep(nn.Module):
+    """One piece: the cell reads it beside what was attended to before, then attends to the source."""
+
+    config: RecurrentConfig
+
+    @nn.compact
+    def __call__(self, moving: Moving, embedded: Array, source: Source, deterministic: bool) -> tuple[Moving, Array]:
+        """Embedded pieces `[n, embedding]` -> the new state, and what logits are read from, `[n, hidden]`."""
+        c, draw = self.config, _uniform(self.config.scale)
+        layer: dict[str, Any] = {"use_bias": False, "kernel_init": draw, "dtype": c.dtype}
+        cell = nn.OptimizedLSTMCell(c.hidden, kernel_init=draw, recurrent_kernel_init=draw, dtype=c.dtype, name="cell")
+        carry, h = cell(moving.carry, jnp.concatenate([embedded, moving.fed], axis=-1))
+        query = nn.Dense(c.hidden, name="query", **layer)(h)
+        energy = nn.Dense(1, name="energy", **layer)(jnp.tanh(source.keys + query[:, None]))[..., 0]
+        known = jnp.arange(energy.shape[1]) < source.length[:, None]
+        weights = jax.nn.softmax(jnp.where(known, energy.astype(jnp.float32), _EXCLUDED), axis=-1)
+        context = jnp.einsum("ns,nsd->nd", weights.astype(c.dtype), source.states)
+        fed = jnp.tanh(nn.Dense(c.hidden, name="out", **layer)(jnp.concatenate([h, context], axis=-1)))
+        fed = nn.Dropout(c.dropout)(fed, deterministic=deterministic)
+        return Moving(carry, fed), fed
+
+
+class RecurrentNetwork(nn.Module):
+    """Bidirectional encoder and decoder; embeddings of either side and logits have parameters of their own."""
+
+    config: RecurrentConfig
+
+    def setup(self) -> None:
+        """Make the parts."""
+        c, draw = self.config, _uniform(self.config.scale)
+        self.source_embedding = nn.Embed(c.source_vocabulary, c.embedding, embedding_init=draw, dtype=c.dtype)
+        self.target_embedding = nn.Embed(c.target_vocabulary, c.embedding, embedding_init=draw, dtype=c.dtype)
+        cell: dict[str, Any] = {"kernel_init": draw, "recurrent_kernel_init": draw, "dtype": c.dtype}
+        forward, backward = (nn.RNN(nn.OptimizedLSTMCell(c.hidden, **cell)) for _ in range(2))
+        self.encoder = nn.Bidirectional(forward, backward, return_carry=True)
+        self.keys = nn.Dense(c.hidden, use_bias=False, kernel_init=draw, dtype=c.dtype)
+        self.bridge = nn.Dense(c.hidden, kernel_init=draw, dtype=c.dtype)
+        axes: Any = (1, nn.broadcast, nn.broadcast)  # flax types it as one number
+        rngs: Any = {"params": False, "dropout": True}
+        self.steps = nn.scan(DecoderStep, variable_broadcast="params", split_rngs=rngs, in_axes=axes, out_axes=1)(c)
+        self.readout = nn.Dense(c.target_vocabulary, use_bias=False, kernel_init=draw, dtype=c.dtype)
+        self.drop = nn.Dropout(c.dropout)
+
+    def __call__(self, batch: Batch, deterministic: bool = True) -> Array:
+        """Logits of each target piece given the source and those before it, float32 `[b, T, V]`."""
+        source, moving = self._encoded(batch, deterministic)
+        embedded = self.drop(self.target_embedding(shifted(batch["target"])), deterministic=deterministic)
+        _, read = self.steps(moving, embedded, source, deterministic)
+        return self.readout(read).astype(jnp.float32)
+
+    def begin(self, batch: Batch) -> Decoding:
+        """Return the state before the first piece."""
+        return Decoding(*self._encoded(batch, True))
+
+    def extend(self, decoding: Decoding, pieces: Array) -> tuple[Array, Moving]:
+        """Read one more piece a row; see `EncoderDecoder.extend`."""
+        moving, read = self.steps(decoding.moving, self.target_embedding(pieces[:, None]), decoding.fixed, True)
+        return self.readout(read)[:, 0].astype(jnp.float32), moving
+
+    def _encoded(self, batch: Batch, deterministic: bool) -> tuple[Source, Moving]:
+        c, length = self.config, batch["source_length"].astype(jnp.int32)
+        embedded = self.drop(self.source_embedding(batch["source"].astype(jnp.int32)), deterministic=deterministic)
+        ends, states = self.encoder(embedded, seq_lengths=length)
+        cell = self.bridge(jnp.concatenate([carry[0] for carry in ends], axis=-1))
+        start = Moving((cell, jnp.tanh(cell)), jnp.zeros((len(length), c.hidden), cell.dtype))
+        return Source(states, self.keys(states), length), start
+
+
+class RecurrentTranslator:
+    """An `EncoderDecoder` of LSTM cells and attention."""
+
+    def __init__(self, config: RecurrentConfig):
+        self.config, self.dropout = config, config.dropout
+        self._network = RecurrentNetwork(config)
+
+    def init(self, key: Array, batch: Batch) -> Params:
+        """Return parameters, float32; of the batch only the shapes count."""
+        return self._network.init(key, batch)["params"]
+
+    def logits(self, params: Params, batch: Batch, rng: Array | None) -> Array:
+        """Return the logits of each target piece; see `EncoderDecoder.logits`."""
+        rngs = None if rng is None else {"dropout": rng}
+        return self._network.apply({"params": params}, batch, deterministic=rng is None, rngs=rngs)  # pyright: ignore[reportReturnType]
+
+    def begin(self, params: Params, batch: Batch, length: int) -> Decoding:
+        """Return the state before the first piece; see `EncoderDecoder.begin`."""
+        return self._network.apply({"params": params}, batch, method="begin")  # pyright: ignore[reportReturnType]
+
+    def extend(self, params: Params, decoding: Decoding, pieces: Array, position: Array) -> tuple[Array, Any]:
+        """Read one more piece a row; see `EncoderDecoder.extend`."""
+        return self._network.apply({"params": params}, decoding, pieces, method="extend")  # pyright: ignore[reportReturnType]
+
+
+def decoder_part(path: str) -> bool:
+    """Accept the parameters that come after the encoder: the decoder's cell, its attention and the logits."""
+    return path.startswith(("steps/", "readout/", "bridge/", "keys/", "target_embedding/"))
+
+
+def _uniform(scale: float) -> Callable[..., Array]:
+    """Initial weights from U(±scale)."""
+    return lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, -scale, scale)
