@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jax.sharding import Mesh
@@ -16,6 +17,7 @@ from bilevel.training import TrainResult
 from bilevel.training.metrics import even_intervals
 from bilevel.types import ModelState, Params
 
+SIZE = "effective_sample_size"
 CORRECT = "generic_correct"
 """Metric of losses that know whether a row is classified right: on rows picked, the share that is learned already."""
 
@@ -49,9 +51,9 @@ def summary(context: Context, result: TrainResult, loaded_rows: int) -> dict[str
     a step loads: online selection loads more rows than it trains on.
     """
     shares, steps = [f"share/{name}" for name in faults(context.splits)], context.study.steps
-    rows = even_intervals(result.history, [*shares, CORRECT, "effective_sample_size"])
+    rows = even_intervals(result.history, [*shares, CORRECT, SIZE])
     tail = rows[-max(1, len(rows) // 5) :]
-    found = {"effective_sample_size": mean(tail, "effective_sample_size")}
+    found = {SIZE: mean(tail, SIZE)}
     for name in shares:
         found[name] = mean(rows, name)
         found[name.replace("share/", "share_at_end/")] = mean(tail, name)
@@ -62,6 +64,24 @@ def summary(context: Context, result: TrainResult, loaded_rows: int) -> dict[str
         **{name: value for name, value in found.items() if value is not None},
         **_best(result.history, context.task.measures[0]),
     }  # fmt: skip
+
+
+def narrowed(history: Sequence[Mapping[str, Any]], batch_size: int, advice: str) -> str | None:
+    """Return a sentence on a run that came to draw from fewer rows than a batch has; None for others.
+
+    Args:
+      history: rows of metrics, in order; those without an effective sample size are left out.
+      batch_size: b.
+      advice: what mends it.
+    """
+    rows = [row for row in history if row.get(SIZE) is not None]
+    first = next((row for row in rows if row[SIZE] < batch_size), None)
+    if first is None:
+        return None
+    return (
+        f"by step {first['step']} the effective sample size of what rows are drawn from was {first[SIZE]:.1f}, below the "
+        f"{batch_size} of a batch, and at the end it was {rows[-1][SIZE]:.1f}: {advice}."
+    )
 
 
 def _best(history: list[dict[str, Any]], measure: Measure) -> dict[str, float]:

@@ -73,8 +73,18 @@ def faults(splits: Splits) -> dict[str, Known]:
     return {name: known for name, known in splits.known.items() if known.fault}
 
 
-def save_frequencies(directory: Path, sequence: NDArray[np.integer[Any]], splits: Splits) -> dict[str, float]:
+def save_frequencies(
+    directory: Path, sequence: NDArray[np.integer[Any]], splits: Splits, rewards: int = 0
+) -> dict[str, float]:
     """Count the rows and classes of a sequence `[steps, b]`, and keep what figure 3 (a, b) shows: counts, their spread, a plot.
+
+    Beside these stands how many rewards there were for each row, as all that a sampler can know of rows lies in them.
+
+    Args:
+      directory: where the files go.
+      sequence: the rows of each step.
+      splits: the data.
+      rewards: that the sampler was given; 0 for one that did not learn.
 
     Returns:
       `NAME_often` and `NAME_rarely`, the shares of rows with each known fault among the tenth drawn most and least often, and
@@ -90,6 +100,7 @@ def save_frequencies(directory: Path, sequence: NDArray[np.integer[Any]], splits
         "draws": int(counts.sum()),
         "rows": {**_spread(counts), "never_drawn": float((counts == 0).mean())},
         "rows_by_chance": _spread(by_chance),
+        "rewards": {"all": rewards, "a_row": rewards / len(counts)},
     }
     trees = {"counts": counts}
     known = next((known for known in splits.known.values() if not known.fault), None)
@@ -99,7 +110,7 @@ def save_frequencies(directory: Path, sequence: NDArray[np.integer[Any]], splits
         trees["class_counts"] = classes
         each = classes / np.maximum(np.bincount(known.values.astype(int), minlength=len(known.names)), 1)
         names = known.names if len(classes) <= SHOWN else ()
-        write_atomically(directory / "frequencies.svg", draw_frequencies(counts, by_chance, each, names))
+        write_atomically(directory / "frequencies.svg", draw_frequencies(counts, by_chance, each, names, rewards))
     results = {"spread": found["rows"]["spread"]}
     low, high = np.percentile(counts, [10, 90])
     for name, fault in faults(splits).items():

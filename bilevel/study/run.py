@@ -20,7 +20,7 @@ from bilevel.devices.processes import say
 from bilevel.study import files
 from bilevel.study.config import Config, may_change, of_run, plain
 from bilevel.study.context import Context
-from bilevel.study.evaluation import measured, summary, trained
+from bilevel.study.evaluation import measured, narrowed, summary, trained
 from bilevel.study.feeding import loaders
 from bilevel.study.fitting import finetuned, kept_results
 from bilevel.study.observing import observer
@@ -196,6 +196,8 @@ class Run:
         if not plan.weighs:
             found.pop("effective_sample_size", None)
         found |= {"scored_by": plan.scored_by} if plan.scored_by else {}
+        if plan.if_narrow and (warning := narrowed(result.history, context.study.batch_size, plan.if_narrow)):
+            found["warnings"] = [warning]
         found |= plan.finish(result.state) if plan.finish is not None else {}
         write_json(context.directory / files.RESULT, found)
         return found, result.state

@@ -141,7 +141,10 @@ def test_frequencies(tmp_path: Path) -> None:
     assert kept["wrong"]["all"] == pytest.approx(0.1)
     assert kept["wrong"]["drawn"] == pytest.approx(0.08)
     assert list(kept["classes"]["counts"].values()) == np.bincount(classes, counts, minlength=4).tolist()
+    assert kept["rewards"] == {"all": 0, "a_row": 0}
     assert "<svg" in (tmp_path / "frequencies.svg").read_text()
+    save_frequencies(tmp_path, sequence, splits, 5)
+    assert resolve.read_file(tmp_path / "frequencies.json")["rewards"] == {"all": 5, "a_row": 0.25}
 
 
 def test_chance_is_no_preference(tmp_path: Path) -> None:
