@@ -152,3 +152,16 @@ print(len(VARIANTS))
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT)
     assert int(done.stdout or 0) > 100, done.stderr[-2000:]
+
+
+@pytest.mark.slow
+def test_a_sampler_finds_right_labels_by_its_rewards(tmp_path: Path) -> None:
+    file = tmp_path / "rewards.json"
+    table = run("sampler_rewards", "--seeds", "1", "--entropy-bonuses", "0,0.01", "--json", str(file))
+    uniform, alone, bonus = json.loads(file.read_text())
+    assert len(table.splitlines()) == 2 + 3
+    assert uniform["right_last"] == pytest.approx(0.57, abs=1e-6), "epochs of all rows"
+    for learned in (alone, bonus):
+        assert learned["right_last"] > 0.8
+        assert learned["validation_loss"] < uniform["validation_loss"] - 0.1
+    assert alone["effective_sample_size"] < 10 < 25 < bonus["effective_sample_size"]

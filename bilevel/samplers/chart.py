@@ -14,7 +14,7 @@ _GRAY, _BLUE = "#8A8A8A", "#0072B2"
 
 def draw_frequencies(
     counts: NDArray[np.integer[Any]], by_chance: NDArray[np.integer[Any]], classes: NDArray[np.floating[Any]],
-    names: Sequence[str],
+    names: Sequence[str], rewards: int = 0,
 ) -> str:  # fmt: skip
     """Draw as the text of an SVG file.
 
@@ -23,6 +23,7 @@ def draw_frequencies(
         by_chance: as many, of rows that are all alike.
         classes: draws per row of each class, as classes may differ in size.
         names: of the classes; shown if there are any.
+        rewards: that the sampler learned from; above the rows if there are any.
     """
     from matplotlib import rc_context
     from matplotlib.figure import Figure
@@ -38,6 +39,8 @@ def draw_frequencies(
         right.plot(share, np.sort(by_chance)[::-1], color=_GRAY, label="by chance")
         right.plot(share, np.sort(counts)[::-1], color=_BLUE, label="drawn")
         right.set(xlabel="rows, the most drawn first (%)", ylabel="draws", ylim=(0, None))
+        if rewards:
+            right.set_title(f"{rewards:,} rewards for {len(counts):,} rows: {rewards / len(counts):.2g} a row")
         right.legend(frameon=False)
         for panel in (left, right):
             panel.axhline(counts.mean(), color=_GRAY, linestyle=":")

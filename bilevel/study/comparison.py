@@ -121,8 +121,9 @@ def _crossing(result: Result, metrics: Metrics, setting: Setting) -> Row:
         }
     targets = {str(target): reached(test, target) for target in setting.config.study.targets}
     each = row["epochs"] / row["steps"]
-    if warning := worse_at_the_end([r for r in own if valid in r], measure):
-        found["warning"] = f"{row['method']}, seed {row['seed']}: {warning}"
+    warnings = [*row.get("warnings", []), worse_at_the_end([r for r in own if valid in r], measure)]
+    if given := [warning for warning in warnings if warning]:
+        found["warnings"] = given
     return found | {
         "steps_to": {target: at and at["step"] for target, at in targets.items()},
         "epochs_to": {target: at and round(at["step"] * each, 3) for target, at in targets.items()},
@@ -147,10 +148,10 @@ def preparation(row: Mapping[str, Any], step: int) -> float:
 
 
 def _notes(rows: Sequence[Row]) -> list[str]:
-    """In sentences, what scores the rows of each method that selects by a model, and which runs got worse before their end."""
+    """In sentences, what scores the rows of each method that selects by a model, and what to be warned of in each run."""
     scored = {row["method"]: row.get("scored_by") for row in rows}
     return [f"{name}: {by}." for name, by in scored.items() if by] + [
-        f"Warning: {row['warning']}" for row in rows if "warning" in row
+        f"Warning: {row['method']}, seed {row['seed']}: {text}" for row in rows for text in row.get("warnings", [])
     ]
 
 

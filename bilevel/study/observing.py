@@ -68,9 +68,11 @@ def faults(splits: Splits) -> dict[str, Known]:
     return {name: known for name, known in splits.known.items() if known.fault}
 
 
-def save_frequencies(directory: Path, sequence: NDArray[np.integer[Any]], splits: Splits) -> dict[str, float]:
+def save_frequencies(
+    directory: Path, sequence: NDArray[np.integer[Any]], splits: Splits, rewards: int = 0
+) -> dict[str, float]:
     """Keep how often the rows of a sequence were drawn, with their classes and faults; see `bilevel.training.frequencies`."""
     known = next((known for known in splits.known.values() if not known.fault), None)
     classes = None if known is None else Classes(known.values, known.names)
     wrong = {name: fault.values == 1 for name, fault in faults(splits).items()}
-    return frequencies.save_frequencies(directory, sequence, len(splits.train), classes, wrong)
+    return frequencies.save_frequencies(directory, sequence, len(splits.train), classes, wrong, rewards)

@@ -30,6 +30,7 @@ from bilevel.study.task import Evaluate, Splits, Task
 from bilevel.training import LoopConfig, Sampled, Source, TrainResult, prepare_run_dir, train
 from bilevel.training.checkpoints import newest_state, steps_done
 from bilevel.training.evaluation import measured, trained
+from bilevel.training.metrics import narrowed
 from bilevel.training.opening import open_source, steps_in_call
 from bilevel.training.run_dir import read_json, write_json
 from bilevel.training.settings import may_change, of_run, plain
@@ -205,6 +206,8 @@ class Run:
         if not plan.weighs:
             found.pop("effective_sample_size", None)
         found |= {"scored_by": plan.scored_by} if plan.scored_by else {}
+        if plan.if_narrow and (warning := narrowed(result.history, context.study.batch_size, plan.if_narrow)):
+            found["warnings"] = [warning]
         found |= plan.finish(result.state) if plan.finish is not None else {}
         write_json(context.directory / files.RESULT, found)
         return found, result.state

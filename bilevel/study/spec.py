@@ -92,6 +92,8 @@ class Plan:
     """Last state -> what is reported of what was learned, after keeping that in the run's directory."""
     scored_by: str = ""
     """What scores rows, in words."""
+    if_narrow: str = ""
+    """What mends a distribution over rows that is narrower than a batch, in words; empty where that needs no mending."""
     identity: Mapping[str, Any] = field(default_factory=dict)
     """Digests of what the run takes from elsewhere."""
 

@@ -34,8 +34,11 @@ def save_frequencies(
     num_rows: int,
     classes: Classes | None = None,
     faults: Mapping[str, NDArray[np.bool_]] = MappingProxyType({}),
+    rewards: int = 0,
 ) -> dict[str, float]:
     """Count the rows and classes of a sequence, and keep the counts, their spread and a chart (figure 3 (a, b)).
+
+    Beside these stands how many rewards there were for each row, as all that a sampler can know of rows lies in them.
 
     Args:
       directory: gets frequencies.json and counts.safetensors, and frequencies.svg where classes are known.
@@ -43,6 +46,7 @@ def save_frequencies(
       num_rows: N.
       classes: of the rows; None: not known.
       faults: by name, bool `[N]`: the rows with a fault.
+      rewards: that the sampler was given; 0 for one that did not learn.
 
     Returns:
       `NAME_often` and `NAME_rarely`, the shares of rows with each fault among the tenth drawn most and least often;
@@ -59,6 +63,7 @@ def save_frequencies(
         "draws": int(counts.sum()),
         "rows": {**_spread(counts), "never_drawn": float((counts == 0).mean())},
         "rows_by_chance": _spread(by_chance),
+        "rewards": {"all": rewards, "a_row": rewards / num_rows},
     }
     trees = {"counts": counts}
     if classes is not None:
@@ -67,7 +72,7 @@ def save_frequencies(
         found["classes"] = {**_spread(of_class), "counts": dict(zip(names, of_class.tolist(), strict=True))}
         trees["class_counts"] = of_class
         each = of_class / np.maximum(np.bincount(values.astype(int), minlength=len(names)), 1)
-        chart = draw_frequencies(counts, by_chance, each, names if len(names) <= _MOST_NAMES else ())
+        chart = draw_frequencies(counts, by_chance, each, names if len(names) <= _MOST_NAMES else (), rewards)
         write_atomically(directory / "frequencies.svg", chart)
     results = {"spread": found["rows"]["spread"]}
     for name, wrong in faults.items():

@@ -203,3 +203,22 @@ def _tensorboard(directory: Path, resume_step: int) -> Any:
             "Writing TensorBoard events needs tensorboardX: run `pip install 'bilevel[tensorboard]'`."
         ) from error
     return SummaryWriter(str(directory), purge_step=resume_step + 1)
+
+
+def narrowed(history: Sequence[Mapping[str, Any]], batch_size: int, advice: str) -> str | None:
+    """Return a sentence on a run that came to draw from fewer rows than a batch has; None for others.
+
+    Args:
+      history: rows of metrics, in order; those without an effective sample size are left out.
+      batch_size: b.
+      advice: what mends it.
+    """
+    name = "effective_sample_size"
+    rows = [row for row in history if row.get(name) is not None]
+    first = next((row for row in rows if row[name] < batch_size), None)
+    if first is None:
+        return None
+    return (
+        f"by step {first['step']} the effective sample size of what rows are drawn from was {first[name]:.1f}, below the "
+        f"{batch_size} of a batch, and at the end it was {rows[-1][name]:.1f}: {advice}."
+    )

@@ -17,6 +17,7 @@ from bilevel.study.comparison import worse_at_the_end
 from bilevel.study.report import Picture, Report, Text, domains, over_training, write_report
 from bilevel.study.task import Measure
 from bilevel.training.charts import Line, draw, mean_line
+from bilevel.training.metrics import narrowed
 from bilevel.training.tables import Table
 from bilevel.types import UserError
 
@@ -212,3 +213,13 @@ def test_a_run_that_was_better_before_its_end_gets_a_warning(values: list[float]
         assert f"best at step {25 * (values.index(best) + 1)} ({best:.3f}) and ended at {values[-1]:.3f}" in found
     losses = [{**row, "valid_loss": -row["valid_accuracy"]} for row in rows]
     assert (worse_at_the_end(losses, Measure("loss", "loss")) is not None) == warned
+
+
+def test_a_sampler_that_draws_from_fewer_rows_than_a_batch_gets_a_warning() -> None:
+    sizes = [None, 30.0, 16.0, 15.5, 20.0]
+    rows = [{"step": 10 * (i + 1), "effective_sample_size": size} for i, size in enumerate(sizes)]
+    assert narrowed(rows[:3], 16, "advice") is narrowed([], 16, "advice") is None
+    found = narrowed(rows, 16, "advice")
+    assert found is not None
+    assert found.startswith("by step 40 ")
+    assert "was 15.5, below the 16 of a batch, and at the end it was 20.0: advice." in found

@@ -333,6 +333,8 @@ def test_sequences_are_kept_and_replayed(tmp_path: Path, capsys: pytest.CaptureF
     kept, _ = load_tree(own / "counts.safetensors")
     np.testing.assert_array_equal(kept["counts"], counts)
     assert found["draws"] == 32
+    assert found["rewards"] == {"all": 4, "a_row": pytest.approx(4 / 240)}
+    assert "warnings" not in result(tmp_path / "run", "rl_sampler")
     assert list(found["classes"]["counts"].values()) == np.bincount(drawn.ravel() % 3, minlength=3).tolist()
     row = result(tmp_path / "run", "rl_sampler")
     assert row["spread"] == pytest.approx(counts.var() / counts.mean())
@@ -340,6 +342,8 @@ def test_sequences_are_kept_and_replayed(tmp_path: Path, capsys: pytest.CaptureF
     assert not (own / "sequence.part").exists()
     assert "<svg" in (own / "frequencies.svg").read_text()
     call(tmp_path / "again", "replayed", *CLASSES, "--replayed.sequence", own)
+    replayed = json.loads((tmp_path / "again" / "replayed-seed0" / "frequencies.json").read_text())
+    assert replayed["rewards"]["all"] == 0
     assert result(tmp_path / "again", "replayed")["test_loss"] == pytest.approx(row["test_loss"], rel=1e-5)
     again = tmp_path / "again" / "replayed-seed0" / "sequence.safetensors"
     np.testing.assert_array_equal(load_sequence(again, content_hash=None, num_rows=240), drawn)
@@ -348,6 +352,11 @@ def test_sequences_are_kept_and_replayed(tmp_path: Path, capsys: pytest.CaptureF
     assert f"{row['test_loss']:.3f}" in capsys.readouterr().out
     shutil.copytree(own, tmp_path / "elsewhere")
     call(tmp_path / "again", "replayed", *CLASSES, "--replayed.sequence", tmp_path / "elsewhere")
+    call(tmp_path / "narrow", "rl_sampler", *SAMPLER, "--rl-sampler.policy-learning-rate", 100, "--steps", 32)
+    text = capsys.readouterr().out
+    assert "Warning: rl_sampler, seed 0: by step " in text
+    assert "below the 4 of a batch" in text
+    assert "raise --rl-sampler.entropy-bonus" in text
     # A policy that another run learned: it learns on, or stays as it is.
     given, start = (*SAMPLER, "--seed", 3, "--rl-sampler.start-from"), own
     call(tmp_path / "on", "rl_sampler", *given, start, "--steps", 4)

@@ -27,6 +27,9 @@ def test_frequencies(tmp_path: Path) -> None:
     assert kept["wrong"]["drawn"] == pytest.approx(0.08)
     assert list(kept["classes"]["counts"].values()) == np.bincount(classes, counts, minlength=4).tolist()
     assert "<svg" in (tmp_path / "frequencies.svg").read_text()
+    assert kept["rewards"] == {"all": 0, "a_row": 0}
+    save_frequencies(tmp_path, sequence, 20, Classes(classes, tuple("abcd")), {"wrong": wrong}, 5)
+    assert read_json(tmp_path / "frequencies.json")["rewards"] == {"all": 5, "a_row": 0.25}
 
 
 def test_chance_is_no_preference(tmp_path: Path) -> None:

@@ -106,7 +106,8 @@ def _plan(
         save_sequence(folder / SEQUENCE, sequence, **about)
         if learned:
             save_sampler(folder / SAMPLER, state.sampler.params, **about)
-        found = save_frequencies(folder, sequence, splits)
+        rewards = 0 if sampler.reward is None else len(sequence) // sampler.reward_every
+        found = save_frequencies(folder, sequence, splits, rewards)
         (folder / DRAWN).unlink(missing_ok=True)
         return found
 
@@ -138,7 +139,12 @@ def _rl_sampler(s: RlSampler, context: Context) -> Plan:
         template = jax.eval_shape(sampler.init, jax.random.key(0)).params
         policy = load_sampler(_file(s.start_from, SAMPLER), template, **_expected(s, context))
         identity = {"policy_digest": digest(np.asarray(x).tobytes() for x in jax.tree.leaves(policy))}
-    return _plan(context, sampler, s.reward_parts, policy, learned=True, identity=identity)
+    mend = (
+        "give another policy by --rl-sampler.start-from"
+        if s.fixed
+        else "raise --rl-sampler.entropy-bonus or lower --rl-sampler.policy-learning-rate"
+    )
+    return _plan(context, sampler, s.reward_parts, policy, learned=True, identity=identity, if_narrow=mend)
 
 
 def _replayed(s: Replayed, context: Context) -> Plan:
