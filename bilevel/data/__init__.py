@@ -11,6 +11,7 @@ from bilevel.data.loading.arrays import NumpyBatch as NumpyBatch
 from bilevel.data.loading.joined import JoinedData as JoinedData
 from bilevel.data.loading.loader import Loader as Loader
 from bilevel.data.loading.loader import evaluation_batches as evaluation_batches
+from bilevel.data.loading.mixed import MixedData as MixedData
 from bilevel.data.loading.mixed import MixedLoader as MixedLoader
 from bilevel.data.loading.permutation import permute as permute
 from bilevel.data.loading.prefetch import Prefetcher as Prefetcher

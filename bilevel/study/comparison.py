@@ -148,10 +148,13 @@ def preparation(row: Mapping[str, Any], step: int) -> float:
 
 
 def _notes(rows: Sequence[Row]) -> list[str]:
-    """In sentences, what scores the rows of each method that selects by a model, and what to be warned of in each run."""
+    """In sentences, what scores rows of methods that select by a model, what else is trained on, and warnings of each run."""
     scored = {row["method"]: row.get("scored_by") for row in rows}
-    return [f"{name}: {by}." for name, by in scored.items() if by] + [
-        f"Warning: {row['method']}, seed {row['seed']}: {text}" for row in rows for text in row.get("warnings", [])
+    more = {row["method"]: row.get("trained_on") for row in rows}
+    return [
+        *(f"{name}: {by}." for name, by in scored.items() if by),
+        *(f"{name}: trained on {what}." for name, what in more.items() if what),
+        *(f"Warning: {row['method']}, seed {row['seed']}: {text}" for row in rows for text in row.get("warnings", [])),
     ]
 
 

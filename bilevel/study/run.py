@@ -197,15 +197,19 @@ class Run:
     def train(self) -> tuple[dict[str, Any], Any]:
         """Train to the end, and write what remains of the run; returns the summary and the last state."""
         plan, context, (state, report) = self.plan, self.context, self.started()
+        rows = plan.rows() if plan.rows is not None else None
         if plan.switch is None:
-            result = self._trained(state, context.study.steps, plan.rows() if plan.rows is not None else None)
+            result = self._trained(state, context.study.steps, rows)
         else:
             result, report = self._switched(state, plan.switch)
         found = summary(context, result, context.loaded_rows(plan.picks)) | self.measured(result.state) | dict(report)
         found["seconds"] += found.get("preparation_seconds", 0.0)
         if not plan.weighs:
             found.pop("effective_sample_size", None)
+        if rows is not None:
+            found["training_rows"] = len(rows)
         found |= {"scored_by": plan.scored_by} if plan.scored_by else {}
+        found |= {"trained_on": plan.trains_on} if plan.trains_on else {}
         if plan.if_narrow and (warning := narrowed(result.history, context.study.batch_size, plan.if_narrow)):
             found["warnings"] = [warning]
         found |= plan.finish(result.state) if plan.finish is not None else {}

@@ -80,7 +80,9 @@ class Plan:
     specific_batch_size: int = 0
     """Specific rows in an α-step; 0: as many as a θ-update has."""
     rows: Callable[[], Dataset] | None = None
-    """The generic rows that are trained on; None: all."""
+    """The rows that are trained on; None: all generic ones."""
+    trains_on: str = ""
+    """How many rows of which sets `rows` has, in words, where other than generic ones are among them."""
     start: Callable[[TrainState], Start] | None = None
     """Initial state -> α learned beforehand."""
     switch: Switch | None = None

@@ -18,8 +18,8 @@ def summary(context: Context, result: TrainResult, loaded_rows: int) -> dict[str
     """Return the numbers of a run that follow from its metrics.
 
     Shares of the rows that were trained on are means over all rows of metrics (`share/NAME`), and over the last fifth of them
-    (`share_at_end/NAME`); the effective sample size is that of the last fifth. Epochs are passes over the training rows by what
-    a step loads: online selection loads more rows than it trains on.
+    (`share_at_end/NAME`); the effective sample size is that of the last fifth. Epochs are what the steps load, in generic rows:
+    online selection loads more rows than it trains on.
     """
     shares, steps = [f"share/{name}" for name in faults(context.splits)], context.study.steps
     rows = even_intervals(result.history, [*shares, CORRECT, "effective_sample_size"])

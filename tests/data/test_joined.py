@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from bilevel.data import ArrayDataset, JoinedData, Loader, TaskLoader
+from bilevel.data import ArrayDataset, JoinedData, Loader, MixedData, RowView, TaskLoader
 from bilevel.types import UserError
 
 SIZES = {"a": 10, "b": 1, "c": 25}
@@ -105,3 +105,20 @@ def test_bad_weights(weights: list[float]) -> None:
 def test_a_small_task_is_named() -> None:
     with pytest.raises(UserError, match="batch of 5 rows cannot be drawn from from 1000, which has 1 rows"):
         TaskLoader(joined(), 5, seed=0)
+
+
+def test_rows_mixed_in_are_drawn_like_the_others_and_have_no_id() -> None:
+    """An epoch has every row once, whichever process reads it; only rows of the first set keep their id."""
+    whole = part(0, 12)
+    data = MixedData(RowView(whole, np.array([3, 1, 11, 8])), part(1000, 5), part(2000, 3))
+    values, ids = [3, 1, 11, 8, *range(1000, 1005), *range(2000, 2003)], [3, 1, 11, 8, *[-1] * 8]
+    batch = data.rows(np.arange(12))
+    assert (batch["x"].tolist(), batch["id"].tolist()) == (values, ids)
+    for processes in (1, 2):
+        loaders = [Loader(data, 4, seed=0, process_index=i, process_count=processes) for i in range(processes)]
+        batches = [loader.batch(step) for step in range(6) for loader in loaders]
+        for epoch in (batches[: len(batches) // 2], batches[len(batches) // 2 :]):
+            drawn = {int(x): int(i) for b in epoch for x, i in zip(b["x"], b["id"], strict=True)}
+            assert drawn == dict(zip(values, ids, strict=True))
+    with pytest.raises(UserError, match=r"from 0 and from 7 \(mixed in, 1 of 1\) cannot be joined"):
+        MixedData(part(0, 2), ArrayDataset({"x": np.zeros(2, np.int32)}, name="from 7"))

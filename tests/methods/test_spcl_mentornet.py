@@ -10,10 +10,12 @@ import optax
 import pytest
 from jax.sharding import PartitionSpec
 from labelled import CLASSES, Net, classifier
+from scipy.optimize import minimize
 
 import bilevel
 from bilevel.devices import sharding
 from bilevel.methods.mentornet import MentorFeatures, with_wrong_labels
+from bilevel.methods.spcl import restrained
 from bilevel.nn.mentor_net import MentorNetwork, mentor
 from bilevel.types import NOT_COMPUTED, UserError
 
@@ -71,6 +73,52 @@ def test_spcl_written_out(micro_batches: int) -> None:
         shares.append(np.mean(weights > 0))
     assert 0 < shares[0] < shares[-1]
     assert int(state.method_state.step) == 3
+    assert step._cache_size() == 1  # pyright: ignore[reportAttributeAccessIssue]
+
+
+@pytest.mark.parametrize("unit", [1e-3, 1.0, 1e3])
+@pytest.mark.parametrize("bound", [0.02, 0.1, 0.3, 0.9])
+def test_the_curriculum_region_against_a_solver(bound: float, unit: float) -> None:
+    """v minimises Σ v ℓ + λ Σ (v²/2 − v) over [0, 1]ᵇ with Σ a v ≤ c Σ a; losses below 0 and a_i = 0 included."""
+    rng = np.random.default_rng(0)
+    losses, pace, rows = rng.normal(1.0, 1.0, 24), 1.5, 24
+    hard = rng.exponential(size=rows) * (np.arange(rows) % 6 > 0)
+    found = restrained(
+        jnp.asarray(np.where(losses < pace, 1 - losses / pace, 0), jnp.float32), jnp.asarray(unit * hard, jnp.float32),
+        jnp.asarray(bound), jnp.sum,
+    )  # fmt: skip
+    solved = minimize(
+        lambda v: v @ losses + pace * np.sum(v * v / 2 - v), np.full(rows, 1e-3), jac=lambda v: losses + pace * (v - 1),
+        bounds=[(0, 1)] * rows, method="SLSQP", options={"ftol": 1e-12, "maxiter": 1000},
+        constraints=[{"type": "ineq", "fun": lambda v: bound * hard.sum() - hard @ v, "jac": lambda v: -hard}],
+    )  # fmt: skip
+    assert solved.success
+    np.testing.assert_allclose(found, solved.x, atol=1e-5)
+    free = np.clip(1 - losses / pace, 0, 1)
+    assert (hard @ free > bound * hard.sum()) == (bound < 0.5), "bounds of both kinds are tried"
+    if bound > 0.5:
+        np.testing.assert_allclose(found, free, atol=1e-6)
+
+
+def test_spcl_with_a_curriculum_written_out() -> None:
+    """Rows that are known to be hard weigh less, and the harder the less, until a growing bound lets them in."""
+    bound = optax.linear_schedule(0.1, 1.0, 2)
+    train = build(bilevel.spcl(3.0, curriculum=lambda batch: 1.0 + batch["id"] % 3, bound=bound))
+    state, step = start(train), jax.jit(train.step)
+    for i in range(3):
+        batch, before = labelled.rows(i, BIG), state.params
+        hard, losses = 1.0 + batch["id"] % 3, np.asarray(labelled.losses(NET, before, batch), np.float64)
+        state, metrics = step(state, batch, {})
+        limit = (0.1, 0.55, 1.0)[i] * hard.sum()
+
+        def weights(mu: float, losses: Any = losses, hard: Any = hard) -> Any:
+            return np.clip(1 - (losses + mu * hard) / 3.0, 0, 1)
+
+        multipliers = np.linspace(0, 3, 300_001)
+        mu = next(m for m in multipliers if hard @ weights(m) <= limit)
+        np.testing.assert_allclose(metrics["weights"], weights(mu) / BIG, atol=1e-5 / BIG * 10)
+        check(state.params, moved_by(before, weights(mu) / BIG, batch), rtol=1e-3)
+        assert (mu > 0) == (i == 0)
     assert step._cache_size() == 1  # pyright: ignore[reportAttributeAccessIssue]
 
 
@@ -177,11 +225,14 @@ def test_mentor_learns_to_leave_out_wrong_labels() -> None:
     assert np.mean(right[-60:]) > 0.8
 
 
-@pytest.mark.parametrize(("name", "check_vma"), [("spcl", False), ("spcl", True), ("mentornet", True)])
+@pytest.mark.parametrize(
+    ("name", "check_vma"), [("spcl", False), ("spcl", True), ("mentornet", True), ("region", False), ("region", True)]
+)
 def test_eight_devices(name: str, check_vma: bool) -> None:
     def make(**options: Any) -> bilevel.TrainStep:
         # The percentile of a device's few rows is not that of all, and labels are drawn by device.
-        return build(bilevel.spcl(2.0) if name == "spcl" else mentornet(burn_in=0.0), **options)
+        region = bilevel.spcl(2.0, curriculum=lambda batch: 1.0 + batch["id"] % 3, bound=0.2)
+        return build({"spcl": bilevel.spcl(2.0), "region": region}.get(name, mentornet(burn_in=0.0)), **options)
 
     batch, specific = labelled.rows(0, BIG), labelled.rows(9, 16)
     wanted = jax.jit(make().step)(start(make()), batch, specific)[0]
@@ -209,5 +260,16 @@ def test_mistakes_are_explained() -> None:
             mentornet(**options)
     with pytest.raises(UserError, match="pace=0"):
         bilevel.spcl(0)
+    wanted: Any
+    for wanted, message in (
+        ({"bound": 0.5}, "go together"),
+        ({"curriculum": lambda batch: batch["id"]}, "go together"),
+        ({"curriculum": lambda batch: batch["id"], "bound": 0.0}, "bound=0.0"),
+    ):
+        with pytest.raises(UserError, match=message):
+            bilevel.spcl(1.0, **wanted)
+    one = build(bilevel.spcl(1.0, curriculum=lambda batch: jnp.ones(()), bound=0.5))
+    with pytest.raises(UserError, match=r"of shape \(\) for 32 rows"):
+        jax.eval_shape(one.step, start(one), labelled.rows(0, BIG), {})
     with pytest.raises(UserError, match='mode="sparse" does not fit'):
         bilevel.make_step(classifier(NET), None, optax.sgd(0.1), None, bilevel.spcl(1.0), batch_size=4)

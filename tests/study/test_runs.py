@@ -371,6 +371,23 @@ def test_data_on_the_device_train_the_same(tmp_path: Path) -> None:
         assert last[0]["share/noisy"] == last[1]["share/noisy"]
 
 
+def test_uniform_may_train_on_specific_and_held_out_rows_too(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """60 and 40 rows beside 240, of which known faults are counted among the generic ones alone."""
+    for residence in ("never", "always"):
+        flags = ("--uniform.also", "specific", "held_out", "--resident", residence, "--batch-size", 50)
+        call(tmp_path / residence, "uniform", *flags)
+        assert "uniform: trained on 240 generic, 60 specific and 40 held-out rows." in capsys.readouterr().out
+    one, other = (result(tmp_path / residence, "uniform") for residence in ("never", "always"))
+    assert one["training_rows"] == other["training_rows"] == 340
+    assert one["test_loss"] == pytest.approx(other["test_loss"], rel=1e-5)
+    assert one["share/noisy"] == pytest.approx(1 / 3, abs=0.05), "of 240 rows, not of 340"
+    call(tmp_path / "plain", "uniform", "--batch-size", 50)
+    assert "trained on" not in capsys.readouterr().out
+    assert result(tmp_path / "plain", "uniform")["test_loss"] != one["test_loss"]
+
+
 def test_rows_of_the_task_are_as_the_tests_say() -> None:
     data = rows_of(np.arange(9) % 3, 0, "rows").rows(np.arange(9))
     np.testing.assert_allclose(data["y"][::3], data["x"][::3].sum(1), rtol=1e-5)

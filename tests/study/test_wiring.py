@@ -449,9 +449,24 @@ def test_measures_that_are_better_when_higher(tmp_path: Path, monkeypatch: pytes
     call(tmp_path / "run", "rho_loss", "--rho-loss.held-out-steps", 2, "--batch-size", 8, task=task)
 
 
+@pytest.mark.slow
+def test_the_curriculum_region_of_spcl_comes_from_a_table(tmp_path: Path) -> None:
+    """Irreducible losses of 0 for two domains and 1 for the third: with a small bound the third has no weight."""
+    table = LossTable((np.arange(240) % 3 == 2).astype(np.float32), setting_of(tmp_path).splits.train.content_hash, {})
+    table.save(tmp_path / "table.safetensors")
+    given = ("--spcl.pace-start", 30, "--spcl.pace-end", 30)
+    call(tmp_path / "plain", "spcl", *given)
+    call(tmp_path / "region", "spcl", *given, "--spcl.table", tmp_path / "table.safetensors", "--spcl.bound", 1e-6)
+    plain, region = (result(tmp_path / name, "spcl")["share/noisy"] for name in ("plain", "region"))
+    assert plain > 0.2
+    assert region < 1e-3
+    assert "table_digest" in resolve.read_file(tmp_path / "region" / "spcl-seed0" / "config.yaml")["spcl"]
+
+
 @pytest.mark.parametrize(
     ("classes", "values", "message"),
     [
+        (2, {"bound": 0.5}, "--spcl.table and --spcl.bound make a curriculum region together"),
         (1, {}, r"log\(classes\), which is 0 with one class"),
         (2, {"pace_start": -1.0}, "--spcl.pace-start -1.0 must not be negative"),
         (2, {"pace_end": 0.0}, "--spcl.pace-end 0.0 must be positive"),

@@ -124,6 +124,19 @@ def test_every_method_can_be_trained_on_digits(tmp_path: Path) -> None:
         trace(setting, method)
 
 
+def test_uniform_trains_on_all_images(source: Path) -> None:
+    """Those of the specific and of the held-out set too, where labels are right."""
+    given = {"data": {"source": str(source)}, "model": {"width": 8}}
+    setting = setting_of(TASK, source.parent / "run", given, {"uniform": {"also": ["held_out", "specific"]}})
+    _, plan = plan_of(setting, "uniform", 0)
+    splits = setting.splits
+    assert plan.rows is not None
+    assert splits.held_out is not None
+    found, sets = plan.rows(), (splits.train, splits.held_out, splits.specific)
+    wanted = np.concatenate([rows.rows(np.arange(len(rows)))["image"] for rows in sets])
+    np.testing.assert_array_equal(found.rows(np.arange(len(found)))["image"], wanted)
+
+
 @pytest.mark.slow
 def test_a_network_with_batch_norm_learns_weights(source: Path) -> None:
     """Its running statistics are evaluated; the weighting network normalises by the rows scored together."""
@@ -175,6 +188,10 @@ BAD_INPUT: dict[str, tuple[dict[str, Any], str]] = {
     "no held-out rows": (
         {"data__held_out": 0, "compare": "rho_loss"},
         "has no held-out rows to learn irreducible losses from: give --data.held-out a share, or --rho-loss.halves",
+    ),
+    "no held-out rows to train on": (
+        {"data__held_out": 0, "compare": "uniform", "uniform__also": "held_out"},
+        "--uniform.also held_out: ",
     ),
     "a held-out network of larger images": ({"compare": "rho_loss", "rho_loss__held_out_network": "vgg16"}, "6 × 6"),
     "no table": ({"compare": "rho_loss", "rho_loss__table": "no.safetensors"}, "There is no table of losses at no.safetens"),

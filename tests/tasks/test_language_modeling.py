@@ -23,6 +23,7 @@ from bilevel.data import PackedText, RowView
 from bilevel.devices import sharding
 from bilevel.nn.transformer import SIZES, Transformer, TransformerConfig, last_blocks
 from bilevel.study import ModelOptions, Splits, Text
+from bilevel.study.run import plan_of
 from bilevel.tasks.language_modeling import TASK, DataConfig, LanguageConfig, ModelConfig
 from bilevel.types import UserError
 
@@ -301,6 +302,22 @@ def test_labels_are_known_for_each_row(text: Path) -> None:
         row = tokens[:length].tobytes().decode()
         assert known.names[known.values[i]] == (DOMAINS[1] if row.upper() == row else DOMAINS[0])
     assert splits_of(text).known == {}
+
+
+def test_uniform_trains_on_specific_text_once_too(text: Path) -> None:
+    """Held-out text is the specific text: named twice, its rows are there once."""
+    given = {
+        "data": {"generic": str(text / "generic.txt"), "specific": str(text / "specific"), "cache_dir": text / "cache"}
+    }
+    setting = setting_of(TASK, text / "run", given, {"uniform": {"also": ["specific", "held_out"]}})
+    splits, (_, plan) = setting.splits, plan_of(setting, "uniform", 0)
+    assert plan.rows is not None
+    found, generic = plan.rows(), len(splits.train)
+    assert len(found) == generic + len(splits.specific)
+    rows = found.rows(np.arange(len(found)))
+    np.testing.assert_array_equal(rows["id"][:generic], splits.train.rows(np.arange(generic))["id"])
+    assert set(rows["id"][generic:]) == {-1}
+    assert plan.trains_on == f"{generic:,} generic and {len(splits.specific):,} specific rows"
 
 
 def test_rows_are_shown_as_text_with_their_domain(text: Path) -> None:

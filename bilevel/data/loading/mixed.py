@@ -1,4 +1,4 @@
-"""Batches of which a fixed part comes from a second data set."""
+"""Rows of other data sets among those of a first: in fixed parts of a batch, or drawn alike."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class MixedLoader:
             )
         self.first, self.second = first, second
         self.batch_size = first.batch_size + second.batch_size
-        self.dataset: Dataset = _Mixed(first.dataset, second.dataset)
+        self.dataset: Dataset = MixedData(first.dataset, second.dataset)
         """The rows of `first`, then those of `second`."""
         share = self.batch_size // first.process_count
         self._own = slice(first.process_index * share, (first.process_index + 1) * share)
@@ -54,14 +54,27 @@ class MixedLoader:
         return self.dataset.rows(self.indices(step)[self._own])
 
 
-class _Mixed(JoinedData):
-    """Two data sets as one; only the rows of the first have an `id`, the one that they have there."""
+class MixedData(JoinedData):
+    """Several data sets as one; only the rows of the first have an `id`, the one that they have there, and others -1.
 
-    def __init__(self, first: Dataset, second: Dataset):
-        super().__init__({first.name: first, f"{second.name} (mixed in)": second})
+    What is known of rows by their `id` is then counted for the rows of the first alone.
+
+    Args:
+        first: whose rows keep their `id`.
+        others: whose rows follow, in this order.
+
+    Raises:
+        UserError: the arrays of their rows differ.
+    """
+
+    def __init__(self, first: Dataset, *others: Dataset):
+        mixed = {f"{other.name} (mixed in, {i} of {len(others)})": other for i, other in enumerate(others, 1)}
+        super().__init__({first.name: first, **mixed})
+        self._own = len(first)
 
     def rows(self, indices: NDArray[np.integer[Any]]) -> NumpyBatch:
+        """Gather rows at `indices`, integer `[b]`."""
         batch = self.gathered(indices)
         if "id" in batch:
-            batch["id"][np.asarray(indices) >= self.starts[1]] = -1
+            batch["id"][np.asarray(indices) >= self._own] = -1
         return batch

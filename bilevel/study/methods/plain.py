@@ -7,12 +7,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 from pydantic import NonNegativeInt
 
 from bilevel import methods
+from bilevel.data import MixedData, rows_hash
 from bilevel.study import contrastive
 from bilevel.study.config import Study
 from bilevel.study.context import Context
@@ -28,6 +29,10 @@ from bilevel.types import UserError
 @dataclass(frozen=True)
 class Uniform:
     """Uniform sampling of the generic rows."""
+
+    also: tuple[Literal["specific", "held_out"], ...] = ()
+    """Train on these rows too, which other methods learn from or choose by, drawn like generic ones (those of RLSampler's
+    valid set, or of RHO-LOSS's held-out set). Where valid is the specific set, its measures are then of rows trained on."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +95,23 @@ class Frozen(Picking):
     """Directory METHOD-seedN of a run that learned weights."""
     at: At = "end"
     """Its weights at the end, or at the evaluation that was best on valid."""
+
+
+def _baseline(s: Uniform, context: Context) -> Plan:
+    if not s.also:
+        return _uniform(s, context)
+    train = context.splits.train
+    found = {rows_hash(train): ("generic", train)}
+    for name in s.also:
+        rows = getattr(context.splits, name)
+        if rows is None:
+            raise UserError(
+                f"--uniform.also {name}: {train.name} has no held-out rows, so give --data.held-out a share, or omit it."
+            )
+        found.setdefault(rows_hash(rows), (name.replace("_", "-"), rows))  # text: both names mean the same rows
+    mixed = MixedData(*(rows for _, rows in found.values()))
+    *counts, last = (f"{len(rows):,} {name}" for name, rows in found.values())
+    return _uniform(s, context, rows=lambda: mixed, trains_on=f"{', '.join(counts)} and {last} rows")
 
 
 def _uniform(s: Any, context: Context, **fields: Any) -> Plan:
@@ -160,7 +182,7 @@ FRACTIONS = (0.125, 0.25, 0.5, 0.75)
 """What `mixing` tries where neither a fraction nor --trials is given; Grangier et al. select it by validation, too."""
 
 SPECS: dict[str, Spec] = {
-    "uniform": Spec(Uniform, _uniform),
+    "uniform": Spec(Uniform, _baseline),
     "mixing": Spec(
         Mixing, _mixing, {**RATE, "fraction": Among((0.0625, 0.125, 0.25, 0.5, 0.75, 0.875))}, tried=Tried("fraction", _fractions)
     ),

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 import optax
 from pydantic import NonNegativeFloat
 
@@ -14,9 +16,10 @@ import bilevel
 from bilevel import methods
 from bilevel.nn.mentor_net import MentorNetwork, mentor
 from bilevel.study.context import Context
+from bilevel.study.known_rows import check_irreducible, given_losses
 from bilevel.study.spec import RATE, Plan, Spec, plan_over, probed
 from bilevel.training.random_search import Among
-from bilevel.training.settings import Portion
+from bilevel.training.settings import Portion, Share, free
 from bilevel.types import UserError
 
 _SYMBOLS = 256
@@ -45,6 +48,11 @@ class Spcl:
     """λ at the start, as a multiple of the loss of guessing, log(classes)."""
     pace_end: float = 3.0
     """λ at the end, likewise."""
+    table: Path | None = free(None)
+    """How hard each row is known to be, for a curriculum region: irreducible losses of another run on the same data
+    (RUN_DIR/prepared/…/table.safetensors). None given: no such region."""
+    bound: Share | None = None
+    """With a table: rows weigh so that at most this share of a batch's irreducible loss is trained on (1: any)."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +93,16 @@ def _spcl(s: Spcl, context: Context) -> Plan:
         )
     guessing = math.log(guesses)
     pace = optax.linear_schedule(s.pace_start * guessing, s.pace_end * guessing, context.study.steps)
-    return plan_over(context, context.trained_model(), methods.spcl(pace), options={"mode": "dense"})
+    if (s.table is None) != (s.bound is None):
+        raise UserError("--spcl.table and --spcl.bound make a curriculum region together: give both, or neither.")
+    region: dict[str, Any] = {}
+    identity: dict[str, str] = {}
+    if s.table is not None:
+        identity = check_irreducible(context, s)
+        hardness = jnp.nan_to_num(given_losses(context, s).losses)
+        region = {"curriculum": lambda batch: hardness[batch["id"]], "bound": s.bound}
+    method = methods.spcl(pace, **region)
+    return plan_over(context, context.trained_model(), method, options={"mode": "dense"}, identity=identity)
 
 
 def _mentornet(s: Mentornet, context: Context) -> Plan:
