@@ -38,7 +38,7 @@ _NAMED = (
     "unit_display_names",
 )
 _ABBREVIATED = frozenset({"short", "narrow", "abbreviated"})
-_LETTERS = re.compile(r"[\W\d_]+")
+_OTHER = re.compile(r"[\W\d_]+")
 
 
 def embedded_pairs(spec: str, languages: Languages) -> PairSource:
@@ -57,7 +57,7 @@ def embedded_pairs(spec: str, languages: Languages) -> PairSource:
 def embedded_parts(languages: Languages) -> dict[str, PairSource]:
     """Open `python:interface` as train, valid and test: 3, 1 and 2 tenths of the messages.
 
-    Messages that are alike but for digits and punctuation are in one part.
+    Messages with the same letters, whatever is between them, are in one part.
     """
     languages = _coded(languages)
     parts = _parts(languages)
@@ -113,7 +113,7 @@ def _is_sentence(pair: Pair) -> bool:
 
 
 def _key(text: str) -> str:
-    return _LETTERS.sub(" ", text.casefold()).strip()
+    return _OTHER.sub("", text.casefold())
 
 
 @functools.lru_cache(maxsize=4)

@@ -145,7 +145,7 @@ class LanguageTokenizer:
     def decode(self, rows: Iterable[Sequence[int] | NDArray[np.integer[Any]]]) -> list[str]:
         """Return the text of each row of pieces up to its eos, whatever language they are of."""
         texts = ("".join(self._pieces[i] if i != UNK else _UNKNOWN for i in _real(row)) for row in rows)
-        return [text.replace(_SPACE, " ").removeprefix(" ") for text in texts]
+        return [text.removeprefix(_SPACE).replace(_SPACE, " ") for text in texts]
 
 
 def _real(row: Sequence[int] | NDArray[np.integer[Any]]) -> list[int]:
