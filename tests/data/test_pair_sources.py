@@ -337,6 +337,25 @@ def test_fingerprints_follow_the_content(tmp_path: Path) -> None:
     assert cs(path).fingerprint() == cs(path).fingerprint()
 
 
+def test_several_sources_as_one(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.tsv", TSV)
+    alone = cs("python:catalogues")
+    both = cs(f"python:catalogues,{path}")
+    assert read(both) == read(alone) + ROWS
+    assert both.fingerprint() != alone.fingerprint()
+
+
+def test_urls(tmp_path: Path) -> None:
+    fsspec = pytest.importorskip("fsspec")
+    memory = fsspec.filesystem("memory")
+    for place, language in enumerate(("en", "cs")):
+        text = "".join(f"{row[place]}\n" for row in ROWS)
+        memory.pipe(f"/{tmp_path.name}/train.{language}.gz", gzip.compress(text.encode()))
+    for name in ("train.{}.gz", "train.en.gz,U/train.cs.gz", "*.gz", ""):
+        url = f"memory://{tmp_path.name}"
+        assert read(cs(f"{url}/{name}".replace("U", url).removesuffix("/"))) == ROWS
+
+
 def test_a_folder_of_pairs_in_several_languages(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write(tmp_path / "train.en-cs.tsv", "a\tb\n")
     write(tmp_path / "train.en-be.tsv", "x\ty\n")

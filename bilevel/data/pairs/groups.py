@@ -57,6 +57,11 @@ class Group:
     paths: tuple[Place, ...]
 
 
+def split_names(spec: str) -> list[str]:
+    """Split a specification at the commas that are not in braces."""
+    return [part.strip() for part in _OUTSIDE_BRACES.split(spec)]
+
+
 def find_groups(spec: str, languages: Languages, *, only_train: bool = False) -> list[Group]:
     """Find the files that `spec` names (see `open_pairs`), in the order of the names.
 
@@ -70,7 +75,7 @@ def find_groups(spec: str, languages: Languages, *, only_train: bool = False) ->
     """
     groups: list[Group] = []
     named: list[Place] = []
-    for name in (part.strip() for part in _OUTSIDE_BRACES.split(spec)):
+    for name in split_names(spec):
         if _BRACES.search(name):
             groups.extend(_of_braces(name, languages))
         elif name and is_folder(place_of(name)):

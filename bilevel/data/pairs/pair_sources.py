@@ -19,7 +19,7 @@ from bilevel.data.pairs.columns import (
     tsv_pairs,
 )
 from bilevel.data.pairs.embedded import NAMES, embedded_pairs, embedded_parts
-from bilevel.data.pairs.groups import Group, find_groups
+from bilevel.data.pairs.groups import Group, find_groups, split_names
 from bilevel.data.pairs.sides import pairs_of_sides
 from bilevel.data.pairs.stream import Languages, Pair, PairSource, hashed_parts, joined_pairs
 from bilevel.data.text.files import file_fingerprint
@@ -72,6 +72,10 @@ def open_pairs(
         UserError: something is missing or of the wrong kind; the message names it and says what to do.
     """
     languages = _checked(spec, source_language, target_language)
+    names = split_names(spec)
+    if len(names) > 1 and any(name.startswith(("python:", "tfds:")) for name in names):
+        options = {"source_language": source_language, "target_language": target_language, "columns": columns}
+        return joined_pairs(spec, [open_pairs(name, **options) for name in names])
     if spec.startswith("python:"):
         return embedded_pairs(spec, languages)
     if spec.startswith("tfds:"):
@@ -133,7 +137,7 @@ def _checked(spec: str, source_language: str, target_language: str) -> Languages
             f"Source and target language are both {source_language!r}; choose two with --data.source-language and "
             "--data.target-language."
         )
-    if spec.startswith("python:") and spec not in NAMES:
+    if spec.startswith("python:") and not set(split_names(spec)[:1]) <= set(NAMES):
         raise UserError(f"{spec!r} is not known; the sources of this kind are {' and '.join(NAMES)}.")
     return Languages(source_language, target_language)
 
