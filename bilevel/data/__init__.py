@@ -1,5 +1,5 @@
-"""Data: sources of text, packing to memory-mapped arrays, labelled images and features, and loaders whose order is a
-function of (seed, step)."""
+"""Data: sources of text and of sentence pairs, packing to memory-mapped arrays, labelled images and features, and loaders
+whose order is a function of (seed, step)."""
 
 from bilevel.data.digests import digest as digest
 from bilevel.data.labelled.opening import LabelledData as LabelledData
@@ -19,6 +19,26 @@ from bilevel.data.loading.prefetch import read_ahead as read_ahead
 from bilevel.data.loading.tasks import TaskLoader as TaskLoader
 from bilevel.data.loading.views import RowView as RowView
 from bilevel.data.loading.views import rows_hash as rows_hash
+from bilevel.data.pairs.packed_pairs import PackedPairs as PackedPairs
+from bilevel.data.pairs.packed_pairs import PairLabels as PairLabels
+from bilevel.data.pairs.packed_pairs import pack_pairs as pack_pairs
+from bilevel.data.pairs.pair_sources import PairParts as PairParts
+from bilevel.data.pairs.pair_sources import open_pairs as open_pairs
+from bilevel.data.pairs.pair_sources import open_specific_pairs as open_specific_pairs
+from bilevel.data.pairs.shared_pairs import pairs_in_both as pairs_in_both
+from bilevel.data.pairs.shared_pairs import warn_of_shared_pairs as warn_of_shared_pairs
+from bilevel.data.pairs.stream import Languages as Languages
+from bilevel.data.pairs.stream import Pair as Pair
+from bilevel.data.pairs.stream import PairSource as PairSource
+from bilevel.data.pairs.stream import hold_out as hold_out
+from bilevel.data.pairs.stream import joined_pairs as joined_pairs
+from bilevel.data.pairs.stream import labelled_pairs as labelled_pairs
+from bilevel.data.pairs.stream import pairs_without as pairs_without
+from bilevel.data.pairs.tokenizer import MergedVocabulary as MergedVocabulary
+from bilevel.data.pairs.tokenizer import PairTokenizer as PairTokenizer
+from bilevel.data.pairs.tokenizer import Tokenizer as Tokenizer
+from bilevel.data.pairs.tokenizer import open_tokenizer as open_tokenizer
+from bilevel.data.pairs.tokenizer import train_tokenizer as train_tokenizer
 from bilevel.data.text.files import file_fingerprint as file_fingerprint
 from bilevel.data.text.overlap import rows_in_both as rows_in_both
 from bilevel.data.text.packed import PackedText as PackedText

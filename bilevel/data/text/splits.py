@@ -22,6 +22,11 @@ _TENTHS = 10
 _BOUNDS = {"train": range(8), "valid": range(8, 9), "test": range(9, 10)}
 
 
+def named_part(name: str) -> str | None:
+    """Return the part that the name of a file says, if it says one."""
+    return next((part for part in PARTS if _NAMED[part].match(name)), None)
+
+
 def open_specific(
     spec: str, *, field: str | None = None, documents: Literal["line", "file"] = "line"
 ) -> dict[str, Source]:

@@ -1,0 +1,203 @@
+"""Sentence pairs packed to memory-mapped arrays: tokenised once, opened in no time afterwards."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bilevel.data.cache import cached_folder
+from bilevel.data.digests import digest
+from bilevel.data.loading.arrays import NumpyBatch, take_rows
+from bilevel.data.notes import note
+from bilevel.data.pairs.pair_writer import FORMAT_VERSION, Limits, write_pairs
+from bilevel.data.pairs.stream import PairSource
+from bilevel.data.pairs.tokenizer import PairTokenizer
+from bilevel.types import UserError
+
+
+class PairLabels(NamedTuple):
+    """What is known of each row, for analysis only."""
+
+    values: NDArray[np.int32]
+    """int32 `[N]`: positions in `names`."""
+    names: tuple[str, ...]
+    """In the order of their first appearance."""
+
+
+@dataclass(frozen=True)
+class PackedPairs:
+    """Tokenised pairs in memory-mapped arrays; made by `pack_pairs`."""
+
+    folder: Path
+    manifest: Mapping[str, Any]
+    """What was packed: source, languages, length, row_count, pair_count, dropped (pairs by reason), content_hash,
+    label_names, tokenizers (fingerprints), format_version."""
+    tokens: NDArray[Any]
+    """uint16 (int32 for more than 65,536 pieces), flat: source and target of each row, each with its eos."""
+    starts: NDArray[np.int64]
+    """int64 `[2 N + 1]`: row i has its source from 2 i, its target from 2 i + 1."""
+    hash: NDArray[np.uint64]
+    """uint64 `[N]`: hash of each row's source sentence; equal for equal sentences."""
+    number: NDArray[np.int64]
+    """int64 `[N]`: the number of each row's pair in the source, dropped ones counted."""
+    labels: Mapping[str, PairLabels]
+    """By what they say, "domain" and "fault"; empty without labels."""
+    _text: NDArray[np.uint8]
+    _text_starts: NDArray[np.int64]
+
+    @classmethod
+    def open(cls, folder: Path) -> PackedPairs:
+        """Open a folder written by `pack_pairs`; the arrays stay on disk.
+
+        Raises:
+            UserError: the folder is damaged or of another version.
+        """
+        try:
+            manifest = json.loads((folder / "manifest.json").read_text("utf-8"))
+            if manifest["format_version"] != FORMAT_VERSION:
+                raise ValueError(f"its format version is {manifest['format_version']}, not {FORMAT_VERSION}")
+            rows = manifest["row_count"]
+            starts = _array(folder, "starts", np.int64, 2 * rows + 1)
+            text_starts = _array(folder, "text_starts", np.int64, 2 * rows + 1)
+            labels = {
+                kind: PairLabels(_array(folder, kind, np.int32, rows), tuple(names))
+                for kind, names in manifest["label_names"].items()
+            }
+            return cls(
+                folder,
+                manifest,
+                _array(folder, "tokens", np.dtype(manifest["token_type"]), int(starts[-1])),
+                starts,
+                _array(folder, "hash", np.uint64, rows),
+                _array(folder, "number", np.int64, rows),
+                labels,
+                _array(folder, "text", np.uint8, int(text_starts[-1])),
+                text_starts,
+            )
+        except (OSError, ValueError, EOFError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(
+                f"The packed pairs in {folder} are damaged ({type(error).__name__}: {error}); remove the folder and pack again."
+            ) from error
+
+    @property
+    def name(self) -> str:
+        """The name of the source."""
+        return self.manifest["source"]
+
+    @property
+    def content_hash(self) -> str:
+        """A digest of the tokens of all rows, the row length and the tokenizers."""
+        return self.manifest["content_hash"]
+
+    @property
+    def length(self) -> int:
+        """The pieces of a row: S = T."""
+        return self.manifest["length"]
+
+    def __len__(self) -> int:
+        return len(self.hash)
+
+    def rows(self, indices: NDArray[np.integer[Any]]) -> NumpyBatch:
+        """Gather rows at `indices`, integer `[b]`.
+
+        Returns:
+            source int32 `[b, S]`, source_length int32 `[b]`, target int32 `[b, T]`, target_length int32 `[b]`, and id int32
+            `[b]` (the row numbers). Each side ends with eos, which counts in its length; pad 0 is behind.
+        """
+        indices = np.asarray(indices, np.int64)
+        batch: NumpyBatch = {}
+        for place, side in enumerate(("source", "target")):
+            starts = take_rows(self.starts, 2 * indices + place)
+            lengths = take_rows(self.starts, 2 * indices + place + 1) - starts
+            positions = np.arange(self.length)
+            inside = positions < lengths[:, None]
+            flat = np.where(inside, starts[:, None] + positions, 0)
+            batch[side] = np.where(inside, take_rows(self.tokens, flat), 0).astype(np.int32)
+            batch[f"{side}_length"] = lengths.astype(np.int32)
+        return {**batch, "id": indices.astype(np.int32)}
+
+    def text(self, row: int) -> tuple[str, str]:
+        """Return the source and the target sentence of a row, as they were before they were tokenised."""
+        bounds = self._text_starts[2 * row : 2 * row + 3]
+        source, target = (self._text[a:b].tobytes().decode("utf-8") for a, b in itertools.pairwise(bounds))
+        return source, target
+
+    def dropped(self) -> str:
+        """Say in a sentence how many pairs were dropped, and why; `""` if none were."""
+        counts, length = self.manifest["dropped"], self.manifest["length"]
+        said = {
+            "long": f"longer than {length} pieces (--data.length)",
+            "empty": "empty on one side",
+            "ratio": f"with one side more than {self.manifest['max_ratio']:g} times as long as the other (--data.max-ratio)",
+            "copy": "copies of their source",
+            "repeated": "repeated",
+        }
+        reasons = ", ".join(f"{counts[reason]:,} {words}" for reason, words in said.items() if counts[reason])
+        if not reasons:
+            return ""
+        return (
+            f"{sum(counts.values()):,} of {self.manifest['pair_count']:,} pairs of {self.name} are dropped: {reasons}."
+        )
+
+
+def _array(folder: Path, name: str, dtype: Any, size: int) -> NDArray[Any]:
+    path = folder / f"{name}.npy"
+    array = np.load(path, mmap_mode="r", allow_pickle=False)
+    if array.shape != (size,) or array.dtype != dtype:
+        raise ValueError(f"{path.name} is {array.dtype}{list(array.shape)}, not {np.dtype(dtype)}[{size}]")
+    return np.asarray(array)
+
+
+def pack_pairs(
+    source: PairSource,
+    tokenizer: PairTokenizer,
+    *,
+    length: int = 32,
+    cache_dir: str | Path,
+    target_tokenizer: PairTokenizer | None = None,
+    max_ratio: float | None = None,
+    drop_copies: bool = False,
+    drop_repeats: bool = False,
+) -> PackedPairs:
+    """Tokenise the pairs of `source` and keep them in `cache_dir`; a second call only opens them.
+
+    Pairs that are empty on one side or longer than a row are dropped and counted, and a note says so. By default nothing else
+    is dropped: which pairs are worth training on is what weights learn.
+
+    Args:
+        source: the pairs; see `hold_out`, `labelled_pairs` and `pairs_without` for what may be done before.
+        tokenizer: of both sides.
+        length: S = T, the most pieces of a side, with its eos.
+        cache_dir: made if it does not exist.
+        target_tokenizer: of the target side, if it has its own.
+        max_ratio: drop pairs of which one side has more than so many times the pieces of the other, eos not counted.
+        drop_copies: drop pairs whose target is the source.
+        drop_repeats: drop pairs that stood there before.
+
+    Raises:
+        UserError: no pair is left, a setting is out of range, or as reading the source.
+    """
+    if length < 2:
+        raise UserError(f"--data.length is {length}; it must be at least 2, a piece and the end of the sentence.")
+    if max_ratio is not None and not max_ratio >= 1:
+        raise UserError(f"--data.max-ratio is {max_ratio}; it must be at least 1.")
+    tokenizers = (tokenizer, target_tokenizer or tokenizer)
+    limits = Limits(length, max_ratio, drop_copies, drop_repeats)
+    prints = [one.fingerprint for one in tokenizers]
+    key = digest(["packed pairs", FORMAT_VERSION, *map(str, limits), *prints, source.fingerprint()])
+    packed = cached_folder(
+        Path(cache_dir) / f"pairs-{length}-{key}",
+        PackedPairs.open,
+        lambda folder: write_pairs(folder, source, tokenizers, limits),
+        work=f"Packing {source.name}",
+    )
+    if dropped := packed.dropped():
+        note(dropped)
+    return packed
