@@ -63,7 +63,7 @@ def main(arguments: Sequence[str]) -> None:
     config, task = command.settings, cli.load_task(arguments[0])
     splits = noise_images() if arguments[0] == "image_classification" else rows_of_text(config.task.data.length)
     setting = Setting(config, task, splits, sharding.make_mesh(jax.devices()[:1]))
-    found = [(name, operations(setting, name)) for name in registry.chosen(config.study.compare, splits.classes)]
+    found = [(name, operations(setting, name)) for name in registry.chosen(config.study.compare, splits)]
     show([{"method": name, "flops": f"{x:.3g}", "ratio": x / found[0][1]} for name, x in found], COLUMNS, None)
 
 

@@ -41,7 +41,7 @@ class Parsed(NamedTuple):
 
 def compared(before: Config, arguments: Sequence[str]) -> list[str]:
     """Return the methods that --compare names."""
-    return registry.chosen(value(arguments, "--compare") or before.study.compare, classes=1)
+    return registry.chosen(value(arguments, "--compare") or before.study.compare, None)
 
 
 def parse(

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from bilevel.study.methods import learning, plain, sampling, selecting, weighing
 from bilevel.study.spec import Spec
+from bilevel.study.task import Splits
 from bilevel.types import UserError
 
 BASELINE = "uniform"
@@ -22,17 +23,17 @@ METHODS: Mapping[str, Spec] = {name: _KNOWN[name] for name in (*_ORDER, *sorted(
 """In the order of the tables."""
 
 
-def chosen(compare: str, classes: int) -> list[str]:
+def chosen(compare: str, splits: Splits | None) -> list[str]:
     """Return the methods that --compare names, each once.
 
     Args:
       compare: names, comma-separated; "all" stands for every method that needs no other run and fits the data.
-      classes: of the data's labels; 0: rows have none.
+      splits: the data; None: not known yet, and every method may fit them.
 
     Raises:
       UserError: if one is unknown or does not fit, or none is named.
     """
-    everything = [name for name, spec in METHODS.items() if spec.in_all and (classes or not spec.needs_labels)]
+    everything = [name for name, spec in METHODS.items() if spec.in_all and (splits is None or not spec.lacks(splits))]
     given = [name.strip() for name in compare.split(",") if name.strip()]
     names = [name for one in given for name in (everything if one == "all" else [one])]
     for name in names:
@@ -40,8 +41,8 @@ def chosen(compare: str, classes: int) -> list[str]:
             raise UserError(
                 f'--compare names the method "{name}", which does not exist: choose from all, {", ".join(METHODS)}.'
             )
-        if METHODS[name].needs_labels and not classes:
-            raise UserError(f"--compare names {name}, which needs rows with a label, and these have none: omit it.")
+        if splits is not None and (lacks := METHODS[name].lacks(splits)):
+            raise UserError(f"--compare names {name}, which needs {lacks}.")
     if not names:
         raise UserError(f"--compare is empty: name at least one of {', '.join(METHODS)}.")
     return list(dict.fromkeys(names))

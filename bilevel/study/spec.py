@@ -13,7 +13,7 @@ from bilevel.state import TrainState
 from bilevel.step import SampledStep, TrainStep, make_step
 from bilevel.study.config import Study
 from bilevel.study.context import Context
-from bilevel.study.task import Model, ParamFilter, Weighting
+from bilevel.study.task import Model, ParamFilter, Splits, Weighting
 from bilevel.training import OnSelected
 from bilevel.training.random_search import Log, Space
 from bilevel.types import Array, Params, UserError
@@ -145,6 +145,11 @@ def probed(context: Context, model: Model, blocks: int) -> ParamFilter | None:
         raise UserError(f"--{context.flag}.probe-blocks {blocks}: {error}") from error
 
 
+def labels(splits: Splits) -> str:
+    """Return what is lacking for a method that needs rows with a `label`."""
+    return "" if splits.classes else "rows with a label, and these have none: omit it"
+
+
 @dataclass(frozen=True)
 class Spec:
     """A method of the registry."""
@@ -160,5 +165,5 @@ class Spec:
     tried: Tried | None = None
     first: tuple[str, ...] = ()
     """Methods whose run of the same seed it continues from."""
-    needs_labels: bool = False
-    """Whether it needs rows with a `label`."""
+    lacks: Callable[[Splits], str] = lambda splits: ""
+    """What the data lack that it needs, as the end of a sentence; empty: nothing."""

@@ -35,7 +35,7 @@ def compare(config: Config, task: Task) -> None:
         raise UserError("--same-seconds takes uniform's seconds: add uniform to --compare, or give --budget-seconds.")
     settings = {name: opened(own, task) for name, own in sets.named_sets(config)}
     first = next(iter(settings.values()))
-    methods = chosen(study.compare, first.splits.classes)
+    methods = chosen(study.compare, first.splits)
     for setting in settings.values():
         check_methods(setting, with_first(methods))
     rows: list[Row] = []

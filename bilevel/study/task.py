@@ -30,14 +30,16 @@ GENERIC = "generic"
 
 
 class Known(NamedTuple):
-    """What is known about each generic row, for analysis alone: no learner sees it."""
+    """What is known about each generic row, for analysis alone unless it is `taught`."""
 
     values: NDArray[np.integer[Any]]
     """Integer `[N]`, by the `id` of a row."""
     names: tuple[str, ...]
-    """Of the values 0, 1, …; ("right", "wrong") for a fault."""
+    """Of the values 0, 1, …; ("right", "wrong") for a fault, whose value is −1 where it is not known."""
     fault: bool = False
     """Whether value 1 marks a fault that good weights avoid."""
+    taught: bool = False
+    """Whether methods may learn from it, as people found it out of the data at hand; a fault then."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,11 @@ class Splits:
         if self.held_out is not None:
             found["held_out"] = self.held_out
         return {name: rows.content_hash for name, rows in found.items()}
+
+    @property
+    def taught(self) -> Known | None:
+        """The first fault that methods may learn from; None: there is none."""
+        return next((known for known in self.known.values() if known.fault and known.taught), None)
 
     @property
     def deciding(self) -> Dataset:

@@ -40,6 +40,9 @@ class DataConfig:
     by a hash of the text), or python:topics, Python's language reference."""
     generic_labels: str | None = None
     """Tab-separated file whose first column names the domain of each generic document, for analysis only."""
+    generic_faults: str | None = None
+    """Tab-separated file whose first column says of each generic document whether it is right (or 0) or wrong (1), nothing where
+    that is not known: tables show the share of wrong rows that a method trains on, and mentornet learns from it."""
     field: str | None = None
     """Name of the text field of JSON lines (default: text); for those of the two data sets that have fields."""
     documents: Literal["line", "file"] = "line"
@@ -134,6 +137,8 @@ class LanguageModeling:
         known = {}
         if generic.labels is not None:
             known["domain"] = Known(np.asarray(generic.labels), tuple(generic.label_names))
+        if data.generic_faults is not None:
+            known["fault"] = Known(generic.faults(data.generic_faults), ("right", "wrong"), fault=True, taught=True)
         return Splits(
             train=RowView(generic, np.flatnonzero(~held_out)),
             specific=specific["train"],

@@ -86,3 +86,30 @@ def test_labels_of_the_source(tmp_path: Path):
     assert data.labels is not None
     row = int(np.flatnonzero(data.labels == data.label_names.index("while"))[0])
     assert data.text(row).startswith('The "while" statement')
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_faults_of_the_documents_of_rows(tmp_path: Path, compressed: bool):
+    (tmp_path / "a.txt").write_text("abcdefgh\n\nxy\nnews!news!\n")
+    table = b"wrong\tx\n1\n\tx\n0\n"
+    (tmp_path / "faults").write_bytes(gzip.compress(table) if compressed else table)
+    data = pack(open_source(str(tmp_path / "a.txt")), length=4, cache_dir=tmp_path / "cache")
+    assert data.document.tolist() == [0, 0, 2, 3, 3]
+    found = data.faults(tmp_path / "faults")
+    assert (found.tolist(), found.dtype) == ([1, 1, -1, 0, 0], np.int8)
+    for text, message in (
+        (
+            "right\nfalse\n\n\n",
+            r'faults, line 2: the first column is "false"; write right or 0, wrong or 1, or nothing',
+        ),
+        (
+            "right\n\n\n",
+            r"The fault file .*faults has 3 lines, but .*a.txt has 4 documents \(blank .*; line i must hold the fault",
+        ),
+        ("\n\n\n\n", "says of no document whether it is right or wrong: mark some, or omit the file"),
+    ):
+        (tmp_path / "faults").write_text(text)
+        with pytest.raises(UserError, match=message):
+            data.faults(tmp_path / "faults")
+    with pytest.raises(UserError, match=r"The fault file .*none does not exist; check the path, or leave it out"):
+        data.faults(tmp_path / "none")

@@ -22,7 +22,7 @@ from bilevel.types import NOT_COMPUTED, UserError
 pytestmark = pytest.mark.slow  # half a minute and more, nearly all of it compiling
 
 BIG, NET = 32, Net()
-MENTOR = mentor(MentorNetwork(CLASSES), jax.random.key(5))
+MENTOR, ALONE = (mentor(MentorNetwork(classes), jax.random.key(5)) for classes in (CLASSES, 1))
 
 
 def build(method: Any, optimizer: Any = None, **options: Any) -> bilevel.TrainStep:
@@ -34,7 +34,7 @@ def build(method: Any, optimizer: Any = None, **options: Any) -> bilevel.TrainSt
 
 def mentornet(**options: Any) -> bilevel.methods.Method:
     options = {"num_classes": CLASSES, "total_steps": 10, **options}
-    return bilevel.mentornet(*MENTOR, optax.adam(0.01), **options)
+    return bilevel.mentornet(*(ALONE if options["num_classes"] == 1 else MENTOR), optax.adam(0.01), **options)
 
 
 def start(train: bilevel.TrainStep) -> bilevel.TrainState:
@@ -180,6 +180,40 @@ def test_first_step_of_the_mentor() -> None:
     assert np.isfinite(jax.tree.leaves(MENTOR[1])[0]).all()  # not donated away
 
 
+def test_mentornet_with_known_rows_written_out() -> None:
+    """One step of cross-entropy over the rows that are known, by the losses of the batch; none of them changes nothing."""
+    known = np.asarray([1, 0, -1, -1] * 25, np.int8)
+    train = build(mentornet(burn_in=0.0, percentile=0.5, num_classes=1, known=jnp.asarray(known)), loss=classifier(NET))
+    state, step = start(train), jax.jit(train.step)
+    batch = labelled.rows(0, BIG)
+    ids = np.arange(BIG) * 3 % 100
+    ids[5] = -1
+    values = np.where(ids < 0, -1, known[ids])
+    losses = labelled.losses(NET, state.params, batch)
+    after, metrics = step(state, {**batch, "id": jnp.asarray(ids, jnp.int32)}, {})
+    seen = MentorFeatures(losses, losses - jnp.median(losses), jnp.zeros(BIG, jnp.int32), jnp.zeros(BIG))
+
+    def cross_entropy(params: Any) -> Any:
+        logits, rows = ALONE[0](params, seen), jnp.asarray(values >= 0)
+        each = optax.sigmoid_binary_cross_entropy(logits, jnp.asarray(values == 0, jnp.float32))
+        return jnp.sum(each * rows) / jnp.sum(rows)
+
+    value, gradient = jax.value_and_grad(cross_entropy)(state.method_state.params)
+    updates, _ = optax.adam(0.01).update(gradient, state.method_state.opt_state, state.method_state.params)
+    check(after.method_state.params, optax.apply_updates(state.method_state.params, updates))
+    np.testing.assert_allclose(metrics["specific_loss"], value, rtol=1e-5)
+    nobody, metrics = step(after, {**batch, "id": jnp.full(BIG, 2, jnp.int32)}, {})
+    assert metrics["specific_loss"] == NOT_COMPUTED
+    jax.tree.map(np.testing.assert_array_equal, nobody.method_state.params, after.method_state.params)
+    jax.tree.map(np.testing.assert_array_equal, nobody.method_state.opt_state, after.method_state.opt_state)
+    assert step._cache_size() == 1  # pyright: ignore[reportAttributeAccessIssue]
+    without = {name: x for name, x in batch.items() if name != "id"}
+    with pytest.raises(
+        UserError, match=r"reads the numbers of rows as batch\['id'\], but a batch holds label, true, x"
+    ):
+        jax.eval_shape(train.step, state, without, {})
+
+
 def test_mentornet_says_which_labels_it_misses() -> None:
     train = build(mentornet())
     unlabelled = {name: x for name, x in labelled.rows(1, 16).items() if name != "label"}
@@ -200,10 +234,14 @@ def test_wrong_labels() -> None:
     assert int(given.max()) == CLASSES - 1
 
 
-def test_mentor_learns_to_leave_out_wrong_labels() -> None:
+@pytest.mark.parametrize("taught", [False, True])
+def test_mentor_learns_to_leave_out_wrong_labels(taught: bool) -> None:
+    """From clean rows, or from a fifth of the rows of which it is known, without seeing a label."""
     steps, data = 300, labelled.rows(1, 2000, flipped=0.4)
     clean = labelled.rows(2, 200)
-    train = build(mentornet(total_steps=steps), optax.adam(0.01))
+    wrong = np.asarray(data["label"] != data["true"], np.int8)
+    known = {"known": jnp.asarray(np.where(np.arange(2000) % 5 == 0, wrong, -1)), "num_classes": 1}
+    train = build(mentornet(total_steps=steps, **(known if taught else {})), optax.adam(0.01))
     rng = np.random.default_rng(0)
     chosen = [np.stack([rng.permutation(n)[:BIG] for _ in range(steps)]) for n in (2000, 200)]
     data, clean = (jax.tree.map(jnp.asarray, arrays) for arrays in (data, clean))
@@ -225,14 +263,20 @@ def test_mentor_learns_to_leave_out_wrong_labels() -> None:
     assert np.mean(right[-60:]) > 0.8
 
 
+METHODS = {
+    "spcl": bilevel.spcl(2.0), "region": bilevel.spcl(2.0, curriculum=lambda batch: 1.0 + batch["id"] % 3, bound=0.2),
+    "mentornet": mentornet(burn_in=0.0), "known": mentornet(burn_in=0.0, known=jnp.arange(BIG) % 2),
+}  # fmt: skip
+
+
 @pytest.mark.parametrize(
-    ("name", "check_vma"), [("spcl", False), ("spcl", True), ("mentornet", True), ("region", False), ("region", True)]
+    ("name", "check_vma"),
+    [("spcl", False), ("spcl", True), ("region", False), ("region", True), ("mentornet", True), ("known", True)],
 )
 def test_eight_devices(name: str, check_vma: bool) -> None:
     def make(**options: Any) -> bilevel.TrainStep:
         # The percentile of a device's few rows is not that of all, and labels are drawn by device.
-        region = bilevel.spcl(2.0, curriculum=lambda batch: 1.0 + batch["id"] % 3, bound=0.2)
-        return build({"spcl": bilevel.spcl(2.0), "region": region}.get(name, mentornet(burn_in=0.0)), **options)
+        return build(METHODS[name], **options)
 
     batch, specific = labelled.rows(0, BIG), labelled.rows(9, 16)
     wanted = jax.jit(make().step)(start(make()), batch, specific)[0]
@@ -243,13 +287,17 @@ def test_eight_devices(name: str, check_vma: bool) -> None:
     )  # fmt: skip
     found = jax.jit(step)(start(train), batch, specific)
     check(found.params, wanted.params)
-    if name == "mentornet":
+    if name in ("mentornet", "known"):
         assert np.isfinite(found.method_state.percentile)
 
 
 def test_mistakes_are_explained() -> None:
     for options, message in (
         ({"num_classes": 1}, "num_classes=1"),
+        ({"known": jnp.asarray([0, 2])}, r"known=….* it must be integers \[N\]"),
+        ({"known": jnp.asarray([0.0, 1.0])}, "the type float32; it must be integers"),
+        ({"known": jnp.asarray([-1, -1])}, "knows of no row"),
+        ({"known": jnp.asarray([0, 1]), "num_classes": 0}, "num_classes=0"),
         ({"total_steps": 0}, "total_steps=0"),
         ({"burn_in": 1.5}, "burn_in=1.5"),
         ({"percentile": -1.0}, "percentile=-1.0"),

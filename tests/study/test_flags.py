@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from linear_task import TASK as LINEAR
+from linear_task import LinearConfig
 from study_calls import CLASSES, TASK, fails
 
 from bilevel import cli, study
@@ -133,7 +134,7 @@ def study_plain(value: Any) -> Any:
 @pytest.mark.parametrize(("path", "names"), [("bilevel/study", None)])
 def test_messages_name_flags_that_exist(path: str, names: None) -> None:
     """In the texts of the study layer and of its settings; {name} and {flag} stand for the name of a method."""
-    known = all_flags() | {"--help", "--METHOD.NAME", "--data.held-out", "--hosts"}
+    known = all_flags() | {"--help", "--METHOD.NAME", "--data.held-out", "--data.generic-faults", "--hosts"}
     fields = {flag.rpartition(".")[2] for flag in known}
     root = Path(study.__file__).parent
     for file in [*sorted(root.rglob("*.py")), *(Path(str(module.__file__)) for module in (optimizers, settings))]:
@@ -169,12 +170,24 @@ def test_the_study_layer_knows_no_task_and_no_method() -> None:
         assert found <= ALLOWED.get(file.name, set()), f"{file}: {sorted(found)}"
 
 
-def test_methods_by_name() -> None:
-    assert chosen("soba, uniform,soba", 0) == ["soba", "uniform"]
-    everything = chosen("all", 2)
+def test_methods_by_name(tmp_path: Path) -> None:
+    plain = LINEAR.open(LinearConfig(), tmp_path)
+    labelled = dataclasses.replace(plain, classes=2)
+    faults = dataclasses.replace(plain, known={"noisy": plain.known["noisy"]._replace(taught=True)})
+    assert chosen("soba, uniform,soba", plain) == ["soba", "uniform"]
+    everything = chosen("all", labelled)
     assert set(METHODS) - set(everything) == {"frozen", "replayed"}
-    assert set(everything) - set(chosen("all", 0)) == {name for name, spec in METHODS.items() if spec.needs_labels}
-    assert chosen("soba,all", 0) == ["soba", *(name for name in chosen("all", 0) if name != "soba")]
+    assert everything == chosen("all", None)
+    missing = {"svp", "mentornet", "gradient_norm", "gradient_norm_is", "rl_sampler"}
+    assert set(everything) - set(chosen("all", plain)) == missing
+    assert set(everything) - set(chosen("all", faults)) == missing - {"mentornet"}
+    assert chosen("soba,all", plain) == ["soba", *(name for name in chosen("all", plain) if name != "soba")]
+    with pytest.raises(
+        UserError, match=r"names mentornet, which needs rows with a label, or some .*--data.generic-faults"
+    ):
+        chosen("mentornet", plain)
+    with pytest.raises(UserError, match="names svp, which needs rows with a label, and these have none: omit it"):
+        chosen("svp", faults)
     assert with_first(["uniform", "retrained_dds"]) == ["uniform", "dds", "retrained_dds"]
 
 
@@ -184,7 +197,7 @@ def test_every_method_can_be_planned(preset: str, tmp_path: Path) -> None:
     given = resolve.default_config(LINEAR, preset).with_study(run_dir=tmp_path)
     own = filled(given.task, {"data": {"classes": 2}, "model": {"network": "classes"}}, "the test")
     setting = suite.opened(resolve.complete(dataclasses.replace(given, task=own)), LINEAR)
-    for name in chosen("all", 2):
+    for name in chosen("all", setting.splits):
         suite.check_method(setting, name)
 
 

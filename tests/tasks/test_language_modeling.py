@@ -181,6 +181,15 @@ BAD_INPUT: dict[str, tuple[dict[str, Any], str]] = {
     "one row alone": ({"batch_size": 1}, "batch_size=1 leaves one row to learn the weights from"),
     "unknown method": ({"compare": "uniform,magic"}, '--compare names the method "magic", which does not exist'),
     "a method for labels": ({"compare": "uniform,svp"}, "--compare names svp, which needs rows with a label"),
+    "mentornet without faults": (
+        {"compare": "mentornet"},
+        "known to be right or wrong (documents: --data.generic-faults)",
+    ),
+    "faults of other documents": ({"data__generic_faults": "EMPTY"}, "The fault file"),
+    "clean rows beside faults": (
+        {"data__generic_faults": "FAULTS", "compare": "mentornet", "mentornet__specific_batch_size": 4},
+        "--mentornet.specific-batch-size 4 is of no use",
+    ),
     "unwritable directory": ({"run_dir": "BELOW"}, "Cannot write to the run directory"),
     "more blocks than there are": (
         {"soba__probe_blocks": 9},
@@ -230,9 +239,10 @@ def test_bad_input_gets_one_sentence(case: str, text: Path, capsys: pytest.Captu
     (text / "latin.txt").write_bytes(b"good line\nbad \xe9\xe8 line\n")
     (text / "broken").mkdir()
     (text / "broken" / "weights.safetensors").write_bytes(b"\x08\x00\x00\x00 cut off")
+    (text / "faults.tsv").write_text("right\nwrong\n" * 150)
     paths = {
         "EMPTY": text / "empty.txt", "LATIN": text / "latin.txt", "BROKEN": text / "broken",
-        "BELOW": text / "generic.txt" / "run",
+        "BELOW": text / "generic.txt" / "run", "FAULTS": text / "faults.tsv",
     }  # fmt: skip
     chosen = {name: paths.get(value, value) if isinstance(value, str) else value for name, value in given.items()}
     run_dir = Path(chosen.pop("run_dir", text / "run"))
@@ -302,6 +312,34 @@ def test_labels_are_known_for_each_row(text: Path) -> None:
         row = tokens[:length].tobytes().decode()
         assert known.names[known.values[i]] == (DOMAINS[1] if row.upper() == row else DOMAINS[0])
     assert splits_of(text).known == {}
+
+
+def test_faults_are_known_for_each_row(text: Path) -> None:
+    """Those of lines 2, 5, 8, …, of documents with several rows each; of lines 0, 3, … nothing is known."""
+    (text / "faults.tsv").write_text("".join(f"{word}\tx\n" for word in ("", "right", "1") * 100))
+    splits = splits_of(text, generic_faults=text / "faults.tsv")
+    known, generic = splits.known["fault"], packed(splits.train)
+    assert (known.fault, known.taught, splits.taught) == (True, True, known)
+    np.testing.assert_array_equal(known.values, np.asarray([-1, 0, 1])[generic.document % 3])
+    assert splits_of(text).taught is None
+
+
+@pytest.mark.slow
+def test_mentornet_leaves_out_documents_that_are_like_known_faults(text: Path) -> None:
+    """Every third document is noise; of a third of all it is known."""
+    rng, lines = np.random.default_rng(0), (text / "generic.txt").read_text().splitlines()
+    wrong = np.arange(len(lines)) % 3 == 2
+    noise = ["".join(map(chr, rng.integers(33, 127, 40))) for _ in lines]
+    (text / "generic.txt").write_text(
+        "".join(f"{n if w else x}\n" for n, w, x in zip(noise, wrong, lines, strict=True))
+    )
+    named = np.where(np.arange(len(lines)) % 9 < 3, np.where(wrong, "wrong", "right"), "")
+    (text / "faults.tsv").write_text("".join(f"{word}\n" for word in named))
+    given = {"steps": 300, "batch_size": 16, "log_every": 50, "evaluate_every": 300, "checkpoint_every": 300}
+    flags = text_flags(text, compare="uniform,mentornet", data__generic_faults=text / "faults.tsv", **given)
+    uniform, mentor = compare("language_modeling", text / "run", **flags)
+    assert uniform["share_at_end/fault"] > 0.09
+    assert mentor["share_at_end/fault"] < uniform["share_at_end/fault"] / 2
 
 
 def test_uniform_trains_on_specific_text_once_too(text: Path) -> None:

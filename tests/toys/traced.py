@@ -30,7 +30,7 @@ def setting_of(task: Task, folder: Path, given: Mapping[str, Any], methods: Mapp
 
 def fitting(setting: Setting) -> list[str]:
     """Return the methods that need no other run and fit the data."""
-    return [m for m, spec in METHODS.items() if spec.in_all and (setting.splits.classes or not spec.needs_labels)]
+    return [m for m, spec in METHODS.items() if spec.in_all and not spec.lacks(setting.splits)]
 
 
 def trace(setting: Setting, method: str) -> None:

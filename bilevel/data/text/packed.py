@@ -17,7 +17,7 @@ from bilevel.data.digests import Source, digest
 from bilevel.data.loading.arrays import NumpyBatch, check_rows, take_rows
 from bilevel.data.opening import Place, exists, place_of
 from bilevel.data.text.files import file_fingerprint
-from bilevel.data.text.labels import with_labels
+from bilevel.data.text.labels import read_faults, with_labels
 from bilevel.data.text.writer import PackedWriter, length_dtype
 from bilevel.types import UserError
 
@@ -102,6 +102,21 @@ class PackedText:
             "length": take_rows(self.length, indices).astype(np.int32),
             "id": np.asarray(indices, np.int32),
         }
+
+    def faults(self, table: str | Path) -> NDArray[np.int8]:
+        """Read what a table beside the text says of each row's document: 0 right, 1 wrong, −1 not known, int8 `[N]`.
+
+        Args:
+            table: its line i, in the first of its tab-separated columns, is about document i: right or 0, wrong or 1, or nothing.
+
+        Raises:
+            UserError: there is no such table, it says something else, or it is of other documents.
+        """
+        place = place_of(table)
+        if not exists(place):
+            raise UserError(f"The fault file {place} does not exist; check the path, or leave it out.")
+        count = self.manifest["document_count"] + self.manifest["empty_documents"]
+        return read_faults(place, count, self.name)[self.document]
 
     def text(self, row: int) -> str:
         """The text of a row; characters cut at its ends appear as U+FFFD."""

@@ -19,7 +19,7 @@ from bilevel.study.config import Study
 from bilevel.study.context import Context
 from bilevel.study.known_rows import uncertain_rows
 from bilevel.study.methods.picking import FilterName, Picking
-from bilevel.study.spec import RATE, Plan, Spec, Start, Tried, plan_over
+from bilevel.study.spec import RATE, Plan, Spec, Start, Tried, labels, plan_over
 from bilevel.study.weights import At, classified, load_weights, parts_of, save_weights, weights_file
 from bilevel.training.random_search import Among, Log
 from bilevel.training.settings import Count, Share, free
@@ -195,6 +195,6 @@ SPECS: dict[str, Spec] = {
         {**RATE, "weight_learning_rate": Log(1e-3, 1e-1), "filter": Among(("top_k", "top_fraction", "threshold"))},
         {"weight_learning_rate": 1e-3},
     ),
-    "svp": Spec(Svp, _svp, needs_labels=True),
+    "svp": Spec(Svp, _svp, lacks=labels),
     "frozen": Spec(Frozen, _frozen, in_all=False),
 }  # fmt: skip

@@ -18,7 +18,7 @@ from bilevel.step import SampledState, make_sampled_step
 from bilevel.study.context import Context
 from bilevel.study.feeding import check_parts
 from bilevel.study.observing import save_frequencies
-from bilevel.study.spec import Plan, Spec
+from bilevel.study.spec import Plan, Spec, labels
 from bilevel.training import SequenceRecorder, load_sampler, load_sequence, save_sampler, save_sequence
 from bilevel.training.settings import Count, free
 from bilevel.types import Array, UserError
@@ -173,6 +173,6 @@ def _file(given: Path, name: str) -> Path:
 
 
 SPECS: dict[str, Spec] = {
-    "rl_sampler": Spec(RlSampler, _rl_sampler, paper={"reward_parts": 5}, needs_labels=True),
+    "rl_sampler": Spec(RlSampler, _rl_sampler, paper={"reward_parts": 5}, lacks=labels),
     "replayed": Spec(Replayed, _replayed, {}, in_all=False),
 }

@@ -18,7 +18,7 @@ from bilevel.selection import filters, scoring
 from bilevel.selection.scorers import Scorer
 from bilevel.study.context import Context
 from bilevel.study.known_rows import check_irreducible, irreducible_losses
-from bilevel.study.spec import Plan, Spec, Start, plan_over
+from bilevel.study.spec import Plan, Spec, Start, labels, plan_over
 from bilevel.study.task import Model, Weighting
 from bilevel.training.settings import Count, free
 from bilevel.types import Array, LossFn, ModelState, Params
@@ -142,9 +142,9 @@ def _known(s: IrreducibleLosses, context: Context, state: Any) -> Start:
 SPECS: dict[str, Spec] = {
     "rho_loss": Spec(RhoLoss, _selecting(scoring.rho_loss)),
     "train_loss": Spec(TrainLoss, _selecting(scoring.train_loss)),
-    "gradient_norm": Spec(GradientNorm, _selecting(scoring.gradient_norm), needs_labels=True),
+    "gradient_norm": Spec(GradientNorm, _selecting(scoring.gradient_norm), lacks=labels),
     "gradient_norm_is": Spec(
-        GradientNormIs, _selecting(scoring.log_gradient_norm, filters.importance(unbiased=True)), needs_labels=True
+        GradientNormIs, _selecting(scoring.log_gradient_norm, filters.importance(unbiased=True)), lacks=labels
     ),
     "irreducible_loss": Spec(IrreducibleLoss, _irreducible),
 }

@@ -9,15 +9,18 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from pydantic import NonNegativeFloat
 
 import bilevel
 from bilevel import methods
+from bilevel.data import digest
 from bilevel.nn.mentor_net import MentorNetwork, mentor
 from bilevel.study.context import Context
 from bilevel.study.known_rows import check_irreducible, given_losses
 from bilevel.study.spec import RATE, Plan, Spec, plan_over, probed
+from bilevel.study.task import Splits
 from bilevel.training.random_search import Among
 from bilevel.training.settings import Portion, Share, free
 from bilevel.types import UserError
@@ -57,10 +60,11 @@ class Spcl:
 
 @dataclass(frozen=True)
 class Mentornet:
-    """MentorNet: a network learns from clean rows whether a label is right."""
+    """MentorNet: a network learns whether a row is right, from clean rows with a label, or from generic rows known to be right
+    or wrong."""
 
     specific_batch_size: int = 0
-    """Clean rows in a step; 0: --batch-size."""
+    """Clean rows in a step; 0: --batch-size. Of no use where generic rows are known."""
     burn_in: Portion = 0.05
     """Share of the steps in the beginning in which all rows count alike."""
     mentor_learning_rate: float = 1e-2
@@ -106,13 +110,31 @@ def _spcl(s: Spcl, context: Context) -> Plan:
 
 
 def _mentornet(s: Mentornet, context: Context) -> Plan:
-    classes = context.splits.classes
+    classes, taught = max(context.splits.classes, 1), context.splits.taught
+    if taught is not None and s.specific_batch_size:
+        raise UserError(
+            f"--mentornet.specific-batch-size {s.specific_batch_size} is of no use, as the mentor learns from generic rows that "
+            "are known to be right or wrong: omit it."
+        )
     method = methods.mentornet(
         *mentor(MentorNetwork(classes), jax.random.key(context.seed)), optax.adam(s.mentor_learning_rate),
         num_classes=classes, total_steps=context.study.steps, burn_in=s.burn_in,
+        known=None if taught is None else jnp.asarray(taught.values, jnp.int8),
     )  # fmt: skip
     model, size = context.trained_model(), s.specific_batch_size
-    return plan_over(context, model, method, options={"mode": "dense"}, specific_batch_size=size)
+    identity = {} if taught is None else {"faults_digest": digest([np.asarray(taught.values, np.int8).tobytes()])}
+    return plan_over(
+        context, model, method, options={"mode": "dense"}, specific_batch_size=size, identity=identity
+    )  # fmt: skip
+
+
+def _lessons(splits: Splits) -> str:
+    if splits.classes or splits.taught is not None:
+        return ""
+    return (
+        "rows with a label, or some that are known to be right or wrong (documents: --data.generic-faults), and these have "
+        "neither: give them, or omit it"
+    )
 
 
 SPECS: dict[str, Spec] = {
@@ -121,5 +143,5 @@ SPECS: dict[str, Spec] = {
         {"derivatives": "forward", "unroll_rate": 1e-2},
     ),
     "spcl": Spec(Spcl, _spcl, {**RATE, "pace_end": Among((2.0, 3.0, 4.0))}),
-    "mentornet": Spec(Mentornet, _mentornet, needs_labels=True),
+    "mentornet": Spec(Mentornet, _mentornet, lacks=_lessons),
 }  # fmt: skip

@@ -50,7 +50,7 @@ class MultiTask(Analysis):
             raise UserError(
                 f"--task-weights has {len(self.task_weights)} numbers for {count} specific sets: give one for each."
             )
-        for method in chosen(config.study.compare, classes=1):
+        for method in chosen(config.study.compare, None):
             if not METHODS[method].in_all:
                 raise UserError(f"--compare names {method}, which takes what another run left: omit it.")
 
@@ -64,5 +64,5 @@ class MultiTask(Analysis):
 
     def runs(self, setting: Setting, seed: int) -> Iterator[Planned]:
         """Plan one run a method."""
-        for method in chosen(setting.config.study.compare, setting.splits.classes):
+        for method in chosen(setting.config.study.compare, setting.splits):
             yield Planned(method, setting, method, seed, Variant({"task_weights": self.task_weights}))
