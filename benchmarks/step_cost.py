@@ -313,5 +313,5 @@ def main(config: CostConfig) -> None:
 
 
 if __name__ == "__main__":
-    keep_memory()  # as the commands do: without it the plain step too is slower, and the ratios are smaller
+    keep_memory()  # as the commands do: without it the ratios are smaller
     main(tyro.cli(CostConfig))

@@ -13,8 +13,8 @@ import pytest
 from bilevel.nn.translation.base import END, PAD, EncoderDecoder, shifted
 from bilevel.nn.translation.beam_search import beam_search, by_length, gnmt
 from bilevel.nn.translation.losses import piece_losses, translation_loss
-from bilevel.nn.translation.recurrent import RecurrentConfig, RecurrentTranslator
-from bilevel.nn.translation.transformer import TransformerTranslator, TranslatorConfig, last_blocks
+from bilevel.nn.translation.recurrent import RecurrentConfig, recurrent
+from bilevel.nn.translation.transformer import TranslatorConfig, last_blocks, transformer
 from bilevel.nn.translation.weighting import PairWeighting, pair_logits
 from bilevel.types import UserError
 
@@ -36,8 +36,8 @@ def batch_of(seed: int = 0, rows: int = ROWS) -> dict[str, Any]:
 def networks(dropout: float = 0.0) -> dict[str, EncoderDecoder]:
     shape = TranslatorConfig(V, layers=2, width=8, heads=2, feed_forward=16, dropout=dropout)
     # Weights far from 0, so that hypotheses differ clearly.
-    recurrent = RecurrentConfig(V, V, hidden=8, embedding=6, dropout=dropout, scale=1.0)
-    return {"transformer": TransformerTranslator(shape), "recurrent": RecurrentTranslator(recurrent)}
+    cells = RecurrentConfig(V, V, hidden=8, embedding=6, dropout=dropout, scale=1.0)
+    return {"transformer": transformer(shape), "recurrent": recurrent(cells)}
 
 
 @pytest.fixture(scope="module", params=["transformer", "recurrent"])
@@ -181,7 +181,7 @@ def test_dropout_is_of_training_alone(name: str) -> None:
 
 def test_the_probed_part_is_the_end_of_the_decoder() -> None:
     config = TranslatorConfig(V, layers=2, width=8, heads=2, feed_forward=16)
-    params = TransformerTranslator(config).init(jax.random.key(0), batch_of())
+    params = transformer(config).init(jax.random.key(0), batch_of())
     accepted = {name for name in params if last_blocks(1, config)(f"{name}/")}
     assert accepted == {"decoder_1", "final_norm"}
     with pytest.raises(UserError, match="give 1 to 2"):

@@ -13,7 +13,7 @@ import pytest
 from bilevel.data import ArrayDataset
 from bilevel.nn.translation.base import END, PAD
 from bilevel.nn.translation.losses import translation_loss
-from bilevel.nn.translation.transformer import TransformerTranslator, TranslatorConfig
+from bilevel.nn.translation.transformer import TranslatorConfig, transformer
 from bilevel.offline.translations import chance_of_difference, scored, translator
 
 pytest.importorskip("sacrebleu")
@@ -33,7 +33,7 @@ def cipher(rows: int, seed: int) -> ArrayDataset:
 
 
 def test_a_model_that_learned_a_cipher_translates_it() -> None:
-    network = TransformerTranslator(TranslatorConfig(V, layers=1, width=16, heads=2, feed_forward=32))
+    network = transformer(TranslatorConfig(V, layers=1, width=16, heads=2, feed_forward=32))
     train, test = cipher(256, 0), cipher(150, 1)  # more than are translated at once
     batch = {name: jnp.asarray(x) for name, x in train.rows(np.arange(256)).items()}
     loss, optimizer = translation_loss(network, train=True), optax.adam(1e-2)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from bilevel.data.opening import PACKED_SUFFIXES, Place, name_of, open_bytes, read_errors
 from bilevel.data.pairs.sides import lines_of
 from bilevel.data.pairs.stream import Languages, Pair, one_line
+from bilevel.data.text.files import json_object
 from bilevel.data.tfds import identify_records, open_records
 from bilevel.types import UserError
 
@@ -85,13 +85,7 @@ def json_pairs(path: Place, languages: Languages, columns: ColumnNames | None) -
             yield Pair("", "")
             continue
         where = f"{path}, line {number}"
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{where}: not valid JSON ({error}); every line must hold one JSON object.") from error
-        if not isinstance(record, dict):
-            raise UserError(f"{where}: a JSON {type(record).__name__} instead of an object; write one object a line.")
-        yield _pair_of(record, languages, columns, where, checked=number == 1)
+        yield _pair_of(json_object(line, where), languages, columns, where, checked=number == 1)
 
 
 def parquet_pairs(path: Place, languages: Languages, columns: ColumnNames | None) -> Iterator[Pair]:

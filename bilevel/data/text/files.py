@@ -9,7 +9,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from bilevel.data.digests import DOCUMENTS, FIELD, Document, Options, Source, digest
 from bilevel.data.notes import note, some
@@ -271,8 +271,8 @@ def _check_utf8(lines: list[bytes], path: Place, before: int) -> None:
                 ) from error
 
 
-def _json_text(line: bytes, field: str, path: Place, number: int) -> bytes:
-    where = f"{path}, line {number}"
+def json_object(line: bytes | str, where: str) -> dict[str, Any]:
+    """Read the JSON object of a line; a UserError that begins with `where` says that it holds none."""
     try:
         record = json.loads(line)
     except (ValueError, RecursionError) as error:
@@ -280,6 +280,12 @@ def _json_text(line: bytes, field: str, path: Place, number: int) -> bytes:
     if not isinstance(record, dict):
         kind = type(record).__name__
         raise UserError(f"{where}: a JSON {kind} instead of an object; write one JSON object a line.")
+    return record
+
+
+def _json_text(line: bytes, field: str, path: Place, number: int) -> bytes:
+    where = f"{path}, line {number}"
+    record = json_object(line, where)
     if field not in record:
         found = ", ".join(map(repr, list(record)[:20])) or "none"
         raise UserError(

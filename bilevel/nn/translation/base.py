@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple, Protocol
 
+import flax.linen as nn
 import jax.numpy as jnp
 
 from bilevel.types import Array, Batch, Params
@@ -57,6 +58,30 @@ class EncoderDecoder(Protocol):
           The logits of the next piece, float32 `[n, V]`, and the new `moving` part.
         """
         ...
+
+
+class Translator:
+    """An `EncoderDecoder` whose network is a linen module with the methods `__call__`, `begin` and `extend`."""
+
+    def __init__(self, network: nn.Module, dropout: float):
+        self.network, self.dropout = network, dropout
+
+    def init(self, key: Array, batch: Batch) -> Params:
+        """Return parameters, float32; of the batch only the shapes count."""
+        return self.network.init(key, batch)["params"]
+
+    def logits(self, params: Params, batch: Batch, rng: Array | None) -> Array:
+        """Return the logits of each target piece; see `EncoderDecoder.logits`."""
+        rngs = None if rng is None else {"dropout": rng}
+        return self.network.apply({"params": params}, batch, deterministic=rng is None, rngs=rngs)  # pyright: ignore[reportReturnType]
+
+    def begin(self, params: Params, batch: Batch, length: int) -> Decoding:
+        """Return the state before the first piece; see `EncoderDecoder.begin`."""
+        return self.network.apply({"params": params}, batch, length, method="begin")  # pyright: ignore[reportReturnType]
+
+    def extend(self, params: Params, decoding: Decoding, pieces: Array, position: Array) -> tuple[Array, Any]:
+        """Read one more piece a row; see `EncoderDecoder.extend`."""
+        return self.network.apply({"params": params}, decoding, pieces, position, method="extend")  # pyright: ignore[reportReturnType]
 
 
 def shifted(target: Array) -> Array:

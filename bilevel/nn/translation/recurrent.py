@@ -14,8 +14,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from bilevel.nn.translation.base import Decoding, shifted
-from bilevel.types import Array, Batch, Params
+from bilevel.nn.translation.base import Decoding, Translator, shifted
+from bilevel.types import Array, Batch
 
 _EXCLUDED = -1e9
 """Energy of positions behind a source: finite, so that rows without a source and derivatives are finite too."""
@@ -108,11 +108,11 @@ class RecurrentNetwork(nn.Module):
         _, read = self.steps(moving, embedded, source, deterministic)
         return self.readout(read).astype(jnp.float32)
 
-    def begin(self, batch: Batch) -> Decoding:
-        """Return the state before the first piece."""
+    def begin(self, batch: Batch, length: int) -> Decoding:
+        """Return the state before the first piece; it does not depend on how many may come."""
         return Decoding(*self._encoded(batch, True))
 
-    def extend(self, decoding: Decoding, pieces: Array) -> tuple[Array, Moving]:
+    def extend(self, decoding: Decoding, pieces: Array, position: Array) -> tuple[Array, Moving]:
         """Read one more piece a row; see `EncoderDecoder.extend`."""
         moving, read = self.steps(decoding.moving, self.target_embedding(pieces[:, None]), decoding.fixed, True)
         return self.readout(read)[:, 0].astype(jnp.float32), moving
@@ -126,29 +126,9 @@ class RecurrentNetwork(nn.Module):
         return Source(states, self.keys(states), length), start
 
 
-class RecurrentTranslator:
-    """An `EncoderDecoder` of LSTM cells and attention."""
-
-    def __init__(self, config: RecurrentConfig):
-        self.config, self.dropout = config, config.dropout
-        self._network = RecurrentNetwork(config)
-
-    def init(self, key: Array, batch: Batch) -> Params:
-        """Return parameters, float32; of the batch only the shapes count."""
-        return self._network.init(key, batch)["params"]
-
-    def logits(self, params: Params, batch: Batch, rng: Array | None) -> Array:
-        """Return the logits of each target piece; see `EncoderDecoder.logits`."""
-        rngs = None if rng is None else {"dropout": rng}
-        return self._network.apply({"params": params}, batch, deterministic=rng is None, rngs=rngs)  # pyright: ignore[reportReturnType]
-
-    def begin(self, params: Params, batch: Batch, length: int) -> Decoding:
-        """Return the state before the first piece; see `EncoderDecoder.begin`."""
-        return self._network.apply({"params": params}, batch, method="begin")  # pyright: ignore[reportReturnType]
-
-    def extend(self, params: Params, decoding: Decoding, pieces: Array, position: Array) -> tuple[Array, Any]:
-        """Read one more piece a row; see `EncoderDecoder.extend`."""
-        return self._network.apply({"params": params}, decoding, pieces, method="extend")  # pyright: ignore[reportReturnType]
+def recurrent(config: RecurrentConfig) -> Translator:
+    """Build an encoder–decoder of LSTM cells and attention."""
+    return Translator(RecurrentNetwork(config), config.dropout)
 
 
 def decoder_part(path: str) -> bool:

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from bilevel.nn.transformer import positions
-from bilevel.nn.translation.base import Decoding, shifted
-from bilevel.types import Array, Batch, Params, UserError
+from bilevel.nn.translation.base import Decoding, Translator, shifted
+from bilevel.types import Array, Batch, UserError
 
 
 @dataclass(frozen=True)
@@ -212,29 +212,9 @@ class TransformerNetwork(nn.Module):
         return jnp.einsum("btd,vd->btv", x, self.embedding.astype(x.dtype), preferred_element_type=jnp.float32)
 
 
-class TransformerTranslator:
-    """An `EncoderDecoder` of attention alone."""
-
-    def __init__(self, config: TranslatorConfig):
-        self.config, self.dropout = config, config.dropout
-        self._network = TransformerNetwork(config)
-
-    def init(self, key: Array, batch: Batch) -> Params:
-        """Return parameters, float32; of the batch only the shapes count."""
-        return self._network.init(key, batch)["params"]
-
-    def logits(self, params: Params, batch: Batch, rng: Array | None) -> Array:
-        """Return the logits of each target piece; see `EncoderDecoder.logits`."""
-        rngs = None if rng is None else {"dropout": rng}
-        return self._network.apply({"params": params}, batch, deterministic=rng is None, rngs=rngs)  # pyright: ignore[reportReturnType]
-
-    def begin(self, params: Params, batch: Batch, length: int) -> Decoding:
-        """Return the state before the first piece; see `EncoderDecoder.begin`."""
-        return self._network.apply({"params": params}, batch, length, method="begin")  # pyright: ignore[reportReturnType]
-
-    def extend(self, params: Params, decoding: Decoding, pieces: Array, position: Array) -> tuple[Array, Any]:
-        """Read one more piece a row; see `EncoderDecoder.extend`."""
-        return self._network.apply({"params": params}, decoding, pieces, position, method="extend")  # pyright: ignore[reportReturnType]
+def transformer(config: TranslatorConfig) -> Translator:
+    """Build an encoder–decoder of attention alone."""
+    return Translator(TransformerNetwork(config), config.dropout)
 
 
 def last_blocks(count: int, config: TranslatorConfig) -> Callable[[str], bool]:
