@@ -19,6 +19,7 @@ TASKS = {
     "language_modeling": "bilevel.tasks.language_modeling:TASK",
     "image_classification": "bilevel.tasks.classification:TASK",
     "tabular": "bilevel.tasks.classification:TABULAR",
+    "translation": "bilevel.tasks.translation:TASK",
 }
 ANALYSES = ("curriculum", "filters", "acceleration", "transfer", "multi_task")
 USAGE = f"""usage: bilevel COMMAND …

@@ -24,8 +24,6 @@ class Scores(NamedTuple):
     """0 to 100."""
     chrf: float
     """0 to 100: the F-score of character n-grams."""
-    signature: str
-    """Of sacrebleu's BLEU: tokenisation, smoothing, version."""
 
 
 def translator(
@@ -65,14 +63,20 @@ def scored(translations: Sequence[str], references: Sequence[str], tokenize: str
     return Scores(
         float(found.score),
         float(chrf.corpus_score(list(translations), [list(references)]).score),
-        str(bleu.get_signature()),
     )
+
+
+def signature(tokenize: str = "13a") -> str:
+    """Return sacrebleu's signature of BLEU: references, case, tokenisation, smoothing, version."""
+    bleu, _ = _metrics(tokenize)
+    bleu.corpus_score([""], [[""]])  # the number of references is known only then
+    return str(bleu.get_signature())
 
 
 def chance_of_difference(
     baseline: Sequence[str], translations: Sequence[str], references: Sequence[str], tokenize: str = "13a"
 ) -> Mapping[str, float]:
-    """Return `p_bleu` and `p_chrf`: how probable as large a difference is by chance, by sacrebleu's paired bootstrap test.
+    """Return by `bleu` and `chrf` how probable as large a difference is by chance, by sacrebleu's paired bootstrap test.
 
     Reference: Koehn, "Statistical significance tests for machine translation evaluation", EMNLP 2004.
     """
@@ -82,7 +86,7 @@ def chance_of_difference(
     systems: list[tuple[str, Sequence[str]]] = [("baseline", list(baseline)), ("system", list(translations))]
     _, found = PairedTest(systems, {"BLEU": bleu, "chrF": chrf}, None, "bs", _RESAMPLED)()
     results: Any = {name: values[-1] for name, values in found.items()}  # by the names BLEU and chrF2
-    return {f"p_{name[:4].lower()}": float(r.p_value) for name, r in results.items() if name != "System"}
+    return {name[:4].lower(): float(r.p_value) for name, r in results.items() if name != "System"}
 
 
 def _metrics(tokenize: str, references: Sequence[str] | None = None) -> tuple[Any, Any]:

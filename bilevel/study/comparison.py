@@ -12,12 +12,13 @@ from typing import Any
 
 from bilevel.study.diverged import WHERE
 from bilevel.study.finished import Result
+from bilevel.study.judging import differences, significance
 from bilevel.study.observing import faults, shares_of
 from bilevel.study.registry import BASELINE
 from bilevel.study.report import Picture, Report, Section, domains, over_training, write_report
 from bilevel.study.run import Setting, context_of
 from bilevel.study.tables import Column, by_method, by_run
-from bilevel.study.task import Measure, Splits, Task
+from bilevel.study.task import Measure, Splits, Task, measures_of
 from bilevel.study.weights import shown
 from bilevel.training import read_metrics
 from bilevel.training.metrics import Row, best_before_the_end, first_reaching
@@ -33,6 +34,7 @@ _COSTS = {
     "steps_to_uniform_best": "steps to uniform's best", "seconds_to_uniform": "seconds to uniform's end",
     "effective_sample_size": "effective sample size",
 }  # fmt: skip
+AGAINST = "How probable as large a difference to uniform of the same seed is by chance (p, the largest of the seeds):"
 _SAMPLE_SIZE = (
     "Of the weights over a big batch, 1/Σw²: 1 row means that the softmax puts all weight on one. A filter that draws b rows "
     "without replacement then takes those with the b largest logits."
@@ -41,16 +43,17 @@ _SAMPLE_SIZE = (
 
 def columns_of(task: Task, rows: Sequence[Mapping[str, Any]]) -> dict[str, Column]:
     """Return the columns of the table: measures on test and valid, costs, what was chosen, fine-tuning."""
-    first, digits = task.measures[0], {m.name: m.digits for m in task.measures}
+    first, measures = task.measures[0], measures_of(task)
+    digits, titles = {m.name: m.digits for m in measures}, {m.name: m.title for m in measures}
     names = dict.fromkeys(name for row in rows for name in row)
-    found = {f"test_{m.name}": Column(f"test {m.title}", m.digits) for m in task.measures}
+    found = {f"test_{m.name}": Column(f"test {m.title}", m.digits) for m in measures}
     found[f"best_test_{first.name}"] = Column("best", first.digits)
     found[f"test_{first.name}_at_best_valid"] = Column("at best valid", first.digits)
     found |= {f"valid_{m.name}": Column(f"valid {m.title}", m.digits) for m in task.measures}
     for name in names:
         if other_set := re.fullmatch(r"(valid|test)_(.+?)/(.+)", name):
             phase, measure, which = other_set.groups()
-            found[name] = Column(f"{which} {phase} {measure}", digits.get(measure, 3))
+            found[name] = Column(f"{which} {phase} {titles.get(measure, measure)}", digits.get(measure, 3))
     found |= {name: Column(title) for name, title in _COSTS.items()}
     for name in names:
         if fault := re.fullmatch(r"(share|weight_on)/(.+)", name):
@@ -61,11 +64,11 @@ def columns_of(task: Task, rows: Sequence[Mapping[str, Any]]) -> dict[str, Colum
         "spread": Column("variance / mean of draws a row", 2),
         "preparation_steps": Column("steps before"),
     }
-    tuned = f"finetuned_test_{first.name}"
-    found[tuned] = Column(f"test {first.title}, fine-tuned", first.digits)
-    for name in names:
-        if name.startswith(f"{tuned}/"):
-            found[name] = Column(f"{name.partition('/')[2]} test {first.title}, fine-tuned", first.digits)
+    for measure in measures:
+        tuned, title = f"finetuned_test_{measure.name}", f"test {measure.title}, fine-tuned"
+        found[tuned] = Column(title, measure.digits)
+        others = [name for name in names if name.startswith(f"{tuned}/")]
+        found |= {name: Column(f"{name.partition('/')[2]} {title}", measure.digits) for name in others}
     return found
 
 
@@ -89,11 +92,25 @@ def write(setting: Setting, results: Sequence[Result]) -> str:
     """Write comparison.json, comparison.md and, of runs that did not diverge, the report; return the table."""
     run_dir, task = setting.config.study.run_dir, setting.task
     metrics = {r.key: read_metrics(r.directory / "metrics.jsonl") for r in results if WHERE not in r.row}
-    results = [r._replace(row=r.row | _crossing(r, metrics, setting)) if r.key in metrics else r for r in results]
+    folders = {r.key: r.directory for r in results}
+    results = [
+        r._replace(row=r.row | _crossing(r, metrics, setting) | _chances(r, folders, setting))
+        if r.key in metrics
+        else r
+        for r in results
+    ]
     rows = [result.row for result in results]
     until = targets(rows, task)
     title = f"Until a test {task.measures[0].title}:"
-    text = "\n\n".join([table(rows, task), *([title, str(until)] if until else []), *_notes(rows)])
+    judged = significance(rows, task)
+    text = "\n\n".join(
+        [
+            table(rows, task),
+            *([title, str(until)] if until else []),
+            *([AGAINST, str(judged)] if judged else []),
+            *_notes(rows),
+        ]
+    )
     write_json(run_dir / JSON, rows)
     write_atomically(run_dir / "comparison.md", text + "\n")
     if metrics:
@@ -130,6 +147,14 @@ def _crossing(result: Result, metrics: Metrics, setting: Setting) -> Row:
     }
 
 
+def _chances(result: Result, folders: Mapping[tuple[str, int], Path], setting: Setting) -> Row:
+    """How probable by chance the differences to uniform of the same seed are, where models write."""
+    baseline = folders.get((BASELINE, result.row["seed"]))
+    if baseline is None:
+        return {}
+    return differences(setting.task, setting.config.task, setting.splits, result.directory, baseline)
+
+
 def worse_at_the_end(rows: Sequence[Row], measure: Measure) -> str | None:
     """Return a sentence on a run whose valid measure, which the rows have, was clearly better before its end."""
     name, digits = f"valid_{measure.name}", measure.digits
@@ -164,6 +189,7 @@ def _report(setting: Setting, ended: Sequence[Result], metrics: Metrics) -> None
     columns, methods = columns_of(task, rows), list(dict.fromkeys(row["method"] for row in rows))
     first = {method: next(r.directory for r in ended if r.row["method"] == method) for method in methods}
     until = targets([result.row for result in ended], task)
+    judged = significance(rows, task)
     seeds = {method: [found for (name, _), found in metrics.items() if name == method] for method in methods}
     size = "effective_sample_size"  # that of rows which all count alike is their number
     weighing = {row["method"] for row in rows if row.get(size) is not None}
@@ -176,6 +202,7 @@ def _report(setting: Setting, ended: Sequence[Result], metrics: Metrics) -> None
         runs=by_run(rows, columns) if len(rows) > len(methods) else None,
         sections=[
             *([Section(f"Until a test {task.measures[0].title}", [], table=until)] if until else []),
+            *([Section("Against uniform", [], AGAINST, judged)] if judged else []),
             *_curves(seeds, task, splits),
             *over_training(weighed, size, "Effective sample size", "rows", log_y=True, about=_SAMPLE_SIZE),
             *domains(seeds, shares_of(splits)),

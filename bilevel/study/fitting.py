@@ -15,6 +15,7 @@ from bilevel.devices import sharding
 from bilevel.devices.processes import remove_folder
 from bilevel.study.config import Study
 from bilevel.study.context import Context
+from bilevel.study.judging import FINETUNED_OUTPUTS, judged, judges
 from bilevel.study.task import Evaluate, Measure, Model
 from bilevel.training.checkpoints import CHECKPOINTS_NAME
 from bilevel.training.evaluation import measured
@@ -90,11 +91,15 @@ def finetuned(context: Context, model: Model, begin: Callable[[], tuple[Params, 
       Stopped: a signal stopped it before its end.
     """
     study, directory = context.study, context.directory
-    if kept := kept_results(study, directory):
+    lacks_texts = judges(context) and not (directory / FINETUNED_OUTPUTS).exists()
+    if (kept := kept_results(study, directory)) and not lacks_texts:
         return kept
     evaluate = context.evaluate(model)
     best, _ = finetuning(context, model, evaluate, study.finetune.steps, begin)(directory / FOLDER)
-    found = measured(evaluate, (best.params, best.model_state), context.splits.measured())
+    state = (best.params, best.model_state)
+    found = measured(evaluate, state, context.splits.measured()) | judged(
+        context, model, lambda: state, FINETUNED_OUTPUTS
+    )
     results = {"finetuned_steps": best.steps} | {f"finetuned_{name}": value for name, value in found.items()}
     write_json(directory / NAME, {"settings": plain(study.finetune), "results": results})
     remove_folder(directory / FOLDER / CHECKPOINTS_NAME)

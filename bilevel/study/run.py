@@ -22,6 +22,7 @@ from bilevel.study.config import Config
 from bilevel.study.context import Context
 from bilevel.study.feeding import loaders
 from bilevel.study.fitting import finetuned, kept_results
+from bilevel.study.judging import OUTPUTS, judged, judges
 from bilevel.study.observing import observer
 from bilevel.study.registry import METHODS
 from bilevel.study.spec import Plan, Switch
@@ -92,6 +93,9 @@ def run(setting: Setting, method: str, seed: int, variant: Variant = AS_FLAGS_SA
     this.prepare()
     done = directory / files.RESULT
     found, state = (read_json(done), None) if done.exists() else this.train()
+    if judges(this.context) and not (directory / OUTPUTS).exists():  # trained with --no-judge
+        found |= this.judged(state or this.checkpoint())
+        write_json(done, found)
     if not study.finetune.steps:
         return found
     if study.progress:
@@ -192,7 +196,11 @@ class Run:
         state, context = self.checkpoint(), self.context
         self.prepare()
         about = {"method": context.method, "seed": context.seed, "steps": int(jax.device_get(state.step))}
-        return {**about, "seconds": math.nan, **self.measured(state)}
+        return {**about, "seconds": math.nan, **self.measured(state), **self.judged(state)}
+
+    def judged(self, state: Any) -> dict[str, float]:
+        """Let the model of a state write its test sets, and measure the texts."""
+        return judged(self.context, self.plan.model, lambda: trained(state, self.context.mesh))
 
     def train(self) -> tuple[dict[str, Any], Any]:
         """Train to the end, and write what remains of the run; returns the summary and the last state."""
@@ -213,6 +221,7 @@ class Run:
         if plan.if_narrow and (warning := narrowed(result.history, context.study.batch_size, plan.if_narrow)):
             found["warnings"] = [warning]
         found |= plan.finish(result.state) if plan.finish is not None else {}
+        found |= self.judged(result.state)
         write_json(context.directory / files.RESULT, found)
         return found, result.state
 

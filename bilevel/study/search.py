@@ -104,7 +104,7 @@ def trials(setting: Setting, method: str) -> list[Trial]:
 
     seed, found = of_first(planned)
     steps, no_finetuning = study.trial_steps or max(1, study.steps // 4), dataclasses.replace(study.finetune, steps=0)
-    short = config.with_study(steps=steps, schedule_steps=0, finetune=no_finetuning)
+    short = config.with_study(steps=steps, schedule_steps=0, finetune=no_finetuning, judge=False)
     return [
         Trial(settings, with_settings(short, method, settings).with_study(run_dir=folder / str(number)), seed)
         for number, settings in enumerate(found)

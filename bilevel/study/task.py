@@ -25,6 +25,8 @@ from bilevel.types import Array, LogitFn, LossFn, ModelState, Params, UserError
 
 ParamFilter: TypeAlias = Callable[[str], bool]
 """Path of a parameter ("block_1/mlp/kernel") -> whether it is meant."""
+Write: TypeAlias = Callable[[Params, ModelState, Dataset], Sequence[str]]
+"""(θ, model state, rows) -> a text a row."""
 GENERIC = "generic"
 """Name of the evaluated set of generic rows that are not trained on."""
 
@@ -215,6 +217,39 @@ class DocumentTask(Task, Protocol):
     def pack(self, config: Any) -> Pack:
         """Return what cuts documents into rows of the weighting network, as in training."""
         ...
+
+
+class WritingTask(Task, Protocol):
+    """A task whose models write texts, such as translations; they are measured at the end of a run alone."""
+
+    judged: Sequence[Measure]
+    """What `judge` returns."""
+
+    def write(self, config: Any, splits: Any, model: Model) -> Write:
+        """Return the function that writes a text for each row of a data set."""
+        ...
+
+    def judge(self, config: Any, splits: Any, rows: Any, texts: Sequence[str]) -> Mapping[str, float]:
+        """Measure the texts that were written for some rows."""
+        ...
+
+    def chance(
+        self, config: Any, splits: Any, rows: Any, baseline: Sequence[str], texts: Sequence[str]
+    ) -> Mapping[str, float]:
+        """Return how probable as large a difference of each measure is by chance, in [0, 1].
+
+        `baseline` is what a model trained with the baseline wrote for the same rows.
+        """
+        ...
+
+    def signature(self, config: Any) -> str:
+        """Say in a few words how the texts are measured, so that others can compare."""
+        ...
+
+
+def measures_of(task: Any) -> tuple[Measure, ...]:
+    """Return the measures of a model, and of what it writes."""
+    return (*task.measures, *getattr(task, "judged", ()))
 
 
 def check_task(task: Any, where: str) -> Task:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
+import jax.numpy as jnp
 import optax
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat
 
@@ -31,8 +32,9 @@ class OptimizerConfig:
     """sgd: Nesterov momentum."""
     weight_decay: float = 0.0
     """Decoupled (adamw), or added to the gradient (sgd); adam has none."""
-    schedule: Literal["constant", "cosine", "step"] = "constant"
-    """After warm-up: constant, cosine decay to 0, or multiplied by --optimizer.decay at each milestone."""
+    schedule: Literal["constant", "cosine", "step", "rsqrt"] = "constant"
+    """After warm-up: constant, cosine decay to 0, multiplied by --optimizer.decay at each milestone (step), or falling as
+    1/√steps (rsqrt)."""
     milestones: tuple[int, ...] = ()
     """step: θ-updates, counted from the first, after which the learning rate changes."""
     decay: PositiveFloat = 0.1
@@ -75,5 +77,8 @@ def _rate(config: OptimizerConfig, warmup: int, steps: int) -> optax.ScalarOrSch
     warm = optax.warmup_constant_schedule(0.0, peak, warmup) if warmup else None
     if config.schedule == "constant":
         return warm or peak
+    if config.schedule == "rsqrt":
+        first = max(warmup, 1)
+        return lambda count: peak * jnp.minimum((count + 1) / first, jnp.sqrt(first / (count + 1)))
     factor = optax.piecewise_constant_schedule(1.0, dict.fromkeys(config.milestones, config.decay))
     return lambda count: (warm(count) if warm else peak) * factor(count)

@@ -1,0 +1,344 @@
+"""Translation: an encoder–decoder, generic sentence pairs and a small specific set (Grangier et al., ATD, section 5.3)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field, NonNegativeFloat
+
+from bilevel.data import (
+    Dataset,
+    PackedPairs,
+    PairSource,
+    Tokenizer,
+    hold_out,
+    labelled_pairs,
+    open_pairs,
+    open_specific_pairs,
+    open_tokenizer,
+    pack_pairs,
+    warn_of_shared_pairs,
+)
+from bilevel.data.pairs.stream import NO_FAULT
+from bilevel.nn.translation.base import EncoderDecoder
+from bilevel.nn.translation.beam_search import gnmt
+from bilevel.nn.translation.losses import translation_loss
+from bilevel.nn.translation.recurrent import RecurrentConfig, decoder_part, recurrent
+from bilevel.nn.translation.transformer import SIZES, TranslatorConfig, last_blocks, transformer
+from bilevel.nn.translation.weighting import PairWeighting, pair_logits
+from bilevel.offline.translations import chance_of_difference, scored, signature, translator
+from bilevel.study import Evaluate, Known, Measure, Model, ModelOptions, ParamFilter, Splits, Text, Weighting
+from bilevel.study.task import Write, evaluator
+from bilevel.training.settings import Count, free
+from bilevel.types import Array, Batch, ModelState, Params, UserError
+
+_EVALUATED_AT_ONCE = 128
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where the sentence pairs come from; docs/pairs.md lists what is read."""
+
+    generic: str = "python:catalogues"
+    """Generic pairs: two aligned files (train.{en,cs}.gz), TSV, JSON lines, Parquet, .po or .mo catalogues, a folder of these
+    (comma-separated), tfds:NAME[:SPLIT], or python:catalogues, translations that come with Python packages."""
+    specific: str = "python:interface"
+    """Specific pairs: a folder with train, valid and test files, or anything that --data.generic takes (then split 80/10/10 by a
+    hash of the source sentence), or python:interface, messages of programs."""
+    source_language: str = "en"
+    """Language that is translated from, as the files or columns call it."""
+    target_language: str = "fr"
+    """Language that is translated to."""
+    columns: tuple[str, str] | None = None
+    """Names of the source and the target column of tables, where these are not called by the languages."""
+    generic_labels: str | None = None
+    """Tab-separated file with the domain of each generic pair, and perhaps its fault (none, copied, …) in a second column, for
+    analysis only."""
+    known_faults: bool = False
+    """Let methods learn from the faults in --data.generic-labels (mentornet does)."""
+    tokenizer: str = "unigram"
+    """Sentencepiece model that is trained on the generic pairs: unigram or bpe; or a .model file."""
+    vocabulary: Count = 2000
+    """V: pieces of a tokenizer that is trained, of both languages together."""
+    length: Count = 32
+    """S = T: most pieces of a sentence; pairs with a longer one are dropped, and counted."""
+    max_ratio: Annotated[float, Field(ge=1)] | None = None
+    """Drop pairs of which one side has more than so many times the pieces of the other."""
+    drop_copies: bool = False
+    """Drop pairs whose target is the source."""
+    drop_repeats: bool = False
+    """Drop pairs that stood there before."""
+    cache_dir: Path = free(Path("~/.cache/bilevel"))
+    """Where tokenizers and packed pairs are kept."""
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The main model and the weighting network."""
+
+    network: Literal["xs", "small", "base", "big", "lstm"] = "xs"
+    """Transformer: xs 2 + 2 layers of width 64, small 3 + 3 of 256, base 6 + 6 of 512, big 6 + 6 of 1024 (the paper's); or lstm,
+    a recurrent encoder–decoder with attention."""
+    hidden: Count = 256
+    """Units of the lstm, and of each direction of its encoder."""
+    embedding: Count = 128
+    """Width of the lstm's embedded pieces."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type of the main model's computation; parameters and losses stay float32."""
+    dropout: Annotated[NonNegativeFloat, Field(lt=1)] = 0.1
+    """Dropout of the main model in training; evaluations and scores of rows are without."""
+    smoothing: Annotated[NonNegativeFloat, Field(lt=1)] = 0.1
+    """Label smoothing."""
+    weigh_pieces: bool = False
+    """Let every piece count alike in training, so that long pairs count more; else every pair counts alike."""
+    weighting_width: Count = 32
+    """Width of the weighting network's embedded pieces."""
+    weighting_hidden: Count = 128
+    """Units of its hidden layer."""
+    beam: Count = 4
+    """Hypotheses in the search for a translation."""
+    length_penalty: NonNegativeFloat = 0.6
+    """Hypotheses that ended are compared by their log-probability over ((5 + n)/6) to this power, n pieces long."""
+    bleu_tokenize: Literal["13a", "intl", "char", "zh", "none"] = "13a"
+    """How sacrebleu cuts text into words; none for text that is tokenised already."""
+
+
+@dataclass(frozen=True)
+class TranslationConfig:
+    """The settings of the task."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+
+
+class _Shape(NamedTuple):
+    """A network, and the part of it that cheap probes take."""
+
+    network: EncoderDecoder
+    part: Callable[[int], ParamFilter]
+    describe: str
+
+
+@dataclass(frozen=True)
+class PairSplits(Splits):
+    """The pairs, and what cuts sentences into pieces."""
+
+    tokenizer: Tokenizer | None = None
+
+
+_ATD: dict[str, Any] = {
+    "extends": "paper",
+    "study": {
+        "compare": "uniform,mixing,contrastive,classifier,meta_weight_net,learning_to_reweight,dds,anograd,soba",
+        "steps": 500_000, "batch_size": 256, "big_batch_size": 2048, "run_dir": Path("runs/atd_translation"),
+        "optimizer": {"name": "adam", "b2": 0.98, "learning_rate": 2e-4, "schedule": "rsqrt", "warmup": 1000},
+        "log_every": 100, "evaluate_every": 2500, "checkpoint_every": 5000,
+    },
+    "task": {"data": {"vocabulary": 32_000, "length": 128, "target_language": "de"}, "model": {"network": "big"}},
+}  # fmt: skip
+"""Grangier et al., tables 1, 4 and 14. Ours, where the paper is silent: the pieces in a row."""
+
+
+class Translation:
+    """Translation with learned data weights.
+
+    Trains an encoder–decoder on the generic sentence pairs that a weighting network prefers, and learns that network so that the
+    loss on the specific pairs falls. By default: names, emoji and messages from the catalogues of Python packages, English to
+    French, and the messages of three words or more as the specific side.
+    """
+
+    name = "translation"
+    title = "Translation with learned data weights"
+    config = TranslationConfig
+    measures: Sequence[Measure] = (
+        Measure("loss", "loss", 3, "nats per piece"),
+        Measure("nll", "NLL", 3, "nats per piece"),
+    )
+    judged: Sequence[Measure] = (
+        Measure("bleu", "BLEU", 2, lower_is_better=False),
+        Measure("chrf", "chrF", 2, lower_is_better=False),
+    )
+    presets: Mapping[str, Mapping[str, Any]] = {
+        "default": {
+            "study": {
+                "run_dir": Path("runs/translation"), "batch_size": 32, "big_batch_size": 512,
+                "optimizer": {"name": "adam", "b2": 0.98, "learning_rate": 2e-3, "schedule": "cosine", "warmup": 200},
+            }
+        },
+        "atd": _ATD,
+    }  # fmt: skip
+
+    def open(self, config: TranslationConfig, folder: Path) -> PairSplits:
+        """Open, tokenise, pack and split the pairs."""
+        d = config.data
+        options: dict[str, Any] = {
+            "source_language": d.source_language, "target_language": d.target_language, "columns": d.columns,
+        }  # fmt: skip
+        generic = open_pairs(d.generic, **options)
+        if d.generic_labels is not None:
+            generic = labelled_pairs(generic, d.generic_labels)
+        generic, held_out = hold_out(generic)
+        parts = open_specific_pairs(d.specific, **options)
+        tokenizer = open_tokenizer(d.tokenizer, generic, vocabulary=d.vocabulary, cache_dir=d.cache_dir)
+
+        def packed(source: PairSource) -> PackedPairs:
+            return pack_pairs(
+                source, tokenizer, length=d.length, cache_dir=d.cache_dir, max_ratio=d.max_ratio,
+                drop_copies=d.drop_copies, drop_repeats=d.drop_repeats,
+            )  # fmt: skip
+
+        train, specific, valid = packed(generic), packed(parts.train), packed(parts.valid)
+        test = {name: packed(part) for name, part in parts.test.items()}
+        warn_of_shared_pairs([train, specific], {"valid": valid, **test})
+        return PairSplits(
+            train=train,
+            specific=specific,
+            valid={"specific": valid, "generic": packed(held_out)},
+            test=test,
+            held_out=specific,  # irreducible is what a model of the specific pairs cannot predict
+            known=_known(train, d),
+            about=f"Generic: {d.generic}. Specific: {d.specific}. {d.source_language} to {d.target_language}; losses in nats per "
+            f"piece, {tokenizer.size:,} pieces. {self.signature(config)} {train.dropped()}",
+            tokenizer=tokenizer,
+        )
+
+    def model(self, config: TranslationConfig, splits: PairSplits, options: ModelOptions) -> Model:
+        """Build the encoder–decoder."""
+        m, (network, part, describe) = config.model, _network(config, splits, options)
+        mean = _mean_pieces(splits.train) if m.weigh_pieces else None
+        loss = translation_loss(network, train=True, smoothing=m.smoothing, pieces_a_row=mean)
+        evaluation = loss
+        if m.dropout or m.weigh_pieces:  # else one and the same, so that a dense step scores its rows by its own losses
+            evaluation = translation_loss(network, train=False, smoothing=m.smoothing)
+        shape = _empty(config)
+        return Model(lambda key: (network.init(key, shape), {}), loss, loss, evaluation, part=part, describe=describe)
+
+    def weighting(self, config: TranslationConfig, splits: PairSplits) -> Weighting:
+        """Build the weighting network over bags of pieces."""
+        m = config.model
+        module = PairWeighting(_vocabulary(splits), width=m.weighting_width, hidden=m.weighting_hidden)
+        empty = _empty(config)
+        sides = [empty[name] for name in ("source", "source_length", "target", "target_length")]
+        return Weighting(lambda key: module.init(key, *sides)["params"], pair_logits(module))
+
+    def evaluate(self, config: TranslationConfig, splits: PairSplits, model: Model) -> Evaluate:
+        """Return the nats per piece of a data set, with smoothed labels and without: totals over the pieces."""
+
+        def sums(params: Params, model_state: ModelState, batch: Batch) -> dict[str, tuple[Array, Array]]:
+            losses, aux = model.evaluation(params, model_state, batch, jax.random.key(0))
+            count = batch["target_length"] * batch["mask"]
+            values = {"loss": losses, "nll": aux.metrics["nll"]}
+            return {name: ((value * count).sum(), count.sum()) for name, value in values.items()}
+
+        return evaluator(sums, _EVALUATED_AT_ONCE)
+
+    def write(self, config: TranslationConfig, splits: PairSplits, model: Model) -> Write:
+        """Return what translates all rows of a data set by beam search."""
+        m = config.model
+        network, tokenizer = _network(config, splits, ModelOptions()).network, splits.tokenizer
+        assert tokenizer is not None
+        translate = translator(network, beam=m.beam, most=config.data.length, penalty=gnmt(m.length_penalty))
+
+        def written(params: Params, model_state: ModelState, rows: Dataset) -> list[str]:
+            return tokenizer.decode(translate(params, rows))
+
+        return written
+
+    def judge(
+        self, config: TranslationConfig, splits: PairSplits, rows: PackedPairs, texts: Sequence[str]
+    ) -> dict[str, float]:
+        """Return BLEU and chrF of translations."""
+        found = scored(texts, _targets(rows), config.model.bleu_tokenize)
+        return {"bleu": found.bleu, "chrf": found.chrf}
+
+    def chance(
+        self,
+        config: TranslationConfig,
+        splits: PairSplits,
+        rows: PackedPairs,
+        baseline: Sequence[str],
+        texts: Sequence[str],
+    ) -> Mapping[str, float]:
+        """Return the p values of sacrebleu's paired bootstrap test."""
+        return chance_of_difference(baseline, texts, _targets(rows), config.model.bleu_tokenize)
+
+    def signature(self, config: TranslationConfig) -> str:
+        """Return how BLEU and chrF are measured, in sacrebleu's words, and the search."""
+        m = config.model
+        return f"BLEU: {signature(m.bleu_tokenize)}; beam {m.beam}, length penalty {m.length_penalty}."
+
+    def show(self, config: TranslationConfig, splits: PairSplits, ids: NDArray[np.integer[Any]]) -> Sequence[Text]:
+        """Return generic pairs as texts, with their domain and fault where these are known."""
+        train = splits.train
+        assert isinstance(train, PackedPairs)
+        labels = [[known.names[known.values[i]] for known in train.labels.values()] for i in ids]
+        return [
+            Text(0.0, ", ".join(label for label in row if label != NO_FAULT), " ⇒ ".join(train.text(int(i))))
+            for i, row in zip(ids, labels, strict=True)
+        ]
+
+
+def _network(config: TranslationConfig, splits: PairSplits, options: ModelOptions) -> _Shape:
+    m, size, vocabulary = config.model, options.network or config.model.network, _vocabulary(splits)
+    dtype = jnp.dtype(options.dtype or m.dtype)
+    if size == "lstm":
+        shape = RecurrentConfig(
+            vocabulary, vocabulary, hidden=m.hidden, embedding=m.embedding, dropout=m.dropout, dtype=dtype
+        )
+        return _Shape(recurrent(shape), lambda count: decoder_part, f"lstm {m.hidden}")
+    if size not in SIZES:
+        raise UserError(f'There is no translation model "{size}": choose from {", ".join([*SIZES, "lstm"])}.')
+    transformed = TranslatorConfig(vocabulary, **SIZES[size], dropout=m.dropout, dtype=dtype, fused=not options.forward)
+    return _Shape(transformer(transformed), lambda count: last_blocks(count, transformed), f"transformer {size}")
+
+
+def _vocabulary(splits: PairSplits) -> int:
+    assert splits.tokenizer is not None
+    return splits.tokenizer.size
+
+
+def _empty(config: TranslationConfig) -> Batch:
+    """A batch of one pair, for shapes."""
+    pieces, length = jnp.zeros((1, config.data.length), jnp.int32), jnp.ones((1,), jnp.int32)
+    return {"source": pieces, "source_length": length, "target": pieces, "target_length": length}
+
+
+def _mean_pieces(rows: Dataset) -> float:
+    assert isinstance(rows, PackedPairs)
+    return float(np.diff(rows.starts)[1::2].mean())
+
+
+def _targets(rows: PackedPairs) -> list[str]:
+    return [rows.text(i)[1] for i in range(len(rows))]
+
+
+def _known(train: PackedPairs, data: DataConfig) -> dict[str, Known]:
+    """The domain of each pair, whether it has a fault, and each fault for itself."""
+    known, faults = {}, train.labels.get("fault")
+    if data.known_faults and faults is None:
+        raise UserError(
+            "--data.known-faults needs the fault of each generic pair: give a table with two columns as --data.generic-labels."
+        )
+    if "domain" in train.labels:
+        values, names = train.labels["domain"]
+        known["domain"] = Known(np.asarray(values), names)
+    if faults is not None:
+        kinds = [name for name in faults.names if name != NO_FAULT]
+        right = faults.names.index(NO_FAULT) if NO_FAULT in faults.names else -1
+        known["fault"] = Known(
+            np.asarray(faults.values != right, np.int8), ("right", "wrong"), fault=True, taught=data.known_faults
+        )
+        for kind in kinds if len(kinds) > 1 else ():
+            of_kind = np.asarray(faults.values == faults.names.index(kind), np.int8)
+            known[kind] = Known(of_kind, ("other", kind), fault=True)
+    return known
+
+
+TASK = Translation()
