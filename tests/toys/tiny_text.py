@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from bilevel.nn import transformer
-from bilevel.tasks import language_modeling
+from bilevel.nn.translation import transformer as translators
+from bilevel.tasks import language_modeling, translation
 
 WORDS = ["the", "cat", "sat", "on", "a", "mat", "while", "rain", "fell", "over", "old", "town", "people", "ran"]
 DOMAINS = ("lower", "<script>UPPER")
@@ -17,9 +18,11 @@ TINY = transformer.TransformerConfig(layers=1, width=16, heads=2, feed_forward=3
 
 
 def shrink(patch: pytest.MonkeyPatch) -> None:
-    """Make the network "xs" one of one block, and evaluate all sets by one program: less to compile."""
+    """Make each network "xs" one of one block, and evaluate all sets by one program: less to compile."""
     patch.setitem(transformer.SIZES, "xs", TINY)
+    patch.setitem(translators.SIZES, "xs", {"layers": 1, "width": 16, "heads": 2, "feed_forward": 32})
     patch.setattr(language_modeling, "_EVALUATED_AT_ONCE", 16)
+    patch.setattr(translation, "_EVALUATED_AT_ONCE", 12)
 
 
 def write_texts(folder: Path) -> Path:
