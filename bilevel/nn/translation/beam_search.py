@@ -89,9 +89,10 @@ def beam_search(
     def step(state: _Beam) -> _Beam:
         last = state.pieces[:, :, jnp.maximum(state.position - 1, 0)]  # PAD at position 0
         logits, moving = network.extend(params, Decoding(fixed, state.moving), last, state.position)
-        chances = jax.nn.log_softmax(logits.astype(jnp.float32)).at[:, :, PAD].set(-jnp.inf)
-        vocabulary = chances.shape[-1]
-        extended = (state.totals[:, :, None] + chances).reshape(rows, -1)
+        logits = logits.astype(jnp.float32)
+        begun = state.totals - jax.nn.logsumexp(logits, axis=-1)
+        extended = (begun[:, :, None] + logits).at[:, :, PAD].set(-jnp.inf).reshape(rows, -1)
+        vocabulary = logits.shape[-1]
         # Each hypothesis can end once: of twice as many extensions as live on, enough go on. Without the barrier XLA merges
         # the slices below into this, does not see a top-k any more, and sorts all k · V of them.
         totals, chosen = jax.lax.optimization_barrier(jax.lax.top_k(extended, min(2 * beam, extended.shape[1])))
