@@ -14,12 +14,12 @@ PAD, UNKNOWN, END = 0, 1, 2
 
 
 class Decoding(NamedTuple):
-    """The state of a decoder, whose leading axes are rows."""
+    """The state of a decoder that reads k hypotheses a row."""
 
     fixed: Any
-    """What it knows of the sources: the same for all hypotheses of a row."""
+    """What it knows of the sources, `[r, …]`: the same for all hypotheses of a row, kept once."""
     moving: Any
-    """What changes with each piece."""
+    """What changes with each piece, `[r, k, …]`."""
 
 
 class EncoderDecoder(Protocol):
@@ -42,20 +42,20 @@ class EncoderDecoder(Protocol):
         ...
 
     def begin(self, params: Params, batch: Batch, length: int) -> Decoding:
-        """Return the state before the first of at most `length` pieces; of the batch only the source is read."""
+        """Return the state before the first of at most `length` pieces, k = 1; of the batch only the source is read."""
         ...
 
     def extend(self, params: Params, decoding: Decoding, pieces: Array, position: Array) -> tuple[Array, Any]:
-        """Read one more piece a row.
+        """Read one more piece a hypothesis.
 
         Args:
           params: parameters.
           decoding: the state.
-          pieces: int32 `[n]`, PAD at position 0.
+          pieces: int32 `[r, k]`, PAD at position 0.
           position: int32 scalar, from 0.
 
         Returns:
-          The logits of the next piece, float32 `[n, V]`, and the new `moving` part.
+          The logits of the next piece, float32 `[r, k, V]`, and the new `moving` part.
         """
         ...
 
@@ -80,7 +80,7 @@ class Translator:
         return self.network.apply({"params": params}, batch, length, method="begin")  # pyright: ignore[reportReturnType]
 
     def extend(self, params: Params, decoding: Decoding, pieces: Array, position: Array) -> tuple[Array, Any]:
-        """Read one more piece a row; see `EncoderDecoder.extend`."""
+        """Read one more piece a hypothesis; see `EncoderDecoder.extend`."""
         return self.network.apply({"params": params}, decoding, pieces, position, method="extend")  # pyright: ignore[reportReturnType]
 
 

@@ -44,7 +44,7 @@ class _Beam(NamedTuple):
     totals: Array
     """float32 `[b, k]`: their log-probabilities; -inf: no hypothesis."""
     moving: Any
-    """Of the decoder, leading axis b · k."""
+    """Of the decoder, leading axes b, k."""
     best: Found
     """Of those that ended; score -inf: none did."""
     ended: Array
@@ -75,8 +75,8 @@ def beam_search(
     if beam < 1 or most < 1:
         raise UserError(f"A beam search needs a beam and a length of at least 1, not {beam} and {most}.")
     rows = batch["source"].shape[0]
-    begun = network.begin(params, batch, most)
-    fixed, moving = (jax.tree.map(lambda x: jnp.repeat(x, beam, axis=0), part) for part in begun)
+    fixed, begun = network.begin(params, batch, most)
+    moving = jax.tree.map(lambda x: jnp.repeat(x, beam, axis=1), begun)
     none = Found(jnp.full((rows, most), PAD), jnp.zeros((rows,), jnp.int32), jnp.full((rows,), -jnp.inf, jnp.float32))
     # All hypotheses are alike at first: only one of them counts.
     first = jnp.broadcast_to(jnp.where(jnp.arange(beam) == 0, 0.0, -jnp.inf), (rows, beam)).astype(jnp.float32)
@@ -88,12 +88,14 @@ def beam_search(
 
     def step(state: _Beam) -> _Beam:
         last = state.pieces[:, :, jnp.maximum(state.position - 1, 0)]  # PAD at position 0
-        logits, moving = network.extend(params, Decoding(fixed, state.moving), last.reshape(-1), state.position)
-        chances = jax.nn.log_softmax(logits.astype(jnp.float32)).reshape(rows, beam, -1).at[:, :, PAD].set(-jnp.inf)
-        vocabulary = chances.shape[-1]
-        extended = (state.totals[:, :, None] + chances).reshape(rows, -1)
-        # Each hypothesis can end once: of twice as many extensions as live on, enough go on.
-        totals, chosen = jax.lax.top_k(extended, min(2 * beam, extended.shape[1]))
+        logits, moving = network.extend(params, Decoding(fixed, state.moving), last, state.position)
+        logits = logits.astype(jnp.float32)
+        begun = state.totals - jax.nn.logsumexp(logits, axis=-1)
+        extended = (begun[:, :, None] + logits).at[:, :, PAD].set(-jnp.inf).reshape(rows, -1)
+        vocabulary = logits.shape[-1]
+        # Each hypothesis can end once: of twice as many extensions as live on, enough go on. Without the barrier XLA merges
+        # the slices below into this, does not see a top-k any more, and sorts all k · V of them.
+        totals, chosen = jax.lax.optimization_barrier(jax.lax.top_k(extended, min(2 * beam, extended.shape[1])))
         origin, piece = chosen // vocabulary, chosen % vocabulary
         pieces = jnp.take_along_axis(state.pieces, origin[:, :, None], axis=1).at[:, :, state.position].set(piece)
         ends, length = piece == END, state.position + 1
@@ -103,12 +105,12 @@ def beam_search(
         live, kept = jax.lax.top_k(jnp.where(ends, -jnp.inf, totals), beam)
         # Log-probabilities only fall, so that this is the most that one of them can reach.
         over = (ended >= beam) | (live[:, 0] / largest <= best.score)
-        take = jnp.arange(rows)[:, None] * beam + jnp.take_along_axis(origin, kept, axis=1)
+        parent = jnp.take_along_axis(origin, kept, axis=1)
         return _Beam(
             length,
             jnp.take_along_axis(pieces, kept[:, :, None], axis=1),
             jnp.where(over[:, None], -jnp.inf, live),
-            jax.tree.map(lambda x: x[take.reshape(-1)], moving),
+            jax.tree.map(lambda x: jax.vmap(lambda row, i: row[i])(x, parent), moving),
             best,
             ended,
         )

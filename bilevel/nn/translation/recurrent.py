@@ -42,20 +42,20 @@ class Source(NamedTuple):
     """What the decoder knows of the sources."""
 
     states: Array
-    """`[n, S, 2 · hidden]`."""
+    """`[r, S, 2 · hidden]`."""
     keys: Array
-    """`[n, S, hidden]`."""
+    """`[r, S, hidden]`."""
     length: Array
-    """int32 `[n]`."""
+    """int32 `[r]`."""
 
 
 class Moving(NamedTuple):
     """What changes with each piece."""
 
     carry: tuple[Array, Array]
-    """Of the cell, each `[n, hidden]`."""
+    """Of the cell, each `[r, k, hidden]`."""
     fed: Array
-    """`[n, hidden]`: what was attended to, read by the next step (input feeding)."""
+    """`[r, k, hidden]`: what was attended to, read by the next step (input feeding)."""
 
 
 class DecoderStep(nn.Module):
@@ -65,16 +65,16 @@ class DecoderStep(nn.Module):
 
     @nn.compact
     def __call__(self, moving: Moving, embedded: Array, source: Source, deterministic: bool) -> tuple[Moving, Array]:
-        """Embedded pieces `[n, embedding]` -> the new state, and what logits are read from, `[n, hidden]`."""
+        """Embedded pieces `[r, k, embedding]` -> the new state, and what logits are read from, `[r, k, hidden]`."""
         c, draw = self.config, _uniform(self.config.scale)
         layer: dict[str, Any] = {"use_bias": False, "kernel_init": draw, "dtype": c.dtype}
         cell = nn.OptimizedLSTMCell(c.hidden, kernel_init=draw, recurrent_kernel_init=draw, dtype=c.dtype, name="cell")
         carry, h = cell(moving.carry, jnp.concatenate([embedded, moving.fed], axis=-1))
         query = nn.Dense(c.hidden, name="query", **layer)(h)
-        energy = nn.Dense(1, name="energy", **layer)(jnp.tanh(source.keys + query[:, None]))[..., 0]
-        known = jnp.arange(energy.shape[1]) < source.length[:, None]
+        energy = nn.Dense(1, name="energy", **layer)(jnp.tanh(source.keys[:, None] + query[:, :, None]))[..., 0]
+        known = jnp.arange(energy.shape[-1]) < source.length[:, None, None]
         weights = jax.nn.softmax(jnp.where(known, energy.astype(jnp.float32), _EXCLUDED), axis=-1)
-        context = jnp.einsum("ns,nsd->nd", weights.astype(c.dtype), source.states)
+        context = jnp.einsum("rks,rsd->rkd", weights.astype(c.dtype), source.states)
         fed = jnp.tanh(nn.Dense(c.hidden, name="out", **layer)(jnp.concatenate([h, context], axis=-1)))
         fed = nn.Dropout(c.dropout)(fed, deterministic=deterministic)
         return Moving(carry, fed), fed
@@ -105,24 +105,24 @@ class RecurrentNetwork(nn.Module):
         """Logits of each target piece given the source and those before it, float32 `[b, T, V]`."""
         source, moving = self._encoded(batch, deterministic)
         embedded = self.drop(self.target_embedding(shifted(batch["target"])), deterministic=deterministic)
-        _, read = self.steps(moving, embedded, source, deterministic)
-        return self.readout(read).astype(jnp.float32)
+        _, read = self.steps(moving, embedded[:, :, None], source, deterministic)
+        return self.readout(read[:, :, 0]).astype(jnp.float32)
 
     def begin(self, batch: Batch, length: int) -> Decoding:
         """Return the state before the first piece; it does not depend on how many may come."""
         return Decoding(*self._encoded(batch, True))
 
     def extend(self, decoding: Decoding, pieces: Array, position: Array) -> tuple[Array, Moving]:
-        """Read one more piece a row; see `EncoderDecoder.extend`."""
-        moving, read = self.steps(decoding.moving, self.target_embedding(pieces[:, None]), decoding.fixed, True)
+        """Read one more piece a hypothesis; see `EncoderDecoder.extend`."""
+        moving, read = self.steps(decoding.moving, self.target_embedding(pieces)[:, None], decoding.fixed, True)
         return self.readout(read)[:, 0].astype(jnp.float32), moving
 
     def _encoded(self, batch: Batch, deterministic: bool) -> tuple[Source, Moving]:
         c, length = self.config, batch["source_length"].astype(jnp.int32)
         embedded = self.drop(self.source_embedding(batch["source"].astype(jnp.int32)), deterministic=deterministic)
         ends, states = self.encoder(embedded, seq_lengths=length)
-        cell = self.bridge(jnp.concatenate([carry[0] for carry in ends], axis=-1))
-        start = Moving((cell, jnp.tanh(cell)), jnp.zeros((len(length), c.hidden), cell.dtype))
+        cell = self.bridge(jnp.concatenate([carry[0] for carry in ends], axis=-1))[:, None]
+        start = Moving((cell, jnp.tanh(cell)), jnp.zeros_like(cell))
         return Source(states, self.keys(states), length), start
 
 

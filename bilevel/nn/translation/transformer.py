@@ -81,6 +81,21 @@ class Attention(nn.Module):
         )
         return self.out(found)
 
+    def extend(self, x: Array, kept: KeysValues, position: Array) -> tuple[Array, KeysValues]:
+        """Attend from one position, `[r, k, width]`, to those up to it; kept are keys and values `[r, k, heads, T, …]`."""
+        new = (one[..., None, :] for one in self.project(x))
+        kept = KeysValues(
+            *(jax.lax.dynamic_update_slice_in_dim(old, one, position, 3) for old, one in zip(kept, new, strict=True))
+        )
+        return self.look(x, kept, jnp.arange(kept.keys.shape[3]) <= position, "rkhsd"), kept
+
+    def look(self, x: Array, of: KeysValues, known: Array, axes: str) -> Array:
+        """Attend from `[r, k, width]` to the `known` positions of keys and values with these axes: with k, or the same for all."""
+        query = self.query(x)
+        energy = jnp.einsum(f"rkhd,{axes}->rkhs", query, of.keys, preferred_element_type=jnp.float32)
+        energy = jnp.where(known, energy * query.shape[-1] ** -0.5, jnp.finfo(jnp.float32).min)
+        weights = jax.nn.softmax(energy).astype(query.dtype)
+        return self.out(jnp.einsum(f"rkhs,{axes}->rkhd", weights, of.values))
 
 class FeedForward(nn.Module):
     """Two layers, `[…, width]` -> the same."""
@@ -130,23 +145,21 @@ class DecoderBlock(nn.Module):
         """`[b, T, width]` -> the same, each position knowing those before it."""
         h = self.attention_norm(x)
         x = x + self.drop(self.attention(h, self.attention.project(h), causal=True), deterministic=deterministic)
-        return self._rest(x, source, length, deterministic)
+        x = x + self.drop(self.cross(self.cross_norm(x), source, length), deterministic=deterministic)
+        return x + self.drop(self.mlp(self.mlp_norm(x)), deterministic=deterministic)
 
     def extend(
         self, x: Array, kept: KeysValues, source: KeysValues, length: Array, position: Array
     ) -> tuple[Array, KeysValues]:
-        """`[n, 1, width]` at one position -> the same, and the keys and values up to it."""
-        h = self.attention_norm(x)
-        new = self.attention.project(h)
-        kept = KeysValues(
-            *(jax.lax.dynamic_update_slice(old, one, (0, position, 0, 0)) for old, one in zip(kept, new, strict=True))
-        )
-        known = jnp.full(x.shape[:1], position + 1, jnp.int32)
-        return self._rest(x + self.attention(h, kept, known), source, length, True), kept
+        """`[r, k, width]` at one position -> the same, and the keys and values up to it.
 
-    def _rest(self, x: Array, source: KeysValues, length: Array, deterministic: bool) -> Array:
-        x = x + self.drop(self.cross(self.cross_norm(x), source, length), deterministic=deterministic)
-        return x + self.drop(self.mlp(self.mlp_norm(x)), deterministic=deterministic)
+        Those of the source are `[r, heads, S, …]`: with heads before positions nothing is transposed for each piece.
+        """
+        found, kept = self.attention.extend(self.attention_norm(x), kept, position)
+        x = x + found
+        known = jnp.arange(source.keys.shape[2]) < length[:, None, None, None]
+        x = x + self.cross.look(self.cross_norm(x), source, known, "rhsd")
+        return x + self.mlp(self.mlp_norm(x)), kept
 
 
 class TransformerNetwork(nn.Module):
@@ -175,20 +188,21 @@ class TransformerNetwork(nn.Module):
     def begin(self, batch: Batch, length: int) -> Decoding:
         """Return the state before the first of at most `length` pieces."""
         c, rows = self.config, batch["source"].shape[0]
-        empty = jnp.zeros((rows, length, c.heads, c.width // c.heads), c.dtype)
+        empty = jnp.zeros((rows, 1, c.heads, length, c.width // c.heads), c.dtype)
         kept = [KeysValues(empty, empty)] * c.layers
-        return Decoding((self._sources(batch, True), batch["source_length"]), kept)
+        sources = jax.tree.map(lambda x: jnp.swapaxes(x, 1, 2), self._sources(batch, True))
+        return Decoding((sources, batch["source_length"]), kept)
 
     def extend(self, decoding: Decoding, pieces: Array, position: Array) -> tuple[Array, list[KeysValues]]:
-        """Read one more piece a row; see `EncoderDecoder.extend`."""
+        """Read one more piece a hypothesis; see `EncoderDecoder.extend`."""
         sources, length = decoding.fixed
-        most = decoding.moving[0].keys.shape[1]
-        x = self._embed(pieces[:, None], jax.lax.dynamic_slice_in_dim(self._positions(most), position, 1))
+        most = decoding.moving[0].keys.shape[3]
+        x = self._embed(pieces, jax.lax.dynamic_slice_in_dim(self._positions(most), position, 1))
         moving = []
         for block, kept, source in zip(self.decoder, decoding.moving, sources, strict=True):
             x, kept = block.extend(x, kept, source, length, position)
             moving.append(kept)
-        return self._logits(x)[:, 0], moving
+        return self._logits(x), moving
 
     def _sources(self, batch: Batch, deterministic: bool) -> list[KeysValues]:
         """What each block of the decoder attends to."""
