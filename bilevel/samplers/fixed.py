@@ -77,7 +77,8 @@ def replayed(sequence: Any, num_rows: int, *, num_steps: int | None = None) -> S
     After the last row of the sequence the first follows again.
 
     Args:
-      sequence: integers `[steps, b]`: the row numbers of each step, as the metric `selected` of a sampled run.
+      sequence: integers `[steps, b]`: the row numbers of each step, as the metric `selected` of a sampled run; −1 at places
+        without a row, never the first of a step.
       num_rows: N, of the data that the sequence was drawn from.
       num_steps: how many steps will be asked for; None does not check that the sequence has as many.
 
@@ -91,7 +92,7 @@ def replayed(sequence: Any, num_rows: int, *, num_steps: int | None = None) -> S
         raise UserError(
             f"The sequence has the shape {rows.shape} and the type {rows.dtype}; it must be integers [steps, batch_size]."
         )
-    if int(rows.min()) < 0 or int(rows.max()) >= num_rows:
+    if int(rows.min()) < -1 or int(rows[:, 0].min()) < 0 or int(rows.max()) >= num_rows:
         raise UserError(
             f"The sequence holds the row numbers {int(rows.min())} to {int(rows.max())}, but num_rows={num_rows}: "
             "give the data that it was drawn from."
@@ -109,7 +110,7 @@ def replayed(sequence: Any, num_rows: int, *, num_steps: int | None = None) -> S
     def draw(state: ReplayedState) -> tuple[Array, ReplayedState, Metrics]:
         return state.sequence[state.step % rows.shape[0]], state._replace(step=state.step + 1), {}
 
-    return Sampler(init, draw, num_rows, rows.shape[1])
+    return Sampler(init, draw, num_rows, rows.shape[1], pads=int(rows.min()) < 0)
 
 
 def _refuse(params: Any, name: str) -> None:

@@ -17,7 +17,7 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from bilevel.types import Array, UserError
+from bilevel.types import Array, Batch, UserError
 
 Scope = Literal["global", "local"]
 
@@ -25,8 +25,8 @@ Scope = Literal["global", "local"]
 class Filter(NamedTuple):
     """A rule that picks k of B rows."""
 
-    select: Callable[[Array, Array, int], Array]
-    """(key, logits `[B]` already tempered, k) -> positions int32 `[k]`."""
+    select: Callable[..., Array]
+    """(key, logits `[B]` already tempered, k) -> positions int32 `[k]`; with `groups`, the groups `[B]` come behind k."""
     temperature: Callable[[Array], Array]
     """Raw logits `[B]` -> positive float32 scalar τ that divides them; carries no derivative."""
     scope: Scope = "global"
@@ -39,6 +39,8 @@ class Filter(NamedTuple):
     """With scope "local" and no mapped axis: the number of groups that are filtered apart."""
     proportional: bool = False
     """Whether rows are drawn in proportion to the softmax of the logits, as the estimator "score" needs."""
+    groups: Callable[[Batch], Array] | None = None
+    """Big batch -> the group of each row, int32 `[B]`, for a rule that looks at them."""
 
 
 def gumbel_top_k(
@@ -198,6 +200,59 @@ def uniform(*, scope: Scope = "global", shards: int = 1) -> Filter:
     return _scoped(Filter(select, lambda logits: jnp.ones(()), scope, "uniform"), shards)
 
 
+def one_of_group(
+    group: str = "target",
+    *,
+    temperature: float = 1.0,
+    min_effective_fraction: float = 0.0,
+    max_spread: float | None = None,
+    scope: Scope = "global",
+    shards: int = 1,
+) -> Filter:
+    """Draw one row of each group, then k of the groups.
+
+    In a group, row i is drawn in proportion to exp(s_i), s the logits: p(i|y_j) of multilingual DDS, where a group is the rows
+    with one target sentence y_j. Groups are then drawn uniformly, without replacement; if there are k, all are kept. If there are
+    fewer, rows that lost follow, by s plus the noise they lost with: give big batches of at least k groups. The weights of the
+    α-gradient are a softmax over the k rows, of all groups together.
+
+    Args:
+      group: the array of the big batch, a dict, that holds the number of each row's group, integer `[B]`.
+      temperature: as for `gumbel_top_k`, like `min_effective_fraction`, `max_spread`, `scope` and `shards`.
+      min_effective_fraction: see there.
+      max_spread: see there.
+      scope: see there. Groups that lie on several devices count once for each with scope "local".
+      shards: see there.
+
+    Raises:
+      UserError: for a value out of range, now; for a big batch without that array, when traced.
+
+    Reference: Wang et al., "Optimizing Data Usage via Differentiable Rewards", ICML 2020, section 3.2: one language a target.
+    """
+
+    def groups(batch: Batch) -> Array:
+        if not isinstance(batch, dict) or group not in batch:
+            found = ", ".join(batch) if isinstance(batch, dict) else f"no dict, but a {type(batch).__name__}"
+            raise UserError(
+                f"The filter one_of_group needs the array {group!r} in the big batch, which has: {found}. Add it, or name one."
+            )
+        return batch[group]
+
+    def select(key: Array, logits: Array, k: int, members: Array) -> Array:
+        for_rows, for_groups = jax.random.split(key)
+        noisy = logits + jax.random.gumbel(for_rows, logits.shape, logits.dtype)
+        order = jnp.lexsort((-noisy, members))
+        sorted_members = members[order]
+        first = jnp.concatenate([jnp.ones(1, bool), sorted_members[1:] != sorted_members[:-1]])
+        won = jnp.zeros(logits.shape, bool).at[order].set(first) & (logits > -jnp.inf)
+        # Winners by chance, in [1, 2); the others behind them by their noisy logits, rows without a score last.
+        ranks = jnp.argsort(jnp.argsort(noisy)) / logits.shape[0]
+        return jax.lax.top_k(jnp.where(won, 1.0 + jax.random.uniform(for_groups, logits.shape), ranks), k)[1]
+
+    rule = _temperature_rule(temperature, min_effective_fraction, max_spread)
+    return _scoped(Filter(select, rule, scope, "one_of_group", groups=groups), shards)
+
+
 def usable(logits: Array) -> Array:
     """Give rows whose logit is no number, or +∞, the logit −∞."""
     return jnp.where(jnp.isfinite(logits), logits, -jnp.inf)
@@ -277,7 +332,7 @@ def _of_usable(rule: Filter) -> Filter:
     """The rule with `usable` logits."""
     weigh = rule.weigh
     return rule._replace(
-        select=lambda key, logits, k: rule.select(key, usable(logits), k),
+        select=lambda key, logits, k, *groups: rule.select(key, usable(logits), k, *groups),
         temperature=lambda logits: rule.temperature(usable(logits)),
         weigh=weigh and (lambda logits, positions: weigh(usable(logits), positions)),
     )
@@ -294,15 +349,15 @@ def _scoped(rule: Filter, shards: int) -> Filter:
     if shards == 1:
         return rule
 
-    def select(key: Array, logits: Array, k: int) -> Array:
+    def select(key: Array, logits: Array, k: int, *members: Array) -> Array:
         size = logits.shape[0]
         if size % shards or k % shards:
             raise UserError(
                 f"A local filter over {shards} shards cannot divide {size} rows into {k} equally: make both multiples."
             )
-        groups = logits.reshape(shards, size // shards)
-        inside = jax.vmap(lambda i, row: rule.select(jax.random.fold_in(key, i), row, k // shards))(
-            jnp.arange(shards), groups
+        apart = [x.reshape(shards, size // shards) for x in (logits, *members)]
+        inside = jax.vmap(lambda i, row, *of: rule.select(jax.random.fold_in(key, i), row, k // shards, *of))(
+            jnp.arange(shards), *apart
         )
         offsets = jnp.arange(shards, dtype=inside.dtype)[:, None] * (size // shards)
         return (inside + offsets).reshape(-1)

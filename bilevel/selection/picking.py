@@ -112,12 +112,13 @@ def pick(
         )
     everything = (big_batch, features)
     share = count // devices
+    groups = () if rule.groups is None else (rule.groups(big_batch),)
     if rule.scope == "local" or devices == 1:
         own_key = axis.fold(key) if rule.scope == "local" else key
-        positions = rule.select(own_key, scores.pool, share)
+        positions = rule.select(own_key, scores.pool, share, *groups)
         batch, features = trees.take(everything, positions)
         return Rows(batch, positions, features)
-    positions = rule.select(key, scores.pool, count)
+    positions = rule.select(key, scores.pool, count, *map(axis.gather, groups))
     batch, features = _fetch(everything, positions, local_rows, axis)
     return Rows(batch, jax.lax.dynamic_slice_in_dim(positions, axis.index * share, share), features)
 

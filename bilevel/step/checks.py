@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import optax
 
@@ -13,7 +14,7 @@ from bilevel.devices.axis import Axis
 from bilevel.methods.base import Method, MethodUpdate
 from bilevel.step import estimators
 from bilevel.step.options import StepOptions
-from bilevel.types import Array, Params
+from bilevel.types import Array, LossAux, Metrics, Params, UserError
 
 
 def check_start(
@@ -22,7 +23,7 @@ def check_start(
     method: Method,
     options: StepOptions,
     params: Params,
-    weight_params: Params,
+    weight_params: Params | None,
 ) -> None:
     """Reject parameters and optimizers that fit no step.
 
@@ -31,9 +32,15 @@ def check_start(
     Raises:
       UserError: for the first that does not fit.
     """
+    learns = method.update is not None and not method.chooses_weights
+    if learns and not jax.tree.leaves(weight_params):
+        raise UserError(
+            "init got no weight_params, but this method learns the weighting network: give the network's parameters, as in "
+            "train.init(rng, params, weight_params)."
+        )
     check_parameters(params, "params")
     check_optimizer(optimizer, params, "The optimizer of θ")
-    if method.update is not None and not method.chooses_weights:
+    if learns:
         check_parameters(weight_params, "weight_params")
         check_optimizer(weight_optimizer, weight_params, "weight_optimizer")
     if method.looks_ahead:
@@ -57,3 +64,18 @@ def is_sound(update: MethodUpdate, found: Any, before: Any, axis: Axis) -> Array
     if update.alignments is not None:
         sound &= estimators.total(~jnp.isfinite(update.alignments), axis) == 0
     return sound
+
+
+def asked_for(names: tuple[str, ...], aux: LossAux) -> Metrics:
+    """Return the per-example metrics that were asked for, `[b, …]`.
+
+    Raises:
+      UserError: the loss returns none of that name.
+    """
+    for name in names:
+        if name not in aux.metrics:
+            raise UserError(
+                f"The loss returns no per-example metric {name!r} (it returns: {', '.join(aux.metrics) or 'none'}): "
+                "add it to the metrics of its LossAux."
+            )
+    return {name: aux.metrics[name] for name in names}

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, TypeAlias
 import jax
 
 from bilevel.state import TrainState
-from bilevel.types import Array, Batch, Metrics
+from bilevel.types import Array, Batch, Metrics, Params
 
 StepFn: TypeAlias = Callable[[TrainState, Batch, Batch], tuple[TrainState, Metrics]]
 """`step(state, big_batch, specific_batch) -> (state, metrics)`."""
@@ -32,6 +32,9 @@ class TrainStep(NamedTuple):
     """A step with α-work (the same as `plain` for a method that learns nothing)."""
     reuse: StepFn
     """A step with α-work that takes the specific gradient from the state (`learn` itself where `probe_every` asks for none)."""
+    weighted: Callable[[TrainState, Batch, Array], tuple[TrainState, Metrics, Params]]
+    """(state, batch of b rows, their weights `[b]`, which sum to 1) -> (state, metrics, the gradient Σ w_i ∇ℓ_i): the θ-update
+    alone, on rows that were chosen before. Metrics: generic_loss and generic_NAME, weighted sums, and those of `row_metrics`."""
     update_every: int
     period: int
     """The number of steps after which the kinds of steps repeat."""
@@ -43,7 +46,7 @@ class TrainStep(NamedTuple):
         return self.plain if step % self.update_every else self.reuse
 
     def map(self, wrapper: Callable[[StepFn], StepFn]) -> TrainStep:
-        """Wrap every kind of step.
+        """Wrap every kind of step; `weighted` is none of them.
 
         The same function is wrapped once, so that equal kinds stay equal.
 

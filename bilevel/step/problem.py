@@ -96,10 +96,10 @@ class Evaluations:
             return values, axis.sum(subset.restrict(gradient))
 
         def specific_gradient(at: Params) -> tuple[Array, Params]:
-            return self._specific_gradient(state, subset, at, specific, rng)
+            return self.specific_gradient(state, subset, at, specific, rng)
 
         def lookahead(gradient: Params, optimizer: optax.GradientTransformation | None = None) -> Lookahead:
-            return self._lookahead(state, subset, gradient, optimizer)
+            return self.lookahead(state, subset, gradient, optimizer)
 
         def total(values: Array) -> Array:
             return estimators.total(values, axis)
@@ -118,9 +118,10 @@ class Evaluations:
             losses.batch, specific, specific_losses, value_and_gradient, own_rng,
         )  # fmt: skip
 
-    def _specific_gradient(
+    def specific_gradient(
         self, state: TrainState, subset: trees.Subset, at: Params, batch: Batch, rng: Array
     ) -> tuple[Array, Params]:
+        """Evaluate the mean specific loss at `at` (NaN if its gradient is not finite), and its gradient over the subset."""
         at = self.axis.spread(at)
 
         def loss(part: Params, model_state: ModelState, batch: Batch, rng: Array) -> tuple[Array, LossAux]:
@@ -134,13 +135,14 @@ class Evaluations:
         found = jax.tree.map(lambda x: x / self.axis.size, self.axis.sum((jnp.mean(values), gradient)))
         return jnp.where(trees.is_finite(found[1]), found[0], jnp.nan), found[1]
 
-    def _lookahead(
+    def lookahead(
         self,
         state: TrainState,
         subset: trees.Subset,
         gradient: Params,
-        optimizer: optax.GradientTransformation | None,
+        optimizer: optax.GradientTransformation | None = None,
     ) -> Lookahead:
+        """Look ahead by the optimizer's update of a gradient from the state (None: of θ's own optimizer)."""
         opt_state = state.opt_state if optimizer is None else optimizer.init(state.params)
 
         def update(gradient: Params) -> Params:

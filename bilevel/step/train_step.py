@@ -29,7 +29,7 @@ from bilevel.selection.picking import Scores
 from bilevel.selection.scorers import Scorer
 from bilevel.state import TrainState
 from bilevel.step import estimators
-from bilevel.step.checks import check_start, is_sound
+from bilevel.step.checks import asked_for, check_start, is_sound
 from bilevel.step.choosing import Chooser, Chosen, Inner, keys_of
 from bilevel.step.estimators import Estimator
 from bilevel.step.kinds import StepFn as StepFn
@@ -165,10 +165,12 @@ def make_step(
         options,
     )
     if method.update is None:
-        return TrainStep(parts.init, parts.plain, parts.plain, parts.plain, parts.plain, 1, 1)
+        return TrainStep(parts.init, parts.plain, parts.plain, parts.plain, parts.plain, parts.weighted, 1, 1)
     plain = parts.learn if method.chooses_weights else parts.plain
     reuse = parts.reuse if options.period > options.update_every else parts.learn
-    return TrainStep(parts.init, parts.step, plain, parts.learn, reuse, options.update_every, options.period)
+    return TrainStep(
+        parts.init, parts.step, plain, parts.learn, reuse, parts.weighted, options.update_every, options.period
+    )
 
 
 _OF_ALPHA_STEPS = ("specific_loss", "weight_gradient_norm", "alignment_rms", "alpha_skipped")
@@ -189,6 +191,8 @@ class _Moved(NamedTuple):
     metrics: Metrics
     asked: Metrics
     """The per-example metrics that were asked for, `[b, …]`."""
+    gradient: Params
+    """What the optimizer of θ was given."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -205,11 +209,6 @@ class _Parts:
     def init(
         self, rng: Array, params: Params, weight_params: Params | None = None, model_state: ModelState | None = None
     ) -> TrainState:
-        if self.method.update is not None and not self.method.chooses_weights and not jax.tree.leaves(weight_params):
-            raise UserError(
-                "init got no weight_params, but this method learns the weighting network: give the network's parameters, as in "
-                "train.init(rng, params, weight_params)."
-            )
         check_start(self.optimizer, self.weight_optimizer, self.method, self.options, params, weight_params)
         subset = self.evaluations.subset(params)
         given = (params, {} if weight_params is None else weight_params, rng)
@@ -250,6 +249,14 @@ class _Parts:
     def plain(self, state: TrainState, big_batch: Batch, specific_batch: Batch) -> tuple[TrainState, Metrics]:
         chosen = self.chooser.choose(state, big_batch, keys_of(state, self.options.axis))
         return self._finish(state, chosen, self._plain(state, chosen.inner))
+
+    def weighted(self, state: TrainState, batch: Batch, weights: Array) -> tuple[TrainState, Metrics, Params]:
+        key = keys_of(state, self.options.axis).loss
+        moved = self._plain(state, Inner(batch, weights, key, lambda _: ()))
+        rows = {**moved.rows, "loss": moved.losses}
+        means = {f"generic_{name}": estimators.total(weights * x, self.options.axis) for name, x in rows.items()}
+        metrics = {name: x.astype(jnp.float32) for name, x in means.items()}
+        return self._next(state, moved), {**metrics, **moved.asked}, moved.gradient
 
     def learn(self, state: TrainState, big_batch: Batch, specific_batch: Batch) -> tuple[TrainState, Metrics]:
         assert self.method.update is not None
@@ -371,23 +378,16 @@ class _Parts:
             state.weight_opt_state,
             state.method_state,
             metrics,
-            self._row_metrics(aux),
+            asked_for(self.options.row_metrics, aux),
+            gradient,
         )
 
-    def _row_metrics(self, aux: LossAux) -> Metrics:
-        for name in self.options.row_metrics:
-            if name not in aux.metrics:
-                raise UserError(
-                    f"The loss returns no per-example metric {name!r} (it returns: {', '.join(aux.metrics) or 'none'}): "
-                    "add it to the metrics of its LossAux."
-                )
-        return {name: aux.metrics[name] for name in self.options.row_metrics}
-
     def _next(self, state: TrainState, moved: _Moved) -> TrainState:
-        ema = state.ema
-        if self.options.ema_decay is not None:
-            ema = trees.average((moved.params, moved.model_state), state.ema, self.options.ema_decay)
-        return TrainState(
+        decay, ema = self.options.ema_decay, state.ema
+        if decay is not None:
+            ema = trees.average((moved.params, moved.model_state), ema, decay)
+        return dataclasses.replace(
+            state,
             step=state.step + 1,
             params=moved.params,
             model_state=moved.model_state,
@@ -396,5 +396,4 @@ class _Parts:
             weight_opt_state=moved.weight_opt_state,
             method_state=moved.method_state,
             ema=ema,
-            rng=state.rng,
         )

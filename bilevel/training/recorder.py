@@ -37,7 +37,7 @@ class SequenceRecorder:
         """Write the rows of some steps.
 
         Args:
-            ids: int32 `[n * b]`, in order.
+            ids: int32 `[n * b]`, in order; −1 at places without a row.
             step: the last of the n steps, counted from 1.
 
         Returns:
@@ -47,7 +47,8 @@ class SequenceRecorder:
             UserError: the steps before them are not in the file, or it cannot be written.
         """
         if self._ids is not None and self._order is not None:
-            ids = self._order[np.searchsorted(self._ids, ids, sorter=self._order)]
+            places = np.searchsorted(self._ids, np.maximum(ids, self._ids.min()), sorter=self._order)
+            ids = np.where(ids < 0, -1, self._order[places])
         begin = (step * self._batch_size - ids.size) * _TYPE.itemsize
         try:
             self._path.touch()

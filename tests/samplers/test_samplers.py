@@ -61,7 +61,8 @@ def test_frequencies() -> None:
         ([[0.5]], 3, None, "type float"),
         (np.zeros((0, 2), int), 3, None, r"shape \(0, 2\)"),
         ([[0, 3]], 3, None, "row numbers 0 to 3, but num_rows=3"),
-        ([[0, -1]], 3, None, "row numbers -1 to 0"),
+        ([[0, -2]], 3, None, "row numbers -2 to 0"),
+        ([[-1, 0]], 3, None, "row numbers -1 to 0"),
         ([[0, 1]], 3, 2, "has 1 steps, and 2 are asked for"),
     ],
 )

@@ -25,6 +25,12 @@ def test_steps_after_a_checkpoint_are_written_again(tmp_path: Path) -> None:
     np.testing.assert_array_equal(found, IDS.reshape(6, 2))
 
 
+def test_rows_with_ids_of_their_own_and_places_without_a_row(tmp_path: Path) -> None:
+    recorder = SequenceRecorder(tmp_path / "rows", 2, np.array([30, 10, 20], np.int32))
+    recorder(np.array([10, 30, 20, -1], np.int32), 2)
+    np.testing.assert_array_equal(recorder.sequence(), [[1, 0], [2, -1]])
+
+
 def test_mistakes(tmp_path: Path) -> None:
     recorder = SequenceRecorder(tmp_path / "rows", 2)
     with pytest.raises(UserError, match="does not hold the rows of a run"):

@@ -48,7 +48,7 @@ class PackedPairs:
     number: NDArray[np.int64]
     """int64 `[N]`: the number of each row's pair in the source, dropped ones counted."""
     labels: Mapping[str, PairLabels]
-    """By what they say, "domain" and "fault"; empty without labels."""
+    """By what they say: "domain" and "fault", or "language" (`multilingual_pairs`); empty without labels."""
     _text: NDArray[np.uint8]
     _text_starts: NDArray[np.int64]
 
@@ -128,6 +128,11 @@ class PackedPairs:
         bounds = self._text_starts[2 * row : 2 * row + 3]
         source, target = (self._text[a:b].tobytes().decode("utf-8") for a, b in itertools.pairwise(bounds))
         return source, target
+
+    def target_bytes(self) -> tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.int64]]:
+        """Return the text of both sides of all rows as UTF-8, and where each row's target begins and how many bytes it has."""
+        starts = self._text_starts[1::2]
+        return self._text, starts, self._text_starts[2::2] - starts
 
     def dropped(self) -> str:
         """Say in a sentence how many pairs were dropped, and why; `""` if none were."""

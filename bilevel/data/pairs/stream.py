@@ -25,7 +25,7 @@ class Pair(NamedTuple):
     source: str
     target: str
     labels: tuple[str, ...] = ()
-    """The domain and, if known, the fault; for analysis only."""
+    """The language, if there are several; the domain and, if known, the fault, for analysis only."""
 
 
 class Languages(NamedTuple):
@@ -51,7 +51,7 @@ class PairSource:
     identify: Callable[[], str]
     """Computes what `fingerprint` returns."""
     label_kinds: tuple[str, ...] = ()
-    """What the labels of a pair say: (), ("domain",) or ("domain", "fault")."""
+    """What the labels of a pair say: (), ("domain",) or ("domain", "fault"), with "language" in front where there are several."""
 
     def fingerprint(self) -> str:
         """A hexadecimal digest that changes when the pairs may have changed; see `bilevel.data.Source.fingerprint`."""
