@@ -23,7 +23,7 @@ from bilevel.data import PackedText, RowView
 from bilevel.devices import sharding
 from bilevel.nn.transformer import SIZES, Transformer, TransformerConfig, last_blocks
 from bilevel.study import ModelOptions, Splits, Text
-from bilevel.study.run import plan_of
+from bilevel.study.run import Run
 from bilevel.tasks.language_modeling import TASK, DataConfig, LanguageConfig, ModelConfig
 from bilevel.types import UserError
 
@@ -348,7 +348,7 @@ def test_uniform_trains_on_specific_text_once_too(text: Path) -> None:
         "data": {"generic": str(text / "generic.txt"), "specific": str(text / "specific"), "cache_dir": text / "cache"}
     }
     setting = setting_of(TASK, text / "run", given, {"uniform": {"also": ["specific", "held_out"]}})
-    splits, (_, plan) = setting.splits, plan_of(setting, "uniform", 0)
+    splits, plan = setting.splits, Run(setting.context("uniform", 0)).plan
     assert plan.rows is not None
     found, generic = plan.rows(), len(splits.train)
     assert len(found) == generic + len(splits.specific)

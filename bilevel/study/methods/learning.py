@@ -16,12 +16,13 @@ from bilevel import methods
 from bilevel.selection.meta_weight_net import meta_weight_net
 from bilevel.step.estimators import Estimator
 from bilevel.study.best_weights import BestWeights
-from bilevel.study.context import Context
+from bilevel.study.context import RESULT, Context
 from bilevel.study.methods.picking import PROPORTIONAL, Picking
 from bilevel.study.spec import RATE, Plan, Spec, Start, plan_over, probed
 from bilevel.study.task import Model, Weighting
 from bilevel.study.weights import At, classified, load_weights, save_weights, weights_file
 from bilevel.training.random_search import Among, Log
+from bilevel.training.run_dir import read_json
 from bilevel.training.settings import Count
 from bilevel.types import UserError
 
@@ -229,7 +230,8 @@ def _dds(average_specific: float, unroll_rate: float, reward: str = "dot") -> me
 
 def _retrained(s: RetrainedDds, context: Context) -> Plan:
     def start(state: Any) -> Start:
-        directory, summary = context.other("dds")
+        directory = context.own_context("dds", context.seed).directory
+        summary = read_json(directory / RESULT)
         report = {"preparation_seconds": summary["seconds"], "preparation_steps": float(summary["steps"])}
         file = weights_file(directory, s.at, "--retrained-dds.at")
         return Start(load_weights(file, state.weight_params), report)
