@@ -19,16 +19,15 @@ from bilevel.study.context import Context
 from bilevel.study.observing import faults
 from bilevel.study.spec import Start
 from bilevel.study.task import GENERIC, Text
+from bilevel.training.best_weights import BEST, BestWeights
 from bilevel.training.checkpoints import steps_done
 from bilevel.training.run_dir import read_json, write_json
 from bilevel.types import Params, UserError
 
 NAME = "weights.safetensors"
 """In the directory of a run: its last weighting network."""
-BEST = "weights_best.safetensors"
-"""Likewise, that of the evaluation while training that was best on valid; its step is in the metadata."""
 At: TypeAlias = Literal["end", "best"]
-"""Which of the two is taken."""
+"""Whether that one is taken, or that of the evaluation while training that was best on valid."""
 RANKED = "ranked.json"
 """The rows with the highest and the lowest logits: {"highest": [[id, logit], …], "lowest": …}."""
 CLASSIFIER = "classifier.json"
@@ -95,6 +94,13 @@ def parts_of(file: Path) -> Iterator[str | bytes]:
     """Yield what tells one weighting network from another, wherever its file lies."""
     for path, x in jax.tree_util.tree_leaves_with_path(load_weights(file)):
         yield from (jax.tree_util.keystr(path), str(x.shape), np.asarray(x).tobytes())
+
+
+def best_weights(context: Context) -> BestWeights:
+    """Return what keeps the weighting network of a run that is best on valid."""
+    measure = context.task.measures[0]
+    about = {"task": context.task.name}
+    return BestWeights(context.directory, context.mesh, f"valid_{measure.name}", measure.sign, about)
 
 
 def save_weights(context: Context, batch_size: int, state: Any) -> dict[str, float]:

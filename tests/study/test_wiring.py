@@ -25,6 +25,7 @@ from bilevel.study.run import Run
 from bilevel.study.suite import opened
 from bilevel.training import Checkpoints, load_sequence, read_metrics
 from bilevel.training.best import Best
+from bilevel.training.best_weights import BEST as BEST_WEIGHTS
 from bilevel.training.evaluation import trained
 from bilevel.training.fit import BEST
 from bilevel.training.settings import filled
@@ -479,3 +480,26 @@ def test_spcl_needs_a_pace(tmp_path: Path, classes: int, values: dict[str, float
     setting = with_method(setting_of(tmp_path, task={"data": {"classes": classes}}), "spcl", **values)
     with pytest.raises(UserError, match=message):
         Run(setting.context("spcl", 0))
+
+
+def test_methods_take_the_best_of_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of soba, whose valid loss rises again where θ's steps are far too long; of dds; and of a run without."""
+    given: tuple[Any, ...] = ("--evaluate-every", 1, "--optimizer.name", "sgd", "--optimizer.learning-rate", 0.2)
+    call(tmp_path / "run", "soba", *given)
+    source = tmp_path / "run" / "soba-seed0"
+    rows = metrics(source)
+    best = min((row for row in rows if "valid_loss" in row), key=lambda row: row["valid_loss"])
+    tree, about = load_tree(source / BEST_WEIGHTS)
+    assert int(about["step"]) == best["step"] < rows[-1]["step"]
+    assert tree["of"].tolist() != weights(source).tolist()
+    for at, wanted in (("end", weights(source)), ("best", tree["of"])):
+        call(tmp_path / at, "frozen", "--frozen.weights", source, "--frozen.at", at)
+        assert weights(tmp_path / at / "frozen-seed0").tolist() == wanted.tolist()
+    still = ("--retrained-dds.weight-warmup", 10**6, "--retrained-dds.at", "best")
+    call(tmp_path / "dds", "retrained_dds", *given, *still)
+    begun, _ = load_tree(tmp_path / "dds" / "dds-seed0" / BEST_WEIGHTS)
+    assert weights(tmp_path / "dds" / "retrained_dds-seed0") == pytest.approx(begun["of"], abs=1e-5)
+    assert result(tmp_path / "dds", "retrained_dds")["preparation_steps"] == 8
+    (source / BEST_WEIGHTS).unlink()
+    fails(tmp_path / "none", "frozen", "--frozen.weights", source, "--frozen.at", "best")
+    assert "learned no weights while it trained: give --frozen.at end." in capsys.readouterr().err

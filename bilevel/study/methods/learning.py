@@ -15,12 +15,11 @@ import bilevel
 from bilevel import methods
 from bilevel.selection.meta_weight_net import meta_weight_net
 from bilevel.step.estimators import Estimator
-from bilevel.study.best_weights import BestWeights
 from bilevel.study.context import RESULT, Context
 from bilevel.study.methods.picking import PROPORTIONAL, Picking
 from bilevel.study.spec import RATE, Plan, Spec, Start, plan_over, probed
 from bilevel.study.task import Model, Weighting
-from bilevel.study.weights import At, classified, load_weights, save_weights, weights_file
+from bilevel.study.weights import At, best_weights, classified, load_weights, save_weights, weights_file
 from bilevel.training.random_search import Among, Log
 from bilevel.training.run_dir import read_json
 from bilevel.training.settings import Count
@@ -214,7 +213,7 @@ def learned(make: Callable[..., methods.Method], *names: str) -> Callable[[Any, 
         method = make(*tracker, **{name: getattr(s, name) for name in names})
         plan = _plan(s, context, method, _model(s, context), context.weighting)
         finish = partial(save_weights, context, context.loaded_rows(plan.picks))
-        plan = dataclasses.replace(plan, finish=finish, keeper=partial(BestWeights, context))
+        plan = dataclasses.replace(plan, finish=finish, keeper=partial(best_weights, context))
         if not s.warm_start:
             return plan
         start = classified(context, steps=s.classifier_steps, rows=s.classifier_rows, rate=s.chosen_rate)
