@@ -10,11 +10,11 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from bilevel.selection.known import faults, shares_of
 from bilevel.study.context import Setting
 from bilevel.study.diverged import WHERE
 from bilevel.study.finished import Result
 from bilevel.study.judging import differences, significance
-from bilevel.study.observing import faults, shares_of
 from bilevel.study.registry import BASELINE
 from bilevel.study.report import Picture, Report, Section, domains, over_training, write_report
 from bilevel.study.tables import Column, by_method, by_run
@@ -205,7 +205,7 @@ def _report(setting: Setting, ended: Sequence[Result], metrics: Metrics) -> None
             *([Section("Against uniform", [], AGAINST, judged)] if judged else []),
             *_curves(seeds, task, splits),
             *over_training(weighed, size, "Effective sample size", "rows", log_y=True, about=_SAMPLE_SIZE),
-            *domains(seeds, shares_of(splits)),
+            *domains(seeds, shares_of(splits.known, splits.train)),
             *_drawn(first),
         ],
         ranked=_ranked(setting.task.measures[0], ended),
@@ -221,7 +221,7 @@ def _curves(metrics: Mapping[str, list[list[Row]]], task: Task, splits: Splits) 
         title, label = f"{phase} {measure.title}", f"{phase} {measure.label}"
         decides = (phase, measure) == ("valid", task.measures[0])
         found += section(f"{phase}_{measure.name}", title[:1].upper() + title[1:], label, seconds=decides)
-    for name in faults(splits):
+    for name in faults(splits.known):
         found += section(f"share/{name}", f"{name.replace('_', ' ').capitalize()} among the selected rows", "share")
     found += section("reward", "Reward of the sampler", "exp(−scale · loss)")
     return found + section("generic_correct", "Selected rows that are classified as labelled", "share")

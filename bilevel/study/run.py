@@ -13,11 +13,11 @@ import jax
 from bilevel.data import Dataset
 from bilevel.devices import sharding
 from bilevel.devices.processes import say
+from bilevel.selection.known import observer
 from bilevel.study.context import RESULT, Context
 from bilevel.study.feeding import loaders
 from bilevel.study.fitting import finetuned, kept_results
 from bilevel.study.judging import OUTPUTS, judged, judges
-from bilevel.study.observing import observer
 from bilevel.study.registry import METHODS
 from bilevel.study.spec import Switch
 from bilevel.study.summary import summary
@@ -78,7 +78,7 @@ class Run:
     @cached_property
     def parts(self) -> tuple[Any, Any]:
         """The step, and the initial state on all devices; the same main model for every method of a seed."""
-        context, step, watch = self.context, self.plan.step, observer(self.context.splits)
+        context, step, watch = self.context, self.plan.step, observer(self.context.splits.known)
         step = step if watch is None else step.map(watch)
         create = partial(self.plan.init, *jax.random.split(jax.random.key(context.seed), 3))
         if self.plan.samples:

@@ -15,8 +15,8 @@ from bilevel.devices import sharding
 from bilevel.files import load_tree, save_tree
 from bilevel.offline.domain_classifier import train_domain_classifier
 from bilevel.offline.ranked_rows import extremes, logits_of_rows
+from bilevel.selection.known import faults
 from bilevel.study.context import Context
-from bilevel.study.observing import faults
 from bilevel.study.spec import Start
 from bilevel.study.task import GENERIC, Text
 from bilevel.training.best_weights import BEST, BestWeights
@@ -121,7 +121,7 @@ def save_weights(context: Context, batch_size: int, state: Any) -> dict[str, flo
     write_json(context.directory / RANKED, extremes(ids, logits, _SHOWN))
     share = np.exp(logits - logits.max())
     share /= share.sum()
-    known = faults(context.splits)
+    known = faults(context.splits.known)
     return {f"weight_on/{name}": float(share[fault.values[ids] == 1].sum()) for name, fault in known.items()}
 
 

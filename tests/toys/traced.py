@@ -9,10 +9,10 @@ from typing import Any
 import jax
 import numpy as np
 
+from bilevel.selection.known import observer
 from bilevel.study import Task, resolve
 from bilevel.study.context import Setting
 from bilevel.study.feeding import loaders
-from bilevel.study.observing import observer
 from bilevel.study.registry import METHODS
 from bilevel.study.run import Run
 from bilevel.study.suite import opened
@@ -41,7 +41,7 @@ def trace(setting: Setting, method: str) -> None:
     """
     context = setting.context(method, 0)
     plan = Run(context).plan
-    watch = observer(setting.splits)
+    watch = observer(setting.splits.known)
     step = plan.step if watch is None else plan.step.map(watch)
     state = jax.eval_shape(plan.init, *jax.random.split(jax.random.key(0), 3))
     if plan.samples:
