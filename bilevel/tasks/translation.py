@@ -18,6 +18,7 @@ from bilevel.data import (
     PackedPairs,
     PairSource,
     Tokenizer,
+    given_by,
     hold_out,
     labelled_pairs,
     open_pairs,
@@ -181,11 +182,13 @@ class Translation:
         options: dict[str, Any] = {
             "source_language": d.source_language, "target_language": d.target_language, "columns": d.columns,
         }  # fmt: skip
-        generic = open_pairs(d.generic, **options)
+        with given_by("--data.generic"):
+            generic = open_pairs(d.generic, **options)
         if d.generic_labels is not None:
             generic = labelled_pairs(generic, d.generic_labels)
         generic, held_out = hold_out(generic)
-        parts = open_specific_pairs(d.specific, **options)
+        with given_by("--data.specific"):
+            parts = open_specific_pairs(d.specific, **options)
         tokenizer = open_tokenizer(d.tokenizer, generic, vocabulary=d.vocabulary, cache_dir=d.cache_dir)
 
         def packed(source: PairSource) -> PackedPairs:

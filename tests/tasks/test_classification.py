@@ -168,7 +168,7 @@ BAD_INPUT: dict[str, tuple[dict[str, Any], str]] = {
     "too much noise": ({"data__noise_fraction": 2}, "--data.noise-fraction 2.0 must lie in [0, 1]"),
     "more of the last class": ({"data__imbalance": 0.5}, "--data.imbalance 0.5 must be at least 1"),
     "no confusion": ({"data__noise": "confused", "data__confusion_steps": 0}, "--data.confusion-steps 0 must be at least"),
-    "missing file": ({"data__source": "none.npz"}, "none.npz"),
+    "missing file": ({"data__source": "none.npz"}, "no labelled data at none.npz (--data.source, "),
     "infinite specific rows": ({"data__specific_rows": "inf"}, "--data.specific-rows inf must be a number of rows"),
     "no specific rows": ({"data__specific_rows": "nan"}, "--data.specific-rows nan must be a number of rows"),
     "a broken number of rows": ({"data__test": 1.5}, "--data.test 1.5 must be a number of rows"),
@@ -194,7 +194,7 @@ BAD_INPUT: dict[str, tuple[dict[str, Any], str]] = {
         "--uniform.also held_out: ",
     ),
     "a held-out network of larger images": ({"compare": "rho_loss", "rho_loss__held_out_network": "vgg16"}, "6 × 6"),
-    "no table": ({"compare": "rho_loss", "rho_loss__table": "no.safetensors"}, "There is no table of losses at no.safetens"),
+    "no table": ({"compare": "rho_loss", "rho_loss__table": "no.safetensors"}, "--rho-loss.table: There is no table"),
     "negative padding": (
         {"data__augment": "crop", "data__padding": -1},
         "--data.padding -1 with --data.padding-mode zero must be at least 0",

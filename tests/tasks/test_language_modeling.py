@@ -166,8 +166,16 @@ def test_the_papers_experiment(text: Path) -> None:
 # -- bad input -------------------------------------------------------------------------------------------------------
 
 BAD_INPUT: dict[str, tuple[dict[str, Any], str]] = {
-    "missing file": ({"data__generic": "nowhere.txt"}, "The file nowhere.txt does not exist"),
-    "missing folder": ({"data__specific": "nowhere"}, "nowhere does not exist"),
+    "missing file": ({"data__generic": "nowhere.txt"}, "--data.generic: The file nowhere.txt does not exist"),
+    "missing folder": ({"data__specific": "nowhere"}, "--data.specific: The file nowhere does not exist"),
+    "missing labels": (
+        {"data__generic_labels": "no.tsv"},
+        "leave the labels out (--data.generic-labels).",
+    ),
+    "missing faults": (
+        {"data__generic_faults": "no.tsv"},
+        "--data.generic-faults: The fault file no.tsv does not exist",
+    ),
     "empty file": ({"data__generic": "EMPTY"}, "empty.txt is empty"),
     "not UTF-8": ({"data__generic": "LATIN"}, "latin.txt, line 2"),
     "labels of other documents": ({"data__generic_labels": "EMPTY"}, "empty.txt"),
