@@ -22,6 +22,7 @@ from bilevel.study.report import Picture as Picture
 from bilevel.study.report import Text as Text
 from bilevel.training.evaluation import Evaluate as Evaluate
 from bilevel.training.evaluation import evaluator as evaluator
+from bilevel.training.evaluation import mean_evaluator as mean_evaluator
 from bilevel.types import Array, LogitFn, LossFn, ModelState, Params, UserError
 
 ParamFilter: TypeAlias = Callable[[str], bool]

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
@@ -29,10 +28,9 @@ from bilevel.data import (
 from bilevel.data.text.overlap import warn_of_overlap
 from bilevel.nn.transformer import SIZES, Transformer, gathered_before, language_model_loss, last_blocks
 from bilevel.nn.weighting import ConvWeighting, NGramWeighting, logit_fn
-from bilevel.study import Evaluate, Known, Measure, Model, ModelOptions, Splits, Text, Weighting
-from bilevel.study.task import evaluator
+from bilevel.study import Evaluate, Known, Measure, Model, ModelOptions, Splits, Text, Weighting, mean_evaluator
 from bilevel.training.settings import Count, free
-from bilevel.types import Array, Batch, ModelState, Params, UserError
+from bilevel.types import Array, ModelState, Params, UserError
 
 HELD_OUT_SHARE = 1 / 50
 """Share of the generic documents that is held out, by a hash of their text: sources that take turns are all in it."""
@@ -211,13 +209,7 @@ class LanguageModeling:
 
     def evaluate(self, config: LanguageConfig, splits: Splits, model: Model) -> Evaluate:
         """Return the nats per byte of a data set: total nats over total bytes."""
-
-        def sums(params: Params, model_state: ModelState, batch: Batch) -> dict[str, tuple[Array, Array]]:
-            losses, _ = model.evaluation(params, model_state, batch, jax.random.key(0))
-            count = batch["length"] * batch["mask"]
-            return {"loss": ((losses * count).sum(), count.sum())}
-
-        return evaluator(sums, _EVALUATED_AT_ONCE)
+        return mean_evaluator(model.evaluation, _EVALUATED_AT_ONCE, per="length")
 
     def show(self, config: LanguageConfig, splits: Splits, ids: NDArray[np.integer[Any]]) -> Sequence[Text]:
         """Return generic rows as texts, with their domain where it is known."""

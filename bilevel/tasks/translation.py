@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
@@ -36,9 +35,9 @@ from bilevel.nn.translation.transformer import SIZES, TranslatorConfig, last_blo
 from bilevel.nn.translation.weighting import PairWeighting, pair_logits
 from bilevel.offline.translations import chance_of_difference, scored, signature, translator
 from bilevel.study import Evaluate, Known, Measure, Model, ModelOptions, ParamFilter, Splits, Text, Weighting
-from bilevel.study.task import Write, evaluator
+from bilevel.study.task import Write, mean_evaluator
 from bilevel.training.settings import Count, free
-from bilevel.types import Array, Batch, ModelState, Params, UserError
+from bilevel.types import Batch, ModelState, Params, UserError
 
 _EVALUATED_AT_ONCE = 128
 
@@ -233,14 +232,7 @@ class Translation:
 
     def evaluate(self, config: TranslationConfig, splits: PairSplits, model: Model) -> Evaluate:
         """Return the nats per piece of a data set, with smoothed labels and without: totals over the pieces."""
-
-        def sums(params: Params, model_state: ModelState, batch: Batch) -> dict[str, tuple[Array, Array]]:
-            losses, aux = model.evaluation(params, model_state, batch, jax.random.key(0))
-            count = batch["target_length"] * batch["mask"]
-            values = {"loss": losses, "nll": aux.metrics["nll"]}
-            return {name: ((value * count).sum(), count.sum()) for name, value in values.items()}
-
-        return evaluator(sums, _EVALUATED_AT_ONCE)
+        return mean_evaluator(model.evaluation, _EVALUATED_AT_ONCE, per="target_length", nll="nll")
 
     def write(self, config: TranslationConfig, splits: PairSplits, model: Model) -> Write:
         """Return what translates all rows of a data set by beam search."""
