@@ -24,7 +24,8 @@ from bilevel import cli
 from bilevel.data import ArrayDataset
 from bilevel.devices import sharding
 from bilevel.study import Splits, registry
-from bilevel.study.run import Setting, plan_of
+from bilevel.study.context import Setting
+from bilevel.study.run import Run
 
 ROWS = 1 << 15
 """Rows of the training set: more than any big batch."""
@@ -39,7 +40,7 @@ def rows_of_text(length: int) -> Splits:
 
 def operations(setting: Setting, method: str) -> float:
     """Operations of a step, on average over a period."""
-    study, (_, plan) = setting.config.study, plan_of(setting, method, 0)
+    study, plan = setting.config.study, Run(setting.context(method, 0)).plan
     state = jax.eval_shape(partial(plan.init, *jax.random.split(jax.random.key(0), 3)))
     row = setting.splits.train.rows(np.arange(1))
 

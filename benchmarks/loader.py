@@ -26,8 +26,9 @@ from bilevel.devices import sharding
 from bilevel.state import TrainState
 from bilevel.step.train_step import TrainStep
 from bilevel.study import resolve
+from bilevel.study.context import Setting
 from bilevel.study.feeding import loaders
-from bilevel.study.run import Setting, plan_of
+from bilevel.study.run import Run
 from bilevel.study.suite import opened
 from bilevel.tasks.language_modeling import TASK, DataConfig, LanguageConfig, ModelConfig
 from bilevel.training import Data, LoopConfig, Resident, train
@@ -152,11 +153,12 @@ def _setting(options: LoaderConfig, size: Size = "xs", length: int = 64, big_bat
     data = DataConfig(generic=options.generic, specific=options.specific, cache_dir=options.cache_dir, length=length)
     config = resolve.default_config(TASK).with_study(big_batch_size=big_batch_size)
     config = dataclasses.replace(config, task=LanguageConfig(data, ModelConfig(network=size)))
-    return opened(config, TASK)._replace(mesh=sharding.make_mesh(jax.devices()[:1]))
+    return dataclasses.replace(opened(config, TASK), mesh=sharding.make_mesh(jax.devices()[:1]))
 
 
 def _parts(setting: Setting) -> Parts:
-    context, plan = plan_of(setting, "soba", 0)
+    context = setting.context("soba", 0)
+    plan = Run(context).plan
     generic, specific = loaders(context, plan)
     assert isinstance(plan.step, TrainStep)
     assert isinstance(generic, Loader)

@@ -24,7 +24,8 @@ from benchmarks.step_cost import Program, show
 from bilevel.data import ArrayDataset, LabelledData
 from bilevel.devices import sharding
 from bilevel.study import resolve
-from bilevel.study.run import Setting, plan_of
+from bilevel.study.context import Setting
+from bilevel.study.run import Run
 from bilevel.tasks.classification import TASK, DataConfig, ModelConfig, Rows, prepared
 
 SIDE, CLASSES, ROWS = 32, 10, 64
@@ -76,7 +77,7 @@ def noise_images() -> Rows:
 
 def compiled(setting: Setting, method: str, timed: bool) -> Program:
     """The step of a method on one device, as a comparison builds it."""
-    study, (_, plan) = setting.config.study, plan_of(setting, method, 0)
+    study, plan = setting.config.study, Run(setting.context(method, 0)).plan
     create = partial(plan.init, jax.random.key(0), jax.random.key(2), jax.random.key(1))
 
     def batch(rows: int) -> Any:

@@ -191,7 +191,7 @@ def main(options: TuneConfig) -> None:
     print("| settings | specific valid loss | seconds | effective sample size |\n| --- | --- | --- | --- |")
     for name in names:
         config, method = _config(options, name)
-        result = run(opened(config, TASK), method, options.seed)
+        result = run(opened(config, TASK).context(method, options.seed))
         size = result.get("effective_sample_size", math.nan)
         print(f"| {name} | {result['valid_loss']:.3f} | {result['seconds']:.0f} | {size:.0f} |", flush=True)
 

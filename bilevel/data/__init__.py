@@ -19,6 +19,7 @@ from bilevel.data.loading.prefetch import read_ahead as read_ahead
 from bilevel.data.loading.tasks import TaskLoader as TaskLoader
 from bilevel.data.loading.views import RowView as RowView
 from bilevel.data.loading.views import rows_hash as rows_hash
+from bilevel.data.opening import given_by as given_by
 from bilevel.data.pairs.by_target import PairsByTarget as PairsByTarget
 from bilevel.data.pairs.by_target import multilingual_pairs as multilingual_pairs
 from bilevel.data.pairs.by_target import pairs_by_target as pairs_by_target

@@ -36,6 +36,21 @@ PACKED_SUFFIXES = (".gz", ".gzip", ".bz2", ".xz", ".zst")
 """Of compressed files; whether a file is compressed is seen by its first bytes."""
 
 
+@contextlib.contextmanager
+def given_by(flag: str) -> Iterator[None]:
+    """Let an error in opening what a flag gave begin with the flag, unless it names it: "--data.generic: The file …".
+
+    Raises:
+        UserError: in place of one that does not name the flag.
+    """
+    try:
+        yield
+    except UserError as error:
+        if re.search(rf"{flag}(?![\w-])", str(error)):
+            raise
+        raise UserError(f"{flag}: {error}") from error
+
+
 def is_url(name: Place) -> bool:
     """Whether a name is a URL, such as `s3://bucket/a.txt`."""
     return isinstance(name, str) and _URL.match(name) is not None

@@ -12,3 +12,4 @@ from bilevel.study.task import Task as Task
 from bilevel.study.task import Text as Text
 from bilevel.study.task import Weighting as Weighting
 from bilevel.study.task import evaluator as evaluator
+from bilevel.study.task import mean_evaluator as mean_evaluator

@@ -10,13 +10,13 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from bilevel.selection.known import faults, shares_of
+from bilevel.study.context import Setting
 from bilevel.study.diverged import WHERE
 from bilevel.study.finished import Result
 from bilevel.study.judging import differences, significance
-from bilevel.study.observing import faults, shares_of
 from bilevel.study.registry import BASELINE
 from bilevel.study.report import Picture, Report, Section, domains, over_training, write_report
-from bilevel.study.run import Setting, context_of
 from bilevel.study.tables import Column, by_method, by_run
 from bilevel.study.task import Measure, Splits, Task, measures_of
 from bilevel.study.weights import shown
@@ -91,8 +91,8 @@ def targets(rows: Sequence[Row], task: Task) -> Table | None:
 def write(setting: Setting, results: Sequence[Result]) -> str:
     """Write comparison.json, comparison.md and, of runs that did not diverge, the report; return the table."""
     run_dir, task = setting.config.study.run_dir, setting.task
-    metrics = {r.key: read_metrics(r.directory / "metrics.jsonl") for r in results if WHERE not in r.row}
-    folders = {r.key: r.directory for r in results}
+    metrics = {r.key: read_metrics(r.context.directory / "metrics.jsonl") for r in results if WHERE not in r.row}
+    folders = {r.key: r.context.directory for r in results}
     results = [
         r._replace(row=r.row | _crossing(r, metrics, setting) | _chances(r, folders, setting))
         if r.key in metrics
@@ -152,7 +152,7 @@ def _chances(result: Result, folders: Mapping[tuple[str, int], Path], setting: S
     baseline = folders.get((BASELINE, result.row["seed"]))
     if baseline is None:
         return {}
-    return differences(setting.task, setting.config.task, setting.splits, result.directory, baseline)
+    return differences(setting.task, setting.config.task, setting.splits, result.context.directory, baseline)
 
 
 def worse_at_the_end(rows: Sequence[Row], measure: Measure) -> str | None:
@@ -187,7 +187,7 @@ def _report(setting: Setting, ended: Sequence[Result], metrics: Metrics) -> None
     task, splits = setting.task, setting.splits
     rows = [flatten(result.row) for result in ended]
     columns, methods = columns_of(task, rows), list(dict.fromkeys(row["method"] for row in rows))
-    first = {method: next(r.directory for r in ended if r.row["method"] == method) for method in methods}
+    first = {method: next(r.context.directory for r in ended if r.row["method"] == method) for method in methods}
     until = targets([result.row for result in ended], task)
     judged = significance(rows, task)
     seeds = {method: [found for (name, _), found in metrics.items() if name == method] for method in methods}
@@ -205,10 +205,10 @@ def _report(setting: Setting, ended: Sequence[Result], metrics: Metrics) -> None
             *([Section("Against uniform", [], AGAINST, judged)] if judged else []),
             *_curves(seeds, task, splits),
             *over_training(weighed, size, "Effective sample size", "rows", log_y=True, about=_SAMPLE_SIZE),
-            *domains(seeds, shares_of(splits)),
+            *domains(seeds, shares_of(splits.known, splits.train)),
             *_drawn(first),
         ],
-        ranked=_ranked(setting, ended),
+        ranked=_ranked(setting.task.measures[0], ended),
     )
     write_report(setting.config.study.run_dir / REPORT, found)
 
@@ -221,20 +221,16 @@ def _curves(metrics: Mapping[str, list[list[Row]]], task: Task, splits: Splits) 
         title, label = f"{phase} {measure.title}", f"{phase} {measure.label}"
         decides = (phase, measure) == ("valid", task.measures[0])
         found += section(f"{phase}_{measure.name}", title[:1].upper() + title[1:], label, seconds=decides)
-    for name in faults(splits):
+    for name in faults(splits.known):
         found += section(f"share/{name}", f"{name.replace('_', ' ').capitalize()} among the selected rows", "share")
     found += section("reward", "Reward of the sampler", "exp(−scale · loss)")
     return found + section("generic_correct", "Selected rows that are classified as labelled", "share")
 
 
-def _ranked(setting: Setting, ended: Sequence[Result]) -> dict[str, list[Any]]:
+def _ranked(measure: Measure, ended: Sequence[Result]) -> dict[str, list[Any]]:
     """The rows that the best run with a weighting network likes most and least."""
-    measure = setting.task.measures[0]
-    name, highest_first = f"valid_{measure.name}", not measure.lower_is_better
-    for result in sorted(ended, key=lambda result: result.row[name], reverse=highest_first):
-        if found := shown(context_of(setting.at(result.directory.parent), *result.key)):
-            return found
-    return {}
+    best_first = sorted(ended, key=lambda result: measure.sign * result.row[f"valid_{measure.name}"])
+    return next((found for result in best_first if (found := shown(result.context))), {})
 
 
 def _drawn(first: Mapping[str, Path]) -> list[Section]:

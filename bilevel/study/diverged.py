@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from bilevel.devices.processes import of_first, say
-from bilevel.study import files, fitting
-from bilevel.study.run import AS_FLAGS_SAY, Run, Setting, Variant, directory_of, run
+from bilevel.study import fitting
+from bilevel.study.context import RESULT, Context
+from bilevel.study.run import Run, run
 from bilevel.training import TrainingDiverged
 from bilevel.training.run_dir import read_json, recorded, write_json
 from bilevel.training.settings import plain
@@ -19,32 +20,29 @@ WHERE = "diverged_in"
 """In the row of a run that diverged: the directory with the note."""
 
 
-def attempt(
-    setting: Setting, method: str, seed: int, alone: bool = False, variant: Variant = AS_FLAGS_SAY
-) -> dict[str, Any]:
+def attempt(context: Context, alone: bool = False) -> dict[str, Any]:
     """Return the summary of a run; of one that diverged, now or before, what is known without training it again.
 
     Where it is `alone`, without another run to go on with, a `TrainingDiverged` is raised.
     """
-    directory = directory_of(setting.config, method, seed)
-    if alone or not of_first(lambda: _noted(setting, method, seed, variant)):
+    if alone or not of_first(lambda: _noted(context)):
         try:
-            return run(setting, method, seed, variant)
+            return run(context)
         except TrainingDiverged as error:
             if alone:
                 raise
-            write_json(_where(directory) / NAME, {"message": str(error), "step": error.step})
-    row = of_first(lambda: known(directory, method, seed))
+            write_json(_where(context.directory) / NAME, {"message": str(error), "step": error.step})
+    row = of_first(lambda: known(context))
     file = Path(row[WHERE]) / NAME
     say(f"{file.parent} diverged: {read_json(file)['message']} Delete {file} to train it again.")
     return row
 
 
-def known(directory: Path, method: str, seed: int) -> dict[str, Any]:
+def known(context: Context) -> dict[str, Any]:
     """Return the row of a run that diverged: the results before fine-tuning, if it was that which did."""
-    done = directory / files.RESULT
-    before = read_json(done) if done.exists() else {"method": method, "seed": seed}
-    return before | {WHERE: str(_where(directory))}
+    done = context.directory / RESULT
+    before = read_json(done) if done.exists() else {"method": context.method, "seed": context.seed}
+    return before | {WHERE: str(_where(context.directory))}
 
 
 def refuse(rows: Iterable[Mapping[str, Any]]) -> None:
@@ -57,19 +55,18 @@ def refuse(rows: Iterable[Mapping[str, Any]]) -> None:
         )
 
 
-def _noted(setting: Setting, method: str, seed: int, variant: Variant) -> bool:
+def _noted(context: Context) -> bool:
     """Whether the directory of a run says that it diverged, or its fine-tuning with the same flags."""
-    directory, asked = directory_of(setting.config, method, seed), plain(setting.config.study.finetune)
-    folder = _where(directory)
+    folder, asked = _where(context.directory), plain(context.study.finetune)
     if not (folder / NAME).exists():
         return False
-    if folder != directory:
+    if folder != context.directory:
         tuned = recorded(folder)
         return bool(asked["steps"]) and all(tuned.get(name) == value for name, value in asked.items())
-    Run(setting, method, seed, variant).prepare()
+    Run(context).prepare()
     return True
 
 
 def _where(directory: Path) -> Path:
     """The directory that a run trains in: its own, or, after its end, that of fine-tuning."""
-    return directory / fitting.FOLDER if (directory / files.RESULT).exists() else directory
+    return directory / fitting.FOLDER if (directory / RESULT).exists() else directory

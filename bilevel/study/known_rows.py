@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bilevel.data import Dataset, RowView, digest
+from bilevel.data import Dataset, RowView, digest, given_by
 from bilevel.devices import sharding
 from bilevel.devices.processes import of_first
 from bilevel.offline.irreducible import cross_scored, half, score_rows
@@ -77,7 +77,8 @@ def check_irreducible(context: Context, s: Any) -> dict[str, str]:
 
 def given_losses(context: Context, s: Any) -> LossTable:
     """Return the table of another run, if it is of these data and holds losses."""
-    table = LossTable.load(s.table, content_hash=context.splits.train.content_hash, settings=None)
+    with given_by(f"--{context.flag}.table"):
+        table = LossTable.load(s.table, content_hash=context.splits.train.content_hash, settings=None)
     if _NUMBER in table.settings:
         raise UserError(
             f"The table {s.table} holds the {table.settings[_NUMBER]} of each row, not irreducible losses: give the table "

@@ -4,79 +4,34 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import cached_property, partial
-from pathlib import Path
-from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-from jax.sharding import Mesh
 
-from bilevel import training
 from bilevel.data import Dataset
 from bilevel.devices import sharding
 from bilevel.devices.processes import say
-from bilevel.study import files
-from bilevel.study.config import Config
-from bilevel.study.context import Context
+from bilevel.selection.known import observer
+from bilevel.study.context import RESULT, Context
 from bilevel.study.feeding import loaders
 from bilevel.study.fitting import finetuned, kept_results
 from bilevel.study.judging import OUTPUTS, judged, judges
-from bilevel.study.observing import observer
 from bilevel.study.registry import METHODS
-from bilevel.study.spec import Plan, Switch
+from bilevel.study.spec import Switch
 from bilevel.study.summary import summary
-from bilevel.study.task import Evaluate, Splits, Task
+from bilevel.study.task import Evaluate
 from bilevel.training import LoopConfig, Sampled, Source, TrainResult, prepare_run_dir, train
 from bilevel.training.checkpoints import newest_state, steps_done
 from bilevel.training.evaluation import measured, trained
 from bilevel.training.metrics import narrowed
 from bilevel.training.opening import open_source, steps_in_call
 from bilevel.training.run_dir import read_json, write_json
-from bilevel.training.settings import may_change, of_run, plain
 from bilevel.training.signals import Stopped
 
 
-class Setting(NamedTuple):
-    """What the runs of a comparison share."""
-
-    config: Config
-    task: Task
-    splits: Splits
-    mesh: Mesh
-    others: Mapping[str, Config] = MappingProxyType({})
-    """Method -> the configuration of its runs, for methods that continue from one; of those not named, `config`."""
-
-    def of(self, config: Config) -> Setting:
-        """The same with another configuration."""
-        return self._replace(config=config)
-
-    def at(self, run_dir: Path) -> Setting:
-        """The same with another run directory."""
-        return self.of(self.config.with_study(run_dir=run_dir))
-
-
-class Variant(NamedTuple):
-    """What an analysis does in another way than a run of its flags would; by default nothing."""
-
-    settings: Mapping[str, Any] = MappingProxyType({})
-    """What of these changes decides the outcome; kept and compared with the run's other settings."""
-    source: Callable[[training.Data | training.Resident, Mesh], Source] = lambda data, mesh: data
-    """What the batches come from, given what they would come from and the devices."""
-    streams: bool = False
-    """Whether the batches must travel, whatever --resident says."""
-    on_selected: training.OnSelected | None = None
-    """Called with the rows that were trained on; see `bilevel.training.train`."""
-    on_state: training.OnState | None = None
-    """Called every `state_every` steps; see `bilevel.training.train`."""
-    state_every: int = 0
-
-
-AS_FLAGS_SAY = Variant()
-
-
-def run(setting: Setting, method: str, seed: int, variant: Variant = AS_FLAGS_SAY) -> dict[str, Any]:
+def run(context: Context) -> dict[str, Any]:
     """Train (or continue, or only evaluate) one run, and return its summary.
 
     It is that of result.json and finetuned.json. The seed decides the initial parameters, the order of the data and all random
@@ -86,67 +41,29 @@ def run(setting: Setting, method: str, seed: int, variant: Variant = AS_FLAGS_SA
       Stopped: a signal stopped it before its end.
       UserError: its directory holds a run of other settings or data.
     """
-    this = Run(setting, method, seed, variant)
-    study, directory = setting.config.study, this.context.directory
+    this, study, directory = Run(context), context.study, context.directory
     if study.eval_only:
         return this.evaluated() | kept_results(study, directory)
     this.prepare()
-    done = directory / files.RESULT
+    done = directory / RESULT
     found, state = (read_json(done), None) if done.exists() else this.train()
-    if judges(this.context) and not (directory / OUTPUTS).exists():  # trained with --no-judge
+    if judges(context) and not (directory / OUTPUTS).exists():  # trained with --no-judge
         found |= this.judged(state or this.checkpoint())
         write_json(done, found)
     if not study.finetune.steps:
         return found
     if study.progress:
-        say(f"{method}, seed {seed}: fine-tuning")
-    return found | finetuned(this.context, this.plan.model, lambda: trained(state or this.checkpoint(), setting.mesh))
-
-
-def directory_of(config: Config, method: str, seed: int) -> Path:
-    """Return the directory of a run."""
-    return config.study.run_dir / f"{method}-seed{seed}"
-
-
-def context_of(setting: Setting, method: str, seed: int) -> Context:
-    """Return what the plan of a method may use."""
-
-    def other(name: str) -> tuple[Path, Mapping[str, Any]]:
-        there = setting.of(setting.others.get(name, setting.config))
-        return directory_of(there.config, name, seed), run(there, name, seed)
-
-    config, task, splits, mesh, _ = setting
-    return Context(config, task, splits, method, seed, mesh, directory_of(config, method, seed), other)
-
-
-def plan_of(setting: Setting, method: str, seed: int) -> tuple[Context, Plan]:
-    """Return the plan of a run; building it checks the method's settings."""
-    context = context_of(setting, method, seed)
-    return context, METHODS[method].plan(setting.config.methods[method], context)
-
-
-def identity(setting: Setting, method: str, seed: int, more: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings of a run: those that decide its outcome, and those that may change when it continues."""
-    config = setting.config
-    own = {**plain(config.methods[method]), **more}
-    return {
-        "task": setting.task.name, "method": method, **of_run(config.study), "seed": seed, **of_run(config.task),
-        **({method: own} if own else {}), files.CONTENT_HASH: setting.splits.hashes,
-    }  # fmt: skip
-
-
-def changeable(setting: Setting, method: str) -> list[str]:
-    """Return the dotted names of the settings that may change when a run continues."""
-    config = setting.config
-    return [*may_change(config.study), *may_change(config.task), *may_change(config.methods[method], f"{method}.")]
+        say(f"{context.method}, seed {context.seed}: fine-tuning")
+    return found | finetuned(context, this.plan.model, lambda: trained(state or this.checkpoint(), context.mesh))
 
 
 class Run:
     """One run; its parts are built when they are needed."""
 
-    def __init__(self, setting: Setting, method: str, seed: int, variant: Variant = AS_FLAGS_SAY):
-        self.setting, self.variant = setting, variant
-        self.context, self.plan = plan_of(setting, method, seed)
+    def __init__(self, context: Context):
+        """Build the plan, which checks the method's settings."""
+        self.context = context
+        self.plan = METHODS[context.method].plan(context.config.methods[context.method], context)
 
     @cached_property
     def evaluate(self) -> Evaluate:
@@ -156,14 +73,12 @@ class Run:
     def prepare(self) -> None:
         """Write the settings into the directory, or compare them with those of the run there."""
         context = self.context
-        settings = identity(self.setting, context.method, context.seed, self.plan.identity)
-        settings |= {"variant": dict(self.variant.settings)} if self.variant.settings else {}
-        prepare_run_dir(context.directory, settings, may_change=changeable(self.setting, context.method))
+        prepare_run_dir(context.directory, context.identity(self.plan.identity), may_change=context.changeable())
 
     @cached_property
     def parts(self) -> tuple[Any, Any]:
         """The step, and the initial state on all devices; the same main model for every method of a seed."""
-        context, step, watch = self.context, self.plan.step, observer(self.context.splits)
+        context, step, watch = self.context, self.plan.step, observer(self.context.splits.known)
         step = step if watch is None else step.map(watch)
         create = partial(self.plan.init, *jax.random.split(jax.random.key(context.seed), 3))
         if self.plan.samples:
@@ -172,8 +87,13 @@ class Run:
         return step, state
 
     def started(self) -> tuple[Any, Mapping[str, float]]:
-        """Return the initial state with the weights that are known before training, and what those cost."""
-        state = self.parts[1]
+        """Return the initial state with the weights that are known before training, and what those cost.
+
+        Runs that this one continues from are made now if there are none.
+        """
+        context, state = self.context, self.parts[1]
+        for name in METHODS[context.method].first:
+            run(context.own_context(name, context.seed))
         if self.plan.start is None:
             return state, {}
         alpha, report = self.plan.start(state)
@@ -182,7 +102,7 @@ class Run:
 
     def checkpoint(self) -> Any:
         """Return the newest checkpoint; a UserError says if there is none."""
-        again = f"delete {files.RESULT} to train again"
+        again = f"delete {RESULT} to train again"
         advice = "train first, without --eval-only" if self.context.study.eval_only else again
         return newest_state(self.context.directory, self.parts[1], advice)
 
@@ -222,7 +142,7 @@ class Run:
             found["warnings"] = [warning]
         found |= plan.finish(result.state) if plan.finish is not None else {}
         found |= self.judged(result.state)
-        write_json(context.directory / files.RESULT, found)
+        write_json(context.directory / RESULT, found)
         return found, result.state
 
     def _switched(self, state: Any, switch: Switch) -> tuple[TrainResult, Mapping[str, float]]:
@@ -234,7 +154,8 @@ class Run:
 
     def _trained(self, state: Any, steps: int, rows: Dataset | None = None) -> TrainResult:
         """Train (or continue) up to a step, on all generic rows or on some."""
-        study, recorder, source = self.context.study, self.plan.recorder, self._source(rows)
+        study, variant, recorder = self.context.study, self.context.variant, self.plan.recorder
+        source = self._source(rows)
         keeper = None if self.plan.keeper is None else self.plan.keeper()
 
         def evaluate(state: Any) -> dict[str, float]:
@@ -245,8 +166,8 @@ class Run:
 
         result = train(
             self.parts[0], state, data=source, config=self._loop(steps, source), run_dir=self.context.directory,
-            evaluate=evaluate,
-            on_selected=self.variant.on_selected if recorder is None else recorder(), on_state=self.variant.on_state,
+            evaluate=evaluate, on_state=variant.on_state,
+            on_selected=variant.on_selected if recorder is None else recorder(),
         )  # fmt: skip
         if result.stop_requested:
             raise Stopped
@@ -258,13 +179,13 @@ class Run:
         splits, mesh = self.context.splits, self.context.mesh
         if self.plan.samples:
             return Sampled(splits.train, splits.specific)
-        residence = "never" if self.variant.streams else self.context.study.residence
-        return self.variant.source(open_source(residence, *loaders(self.context, self.plan, rows), mesh), mesh)
+        residence = "never" if self.context.variant.streams else self.context.study.residence
+        return self.context.variant.source(open_source(residence, *loaders(self.context, self.plan, rows), mesh), mesh)
 
     def _loop(self, steps: int, source: Source) -> LoopConfig:
         s = self.context.study
         return LoopConfig(
             num_steps=steps, log_every=s.log_every, evaluate_every=s.evaluate_every, checkpoint_every=s.checkpoint_every,
-            state_every=self.variant.state_every, steps_per_call=steps_in_call(source, s.steps_per_call),
+            state_every=self.context.variant.state_every, steps_per_call=steps_in_call(source, s.steps_per_call),
             progress=s.progress, tensorboard=s.tensorboard,
         )  # fmt: skip

@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bilevel.devices.processes import of_first, say
-from bilevel.study import files
 from bilevel.study.config import Config
+from bilevel.study.context import Context, Setting, begun
 from bilevel.study.diverged import attempt
 from bilevel.study.registry import METHODS
-from bilevel.study.run import Setting
 from bilevel.training import TrainingDiverged
 from bilevel.training.random_search import Among, drawn_settings
 from bilevel.training.run_dir import read_json, write_json
@@ -80,8 +79,7 @@ class Trial(NamedTuple):
 
     settings: dict[str, Any]
     """What it changes."""
-    config: Config
-    seed: int
+    context: Context
 
 
 def trials(setting: Setting, method: str) -> list[Trial]:
@@ -93,8 +91,8 @@ def trials(setting: Setting, method: str) -> list[Trial]:
 
     def planned() -> list[Any]:
         """The seed of the trials that are there, so that seeds that are added later take what was found; and the settings."""
-        begun = [seed for name, seed in files.begun(folder / "0") if name == method]
-        seed = study.seed if study.seed in begun else min(begun, default=study.seed)
+        known = [seed for name, seed in begun(folder / "0") if name == method]
+        seed = study.seed if study.seed in known else min(known, default=study.seed)
         if study.trials:
             rows = len(setting.splits.specific)
             most = max(rows - rows % setting.mesh.size, 1)
@@ -105,10 +103,9 @@ def trials(setting: Setting, method: str) -> list[Trial]:
     seed, found = of_first(planned)
     steps, no_finetuning = study.trial_steps or max(1, study.steps // 4), dataclasses.replace(study.finetune, steps=0)
     short = config.with_study(steps=steps, schedule_steps=0, finetune=no_finetuning, judge=False)
-    return [
-        Trial(settings, with_settings(short, method, settings).with_study(run_dir=folder / str(number)), seed)
-        for number, settings in enumerate(found)
-    ]
+    configs = [with_settings(short, method, settings) for settings in found]
+    contexts = [setting.of(own).at(folder / str(n)).context(method, seed) for n, own in enumerate(configs)]
+    return list(map(Trial, found, contexts))
 
 
 def _searches(config: Config, method: str) -> bool:
@@ -124,7 +121,7 @@ def _best(setting: Setting, method: str) -> dict[str, Any]:
     for number, trial in enumerate(all_trials, 1):
         if progress:
             say(f"{method}, trial {number} of {len(all_trials)}: {trial.settings or 'preset'}")
-        result = attempt(setting.of(trial.config), method, trial.seed)
+        result = attempt(trial.context)
         done.append({"settings": trial.settings, name: result.get(name, sign * math.inf)})
     best = of_first(lambda: min(done, key=lambda trial: sign * trial[name]))
     if not math.isfinite(best[name]):

@@ -6,10 +6,10 @@ import dataclasses
 from collections.abc import Collection, Mapping, Sequence
 
 from bilevel.data import JoinedData
-from bilevel.study import budget, comparison, diverged, files, search
+from bilevel.study import budget, comparison, diverged, search
 from bilevel.study.config import Config
-from bilevel.study.finished import differing, leave_out
-from bilevel.study.run import Setting, directory_of
+from bilevel.study.context import CONTENT_HASH, Context, Setting
+from bilevel.study.finished import leave_out
 from bilevel.study.task import Splits
 from bilevel.training.metrics import Row
 from bilevel.training.run_dir import read_json, recorded
@@ -81,11 +81,13 @@ def earlier_sets(setting: Setting, names: Collection[str]) -> list[Row]:
     found: list[Row] = []
     for file in sorted(setting.config.study.run_dir.parent.glob(f"*/{comparison.JSON}")):
         folder, rows = file.parent, read_json(file)
-        there = setting.at(folder)
         ended = next((row for row in rows if diverged.WHERE not in row), None)
-        if folder.name in names or ended is None or not _of_set(there, ended["method"], ended["seed"]):
+        if folder.name in names or ended is None:
             continue
-        if other := _other(there, ended["method"], ended["seed"]):
+        there = setting.at(folder).context(ended["method"], ended["seed"])
+        if set_name(recorded(there.directory).get("data", {}).get("specific", "")) != folder.name:
+            continue  # a folder of a budget
+        if other := _other(there):
             leave_out(folder, f"its runs differ in {', '.join(other[:3])}")
             continue
         found += labelled(folder.name, "steps", rows)
@@ -94,14 +96,8 @@ def earlier_sets(setting: Setting, names: Collection[str]) -> list[Row]:
     return found
 
 
-def _of_set(setting: Setting, method: str, seed: int) -> bool:
-    """Whether a run is of the specific set that its folder is named after; other folders are those of budgets."""
-    data = recorded(directory_of(setting.config, method, seed)).get("data", {})
-    return set_name(data.get("specific", "")) == setting.config.study.run_dir.name
-
-
-def _other(setting: Setting, method: str, seed: int) -> list[str]:
+def _other(context: Context) -> list[str]:
     """The settings, besides those of the method and its set, that a run has otherwise than this command."""
-    there = setting.of(search.searched_before(setting.config, method))
-    apart, train = (f"{method}.", "data.specific", files.CONTENT_HASH), f"{files.CONTENT_HASH}.train"
-    return [name for name in differing(there, method, seed) if not name.startswith(apart) or name == train]
+    there = context.of(search.searched_before(context.config, context.method))
+    apart, train = (f"{context.method}.", "data.specific", CONTENT_HASH), f"{CONTENT_HASH}.train"
+    return [name for name in there.differing() if not name.startswith(apart) or name == train]

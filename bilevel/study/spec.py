@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from bilevel.data import Dataset
 from bilevel.methods import Method
@@ -15,6 +15,7 @@ from bilevel.study.config import Study
 from bilevel.study.context import Context
 from bilevel.study.task import Model, ParamFilter, Splits, Weighting
 from bilevel.training import OnSelected
+from bilevel.training.best_weights import BestWeights
 from bilevel.training.random_search import Log, Space
 from bilevel.types import Array, Params, UserError
 
@@ -50,18 +51,6 @@ class Switch(NamedTuple):
     """Whether the rows were chosen before."""
 
 
-class Keeper(Protocol):
-    """What keeps something of a run's best evaluation; all processes call its functions."""
-
-    def compare(self, state: Any, values: Mapping[str, float]) -> None:
-        """See a state and its measures."""
-        ...
-
-    def finish(self) -> None:
-        """End with the run."""
-        ...
-
-
 @dataclass(frozen=True, kw_only=True)
 class Plan:
     """How a run trains. Building it checks the settings, and is cheap: what costs something happens when it is called."""
@@ -88,8 +77,8 @@ class Plan:
     switch: Switch | None = None
     recorder: Callable[[], OnSelected] | None = None
     """Makes what keeps the rows that were drawn."""
-    keeper: Callable[[], Keeper] | None = None
-    """Makes what keeps something of the best evaluation."""
+    keeper: Callable[[], BestWeights] | None = None
+    """Makes what keeps the weighting network of the best evaluation."""
     finish: Callable[[Any], Mapping[str, float]] | None = None
     """Last state -> what is reported of what was learned, after keeping that in the run's directory."""
     scored_by: str = ""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import dataclasses
+from collections.abc import Sequence
 
 import jax
 
@@ -10,10 +11,11 @@ from bilevel.devices import sharding
 from bilevel.devices.processes import of_first, say
 from bilevel.study import budget, comparison, diverged, search, sets
 from bilevel.study.config import Config
+from bilevel.study.context import Context, Setting
 from bilevel.study.feeding import loaders
 from bilevel.study.finished import Result, finished
 from bilevel.study.registry import BASELINE, METHODS, chosen, with_first
-from bilevel.study.run import Setting, directory_of, plan_of
+from bilevel.study.run import Run
 from bilevel.study.set_tables import MARKDOWN, write_tables
 from bilevel.study.task import Task
 from bilevel.training import TrainingDiverged
@@ -64,20 +66,19 @@ def check_methods(setting: Setting, methods: Sequence[str]) -> None:
     if setting.config.study.eval_only:
         return
     for method in methods:
-        for config in (setting.config, *(trial.config for trial in search.trials(setting, method))):
-            check_method(setting.of(config), method)
+        check_run(setting.context(method, setting.config.study.seed))
+        for trial in search.trials(setting, method):
+            check_run(trial.context)
 
 
-def check_method(setting: Setting, method: str) -> None:
-    """Check one method's settings against the data, without training; see `check_methods`."""
-    study = setting.config.study
-    context, plan = plan_of(setting, method, study.seed)
+def check_run(context: Context) -> None:
+    """Check a method's settings against the data, without training; see `check_methods`."""
+    plan, size, rows = Run(context).plan, context.study.big_batch_size, len(context.splits.train)
     if not plan.samples:
         loaders(context, plan)
-    if plan.picks and study.big_batch_size > len(setting.splits.train):
+    if plan.picks and size > rows:
         say(
-            f"warning: --big-batch-size {study.big_batch_size} is more than the {len(setting.splits.train)} training rows: "
-            "batches are picked from all of them."
+            f"warning: --big-batch-size {size} is more than the {rows} training rows: batches are picked from all of them."
         )
 
 
@@ -85,8 +86,8 @@ def one_set(name: str, setting: Setting, methods: Sequence[str]) -> list[Row]:
     """Compare methods on one specific set; returns a row a run, and one for a method without runs."""
     study = setting.config.study
     configs, lost = _searched(setting, methods)
-    setting = setting._replace(others=configs)
-    results = lost + _runs(setting, configs, [method for method in methods if method in configs])
+    setting = dataclasses.replace(setting, others=configs)
+    results = lost + _runs(setting, [method for method in methods if method in configs])
     _show(setting, results)
     rows = sets.labelled(name, "steps", [result.row for result in results])
     if not study.same_seconds or study.eval_only:
@@ -105,12 +106,12 @@ def _searched(setting: Setting, methods: Sequence[str]) -> tuple[dict[str, Confi
             say(f"{method} is left out: {error}")
             where = search.folder_of(config, method)
             rows = [{"method": method, "seed": s, diverged.WHERE: str(where)} for s in config.study.seed_numbers]
-            lost += [Result(where, row) for row in rows]
+            lost += [Result(setting.context(method, row["seed"]), row) for row in rows]
             del configs[method]
     return configs, lost
 
 
-def _runs(setting: Setting, configs: Mapping[str, Config], methods: Sequence[str]) -> list[Result]:
+def _runs(setting: Setting, methods: Sequence[str]) -> list[Result]:
     """Train some methods, seed by seed, so that the seconds of one seed are measured side by side.
 
     Returns:
@@ -121,9 +122,9 @@ def _runs(setting: Setting, configs: Mapping[str, Config], methods: Sequence[str
         for method in methods:
             if setting.config.study.progress:
                 say(f"{method}, seed {seed}")
-            row = diverged.attempt(setting.of(configs[method]), method, seed)
-            results.append(Result(directory_of(configs[method], method, seed), row))
-    others = [] if setting.config.study.eval_only else finished(setting, configs, results, methods)
+            context = setting.own_context(method, seed)
+            results.append(Result(context, diverged.attempt(context)))
+    others = [] if setting.config.study.eval_only else finished(setting, results, methods)
     return results + others
 
 
@@ -135,9 +136,9 @@ def _same_seconds(setting: Setting, methods: Sequence[str], results: Sequence[Re
     if short:
         say(f"No step fits in {plan['seconds']:.0f} seconds after what precedes training: {', '.join(short)}.")
     planned = budget.planned(setting.others, plan)
-    here = setting.at(budget.folder_of(config))._replace(others={**setting.others, **planned})
+    here = dataclasses.replace(setting.at(budget.folder_of(config)), others={**setting.others, **planned})
     found = [result for result in results if plan["steps"].get(result.row["method"]) == config.study.steps]
-    found += _runs(here, planned, [method for method in methods if method in planned])
+    found += _runs(here, [method for method in methods if method in planned])
     if found:
         _show(here, found)
     known = {result.row["method"] for result in found}

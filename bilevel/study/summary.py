@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from bilevel.selection.known import faults
 from bilevel.study.context import Context
-from bilevel.study.observing import faults
 from bilevel.study.task import Measure
 from bilevel.training import TrainResult
 from bilevel.training.metrics import best_row, even_intervals, mean_of
@@ -21,7 +21,7 @@ def summary(context: Context, result: TrainResult, loaded_rows: int) -> dict[str
     (`share_at_end/NAME`); the effective sample size is that of the last fifth. Epochs are what the steps load, in generic rows:
     online selection loads more rows than it trains on.
     """
-    shares, steps = [f"share/{name}" for name in faults(context.splits)], context.study.steps
+    shares, steps = [f"share/{name}" for name in faults(context.splits.known)], context.study.steps
     rows = even_intervals(result.history, [*shares, CORRECT, "effective_sample_size"])
     tail = rows[-max(1, len(rows) // 5) :]
     found = {"effective_sample_size": mean_of(tail, "effective_sample_size")}

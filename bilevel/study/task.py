@@ -16,11 +16,13 @@ from jax.sharding import Mesh
 from numpy.typing import NDArray
 
 from bilevel.data import Dataset, Pack
+from bilevel.selection.known import Known as Known
 from bilevel.selection.scorers import Scorer
 from bilevel.study.report import Picture as Picture
 from bilevel.study.report import Text as Text
 from bilevel.training.evaluation import Evaluate as Evaluate
 from bilevel.training.evaluation import evaluator as evaluator
+from bilevel.training.evaluation import mean_evaluator as mean_evaluator
 from bilevel.types import Array, LogitFn, LossFn, ModelState, Params, UserError
 
 ParamFilter: TypeAlias = Callable[[str], bool]
@@ -29,19 +31,6 @@ Write: TypeAlias = Callable[[Params, ModelState, Dataset], Sequence[str]]
 """(θ, model state, rows) -> a text a row."""
 GENERIC = "generic"
 """Name of the evaluated set of generic rows that are not trained on."""
-
-
-class Known(NamedTuple):
-    """What is known about each generic row, for analysis alone unless it is `taught`."""
-
-    values: NDArray[np.integer[Any]]
-    """Integer `[N]`, by the `id` of a row."""
-    names: tuple[str, ...]
-    """Of the values 0, 1, …; ("right", "wrong") for a fault, whose value is −1 where it is not known."""
-    fault: bool = False
-    """Whether value 1 marks a fault that good weights avoid."""
-    taught: bool = False
-    """Whether methods may learn from it, as people found it out of the data at hand; a fault then."""
 
 
 @dataclass(frozen=True)

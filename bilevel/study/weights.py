@@ -15,20 +15,19 @@ from bilevel.devices import sharding
 from bilevel.files import load_tree, save_tree
 from bilevel.offline.domain_classifier import train_domain_classifier
 from bilevel.offline.ranked_rows import extremes, logits_of_rows
+from bilevel.selection.known import faults
 from bilevel.study.context import Context
-from bilevel.study.observing import faults
 from bilevel.study.spec import Start
 from bilevel.study.task import GENERIC, Text
+from bilevel.training.best_weights import BEST, BestWeights
 from bilevel.training.checkpoints import steps_done
 from bilevel.training.run_dir import read_json, write_json
 from bilevel.types import Params, UserError
 
 NAME = "weights.safetensors"
 """In the directory of a run: its last weighting network."""
-BEST = "weights_best.safetensors"
-"""Likewise, that of the evaluation while training that was best on valid; its step is in the metadata."""
 At: TypeAlias = Literal["end", "best"]
-"""Which of the two is taken."""
+"""Whether that one is taken, or that of the evaluation while training that was best on valid."""
 RANKED = "ranked.json"
 """The rows with the highest and the lowest logits: {"highest": [[id, logit], …], "lowest": …}."""
 CLASSIFIER = "classifier.json"
@@ -97,6 +96,13 @@ def parts_of(file: Path) -> Iterator[str | bytes]:
         yield from (jax.tree_util.keystr(path), str(x.shape), np.asarray(x).tobytes())
 
 
+def best_weights(context: Context) -> BestWeights:
+    """Return what keeps the weighting network of a run that is best on valid."""
+    measure = context.task.measures[0]
+    about = {"task": context.task.name}
+    return BestWeights(context.directory, context.mesh, f"valid_{measure.name}", measure.sign, about)
+
+
 def save_weights(context: Context, batch_size: int, state: Any) -> dict[str, float]:
     """Keep the weighting network of a run's last state, and name the generic rows that it likes most and least.
 
@@ -115,7 +121,7 @@ def save_weights(context: Context, batch_size: int, state: Any) -> dict[str, flo
     write_json(context.directory / RANKED, extremes(ids, logits, _SHOWN))
     share = np.exp(logits - logits.max())
     share /= share.sum()
-    known = faults(context.splits)
+    known = faults(context.splits.known)
     return {f"weight_on/{name}": float(share[fault.values[ids] == 1].sum()) for name, fault in known.items()}
 
 

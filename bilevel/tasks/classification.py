@@ -26,14 +26,15 @@ from bilevel.nn.head import with_head
 from bilevel.nn.networks import last_blocks, network_of
 from bilevel.offline.confusion import confused_classes
 from bilevel.selection.scoring import scoring_loss
-from bilevel.study import Evaluate, Known, Measure, Model, ModelOptions, Picture, Splits, Text, Weighting, evaluator
+from bilevel.study import Evaluate, Known, Measure, Model, ModelOptions, Picture, Splits, Text, Weighting
 from bilevel.study.config import Study
 from bilevel.study.fitting import fit_of
+from bilevel.study.task import mean_evaluator
 from bilevel.training.fit import best_of
 from bilevel.training.optimizers import OptimizerConfig
 from bilevel.training.run_dir import read_json, write_json
 from bilevel.training.settings import Count, Portion, flag_of, free, plain
-from bilevel.types import Array, Batch, LossFn, ModelState, Params, UserError
+from bilevel.types import LossFn, UserError
 
 _EVALUATED_AT_ONCE = 512
 _CONFUSED = 4
@@ -258,16 +259,7 @@ class Classification:
 
     def evaluate(self, config: ClassificationConfig, splits: Rows, model: Model) -> Evaluate:
         """Return accuracy and loss, means over rows."""
-
-        def sums(params: Params, model_state: ModelState, batch: Batch) -> dict[str, tuple[Array, Array]]:
-            losses, aux = model.evaluation(params, model_state, batch, jax.random.key(0))
-            mask = batch["mask"]
-            return {
-                "accuracy": ((aux.metrics["correct"] * mask).sum(), mask.sum()),
-                "loss": ((losses * mask).sum(), mask.sum()),
-            }
-
-        return evaluator(sums, _EVALUATED_AT_ONCE)
+        return mean_evaluator(model.evaluation, _EVALUATED_AT_ONCE, accuracy="correct")
 
     def show(
         self, config: ClassificationConfig, splits: Rows, ids: NDArray[np.integer[Any]]

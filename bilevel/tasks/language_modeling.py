@@ -8,20 +8,29 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, NonNegativeFloat
 
-from bilevel.data import DocumentRows, Pack, PackedText, RowView, cut_rows, open_source, open_specific, options_of, pack
+from bilevel.data import (
+    DocumentRows,
+    Pack,
+    PackedText,
+    RowView,
+    cut_rows,
+    given_by,
+    open_source,
+    open_specific,
+    options_of,
+    pack,
+)
 from bilevel.data.text.overlap import warn_of_overlap
 from bilevel.nn.transformer import SIZES, Transformer, gathered_before, language_model_loss, last_blocks
 from bilevel.nn.weighting import ConvWeighting, NGramWeighting, logit_fn
-from bilevel.study import Evaluate, Known, Measure, Model, ModelOptions, Splits, Text, Weighting
-from bilevel.study.task import evaluator
+from bilevel.study import Evaluate, Known, Measure, Model, ModelOptions, Splits, Text, Weighting, mean_evaluator
 from bilevel.training.settings import Count, free
-from bilevel.types import Array, Batch, ModelState, Params, UserError
+from bilevel.types import Array, ModelState, Params, UserError
 
 HELD_OUT_SHARE = 1 / 50
 """Share of the generic documents that is held out, by a hash of their text: sources that take turns are all in it."""
@@ -127,9 +136,11 @@ class LanguageModeling:
         """Open, pack and split the text."""
         data, cache = config.data, config.data.cache_dir
         for_generic, for_specific = _source_options(data)
-        source = open_source(data.generic, **for_generic)
+        with given_by("--data.generic"):
+            source = open_source(data.generic, **for_generic)
         generic = pack(source, length=data.length, cache_dir=cache, labels=data.generic_labels)
-        parts = open_specific(data.specific, **for_specific)
+        with given_by("--data.specific"):
+            parts = open_specific(data.specific, **for_specific)
         specific = {name: pack(part, length=data.length, cache_dir=cache) for name, part in parts.items()}
         held_out = _held_out(generic)
         tested = {name: specific[name] for name in ("valid", "test")}
@@ -138,7 +149,9 @@ class LanguageModeling:
         if generic.labels is not None:
             known["domain"] = Known(np.asarray(generic.labels), tuple(generic.label_names))
         if data.generic_faults is not None:
-            known["fault"] = Known(generic.faults(data.generic_faults), ("right", "wrong"), fault=True, taught=True)
+            with given_by("--data.generic-faults"):
+                faults = generic.faults(data.generic_faults)
+            known["fault"] = Known(faults, ("right", "wrong"), fault=True, taught=True)
         return Splits(
             train=RowView(generic, np.flatnonzero(~held_out)),
             specific=specific["train"],
@@ -196,13 +209,7 @@ class LanguageModeling:
 
     def evaluate(self, config: LanguageConfig, splits: Splits, model: Model) -> Evaluate:
         """Return the nats per byte of a data set: total nats over total bytes."""
-
-        def sums(params: Params, model_state: ModelState, batch: Batch) -> dict[str, tuple[Array, Array]]:
-            losses, _ = model.evaluation(params, model_state, batch, jax.random.key(0))
-            count = batch["length"] * batch["mask"]
-            return {"loss": ((losses * count).sum(), count.sum())}
-
-        return evaluator(sums, _EVALUATED_AT_ONCE)
+        return mean_evaluator(model.evaluation, _EVALUATED_AT_ONCE, per="length")
 
     def show(self, config: LanguageConfig, splits: Splits, ids: NDArray[np.integer[Any]]) -> Sequence[Text]:
         """Return generic rows as texts, with their domain where it is known."""
@@ -229,7 +236,10 @@ def _held_out(generic: PackedText) -> NDArray[np.bool_]:
 def _source_options(data: DataConfig) -> list[dict[str, Any]]:
     """--data.field and --data.documents for the generic and for the specific data: where only one of them has fields, or is
     plain text, the flag concerns that one."""
-    uses = [options_of(spec) for spec in (data.generic, data.specific)]
+    uses = []
+    for flag, spec in (("--data.generic", data.generic), ("--data.specific", data.specific)):
+        with given_by(flag):
+            uses.append(options_of(spec))
     field, documents = (any(use[i] for use in uses) for i in range(2))
     return [
         {

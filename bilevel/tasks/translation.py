@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +17,7 @@ from bilevel.data import (
     PackedPairs,
     PairSource,
     Tokenizer,
+    given_by,
     hold_out,
     labelled_pairs,
     open_pairs,
@@ -35,9 +35,9 @@ from bilevel.nn.translation.transformer import SIZES, TranslatorConfig, last_blo
 from bilevel.nn.translation.weighting import PairWeighting, pair_logits
 from bilevel.offline.translations import chance_of_difference, scored, signature, translator
 from bilevel.study import Evaluate, Known, Measure, Model, ModelOptions, ParamFilter, Splits, Text, Weighting
-from bilevel.study.task import Write, evaluator
+from bilevel.study.task import Write, mean_evaluator
 from bilevel.training.settings import Count, free
-from bilevel.types import Array, Batch, ModelState, Params, UserError
+from bilevel.types import Batch, ModelState, Params, UserError
 
 _EVALUATED_AT_ONCE = 128
 
@@ -181,11 +181,13 @@ class Translation:
         options: dict[str, Any] = {
             "source_language": d.source_language, "target_language": d.target_language, "columns": d.columns,
         }  # fmt: skip
-        generic = open_pairs(d.generic, **options)
+        with given_by("--data.generic"):
+            generic = open_pairs(d.generic, **options)
         if d.generic_labels is not None:
             generic = labelled_pairs(generic, d.generic_labels)
         generic, held_out = hold_out(generic)
-        parts = open_specific_pairs(d.specific, **options)
+        with given_by("--data.specific"):
+            parts = open_specific_pairs(d.specific, **options)
         tokenizer = open_tokenizer(d.tokenizer, generic, vocabulary=d.vocabulary, cache_dir=d.cache_dir)
 
         def packed(source: PairSource) -> PackedPairs:
@@ -230,14 +232,7 @@ class Translation:
 
     def evaluate(self, config: TranslationConfig, splits: PairSplits, model: Model) -> Evaluate:
         """Return the nats per piece of a data set, with smoothed labels and without: totals over the pieces."""
-
-        def sums(params: Params, model_state: ModelState, batch: Batch) -> dict[str, tuple[Array, Array]]:
-            losses, aux = model.evaluation(params, model_state, batch, jax.random.key(0))
-            count = batch["target_length"] * batch["mask"]
-            values = {"loss": losses, "nll": aux.metrics["nll"]}
-            return {name: ((value * count).sum(), count.sum()) for name, value in values.items()}
-
-        return evaluator(sums, _EVALUATED_AT_ONCE)
+        return mean_evaluator(model.evaluation, _EVALUATED_AT_ONCE, per="target_length", nll="nll")
 
     def write(self, config: TranslationConfig, splits: PairSplits, model: Model) -> Write:
         """Return what translates all rows of a data set by beam search."""

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from bilevel.data import Dataset, JoinedData, evaluation_batches
 from bilevel.devices import sharding
 from bilevel.step import SampledState
-from bilevel.types import ModelState, Params
+from bilevel.types import Array, Batch, LossFn, ModelState, Params
 
 Evaluate: TypeAlias = Callable[[Params, ModelState, Dataset, int | None], Mapping[str, float]]
 """(θ, model state, rows, most rows) -> the measures by name."""
@@ -47,6 +47,25 @@ def measured(
             values = evaluate(params, model_state, rows, limit)
             found |= {f"{phase}_{name}{end}": float(value) for name, value in values.items()}
     return found
+
+
+def mean_evaluator(loss: LossFn, batch_size: int, *, per: str | None = None, **metrics: str) -> Evaluate:
+    """Return what measures a model by the mean `loss`, and by means of metrics of the loss.
+
+    Args:
+      loss: in evaluation mode.
+      batch_size: most rows evaluated at once.
+      per: field of a batch, `[b]`, that says how much each row counts, such as its length; None: all alike.
+      metrics: name of a measure -> name of the metric `[b]`.
+    """
+
+    def sums(params: Params, model_state: ModelState, batch: Batch) -> dict[str, tuple[Array, Array]]:
+        losses, aux = loss(params, model_state, batch, jax.random.key(0))
+        values = {"loss": losses} | {name: aux.metrics[metric] for name, metric in metrics.items()}
+        count = batch["mask"] if per is None else batch[per] * batch["mask"]
+        return {name: ((value * count).sum(), count.sum()) for name, value in values.items()}
+
+    return evaluator(sums, batch_size)
 
 
 def evaluator(sums: Callable[[Params, ModelState, Any], Mapping[str, tuple[Any, Any]]], batch_size: int) -> Evaluate:

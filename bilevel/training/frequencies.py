@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -14,26 +14,18 @@ from numpy.typing import NDArray
 from bilevel import samplers
 from bilevel.files import save_tree
 from bilevel.samplers.chart import draw_frequencies
+from bilevel.selection.known import Known, faults
 from bilevel.training.run_dir import write_atomically, write_json
 
 _MOST_NAMES = 20
 """The chart names no more classes than this."""
 
 
-class Classes(NamedTuple):
-    """The class of each row."""
-
-    values: NDArray[np.integer[Any]]
-    """Integer `[N]`: numbers of names."""
-    names: Sequence[str]
-
-
 def save_frequencies(
     directory: Path,
     sequence: NDArray[np.integer[Any]],
     num_rows: int,
-    classes: Classes | None = None,
-    faults: Mapping[str, NDArray[np.bool_]] = MappingProxyType({}),
+    known: Mapping[str, Known] = MappingProxyType({}),
     rewards: int = 0,
 ) -> dict[str, float]:
     """Count the rows and classes of a sequence, and keep the counts, their spread and a chart (figure 3 (a, b)).
@@ -44,8 +36,7 @@ def save_frequencies(
       directory: gets frequencies.json and counts.safetensors, and frequencies.svg where classes are known.
       sequence: integers `[steps, b]`, numbers of rows.
       num_rows: N.
-      classes: of the rows; None: not known.
-      faults: by name, bool `[N]`: the rows with a fault.
+      known: about the rows, by name; the first that is no fault are their classes.
       rewards: that the sampler was given; 0 for one that did not learn.
 
     Returns:
@@ -66,8 +57,7 @@ def save_frequencies(
         "rewards": {"all": rewards, "a_row": rewards / num_rows},
     }
     trees = {"counts": counts}
-    if classes is not None:
-        values, names = classes
+    for values, names, *_ in [k for k in known.values() if not k.fault][:1]:
         of_class = np.asarray(samplers.class_counts(drawn, values, len(names)))
         found["classes"] = {**_spread(of_class), "counts": dict(zip(names, of_class.tolist(), strict=True))}
         trees["class_counts"] = of_class
@@ -75,8 +65,8 @@ def save_frequencies(
         chart = draw_frequencies(counts, by_chance, each, names if len(names) <= _MOST_NAMES else (), rewards)
         write_atomically(directory / "frequencies.svg", chart)
     results = {"spread": found["rows"]["spread"]}
-    for name, wrong in faults.items():
-        found[name] = _fault(counts, wrong)
+    for name, fault in faults(known).items():
+        found[name] = _fault(counts, fault.values == 1)
         results |= {f"{name}_{which}": found[name][which] for which in ("often", "rarely")}
         results[f"share/{name}"] = found[name]["drawn"]
     write_json(directory / "frequencies.json", found)

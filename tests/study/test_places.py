@@ -18,7 +18,7 @@ from bilevel.data import ArrayDataset
 from bilevel.devices import sharding
 from bilevel.files import load_tree
 from bilevel.study import resolve
-from bilevel.study.context import Context
+from bilevel.study.context import Setting
 from bilevel.study.task import Known, Splits, Weighting
 from bilevel.study.weights import save_weights
 from bilevel.training.settings import read_file
@@ -116,12 +116,13 @@ def test_weights_that_are_kept_are_those_of_batches_drawn_at_random(tmp_path: Pa
         def weighting(self, config: Any, splits: Splits) -> Weighting:
             return Weighting(lambda key: {}, logits)
 
-    mesh, nothing = sharding.make_mesh(jax.devices()[:1]), lambda name: (tmp_path, {})
-    config, task = resolve.default_config(LINEAR), Task()
-    context = Context(config, task, splits, "soba", 0, mesh, tmp_path, nothing)  # pyright: ignore[reportArgumentType]
+    config = resolve.default_config(LINEAR).with_study(run_dir=tmp_path)
+    setting = Setting(config, Task(), splits, sharding.make_mesh(jax.devices()[:1]))  # pyright: ignore[reportArgumentType]
+    context = setting.context("soba", 0)
+    context.directory.mkdir()
     share = save_weights(context, 16, SimpleNamespace(weight_params={"a": jax.numpy.zeros(1)}))
     values = np.exp(classes - classes.mean())
     assert share["weight_on/last"] == pytest.approx(values[classes == 3].sum() / values.sum(), abs=0.02)
-    ranked = read_file(tmp_path / "ranked.json")
+    ranked = read_file(context.directory / "ranked.json")
     assert {int(classes[i]) for i, _ in ranked["highest"]} == {3}
     assert {int(classes[i]) for i, _ in ranked["lowest"]} == {0}

@@ -14,11 +14,11 @@ from study_calls import call, changed, fails, metrics, result, rows, runs
 
 from bilevel.study import budget, comparison, diverged, fitting, resolve, search, set_tables, sets, suite
 from bilevel.study.config import Config
-from bilevel.study.files import begun
+from bilevel.study.context import Context, begun
 from bilevel.study.fitting import FOLDER, NAME, PATIENCE
 from bilevel.study.methods.plain import FRACTIONS, mixed_rows
 from bilevel.study.registry import METHODS
-from bilevel.study.run import Run, Setting, Variant
+from bilevel.study.run import Run
 from bilevel.study.task import Measure
 from bilevel.training import Checkpoints, TrainingDiverged
 from bilevel.training.best import KeepBest
@@ -151,7 +151,7 @@ def test_one_row_of_each_kind_at_least_is_tried(tmp_path: Path) -> None:
     setting = suite.opened(config_of(tmp_path), LINEAR)
     for size, fractions in ((16, FRACTIONS), (2, (0.5,))):
         found = search.trials(setting.of(config_of(tmp_path, batch_size=size)), "mixing")
-        assert [trial.config.methods["mixing"].fraction for trial in found] == list(fractions)
+        assert [trial.context.config.methods["mixing"].fraction for trial in found] == list(fractions)
     assert search.trials(setting, "uniform") == []
     given = dataclasses.replace(setting.config.methods["mixing"], fraction=0.5)
     assert search.trials(setting.of(setting.config.with_method("mixing", given)), "mixing") == []
@@ -229,12 +229,12 @@ def diverging(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     tried: list[str] = []
     original = diverged.run
 
-    def run(setting: Setting, method: str, seed: int, *more: Any) -> dict[str, Any]:
-        tried.append(f"{setting.config.study.run_dir.name}/{method}-seed{seed}")
-        if method == "mixing":
-            Run(setting, method, seed, Variant()).prepare()
+    def run(context: Context) -> dict[str, Any]:
+        tried.append(f"{context.study.run_dir.name}/{context.directory.name}")
+        if context.method == "mixing":
+            Run(context).prepare()
             raise TrainingDiverged("The generic loss is nan at step 3: lower the learning rate.", 3)
-        return original(setting, method, seed, *more)
+        return original(context)
 
     monkeypatch.setattr(diverged, "run", run)
     return tried

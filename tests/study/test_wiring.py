@@ -19,11 +19,13 @@ from bilevel.offline.contrastive import load_gains
 from bilevel.offline.irreducible import half
 from bilevel.offline.loss_table import LossTable
 from bilevel.study import contrastive, known_rows, resolve, run
+from bilevel.study.context import Setting
 from bilevel.study.feeding import loaders
-from bilevel.study.run import Run, Setting, Variant, plan_of
+from bilevel.study.run import Run
 from bilevel.study.suite import opened
 from bilevel.training import Checkpoints, load_sequence, read_metrics
 from bilevel.training.best import Best
+from bilevel.training.best_weights import BEST as BEST_WEIGHTS
 from bilevel.training.evaluation import trained
 from bilevel.training.fit import BEST
 from bilevel.training.settings import filled
@@ -143,7 +145,7 @@ def test_irreducible_losses_are_computed_once(tmp_path: Path, capsys: pytest.Cap
 def test_rho_loss_picks_the_largest_reducible_losses(tmp_path: Path) -> None:
     """The rows of the first step are the top of ℓ − IL, by numpy."""
     setting = with_method(setting_of(tmp_path), "rho_loss", held_out_steps=4)
-    this = Run(setting, "rho_loss", 0, Variant())
+    this = Run(setting.context("rho_loss", 0))
     step, (state, _) = this.parts[0], this.started()
     (file,) = tables(tmp_path)
     table = LossTable.load(file, content_hash=setting.splits.train.content_hash, settings=None).losses
@@ -169,7 +171,7 @@ def test_each_half_is_scored_by_the_model_of_the_other(tmp_path: Path, monkeypat
         return found
 
     monkeypatch.setattr(known_rows.Fit, "__call__", fit)
-    context, _ = plan_of(setting, "rho_loss", 0)
+    context = setting.context("rho_loss", 0)
     losses = known_rows.irreducible_losses(context, setting.config.methods["rho_loss"]).losses
     (first, one), (second, two) = fitted
     assert sorted([*first, *second]) == list(range(240))
@@ -187,7 +189,8 @@ def test_each_half_is_scored_by_the_model_of_the_other(tmp_path: Path, monkeypat
 def test_specific_candidates_stand_in_every_big_batch(tmp_path: Path, method: str, count: int) -> None:
     setting = setting_of(tmp_path)
     setting = with_method(setting, method, specific_candidates=count) if count else setting
-    batch = loaders(*plan_of(setting, method, 0))[0].batch(5)
+    this = Run(setting.context(method, 0))
+    batch = loaders(this.context, this.plan)[0].batch(5)
     assert len(batch["id"]) == (16 if count else 4)
     assert (batch["id"] == -1).sum() == count
     np.testing.assert_allclose(batch["y"][batch["id"] < 0], batch["x"][batch["id"] < 0].sum(1), rtol=1e-4)
@@ -205,7 +208,8 @@ def test_svp_keeps_the_rows_of_highest_entropy(tmp_path: Path) -> None:
     (table,) = tables(tmp_path)
     setting = setting_of(tmp_path, task={"data": {"classes": 2}, "model": {"network": "classes"}})
     setting = with_method(setting, "svp", steps=20, fraction=0.25)
-    context, plan = plan_of(setting, "svp", 0)
+    context = setting.context("svp", 0)
+    plan = Run(context).plan
     assert plan.rows is not None
     data = plan.rows()
     kept = data.rows(np.arange(len(data)))["id"]
@@ -228,14 +232,14 @@ def test_a_proxy_scores_and_the_target_is_evaluated(tmp_path: Path) -> None:
     """The target begins as without a proxy; irreducible losses are those of its own network."""
     alone = with_method(setting_of(tmp_path), "rho_loss", held_out_steps=2)
     both = with_method(alone, "rho_loss", network="affine")
-    plans = [plan_of(setting, "rho_loss", 0)[1] for setting in (alone, both)]
+    plans = [Run(setting.context("rho_loss", 0)).plan for setting in (alone, both)]
     key = jax.random.key(0)
     (plain, _), (pair, _) = (plan.model.init(key) for plan in plans)
     np.testing.assert_array_equal(pair["target"]["w"], plain["w"])
     assert set(pair["proxy"]) == {"w", "b"}
     assert "affine, which is trained along on the rows picked" in plans[1].scored_by
     assert "the target itself" in plans[0].scored_by
-    this = Run(both, "rho_loss", 0, Variant())
+    this = Run(both.context("rho_loss", 0))
     this.prepare()
     found, state = this.train()
     assert found["scored_by"] == plans[1].scored_by
@@ -475,4 +479,27 @@ def test_the_curriculum_region_of_spcl_comes_from_a_table(tmp_path: Path) -> Non
 def test_spcl_needs_a_pace(tmp_path: Path, classes: int, values: dict[str, float], message: str) -> None:
     setting = with_method(setting_of(tmp_path, task={"data": {"classes": classes}}), "spcl", **values)
     with pytest.raises(UserError, match=message):
-        plan_of(setting, "spcl", 0)
+        Run(setting.context("spcl", 0))
+
+
+def test_methods_take_the_best_of_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of soba, whose valid loss rises again where θ's steps are far too long; of dds; and of a run without."""
+    given: tuple[Any, ...] = ("--evaluate-every", 1, "--optimizer.name", "sgd", "--optimizer.learning-rate", 0.2)
+    call(tmp_path / "run", "soba", *given)
+    source = tmp_path / "run" / "soba-seed0"
+    rows = metrics(source)
+    best = min((row for row in rows if "valid_loss" in row), key=lambda row: row["valid_loss"])
+    tree, about = load_tree(source / BEST_WEIGHTS)
+    assert int(about["step"]) == best["step"] < rows[-1]["step"]
+    assert tree["of"].tolist() != weights(source).tolist()
+    for at, wanted in (("end", weights(source)), ("best", tree["of"])):
+        call(tmp_path / at, "frozen", "--frozen.weights", source, "--frozen.at", at)
+        assert weights(tmp_path / at / "frozen-seed0").tolist() == wanted.tolist()
+    still = ("--retrained-dds.weight-warmup", 10**6, "--retrained-dds.at", "best")
+    call(tmp_path / "dds", "retrained_dds", *given, *still)
+    begun, _ = load_tree(tmp_path / "dds" / "dds-seed0" / BEST_WEIGHTS)
+    assert weights(tmp_path / "dds" / "retrained_dds-seed0") == pytest.approx(begun["of"], abs=1e-5)
+    assert result(tmp_path / "dds", "retrained_dds")["preparation_steps"] == 8
+    (source / BEST_WEIGHTS).unlink()
+    fails(tmp_path / "none", "frozen", "--frozen.weights", source, "--frozen.at", "best")
+    assert "learned no weights while it trained: give --frozen.at end." in capsys.readouterr().err

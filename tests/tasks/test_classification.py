@@ -21,7 +21,7 @@ from bilevel.data.labelled import mosaic
 from bilevel.offline.loss_table import LossTable
 from bilevel.offline.ranked_rows import logits_of_rows
 from bilevel.study import Known, ModelOptions, Picture, Weighting, resolve, weights
-from bilevel.study.run import plan_of
+from bilevel.study.run import Run
 from bilevel.tasks.classification import TASK, ModelConfig, Rows
 from bilevel.types import UserError
 
@@ -103,7 +103,7 @@ def test_a_part_of_the_parameters_is_probed(tmp_path: Path) -> None:
     for blocks in (0, 1):
         setting = setting_of(TASK, tmp_path, given, {"dds": {"probe_blocks": blocks, "probe_every": 2}})
         trace(setting, "dds")
-        _, plan = plan_of(setting, "dds", 0)
+        plan = Run(setting.context("dds", 0)).plan
         state = jax.eval_shape(plan.init, *jax.random.split(jax.random.key(0), 3))
         kept = [x for x in jax.tree.leaves(state.method_state.specific_gradient) if x.size]
         assert len(kept) == (4 if blocks else 8), "kernels and biases"
@@ -112,7 +112,7 @@ def test_a_part_of_the_parameters_is_probed(tmp_path: Path) -> None:
     with pytest.raises(
         UserError, match=r"--dds.probe-blocks 4: the last 4 blocks of a network that has 3: give 1 to 3\."
     ):
-        plan_of(wrong, "dds", 0)
+        Run(wrong.context("dds", 0))
     assert resolve.default_config(TASK).methods["dds"].probe_blocks == 0, "all, where no flag says otherwise"
 
 
@@ -128,7 +128,7 @@ def test_uniform_trains_on_all_images(source: Path) -> None:
     """Those of the specific and of the held-out set too, where labels are right."""
     given = {"data": {"source": str(source)}, "model": {"width": 8}}
     setting = setting_of(TASK, source.parent / "run", given, {"uniform": {"also": ["held_out", "specific"]}})
-    _, plan = plan_of(setting, "uniform", 0)
+    plan = Run(setting.context("uniform", 0)).plan
     splits = setting.splits
     assert plan.rows is not None
     assert splits.held_out is not None
@@ -168,7 +168,7 @@ BAD_INPUT: dict[str, tuple[dict[str, Any], str]] = {
     "too much noise": ({"data__noise_fraction": 2}, "--data.noise-fraction 2.0 must lie in [0, 1]"),
     "more of the last class": ({"data__imbalance": 0.5}, "--data.imbalance 0.5 must be at least 1"),
     "no confusion": ({"data__noise": "confused", "data__confusion_steps": 0}, "--data.confusion-steps 0 must be at least"),
-    "missing file": ({"data__source": "none.npz"}, "none.npz"),
+    "missing file": ({"data__source": "none.npz"}, "no labelled data at none.npz (--data.source, "),
     "infinite specific rows": ({"data__specific_rows": "inf"}, "--data.specific-rows inf must be a number of rows"),
     "no specific rows": ({"data__specific_rows": "nan"}, "--data.specific-rows nan must be a number of rows"),
     "a broken number of rows": ({"data__test": 1.5}, "--data.test 1.5 must be a number of rows"),
@@ -194,7 +194,7 @@ BAD_INPUT: dict[str, tuple[dict[str, Any], str]] = {
         "--uniform.also held_out: ",
     ),
     "a held-out network of larger images": ({"compare": "rho_loss", "rho_loss__held_out_network": "vgg16"}, "6 × 6"),
-    "no table": ({"compare": "rho_loss", "rho_loss__table": "no.safetensors"}, "There is no table of losses at no.safetens"),
+    "no table": ({"compare": "rho_loss", "rho_loss__table": "no.safetensors"}, "--rho-loss.table: There is no table"),
     "negative padding": (
         {"data__augment": "crop", "data__padding": -1},
         "--data.padding -1 with --data.padding-mode zero must be at least 0",

@@ -23,7 +23,7 @@ from bilevel.data import PackedText, RowView
 from bilevel.devices import sharding
 from bilevel.nn.transformer import SIZES, Transformer, TransformerConfig, last_blocks
 from bilevel.study import ModelOptions, Splits, Text
-from bilevel.study.run import plan_of
+from bilevel.study.run import Run
 from bilevel.tasks.language_modeling import TASK, DataConfig, LanguageConfig, ModelConfig
 from bilevel.types import UserError
 
@@ -166,8 +166,16 @@ def test_the_papers_experiment(text: Path) -> None:
 # -- bad input -------------------------------------------------------------------------------------------------------
 
 BAD_INPUT: dict[str, tuple[dict[str, Any], str]] = {
-    "missing file": ({"data__generic": "nowhere.txt"}, "The file nowhere.txt does not exist"),
-    "missing folder": ({"data__specific": "nowhere"}, "nowhere does not exist"),
+    "missing file": ({"data__generic": "nowhere.txt"}, "--data.generic: The file nowhere.txt does not exist"),
+    "missing folder": ({"data__specific": "nowhere"}, "--data.specific: The file nowhere does not exist"),
+    "missing labels": (
+        {"data__generic_labels": "no.tsv"},
+        "leave the labels out (--data.generic-labels).",
+    ),
+    "missing faults": (
+        {"data__generic_faults": "no.tsv"},
+        "--data.generic-faults: The fault file no.tsv does not exist",
+    ),
     "empty file": ({"data__generic": "EMPTY"}, "empty.txt is empty"),
     "not UTF-8": ({"data__generic": "LATIN"}, "latin.txt, line 2"),
     "labels of other documents": ({"data__generic_labels": "EMPTY"}, "empty.txt"),
@@ -348,7 +356,7 @@ def test_uniform_trains_on_specific_text_once_too(text: Path) -> None:
         "data": {"generic": str(text / "generic.txt"), "specific": str(text / "specific"), "cache_dir": text / "cache"}
     }
     setting = setting_of(TASK, text / "run", given, {"uniform": {"also": ["specific", "held_out"]}})
-    splits, (_, plan) = setting.splits, plan_of(setting, "uniform", 0)
+    splits, plan = setting.splits, Run(setting.context("uniform", 0)).plan
     assert plan.rows is not None
     found, generic = plan.rows(), len(splits.train)
     assert len(found) == generic + len(splits.specific)

@@ -16,12 +16,13 @@ from bilevel.cli import main
 from bilevel.data import permute
 from bilevel.files import load_tree, save_tree
 from bilevel.study.config import Config
+from bilevel.study.context import Setting
 from bilevel.study.feeding import loaders
 from bilevel.study.methods.learning import LEARNING
 from bilevel.study.methods.picking import Picking
 from bilevel.study.registry import METHODS
 from bilevel.study.resolve import default_config
-from bilevel.study.run import Setting, plan_of, run
+from bilevel.study.run import Run, run
 from bilevel.study.weights import parts_of
 from bilevel.tools.analyses import ANALYSES
 from bilevel.tools.analyses.acceleration import Acceleration
@@ -83,11 +84,12 @@ def test_a_trajectory_with_all_steps_is_replayed_exactly(tmp_path: Path) -> None
     analysis = Curriculum(snapshots=STEPS)
     losses = {}
     for planned in analysis.runs(setting_of(analysis, tmp_path), 0):
-        recorder = Snapshots(planned.directory / "used", 1)
-        variant = planned.variant
-        if planned.method == "frozen":
-            variant = variant._replace(on_state=recorder.save, state_every=1)
-        losses[planned.label] = run(planned.setting, planned.method, 0, variant)["test_loss"]
+        context = planned.context
+        recorder = Snapshots(context.directory / "used", 1)
+        if context.method == "frozen":
+            variant = context.variant._replace(on_state=recorder.save, state_every=1)
+            context = dataclasses.replace(context, variant=variant)
+        losses[planned.label] = run(context)["test_loss"]
     kept = Snapshots(tmp_path / "soba-seed0" / "snapshots", 1)
     files = {step: kept.path(step).read_bytes() for step in range(STEPS + 1)}
     assert len(set(files.values())) > STEPS // 2
@@ -110,10 +112,9 @@ def test_a_stopped_learner_continues_with_the_same_snapshots(tmp_path: Path) -> 
 
     def learn(folder: Path, steps: int) -> Path:
         setting = setting_of(analysis, folder, checkpoint_every=3)
-        planned = next(analysis.runs(setting, 0))
-        shorter = setting.of(planned.setting.config.with_study(steps=steps, schedule_steps=STEPS))
-        run(shorter, planned.method, 0, planned.variant)
-        return planned.directory
+        context = next(analysis.runs(setting, 0)).context
+        run(context.of(context.config.with_study(steps=steps, schedule_steps=STEPS)))
+        return context.directory
 
     first, second = learn(tmp_path / "first", STEPS), learn(tmp_path / "second", 3)
     for path in (second / "snapshots").glob("*"):
@@ -150,10 +151,10 @@ def test_filters_and_what_is_finished_is_not_done_again(
 def test_a_run_for_each_filter(tmp_path: Path) -> None:
     planned = list((analysis := Filters()).runs(setting_of(analysis, tmp_path), 0))
     assert [p.label for p in planned] == ["gumbel_top_k", "importance", "top_k", "uniform"]
-    learned = [p.setting.config.methods["soba"] for p in planned[:3]]
+    learned = [p.context.config.methods["soba"] for p in planned[:3]]
     assert [(s.filter, s.estimator) for s in learned] == [(p.label, "softmax") for p in planned[:3]]
-    assert [p.method for p in planned] == ["soba", "soba", "soba", "uniform"]
-    assert len({p.directory for p in planned}) == 4
+    assert [p.context.method for p in planned] == ["soba", "soba", "soba", "uniform"]
+    assert len({p.context.directory for p in planned}) == 4
 
 
 def test_the_methods_that_learn_are_all_there() -> None:
@@ -319,7 +320,8 @@ def test_a_run_that_diverged_is_a_dash(
 
 def test_specific_batches_come_from_the_tasks_as_often_as_asked(tmp_path: Path) -> None:
     setting = setting_of(MultiTask(task_weights=(3.0, 1.0)), tmp_path, specific_sets=("first", "second"))
-    loader = loaders(*plan_of(setting, "soba", 0))[1]
+    this = Run(setting.context("soba", 0))
+    loader = loaders(this.context, this.plan)[1]
     count, steps = 0, 1000
     for step in range(steps):
         domains = set(loader.batch(step)["domain"].tolist())

@@ -441,7 +441,7 @@ BAD_FLAGS: dict[str, tuple[dict[str, object], str]] = {
     "batch": ({"batch_size": 0}, "--batch-size 0"),
     "temperature": ({"temperature": 0}, "--temperature 0.0 must be greater than 0"),
     "more than there are": ({"keep_count": 39}, "--keep-count 39 is more than the 38 documents"),
-    "no such file": ({"corpus": "nowhere.txt"}, "nowhere.txt does not exist"),
+    "no such file": ({"corpus": "nowhere.txt"}, "--corpus: The file nowhere.txt does not exist"),
     "no match": ({"corpus": "nowhere/*.txt"}, "No file matches nowhere/*.txt"),
     "blank": ({"corpus": "BLANK"}, "blank.txt holds no text"),
     "blank files": ({"corpus": "BLANK", "documents": "file"}, "blank.txt holds no text"),

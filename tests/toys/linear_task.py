@@ -12,7 +12,7 @@ import optax
 
 from bilevel.data import ArrayDataset
 from bilevel.nn.head import with_head
-from bilevel.study import Evaluate, Known, Measure, Model, ModelOptions, Splits, Text, Weighting, evaluator
+from bilevel.study import Evaluate, Known, Measure, Model, ModelOptions, Splits, Text, Weighting, mean_evaluator
 from bilevel.types import LossAux, UserError
 
 DOMAINS = ("first", "second", "noise")
@@ -120,11 +120,7 @@ class LinearTask:
         )
 
     def evaluate(self, config: LinearConfig, splits: Splits, model: Model) -> Evaluate:
-        def sums(params: Any, model_state: Any, batch: Any) -> dict[str, Any]:
-            losses, _ = model.evaluation(params, model_state, batch, jax.random.key(0))
-            return {"loss": ((losses * batch["mask"]).sum(), batch["mask"].sum())}
-
-        return evaluator(sums, 20)  # one program for all sets
+        return mean_evaluator(model.evaluation, 20)  # one program for all sets
 
     def show(self, config: LinearConfig, splits: Splits, ids: Any) -> list[Text]:
         return [Text(0.0, DOMAINS[i % 3], f"row {i}") for i in ids]

@@ -9,11 +9,12 @@ from typing import Any
 import jax
 import numpy as np
 
+from bilevel.selection.known import observer
 from bilevel.study import Task, resolve
+from bilevel.study.context import Setting
 from bilevel.study.feeding import loaders
-from bilevel.study.observing import observer
 from bilevel.study.registry import METHODS
-from bilevel.study.run import Setting, plan_of
+from bilevel.study.run import Run
 from bilevel.study.suite import opened
 from bilevel.training.settings import filled
 
@@ -38,8 +39,9 @@ def trace(setting: Setting, method: str) -> None:
 
     It keeps the state's shapes, and gives a loss and the shares of what is known.
     """
-    context, plan = plan_of(setting, method, 0)
-    watch = observer(setting.splits)
+    context = setting.context(method, 0)
+    plan = Run(context).plan
+    watch = observer(setting.splits.known)
     step = plan.step if watch is None else plan.step.map(watch)
     state = jax.eval_shape(plan.init, *jax.random.split(jax.random.key(0), 3))
     if plan.samples:

@@ -115,7 +115,9 @@ def _with_lines(source: PairSource, table: Place) -> Iterator[tuple[Pair, tuple[
     for number, (pair, line) in enumerate(beside(source.read(), table, source.name, "pairs"), start=1):
         domain, fault = [*(cell.strip().decode() for cell in line.split(b"\t")), ""][:2]
         if not domain:
-            raise UserError(f"{table}, line {number}: the first column is empty; every pair needs a domain there.")
+            raise UserError(
+                f"{table}, line {number}: the first column is empty; every pair needs a domain there (--data.generic-labels)."
+            )
         yield pair, (domain, fault)
 
 

@@ -31,7 +31,9 @@ def with_labels(documents: Iterable[Document], path: Place, source_name: str) ->
     for number, (document, line) in enumerate(lines, start=1):
         label = line.split(b"\t", 1)[0].strip().decode("utf-8")
         if document.text and not label:
-            raise UserError(f"{path}, line {number}: the first column is empty; every document needs a label there.")
+            raise UserError(
+                f"{path}, line {number}: the first column is empty; every document needs a label there (--data.generic-labels)."
+            )
         yield Document(document.text, label)
 
 

@@ -15,13 +15,13 @@ import bilevel
 from bilevel import methods
 from bilevel.selection.meta_weight_net import meta_weight_net
 from bilevel.step.estimators import Estimator
-from bilevel.study.best_weights import BestWeights
-from bilevel.study.context import Context
+from bilevel.study.context import RESULT, Context
 from bilevel.study.methods.picking import PROPORTIONAL, Picking
 from bilevel.study.spec import RATE, Plan, Spec, Start, plan_over, probed
 from bilevel.study.task import Model, Weighting
-from bilevel.study.weights import At, classified, load_weights, save_weights, weights_file
+from bilevel.study.weights import At, best_weights, classified, load_weights, save_weights, weights_file
 from bilevel.training.random_search import Among, Log
+from bilevel.training.run_dir import read_json
 from bilevel.training.settings import Count
 from bilevel.types import UserError
 
@@ -213,7 +213,7 @@ def learned(make: Callable[..., methods.Method], *names: str) -> Callable[[Any, 
         method = make(*tracker, **{name: getattr(s, name) for name in names})
         plan = _plan(s, context, method, _model(s, context), context.weighting)
         finish = partial(save_weights, context, context.loaded_rows(plan.picks))
-        plan = dataclasses.replace(plan, finish=finish, keeper=partial(BestWeights, context))
+        plan = dataclasses.replace(plan, finish=finish, keeper=partial(best_weights, context))
         if not s.warm_start:
             return plan
         start = classified(context, steps=s.classifier_steps, rows=s.classifier_rows, rate=s.chosen_rate)
@@ -229,7 +229,8 @@ def _dds(average_specific: float, unroll_rate: float, reward: str = "dot") -> me
 
 def _retrained(s: RetrainedDds, context: Context) -> Plan:
     def start(state: Any) -> Start:
-        directory, summary = context.other("dds")
+        directory = context.own_context("dds", context.seed).directory
+        summary = read_json(directory / RESULT)
         report = {"preparation_seconds": summary["seconds"], "preparation_steps": float(summary["steps"])}
         file = weights_file(directory, s.at, "--retrained-dds.at")
         return Start(load_weights(file, state.weight_params), report)

@@ -17,9 +17,9 @@ from bilevel.nn.head import with_head
 from bilevel.step import SampledState, make_sampled_step
 from bilevel.study.context import Context
 from bilevel.study.feeding import check_parts
-from bilevel.study.observing import save_frequencies
 from bilevel.study.spec import Plan, Spec, labels
 from bilevel.training import SequenceRecorder, load_sampler, load_sequence, save_sampler, save_sequence
+from bilevel.training.frequencies import save_frequencies
 from bilevel.training.settings import Count, free
 from bilevel.types import Array, UserError
 
@@ -107,7 +107,7 @@ def _plan(
         if learned:
             save_sampler(folder / SAMPLER, state.sampler.params, **about)
         rewards = 0 if sampler.reward is None else len(sequence) // sampler.reward_every
-        found = save_frequencies(folder, sequence, splits, rewards)
+        found = save_frequencies(folder, sequence, len(splits.train), splits.known, rewards)
         (folder / DRAWN).unlink(missing_ok=True)
         return found
 

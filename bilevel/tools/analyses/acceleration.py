@@ -8,7 +8,8 @@ from typing import Any, ClassVar
 
 from bilevel.offline.acceleration import RATES
 from bilevel.study.config import Config
-from bilevel.study.run import Run, Setting
+from bilevel.study.context import Setting
+from bilevel.study.run import Run
 from bilevel.study.sets import named_sets
 from bilevel.study.suite import opened
 from bilevel.study.tables import Column
@@ -52,14 +53,13 @@ class Acceleration(Compared, OfLearner):
         """Plan uniform sampling, then the learner."""
         ((name, _),) = named_sets(setting.config)
         for method in ("uniform", self.learner):
-            yield Planned(f"{name}: {method}", setting, method, seed)
+            yield Planned(f"{name}: {method}", setting.context(method, seed))
 
     def added(self, run: Planned, runs: Sequence[Planned], measure: Measure) -> dict[str, Any]:
         """Return the rates of a uniform model, or the gain of the learner over that of the same set and seed."""
-        _, setting, method, seed, variant, *_ = run
-        if method == "uniform":
-            model = trained(Run(setting, method, seed, variant).checkpoint(), setting.mesh)
-            found = Measurement(setting, self, seed)(model)
+        context = run.context
+        if context.method == "uniform":
+            found = Measurement(context, self, context.seed)(trained(Run(context).checkpoint(), context.mesh))
             rates = {name: found[name] for rate in RATES for name in (rate, f"{rate}_error")}
             return rates | {f"{name}_percent": 100 * value for name, value in rates.items()}
         own, uniform = (one.summary[f"test_{measure.name}"] for one in (run, baseline(run, runs)))

@@ -12,11 +12,11 @@ from typing import Any, ClassVar, NamedTuple
 from bilevel.devices.processes import say
 from bilevel.study import comparison, diverged, flags, search
 from bilevel.study.config import Config
+from bilevel.study.context import Context, Setting
 from bilevel.study.methods.learning import LEARNING
 from bilevel.study.methods.picking import Picking
 from bilevel.study.methods.plain import Frozen
 from bilevel.study.registry import with_first
-from bilevel.study.run import AS_FLAGS_SAY, Setting, Variant, directory_of
 from bilevel.study.suite import check_methods, opened
 from bilevel.study.tables import Column
 from bilevel.study.task import Measure, Task
@@ -36,19 +36,11 @@ class Planned(NamedTuple):
 
     label: str
     """The line of the table that it belongs to."""
-    setting: Setting
-    method: str
-    seed: int
-    variant: Variant = AS_FLAGS_SAY
+    context: Context
     summary: Mapping[str, Any] = {}
     """Empty until it has ended."""
     metrics: Sequence[Row] = ()
     """With the seconds of what preceded training, as in the summary; of a run that diverged, none."""
-
-    @property
-    def directory(self) -> Path:
-        """Where it is written."""
-        return directory_of(self.setting.config, self.method, self.seed)
 
 
 @dataclass(frozen=True)
@@ -138,16 +130,17 @@ def in_folder(setting: Setting, folder: str) -> Setting:
 
 def baseline(run: Planned, runs: Sequence[Planned]) -> Planned:
     """Return the run with uniform sampling of the same data and seed."""
-    same = (other for other in runs if other.seed == run.seed and other.setting.splits is run.setting.splits)
-    return next(other for other in same if other.method == "uniform")
+    seed, splits = run.context.seed, run.context.splits
+    same = (other for other in runs if other.context.seed == seed and other.context.splits is splits)
+    return next(other for other in same if other.context.method == "uniform")
 
 
 def analyse(analysis: Analysis, config: Config, task: Task) -> None:
     """Make the runs of all seeds, and write NAME.json, NAME.md and NAME.svg; at the end, a UserError names what diverged."""
     settings, study, measure = analysis.opened(config, task), config.study, task.measures[0]
     for run in (run for setting in settings for run in analysis.runs(setting, study.seed)):
-        if run.method != "frozen":  # its weights are learned by a run of those that are checked
-            check_methods(run.setting, with_first([run.method]))
+        if run.context.method != "frozen":  # its weights are learned by a run of those that are checked
+            check_methods(run.context, with_first([run.context.method]))
     seeds = [(setting, seed) for setting in settings for seed in study.seed_numbers]
     runs = [_made(run, analysis.apart) for setting, seed in seeds for run in analysis.runs(setting, seed)]
     added = [analysis.added(run, runs, measure) if run.metrics else {} for run in runs]
@@ -162,12 +155,12 @@ def analyse(analysis: Analysis, config: Config, task: Task) -> None:
 
 def _made(run: Planned, apart: bool) -> Planned:
     """Make a run; where the runs are apart, one that diverges ends nothing."""
-    if run.setting.config.study.progress:
-        say(f"{run.label}, seed {run.seed}")
-    here = run.setting.of(search.searched(run.setting, run.method))
-    summary = diverged.attempt(here, run.method, run.seed, not apart, run.variant)
+    context = run.context
+    if context.study.progress:
+        say(f"{run.label}, seed {context.seed}")
+    summary = diverged.attempt(context.of(search.searched(context, context.method)), not apart)
     ended = diverged.WHERE not in summary
-    return run._replace(summary=summary, metrics=metrics_of(run.directory, summary) if ended else ())
+    return run._replace(summary=summary, metrics=metrics_of(context.directory, summary) if ended else ())
 
 
 def metrics_of(directory: Path, summary: dict[str, Any]) -> list[Row]:

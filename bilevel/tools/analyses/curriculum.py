@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
@@ -10,7 +11,7 @@ import numpy as np
 
 from bilevel.data import permute
 from bilevel.study.config import Config
-from bilevel.study.run import Setting, Variant
+from bilevel.study.context import Setting, Variant
 from bilevel.tools.analyses.base import OfLearner, Planned, in_folder
 from bilevel.training import Snapshots
 from bilevel.training.settings import Count
@@ -46,12 +47,13 @@ class Curriculum(OfLearner):
         steps = setting.config.study.steps
         every = -(-steps // self.snapshots)
         kept = {"snapshot_every": every}
-        learner = Planned(self.learner, setting, self.learner, seed)
+        learner = setting.context(self.learner, seed)
         snapshots = Snapshots(learner.directory / "snapshots", every)
-        yield learner._replace(variant=Variant(kept, on_state=snapshots.save, state_every=every))
+        variant = Variant(kept, on_state=snapshots.save, state_every=every)
+        yield Planned(self.learner, dataclasses.replace(learner, variant=variant))
         new, frozen = seed + self.seed_offset, self.frozen(setting, learner.directory)
-        yield Planned("final", in_folder(frozen, "final"), "frozen", new)
+        yield Planned("final", in_folder(frozen, "final").context("frozen", new))
         numbers = np.arange(steps)
         for name, order in (("shuffled", permute(numbers, steps, new, 6_000_003)), ("replayed", numbers)):
             variant = Variant({**kept, "trajectory": name}, snapshots.replay(order // every * every), streams=True)
-            yield Planned(name, in_folder(frozen, name), "frozen", new, variant)
+            yield Planned(name, in_folder(frozen, name).context("frozen", new, variant))

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bilevel.study.config import Config
-from bilevel.study.run import Setting, Variant
+from bilevel.study.context import Setting, Variant
 from bilevel.study.tables import Column
 from bilevel.study.task import Measure
 from bilevel.tools.analyses.base import OfLearner, Planned, in_folder
@@ -58,7 +58,7 @@ class Filters(OfLearner):
         for name in self.filters:
             chosen = dataclasses.replace(own, filter=name, estimator=own.estimator or "softmax")
             here = in_folder(setting.of(setting.config.with_method(self.learner, chosen)), name)
-            yield Planned(name, here, "uniform" if name == "uniform" else self.learner, seed, variant)
+            yield Planned(name, here.context("uniform" if name == "uniform" else self.learner, seed, variant))
 
     def added(self, run: Planned, runs: Sequence[Planned], measure: Measure) -> dict[str, Any]:
         """Return the distinct rows over the last fifth of training, which the effective sample size is of, too."""

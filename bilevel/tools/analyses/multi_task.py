@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from bilevel.study.config import Config
+from bilevel.study.context import Setting, Variant
 from bilevel.study.registry import METHODS, chosen
-from bilevel.study.run import Setting, Variant
 from bilevel.study.sets import joined, named_sets
 from bilevel.study.suite import opened
 from bilevel.study.task import Task
@@ -60,9 +60,10 @@ class MultiTask(Analysis):
         splits = joined({name: part.splits for name, part in parts.items()}, self.task_weights)
         data = dataclasses.replace(config.task.data, specific=" + ".join(config.study.specific_sets))
         config = dataclasses.replace(config, task=dataclasses.replace(config.task, data=data))
-        return [next(iter(parts.values()))._replace(config=config, splits=splits)]
+        return [dataclasses.replace(next(iter(parts.values())), config=config, splits=splits)]
 
     def runs(self, setting: Setting, seed: int) -> Iterator[Planned]:
         """Plan one run a method."""
+        variant = Variant({"task_weights": self.task_weights})
         for method in chosen(setting.config.study.compare, setting.splits):
-            yield Planned(method, setting, method, seed, Variant({"task_weights": self.task_weights}))
+            yield Planned(method, setting.context(method, seed, variant))

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 from typing import Any, ClassVar
 
 from bilevel.study.config import Config
-from bilevel.study.run import Setting
+from bilevel.study.context import Setting
 from bilevel.study.task import Measure
 from bilevel.tools.analyses.base import OfLearner, Planned, baseline, in_folder
 from bilevel.training.metrics import first_reaching
@@ -53,17 +53,17 @@ class Transfer(OfLearner):
             in_folder(setting.of(_of_network(setting.config, network)), network.replace("/", "_"))
             for network in (small, large)
         )
-        learner = Planned(f"{small}: {self.learner}", first, self.learner, seed)
-        yield learner
+        learner = first.context(self.learner, seed)
+        yield Planned(f"{small}: {self.learner}", learner)
         for method in ("uniform", self.learner):
-            yield Planned(f"{large}: {method}", second, method, seed)
+            yield Planned(f"{large}: {method}", second.context(method, seed))
         task = _weighing_as(setting.task, first.config.task)
-        frozen = self.frozen(second, learner.directory)._replace(task=task)
-        yield Planned(f"{large}: weights from {small}", frozen, "frozen", seed)
+        frozen = dataclasses.replace(self.frozen(second, learner.directory), task=task)
+        yield Planned(f"{large}: weights from {small}", frozen.context("frozen", seed))
 
     def added(self, run: Planned, runs: Sequence[Planned], measure: Measure) -> dict[str, Any]:
         """Return the seconds at which a large model passes the value that uniform sampling of the same seed ends with."""
-        if run.setting.config.task.model.network != self.large:
+        if run.context.config.task.model.network != self.large:
             return {}
         name = f"valid_{measure.name}"
         *_, end = (row[name] for row in baseline(run, runs).metrics if name in row)

@@ -10,12 +10,12 @@ from typing import Any
 import jax
 
 from bilevel.offline.verdict import verdict
-from bilevel.study import files, flags
+from bilevel.study import flags
 from bilevel.study.config import Config
+from bilevel.study.context import Setting, run_of
 from bilevel.study.feeding import loaders
 from bilevel.study.registry import METHODS
-from bilevel.study.resolve import complete
-from bilevel.study.run import Run, Setting
+from bilevel.study.run import Run
 from bilevel.study.suite import opened
 from bilevel.study.task import Task
 from bilevel.tools.diagnose import report
@@ -54,7 +54,7 @@ def command(task: Task, arguments: Sequence[str], prog: str) -> tuple[Callable[[
     """
     settings = None
     if given := flags.value(arguments, "--checkpoint"):
-        run, settings = files.run_of(Path(given)), ("--checkpoint", Path(given) / CONFIG_NAME)
+        run, settings = run_of(Path(given)), ("--checkpoint", Path(given) / CONFIG_NAME)
         if run is None or run[0] not in METHODS or not settings[1].is_file():
             what = f"give the directory METHOD-seedN of one, with its {CONFIG_NAME}"
             raise UserError(f"--checkpoint {given} holds no run: {what}.")
@@ -78,7 +78,7 @@ def command(task: Task, arguments: Sequence[str], prog: str) -> tuple[Callable[[
 def diagnose(config: Config, task: Task, own: Diagnose) -> None:
     """Train or restore, measure, and report."""
     setting, directory, rows = opened(config, task), config.study.run_dir, []
-    method, seed = (own.checkpoint and files.run_of(own.checkpoint)) or ("uniform", config.study.seed)
+    method, seed = (own.checkpoint and run_of(own.checkpoint)) or ("uniform", config.study.seed)
     with hold_run_dir(directory):
         measure = Measurement(setting, own, seed)
 
@@ -90,8 +90,7 @@ def diagnose(config: Config, task: Task, own: Diagnose) -> None:
         if own.checkpoint is None:
             _train(setting, evaluate)
         else:
-            there = setting.of(complete(config.with_study(run_dir=own.checkpoint.parent)))
-            evaluate(Run(there, method, seed).checkpoint())
+            evaluate(Run(setting.at(own.checkpoint.parent).context(method, seed)).checkpoint())
         model = f"{setting.splits.about} Model: {method}, seed {seed}, b = {config.study.batch_size}."
         about, said = f"{model} {measure.about}", verdict(rows[-1]["step"], rows[-1])
         text, file = f"{about}\n\n{report.table(rows, task.measures[0])}\n\n{said}", directory / "diagnose"
@@ -105,7 +104,7 @@ def diagnose(config: Config, task: Task, own: Diagnose) -> None:
 def _train(setting: Setting, evaluate: Callable[[Any], Mapping[str, float]]) -> None:
     """Train the uniform model, without keeping anything of it."""
     study, mesh = setting.config.study, setting.mesh
-    run = Run(setting, "uniform", study.seed)
+    run = Run(setting.context("uniform", study.seed))
     source = open_source(study.residence, *loaders(run.context, run.plan), mesh)
     loop = LoopConfig(
         study.steps, log_every=study.log_every, evaluate_every=study.evaluate_every, progress=study.progress,

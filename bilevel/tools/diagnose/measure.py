@@ -12,7 +12,7 @@ from pydantic import Field
 
 from bilevel.offline.acceleration import acceleration_rates
 from bilevel.offline.compared_rows import draw_compared
-from bilevel.study.run import Setting
+from bilevel.study.context import Setting
 from bilevel.study.task import GENERIC, ModelOptions
 from bilevel.training.evaluation import measured
 from bilevel.training.settings import Count

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
+from bilevel.data import given_by
 from bilevel.data.text.parts import open_parts
 from bilevel.devices.processes import say
 from bilevel.study.task import Task
@@ -40,7 +41,8 @@ def command(
 def select(config: Config, load_task: Callable[[str], Task]) -> None:
     """Score this process's files and, once all scores are there, write what is kept of them; exit if others are missing."""
     network = load_network(config.weights, config.task, load_task, config.at)
-    parts = open_parts(config.corpus, field=config.field, documents=config.documents)
+    with given_by("--corpus"):
+        parts = open_parts(config.corpus, field=config.field, documents=config.documents)
     files = ScoreFiles(config, network, parts)
     shown = partial(Progress, None, config.progress, unit="document")
     own = list(enumerate(parts[config.shard :: config.shards], start=1))

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, cast
 import jax
 
 from bilevel.data import NumpyBatch, Pack, digest
-from bilevel.study.files import RESULT
+from bilevel.study.context import RESULT
 from bilevel.study.resolve import default_config
 from bilevel.study.task import DocumentTask, Task
 from bilevel.study.weights import NAME as WEIGHTS

@@ -115,7 +115,7 @@ class Selection:
         return self._config.output / "written" / f"{part.stem}.json"
 
     def _choice(self, part: Part) -> dict[str, str]:
-        scored = self._files.scored(part) or {}
+        scored = self._files.noted(part) or {}
         return {"choice": digest([scored.get("content", ""), self._kept[part.number].tobytes()])}
 
     def _table(self, part: Part) -> pa.Table:

@@ -3,27 +3,19 @@
 import math
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import pytest
-from study_calls import call, fails, metrics, result, weights
 
 from bilevel.devices import sharding
 from bilevel.files import load_tree
-from bilevel.study.best_weights import FOLDER, BestWeights
-from bilevel.study.task import Measure
-from bilevel.study.weights import BEST
-
-pytestmark = pytest.mark.usefixtures("one_device")
+from bilevel.training.best_weights import BEST, FOLDER, BestWeights
 
 
 def keeper(folder: Path, *, lower: bool = True) -> BestWeights:
-    measure = Measure("loss", "loss", lower_is_better=lower)
-    task = SimpleNamespace(name="rows", measures=(measure,))
     mesh = sharding.make_mesh(jax.devices()[:1])
-    return BestWeights(SimpleNamespace(directory=folder, task=task, mesh=mesh))  # pyright: ignore[reportArgumentType]
+    return BestWeights(folder, mesh, "valid_loss", 1 if lower else -1, {"task": "rows"})
 
 
 def see(best: BestWeights, step: int, value: float) -> None:
@@ -100,26 +92,3 @@ def test_killed_between_the_name_and_the_result(tmp_path: Path) -> None:
     assert files(tmp_path) == [4]
     again.finish()
     assert kept(tmp_path)[0] == 4.0
-
-
-def test_methods_take_the_best_of_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Of soba, whose valid loss rises again where θ's steps are far too long; of dds; and of a run without."""
-    given: tuple[Any, ...] = ("--evaluate-every", 1, "--optimizer.name", "sgd", "--optimizer.learning-rate", 0.2)
-    call(tmp_path / "run", "soba", *given)
-    source = tmp_path / "run" / "soba-seed0"
-    rows = metrics(source)
-    best = min((row for row in rows if "valid_loss" in row), key=lambda row: row["valid_loss"])
-    tree, about = load_tree(source / BEST)
-    assert int(about["step"]) == best["step"] < rows[-1]["step"]
-    assert tree["of"].tolist() != weights(source).tolist()
-    for at, wanted in (("end", weights(source)), ("best", tree["of"])):
-        call(tmp_path / at, "frozen", "--frozen.weights", source, "--frozen.at", at)
-        assert weights(tmp_path / at / "frozen-seed0").tolist() == wanted.tolist()
-    still = ("--retrained-dds.weight-warmup", 10**6, "--retrained-dds.at", "best")
-    call(tmp_path / "dds", "retrained_dds", *given, *still)
-    begun, _ = load_tree(tmp_path / "dds" / "dds-seed0" / BEST)
-    assert weights(tmp_path / "dds" / "retrained_dds-seed0") == pytest.approx(begun["of"], abs=1e-5)
-    assert result(tmp_path / "dds", "retrained_dds")["preparation_steps"] == 8
-    (source / BEST).unlink()
-    fails(tmp_path / "none", "frozen", "--frozen.weights", source, "--frozen.at", "best")
-    assert "learned no weights while it trained: give --frozen.at end." in capsys.readouterr().err
