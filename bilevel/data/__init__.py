@@ -23,6 +23,8 @@ from bilevel.data.opening import given_by as given_by
 from bilevel.data.pairs.by_target import PairsByTarget as PairsByTarget
 from bilevel.data.pairs.by_target import multilingual_pairs as multilingual_pairs
 from bilevel.data.pairs.by_target import pairs_by_target as pairs_by_target
+from bilevel.data.pairs.languages import LanguageRows as LanguageRows
+from bilevel.data.pairs.languages import pack_languages as pack_languages
 from bilevel.data.pairs.packed_pairs import PackedPairs as PackedPairs
 from bilevel.data.pairs.packed_pairs import PairLabels as PairLabels
 from bilevel.data.pairs.packed_pairs import pack_pairs as pack_pairs

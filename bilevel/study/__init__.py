@@ -7,6 +7,7 @@ from bilevel.study.task import Model as Model
 from bilevel.study.task import ModelOptions as ModelOptions
 from bilevel.study.task import ParamFilter as ParamFilter
 from bilevel.study.task import Picture as Picture
+from bilevel.study.task import SourceLanguages as SourceLanguages
 from bilevel.study.task import Splits as Splits
 from bilevel.study.task import Task as Task
 from bilevel.study.task import Text as Text

@@ -122,16 +122,19 @@ def plan_over(
     return Plan(model=model, step=step, init=init, **fields)
 
 
-def probed(context: Context, model: Model, blocks: int) -> ParamFilter | None:
-    """Return which parameters are probed: those of the last blocks, this many; None, which is all, for 0."""
+def probed(context: Context, model: Model, blocks: int, name: str = "probe-blocks") -> ParamFilter | None:
+    """Return which parameters are probed: those of the last blocks, this many; None, which is all, for 0.
+
+    `name` is that of the flag, for messages.
+    """
     if not blocks:
         return None
     if model.part is None:
-        raise UserError(f"--{context.flag}.probe-blocks {blocks}: this network has no blocks; give 0.")
+        raise UserError(f"--{context.flag}.{name} {blocks}: this network has no blocks; give 0.")
     try:
         return model.part(blocks)
     except UserError as error:
-        raise UserError(f"--{context.flag}.probe-blocks {blocks}: {error}") from error
+        raise UserError(f"--{context.flag}.{name} {blocks}: {error}") from error
 
 
 def labels(splits: Splits) -> str:

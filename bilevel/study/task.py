@@ -15,7 +15,7 @@ import numpy as np
 from jax.sharding import Mesh
 from numpy.typing import NDArray
 
-from bilevel.data import Dataset, Pack
+from bilevel.data import Dataset, Pack, PairsByTarget
 from bilevel.selection.known import Known as Known
 from bilevel.selection.scorers import Scorer
 from bilevel.study.report import Picture as Picture
@@ -31,6 +31,17 @@ Write: TypeAlias = Callable[[Params, ModelState, Dataset], Sequence[str]]
 """(θ, model state, rows) -> a text a row."""
 GENERIC = "generic"
 """Name of the evaluated set of generic rows that are not trained on."""
+
+
+class SourceLanguages(NamedTuple):
+    """What is known of training pairs that come from several source languages."""
+
+    table: PairsByTarget
+    """Which rows of `train` each target sentence has."""
+    specific: str
+    """The language that the model is for."""
+    sentences: Callable[[str], Sequence[str]]
+    """A language -> its training sentences."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +64,8 @@ class Splits:
     """Number of labels of a batch's `label`; 0 where rows have none."""
     specific_weights: Sequence[float] | None = None
     """How often a specific batch comes from each set of `JoinedData`, in proportion; None: all alike."""
+    languages: SourceLanguages | None = None
+    """For methods that draw the source language of a target; None: there is one language."""
     about: str = ""
     """Where the rows come from, in a sentence for the report."""
 

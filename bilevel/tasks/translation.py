@@ -14,15 +14,18 @@ from pydantic import Field, NonNegativeFloat
 
 from bilevel.data import (
     Dataset,
+    LanguageRows,
     PackedPairs,
+    PairParts,
     PairSource,
-    Tokenizer,
+    PairTokenizer,
     given_by,
     hold_out,
     labelled_pairs,
     open_pairs,
     open_specific_pairs,
     open_tokenizer,
+    pack_languages,
     pack_pairs,
     warn_of_shared_pairs,
 )
@@ -34,7 +37,18 @@ from bilevel.nn.translation.recurrent import RecurrentConfig, decoder_part, recu
 from bilevel.nn.translation.transformer import SIZES, TranslatorConfig, last_blocks, transformer
 from bilevel.nn.translation.weighting import PairWeighting, pair_logits
 from bilevel.offline.translations import chance_of_difference, scored, signature, translator
-from bilevel.study import Evaluate, Known, Measure, Model, ModelOptions, ParamFilter, Splits, Text, Weighting
+from bilevel.study import (
+    Evaluate,
+    Known,
+    Measure,
+    Model,
+    ModelOptions,
+    ParamFilter,
+    SourceLanguages,
+    Splits,
+    Text,
+    Weighting,
+)
 from bilevel.study.task import Write, mean_evaluator
 from bilevel.training.settings import Count, free
 from bilevel.types import Batch, ModelState, Params, UserError
@@ -53,7 +67,10 @@ class DataConfig:
     """Specific pairs: a folder with train, valid and test files, or anything that --data.generic takes (then split 80/10/10 by a
     hash of the source sentence), or python:interface, messages of programs."""
     source_language: str = "en"
-    """Language that is translated from, as the files or columns call it."""
+    """Language that is translated from, as the files or columns call it; several (az,tr,be), for which rows are grouped by their
+    target sentence, so that methods may draw the language of each target."""
+    specific_language: str | None = None
+    """Of several source languages the one that the model is for; none given: the first."""
     target_language: str = "fr"
     """Language that is translated to."""
     columns: tuple[str, str] | None = None
@@ -66,7 +83,8 @@ class DataConfig:
     tokenizer: str = "unigram"
     """Sentencepiece model that is trained on the generic pairs: unigram or bpe; or a .model file."""
     vocabulary: Count = 2000
-    """V: pieces of a tokenizer that is trained, of both languages together."""
+    """V: pieces of a tokenizer that is trained, of both languages together; of several source languages, at most so many each,
+    merged by their strings."""
     length: Count = 32
     """S = T: most pieces of a sentence; pairs with a longer one are dropped, and counted."""
     max_ratio: Annotated[float, Field(ge=1)] | None = None
@@ -126,11 +144,12 @@ class _Shape(NamedTuple):
     describe: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PairSplits(Splits):
     """The pairs, and what cuts sentences into pieces."""
 
-    tokenizer: Tokenizer | None = None
+    source: PairTokenizer
+    target: PairTokenizer
 
 
 _ATD: dict[str, Any] = {
@@ -178,37 +197,11 @@ class Translation:
     def open(self, config: TranslationConfig, folder: Path) -> PairSplits:
         """Open, tokenise, pack and split the pairs."""
         d = config.data
-        options: dict[str, Any] = {
-            "source_language": d.source_language, "target_language": d.target_language, "columns": d.columns,
-        }  # fmt: skip
-        with given_by("--data.generic"):
-            generic = open_pairs(d.generic, **options)
-        if d.generic_labels is not None:
-            generic = labelled_pairs(generic, d.generic_labels)
-        generic, held_out = hold_out(generic)
-        with given_by("--data.specific"):
-            parts = open_specific_pairs(d.specific, **options)
-        tokenizer = open_tokenizer(d.tokenizer, generic, vocabulary=d.vocabulary, cache_dir=d.cache_dir)
-
-        def packed(source: PairSource) -> PackedPairs:
-            return pack_pairs(
-                source, tokenizer, length=d.length, cache_dir=d.cache_dir, max_ratio=d.max_ratio,
-                drop_copies=d.drop_copies, drop_repeats=d.drop_repeats,
-            )  # fmt: skip
-
-        train, specific, valid = packed(generic), packed(parts.train), packed(parts.valid)
-        test = {name: packed(part) for name, part in parts.test.items()}
-        warn_of_shared_pairs([train, specific], {"valid": valid, **test})
-        return PairSplits(
-            train=train,
-            specific=specific,
-            valid={"specific": valid, "generic": packed(held_out)},
-            test=test,
-            held_out=specific,  # irreducible is what a model of the specific pairs cannot predict
-            known=_known(train, d),
-            about=f"Generic: {d.generic}. Specific: {d.specific}. {d.source_language} to {d.target_language}; losses in nats per "
-            f"piece, {tokenizer.size:,} pieces. {self.signature(config)} {train.dropped()}",
-            tokenizer=tokenizer,
+        names = [name.strip() for name in d.source_language.split(",")]
+        return (
+            _open_one(d, self.signature(config))
+            if len(names) == 1
+            else _open_several(config, names, self.signature(config))
         )
 
     def model(self, config: TranslationConfig, splits: PairSplits, options: ModelOptions) -> Model:
@@ -225,7 +218,9 @@ class Translation:
     def weighting(self, config: TranslationConfig, splits: PairSplits) -> Weighting:
         """Build the weighting network over bags of pieces."""
         m = config.model
-        module = PairWeighting(_vocabulary(splits), width=m.weighting_width, hidden=m.weighting_hidden)
+        module = PairWeighting(
+            max(splits.source.size, splits.target.size), width=m.weighting_width, hidden=m.weighting_hidden
+        )
         empty = _empty(config)
         sides = [empty[name] for name in ("source", "source_length", "target", "target_length")]
         return Weighting(lambda key: module.init(key, *sides)["params"], pair_logits(module))
@@ -237,12 +232,11 @@ class Translation:
     def write(self, config: TranslationConfig, splits: PairSplits, model: Model) -> Write:
         """Return what translates all rows of a data set by beam search."""
         m = config.model
-        network, tokenizer = _network(config, splits, ModelOptions()).network, splits.tokenizer
-        assert tokenizer is not None
+        network = _network(config, splits, ModelOptions()).network
         translate = translator(network, beam=m.beam, most=config.data.length, penalty=gnmt(m.length_penalty))
 
         def written(params: Params, model_state: ModelState, rows: Dataset) -> list[str]:
-            return tokenizer.decode(translate(params, rows))
+            return splits.target.decode(translate(params, rows))
 
         return written
 
@@ -250,7 +244,7 @@ class Translation:
         self, config: TranslationConfig, splits: PairSplits, rows: PackedPairs, texts: Sequence[str]
     ) -> dict[str, float]:
         """Return BLEU and chrF of translations."""
-        found = scored(texts, _targets(rows), config.model.bleu_tokenize)
+        found = scored(texts, rows.targets(), config.model.bleu_tokenize)
         return {"bleu": found.bleu, "chrf": found.chrf}
 
     def chance(
@@ -262,7 +256,7 @@ class Translation:
         texts: Sequence[str],
     ) -> Mapping[str, float]:
         """Return the p values of sacrebleu's paired bootstrap test."""
-        return chance_of_difference(baseline, texts, _targets(rows), config.model.bleu_tokenize)
+        return chance_of_difference(baseline, texts, rows.targets(), config.model.bleu_tokenize)
 
     def signature(self, config: TranslationConfig) -> str:
         """Return how BLEU and chrF are measured, in sacrebleu's words, and the search."""
@@ -271,32 +265,100 @@ class Translation:
 
     def show(self, config: TranslationConfig, splits: PairSplits, ids: NDArray[np.integer[Any]]) -> Sequence[Text]:
         """Return generic pairs as texts, with their domain and fault where these are known."""
-        train = splits.train
-        assert isinstance(train, PackedPairs)
-        labels = [[known.names[known.values[i]] for known in train.labels.values()] for i in ids]
-        return [
-            Text(0.0, ", ".join(label for label in row if label != NO_FAULT), " ⇒ ".join(train.text(int(i))))
-            for i, row in zip(ids, labels, strict=True)
-        ]
+        train: Any = splits.train
+        labels = [[k.names[k.values[i]] for k in splits.known.values() if not k.fault] for i in ids]
+        faults = train.labels.get("fault") if isinstance(train, PackedPairs) else None
+        for i, row in zip(ids, labels, strict=True):
+            if faults is not None and faults.names[faults.values[i]] != NO_FAULT:
+                row.append(faults.names[faults.values[i]])
+        return [Text(0.0, ", ".join(row), " ⇒ ".join(train.text(int(i)))) for i, row in zip(ids, labels, strict=True)]
+
+
+def _open_one(d: DataConfig, signature: str) -> PairSplits:
+    """One source language: generic pairs, of which a share is held out, and specific ones."""
+    generic, parts = _opened(d, d.source_language)
+    generic, held_out = hold_out(generic)
+    tokenizer = open_tokenizer(d.tokenizer, generic, vocabulary=d.vocabulary, cache_dir=d.cache_dir)
+    options = _packing(d)
+    train, specific, valid, other = (
+        pack_pairs(source, tokenizer, **options) for source in (generic, parts.train, parts.valid, held_out)
+    )
+    test = {name: pack_pairs(part, tokenizer, **options) for name, part in parts.test.items()}
+    warn_of_shared_pairs([train, specific], {"valid": valid, **test})
+    return PairSplits(
+        train=train,
+        specific=specific,
+        valid={"specific": valid, "generic": other},
+        test=test,
+        held_out=specific,  # irreducible is what a model of the specific pairs cannot predict
+        known=_known(train, d),
+        about=f"Generic: {d.generic}. Specific: {d.specific}. {d.source_language} to {d.target_language}; losses in nats per "
+        f"piece, {tokenizer.size:,} pieces. {signature} {train.dropped()}",
+        source=tokenizer,
+        target=tokenizer,
+    )
+
+
+def _open_several(config: TranslationConfig, names: Sequence[str], signature: str) -> PairSplits:
+    """Several source languages: all of their training pairs, and dev and test of the specific language."""
+    d = config.data
+    specific = d.specific_language or names[0]
+    found = {name: _opened(d, name) for name in dict.fromkeys((*names, specific))}
+    data = pack_languages(
+        {name: found[name][0] for name in names}, specific, found[specific][1], shared=config.model.network != "lstm",
+        tokenizer=d.tokenizer, vocabulary=d.vocabulary, **_packing(d),
+    )  # fmt: skip
+    warn_of_shared_pairs([*data.train.pairs.values()], {"valid": data.valid, **data.test})
+    return PairSplits(
+        train=data.train,
+        specific=data.specific,
+        valid={"specific": data.valid},
+        test=data.test,
+        held_out=data.specific,
+        known={"language": Known(data.train.languages, tuple(data.train.parts))},
+        languages=SourceLanguages(data.train.table, specific, data.train.sentences),
+        about=f"{', '.join(names)} to {d.target_language}, {d.generic}; for {specific}, {d.specific}. Losses in nats per piece, "
+        f"{data.target.size:,} pieces. {signature}",
+        source=data.source,
+        target=data.target,
+    )
+
+
+def _opened(d: DataConfig, language: str) -> tuple[PairSource, PairParts]:
+    """The generic and the specific pairs of a source language."""
+    options: dict[str, Any] = {"source_language": language, "target_language": d.target_language, "columns": d.columns}
+    with given_by("--data.generic"):
+        generic = open_pairs(d.generic, **options)
+    if d.generic_labels is not None:
+        generic = labelled_pairs(generic, d.generic_labels)
+    with given_by("--data.specific"):
+        return generic, open_specific_pairs(d.specific, **options)
+
+
+def _packing(d: DataConfig) -> dict[str, Any]:
+    names = ("length", "cache_dir", "max_ratio", "drop_copies", "drop_repeats")
+    return {name: getattr(d, name) for name in names}
 
 
 def _network(config: TranslationConfig, splits: PairSplits, options: ModelOptions) -> _Shape:
-    m, size, vocabulary = config.model, options.network or config.model.network, _vocabulary(splits)
+    m, size = config.model, options.network or config.model.network
     dtype = jnp.dtype(options.dtype or m.dtype)
     if size == "lstm":
         shape = RecurrentConfig(
-            vocabulary, vocabulary, hidden=m.hidden, embedding=m.embedding, dropout=m.dropout, dtype=dtype
+            splits.source.size,
+            splits.target.size,
+            hidden=m.hidden,
+            embedding=m.embedding,
+            dropout=m.dropout,
+            dtype=dtype,
         )
         return _Shape(recurrent(shape), lambda count: decoder_part, f"lstm {m.hidden}")
     if size not in SIZES:
         raise UserError(f'There is no translation model "{size}": choose from {", ".join([*SIZES, "lstm"])}.')
-    transformed = TranslatorConfig(vocabulary, **SIZES[size], dropout=m.dropout, dtype=dtype, fused=not options.forward)
+    transformed = TranslatorConfig(
+        splits.target.size, **SIZES[size], dropout=m.dropout, dtype=dtype, fused=not options.forward
+    )
     return _Shape(transformer(transformed), lambda count: last_blocks(count, transformed), f"transformer {size}")
-
-
-def _vocabulary(splits: PairSplits) -> int:
-    assert splits.tokenizer is not None
-    return splits.tokenizer.size
 
 
 def _empty(config: TranslationConfig) -> Batch:
@@ -305,13 +367,9 @@ def _empty(config: TranslationConfig) -> Batch:
     return {"source": pieces, "source_length": length, "target": pieces, "target_length": length}
 
 
-def _mean_pieces(rows: Dataset) -> float:
-    assert isinstance(rows, PackedPairs)
-    return float(np.diff(rows.starts)[1::2].mean())
-
-
-def _targets(rows: PackedPairs) -> list[str]:
-    return [rows.text(i)[1] for i in range(len(rows))]
+def _mean_pieces(rows: Any) -> float:
+    parts = rows.pairs.values() if isinstance(rows, LanguageRows) else [rows]
+    return float(np.concatenate([np.diff(part.starts)[1::2] for part in parts]).mean())
 
 
 def _known(train: PackedPairs, data: DataConfig) -> dict[str, Known]:

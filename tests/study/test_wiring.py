@@ -386,7 +386,7 @@ def test_sequences_are_kept_and_replayed(tmp_path: Path, capsys: pytest.CaptureF
         ((*sequence, own, "--steps", 10), "The sequence has 8 steps, and 10 are asked for"),
         ((*policy, tmp_path / "no.safetensors"), "no.safetensors does not exist"),
         ((*policy, own, "--rl-sampler.policy-size", 8), "does not fit: its"),
-        ((*sequence, own, "--resident", "never"), "--resident never does not fit rl_sampler and replayed"),
+        ((*sequence, own, "--resident", "never"), "--resident never does not fit replayed"),
     ):
         fails(tmp_path / "new", *map(str, flags))
         error = capsys.readouterr().err

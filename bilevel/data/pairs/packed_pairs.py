@@ -134,6 +134,10 @@ class PackedPairs:
         starts = self._text_starts[1::2]
         return self._text, starts, self._text_starts[2::2] - starts
 
+    def targets(self) -> list[str]:
+        """Return the target sentences of all rows."""
+        return [self.text(i)[1] for i in range(len(self))]
+
     def dropped(self) -> str:
         """Say in a sentence how many pairs were dropped, and why; `""` if none were."""
         counts, length = self.manifest["dropped"], self.manifest["length"]

@@ -161,6 +161,7 @@ def train_tokenizer(
     vocabulary: int = 2000,
     kind: ModelKind = "unigram",
     side: Side = "both",
+    at_most: bool = False,
 ) -> Tokenizer:
     """Train a sentencepiece model and keep it in `cache_dir`; a second call only opens it.
 
@@ -172,11 +173,12 @@ def train_tokenizer(
         vocabulary: V, the number of pieces, with pad, unk and eos.
         kind: unigram or bpe.
         side: the text of both sides (one joint vocabulary), or of one.
+        at_most: take fewer pieces where the text does not give as many (unigram only).
 
     Raises:
         UserError: the vocabulary is larger than the text allows, or smaller than its letters need; or as reading the source.
     """
-    key = digest(["tokenizer", _FORMAT_VERSION, vocabulary, kind, side, source.fingerprint()])
+    key = digest(["tokenizer", _FORMAT_VERSION, vocabulary, kind, side, at_most, source.fingerprint()])
     file = "tokenizer.model"
 
     def opened(folder: Path) -> Tokenizer:
@@ -186,7 +188,7 @@ def train_tokenizer(
             raise UserError(f"The tokenizer in {folder} is damaged ({error}); remove the folder.") from error
 
     def write(folder: Path) -> None:
-        (folder / file).write_bytes(_train(source, vocabulary, kind, side))
+        (folder / file).write_bytes(_train(source, vocabulary, kind, side, at_most))
 
     return cached_folder(
         Path(cache_dir) / f"{kind}-{vocabulary}-{key}",
@@ -197,7 +199,13 @@ def train_tokenizer(
 
 
 def open_tokenizer(
-    spec: str, source: PairSource, *, cache_dir: str | Path, vocabulary: int = 2000, side: Side = "both"
+    spec: str,
+    source: PairSource,
+    *,
+    cache_dir: str | Path,
+    vocabulary: int = 2000,
+    side: Side = "both",
+    at_most: bool = False,
 ) -> Tokenizer:
     """Open a `.model` file, or train a model as `train_tokenizer` does if `spec` is unigram or bpe.
 
@@ -205,7 +213,9 @@ def open_tokenizer(
         UserError: there is no such file, or it is no such model; or as `train_tokenizer`.
     """
     if spec in ("unigram", "bpe"):
-        return train_tokenizer(source, cache_dir=cache_dir, vocabulary=vocabulary, kind=spec, side=side)
+        return train_tokenizer(
+            source, cache_dir=cache_dir, vocabulary=vocabulary, kind=spec, side=side, at_most=at_most
+        )
     place = place_of(spec)
     if not exists(place):
         raise UserError(
@@ -215,7 +225,7 @@ def open_tokenizer(
         return Tokenizer(file.read(), spec)
 
 
-def _train(source: PairSource, vocabulary: int, kind: ModelKind, side: Side) -> bytes:
+def _train(source: PairSource, vocabulary: int, kind: ModelKind, side: Side, at_most: bool) -> bytes:
     sentencepiece = _sentencepiece()
     model = io.BytesIO()
     sentencepiece.set_random_generator_seed(0)
@@ -225,6 +235,7 @@ def _train(source: PairSource, vocabulary: int, kind: ModelKind, side: Side) -> 
             model_writer=model,
             vocab_size=vocabulary,
             model_type=kind,
+            hard_vocab_limit=not (at_most and kind == "unigram"),
             pad_id=PAD,
             unk_id=UNK,
             eos_id=EOS,

@@ -97,6 +97,7 @@ class Attention(nn.Module):
         weights = jax.nn.softmax(energy).astype(query.dtype)
         return self.out(jnp.einsum(f"rkhs,{axes}->rkhd", weights, of.values))
 
+
 class FeedForward(nn.Module):
     """Two layers, `[…, width]` -> the same."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,20 +12,12 @@ from pydantic import NonNegativeFloat
 
 from bilevel import samplers
 from bilevel.data import digest, rows_hash
-from bilevel.nn.head import with_head
-from bilevel.step import SampledState, make_sampled_step
 from bilevel.study.context import Context
-from bilevel.study.feeding import check_parts
+from bilevel.study.sampled import SAMPLER, SEQUENCE, sampled_plan
 from bilevel.study.spec import Plan, Spec, labels
-from bilevel.training import SequenceRecorder, load_sampler, load_sequence, save_sampler, save_sequence
-from bilevel.training.frequencies import save_frequencies
+from bilevel.training import load_sampler, load_sequence
 from bilevel.training.settings import Count, free
-from bilevel.types import Array, UserError
-
-SEQUENCE = "sequence.safetensors"
-SAMPLER = "sampler.safetensors"
-DRAWN = "sequence.part"
-"""The sequence while training."""
+from bilevel.types import UserError
 
 
 @dataclass(frozen=True)
@@ -73,47 +64,6 @@ class Replayed:
     """Take a sequence of other data with as many rows."""
 
 
-def _plan(
-    context: Context, sampler: samplers.Sampler, parts: int, policy: Any, *, learned: bool, **fields: Any
-) -> Plan:
-    """The plan of a run that a sampler draws the rows of: a learned one's parameters are kept, and begin with `policy`."""
-    study, splits, folder = context.study, context.splits, context.directory
-    if study.resident == "never":
-        raise UserError(
-            "--resident never does not fit rl_sampler and replayed, whose data always lie on the device: omit it."
-        )
-    if jax.process_count() > 1:
-        raise UserError("rl_sampler and replayed run in one process: omit --hosts.coordinator, or these methods.")
-    check_parts("--batch-size", study.batch_size, study.micro_batches)
-    model = context.model()
-    model = model._replace(loss=with_head(model.loss))  # what the sampler observes
-    step = make_sampled_step(
-        sampler, model.loss, context.optimizer, validation_micro_batches=parts, micro_batches=study.micro_batches,
-        ema_decay=study.optimizer.average or None,
-    )  # fmt: skip
-
-    def init(model_key: Array, weight_key: Array, step_key: Array) -> SampledState:
-        params, model_state = model.init(model_key)
-        return step.init(step_key, params, model_state, policy)
-
-    def recorder() -> SequenceRecorder:
-        ids = splits.train.rows(np.arange(len(splits.train)))["id"]
-        return SequenceRecorder(folder / DRAWN, study.batch_size, ids)
-
-    def finish(state: Any) -> Mapping[str, float]:
-        about = {"content_hash": rows_hash(splits.train), "num_rows": len(splits.train)}
-        sequence = recorder().sequence()
-        save_sequence(folder / SEQUENCE, sequence, **about)
-        if learned:
-            save_sampler(folder / SAMPLER, state.sampler.params, **about)
-        rewards = 0 if sampler.reward is None else len(sequence) // sampler.reward_every
-        found = save_frequencies(folder, sequence, len(splits.train), splits.known, rewards)
-        (folder / DRAWN).unlink(missing_ok=True)
-        return found
-
-    return Plan(model=model, step=step, init=init, recorder=recorder, finish=finish, **fields)
-
-
 def _rl_sampler(s: RlSampler, context: Context) -> Plan:
     splits = context.splits
     if s.fixed and s.start_from is None:
@@ -144,7 +94,9 @@ def _rl_sampler(s: RlSampler, context: Context) -> Plan:
         if s.fixed
         else "raise --rl-sampler.entropy-bonus or lower --rl-sampler.policy-learning-rate"
     )
-    return _plan(context, sampler, s.reward_parts, policy, learned=True, identity=identity, if_narrow=mend)
+    return sampled_plan(
+        context, sampler, parts=s.reward_parts, begin=policy, learned=True, identity=identity, if_narrow=mend
+    )
 
 
 def _replayed(s: Replayed, context: Context) -> Plan:
@@ -158,7 +110,7 @@ def _replayed(s: Replayed, context: Context) -> Plan:
         )
     sampler = samplers.replayed(sequence, len(context.splits.train), num_steps=study.steps)
     identity = {"sequence_digest": digest([sequence.tobytes()])}
-    return _plan(context, sampler, 1, None, learned=False, identity=identity)
+    return sampled_plan(context, sampler, identity=identity)
 
 
 def _expected(s: RlSampler | Replayed, context: Context) -> dict[str, Any]:
