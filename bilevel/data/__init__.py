@@ -24,7 +24,6 @@ from bilevel.data.pairs.by_target import PairsByTarget as PairsByTarget
 from bilevel.data.pairs.by_target import multilingual_pairs as multilingual_pairs
 from bilevel.data.pairs.by_target import pairs_by_target as pairs_by_target
 from bilevel.data.pairs.packed_pairs import PackedPairs as PackedPairs
-from bilevel.data.pairs.packed_pairs import PairLabels as PairLabels
 from bilevel.data.pairs.packed_pairs import pack_pairs as pack_pairs
 from bilevel.data.pairs.pair_sources import PairParts as PairParts
 from bilevel.data.pairs.pair_sources import open_pairs as open_pairs
@@ -43,6 +42,7 @@ from bilevel.data.pairs.tokenizer import PairTokenizer as PairTokenizer
 from bilevel.data.pairs.tokenizer import Tokenizer as Tokenizer
 from bilevel.data.pairs.tokenizer import open_tokenizer as open_tokenizer
 from bilevel.data.pairs.tokenizer import train_tokenizer as train_tokenizer
+from bilevel.data.streams import RowLabels as RowLabels
 from bilevel.data.text.files import file_fingerprint as file_fingerprint
 from bilevel.data.text.overlap import rows_in_both as rows_in_both
 from bilevel.data.text.packed import PackedText as PackedText
