@@ -22,6 +22,8 @@ from bilevel.data.captions.stream import CaptionSource as CaptionSource
 from bilevel.data.captions.stream import caption_hash as caption_hash
 from bilevel.data.captions.stream import joined_captions as joined_captions
 from bilevel.data.captions.stream import labelled_captions as labelled_captions
+from bilevel.data.captions.stream import parts_by_class as parts_by_class
+from bilevel.data.captions.stream import parts_of_captions as parts_of_captions
 from bilevel.data.digests import digest as digest
 from bilevel.data.labelled.opening import LabelledData as LabelledData
 from bilevel.data.labelled.opening import channel_statistics as channel_statistics

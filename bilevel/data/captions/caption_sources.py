@@ -174,9 +174,10 @@ def _places_of_parts(spec: str) -> dict[str, list[Place]] | None:
         found = {part: [entry for entry in entries if named_part(name_of(entry)) == part] for part in PARTS}
     elif isinstance(place, Path) and not exists(place) and place.parent.is_dir():
         start = f"{place.name}_"
-        entries = [e for e in entries_in(place.parent) if _is_source(e) and name_of(e).startswith(start)]
-        words = {entry: _stem(entry)[len(start) :] for entry in entries}
-        found = {part: [e for e in entries if words[e].isalpha() and named_part(words[e]) == part] for part in PARTS}
+        files = [entry for entry in entries_in(place.parent) if _is_source(entry)]
+        words = {file: _stem(file)[len(start) :] for file in files if name_of(file).startswith(start)}
+        entries = [file for file, word in words.items() if word.isalpha()]
+        found = {part: [entry for entry in entries if named_part(words[entry]) == part] for part in PARTS}
     else:
         return None
     if not any(found.values()):
@@ -193,7 +194,9 @@ def _places_of_parts(spec: str) -> dict[str, list[Place]] | None:
 
 
 def _stem(place: Place) -> str:
-    return name_of(place).partition(".")[0]
+    """The name of a file without its suffix, and that of a compressed file."""
+    name = name_of(place)
+    return name[: name.lower().rindex(suffix_of(place))]
 
 
 def _is_source(place: Place) -> bool:
@@ -270,5 +273,10 @@ def _of_file(path: Place, columns: CaptionColumns) -> CaptionSource:
         beside = [file for file in [caption_file(path)] if file is not None]
     else:
         raise UserError(f"{path} is of no known kind; give {_KINDS} (--data.generic, --data.specific).")
-    files = [path, *beside]
-    return CaptionSource(str(path), read, lambda: digest([*(c or "" for c in columns), *map(file_fingerprint, files)]))
+
+    def identify() -> str:
+        # Paths in a table are relative to its folder: the same table elsewhere names other images.
+        where = os.path.abspath(path) if isinstance(path, Path) and suffix in TABLE_SUFFIXES else ""
+        return digest([*(column or "" for column in columns), where, *map(file_fingerprint, [path, *beside])])
+
+    return CaptionSource(str(path), read, identify)

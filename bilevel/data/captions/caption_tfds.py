@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from bilevel.data.captions.caption_columns import CaptionColumns, Chosen, captions_of, choose_columns
+from bilevel.data.captions.classes import TEMPLATE
 from bilevel.data.captions.stream import Captioned, CaptionSource
 from bilevel.data.digests import digest
 from bilevel.data.loading.arrays import ArrayDataset
@@ -61,9 +62,16 @@ def splits_of(spec: str) -> set[str]:
 
 
 def captions_of_labels(
-    dataset: ArrayDataset, names: Sequence[str], template: str = "a photo of a {}", *, domain: str = ""
+    dataset: ArrayDataset,
+    names: Sequence[str],
+    template: str = TEMPLATE,
+    *,
+    domain: str = "",
+    numbered: bool = False,
 ) -> CaptionSource:
     """Caption labelled images by the name of their label, such as CIFAR-10 with the wrong labels of people (CIFAR-10N).
+
+    `parts_by_class` splits them.
 
     Args:
         dataset: with arrays `image` uint8 `[N, H, W, C]` and `label` int `[N]`, as `open_labelled` gives it; where there is
@@ -71,6 +79,7 @@ def captions_of_labels(
         names: of the classes, in the order of the labels.
         template: the caption, with {} for the name.
         domain: of all these images, for analysis; `""`: the name of the data set.
+        numbered: whether the images keep their label, as specific ones do; generic ones have −1.
 
     Raises:
         UserError: an array is missing, or a label has no name.
@@ -91,9 +100,11 @@ def captions_of_labels(
     def read() -> Iterator[Captioned]:
         for number, (image, said, true) in enumerate(zip(images, label, clean, strict=True)):
             labels = (domain or dataset.name, NO_FAULT if said == true else "wrong caption")
-            yield Captioned(f"{dataset.name}, image {number}", image, captions[said], str(names[said]), labels=labels)
+            label_of = int(said) if numbered else -1
+            where = f"{dataset.name}, image {number}"
+            yield Captioned(where, image, captions[said], str(names[said]), label_of, labels)
 
     def identify() -> str:
-        return digest(["labels", dataset.content_hash, domain, *captions])
+        return digest(["labels", dataset.content_hash, domain, str(numbered), *captions])
 
     return CaptionSource(dataset.name, read, identify, ("domain", "fault"), tuple(names))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
-from bilevel.data.captions.stream import Captioned, CaptionSource
+from bilevel.data.captions.stream import Captioned, CaptionSource, no_class
 from bilevel.data.notes import some
 from bilevel.data.opening import Place, exists
 from bilevel.data.streams import changed, one_line
@@ -71,6 +71,8 @@ def with_class_captions(source: CaptionSource, classes: Classes, *, numbered: bo
     def read() -> Iterator[Captioned]:
         for item in source.read():
             number = classes.numbers.get(item.category)
+            if not item.category:
+                raise UserError(no_class(source, item.where))
             if number is None:
                 raise UserError(
                     f"{item.where} is of a class {item.category!r} that train has not; the classes there are "

@@ -193,6 +193,7 @@ def _vectorizer(**options: Any) -> Any:
 def _fit(folder: Path, captions: Sequence[str], dimensions: int) -> None:
     vectorizer = _vectorizer()
     from sklearn.decomposition import TruncatedSVD
+    from threadpoolctl import threadpool_limits
 
     try:
         matrix = vectorizer.fit_transform(captions)
@@ -206,7 +207,9 @@ def _fit(folder: Path, captions: Sequence[str], dimensions: int) -> None:
             f"{matrix.shape[0]:,} captions of {matrix.shape[1]:,} different words are too few for {dimensions} dimensions; give "
             f"--data.text-dimensions {max(most, 1)} or less, or more generic captions."
         )
-    svd: Any = TruncatedSVD(dimensions, random_state=0).fit(matrix)
+    # One thread: sums in another order give other vectors, and on busy processors several threads took seven times as long.
+    with threadpool_limits(1):
+        svd: Any = TruncatedSVD(dimensions, random_state=0).fit(matrix)
     np.save(folder / "components.npy", svd.components_.astype(np.float32))
     np.save(folder / "idf.npy", vectorizer.idf_)
     (folder / "words.json").write_text(json.dumps(list(vectorizer.get_feature_names_out())), encoding="utf-8")

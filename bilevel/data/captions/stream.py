@@ -165,6 +165,11 @@ def _sizes(sizes: Mapping[str, int]) -> str:
     return ", ".join(f"{size} in {part}" for part, size in sizes.items())
 
 
+def no_class(source: CaptionSource, where: str) -> str:
+    """Say that an image has no class where others have."""
+    return f"{where} has no class, but other images of {source.name} have; give it one, or leave it out."
+
+
 def category_names(source: CaptionSource) -> tuple[str, ...]:
     """Return the names of the classes: those that the source knows, or those found, sorted; () without classes.
 
@@ -186,7 +191,5 @@ def category_names(source: CaptionSource) -> tuple[str, ...]:
     if found == {""}:
         return ()
     if without:
-        raise UserError(
-            f"{without} has no class, but other images of {source.name} have; give it one, or leave it out."
-        )
+        raise UserError(no_class(source, without))
     return tuple(sorted(found, key=lambda name: (0, int(name), "") if name.isdecimal() else (1, 0, name)))
