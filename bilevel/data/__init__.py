@@ -12,6 +12,7 @@ from bilevel.data.captions.embeddings import LSA as LSA
 from bilevel.data.captions.embeddings import FileEmbedding as FileEmbedding
 from bilevel.data.captions.embeddings import FunctionEmbedding as FunctionEmbedding
 from bilevel.data.captions.embeddings import TextEmbedding as TextEmbedding
+from bilevel.data.captions.embeddings import note_close_captions as note_close_captions
 from bilevel.data.captions.embeddings import open_embedding as open_embedding
 from bilevel.data.captions.packed_captions import PackedCaptions as PackedCaptions
 from bilevel.data.captions.packed_captions import pack_captions as pack_captions

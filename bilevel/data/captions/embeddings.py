@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from bilevel.data.cache import cached_folder
 from bilevel.data.digests import digest, text_hash
+from bilevel.data.notes import note
 from bilevel.data.opening import place_of
 from bilevel.data.streams import one_line
 from bilevel.types import UserError
@@ -25,6 +26,7 @@ _WORD = r"(?u)\w+"
 """Single letters too: they tell "latin small letter a" from "latin small letter b"."""
 _VERSION = 1
 _BLOCK = 1 << 14
+_CLOSE = 0.99
 
 
 class TextEmbedding(Protocol):
@@ -177,6 +179,21 @@ def open_embedding(
         lambda folder: _fit(folder, captions, dimensions),
         work="Fitting the embedding of captions",
     )
+
+
+def note_close_captions(captions: Sequence[str], embedding: TextEmbedding) -> None:
+    """Say how many pairs of captions, such as those of classes, have nearly the same vector: no model tells them apart."""
+    vectors = embedding(captions)
+    vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), np.finfo(np.float32).tiny)
+    cosines = np.triu(vectors @ vectors.T, 1)
+    close = int((cosines > _CLOSE).sum())
+    if close:
+        one, other = divmod(int(cosines.argmax()), len(captions))
+        note(
+            f"{close:,} of {len(captions) * (len(captions) - 1) // 2:,} pairs of captions have nearly the same vector by "
+            f"{embedding.name} (a cosine above {_CLOSE}), such as {captions[one]!r} and {captions[other]!r}; raise "
+            "--data.text-dimensions, or give other vectors with --data.embedding."
+        )
 
 
 def _vectorizer(**options: Any) -> Any:
