@@ -24,6 +24,7 @@ from bilevel.data import (
     embed_captions,
     images_in_both,
     labelled_captions,
+    note_close_captions,
     open_captions,
     open_embedding,
     pack_captions,
@@ -296,6 +297,17 @@ def test_lsa_is_tfidf_projected_on_singular_vectors(tmp_path: Path) -> None:
     expected /= np.linalg.norm(expected, axis=1, keepdims=True)
     found = open_embedding("lsa", CAPTIONS, dimensions=3, cache_dir=tmp_path)(CAPTIONS)
     np.testing.assert_allclose(found @ found.T, expected @ expected.T, atol=1e-5)
+
+
+def test_captions_that_no_model_tells_apart_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = {"a": (1.0, 0.0), "b": (0.0, 2.0), "c": (0.01, 3.0), "d": (0.0, 0.0)}
+    known = FunctionEmbedding(lambda texts: [rows[text] for text in texts], "known", 2)
+    note_close_captions(["a", "b", "d"], known)
+    assert capsys.readouterr().err == ""
+    note_close_captions(["a", "b", "c", "d"], known)
+    said = capsys.readouterr().err
+    assert said.startswith("note: 1 of 6 pairs of captions have nearly the same vector by known (a cosine above 0.99)")
+    assert "such as 'b' and 'c'; raise --data.text-dimensions" in said
 
 
 def vectors(
