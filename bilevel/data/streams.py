@@ -119,7 +119,10 @@ def labelled(stream: S, path: str | Place, unit: str, *, faults: bool = True) ->
             domain, fault = [*(cell.strip().decode() for cell in line.split(b"\t")), ""][:2]
             if not domain:
                 one = unit.removesuffix("s")
-                raise UserError(f"{table}, line {number}: the first column is empty; every {one} needs a domain there.")
+                raise UserError(
+                    f"{table}, line {number}: the first column is empty; every {one} needs a domain there "
+                    "(--data.generic-labels)."
+                )
             yield item._replace(labels=(domain, fault or NO_FAULT) if faults else (domain,))
 
     kinds = ("domain", "fault") if faults else ("domain",)
