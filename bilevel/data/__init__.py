@@ -1,6 +1,30 @@
-"""Data: sources of text and of sentence pairs, packing to memory-mapped arrays, labelled images and features, and loaders
-whose order is a function of (seed, step)."""
+"""Data: sources of text, of sentence pairs and of captioned images, packing to memory-mapped arrays, labelled images and
+features, and loaders whose order is a function of (seed, step)."""
 
+from bilevel.data.captions.caption_columns import CaptionColumns as CaptionColumns
+from bilevel.data.captions.caption_rows import CaptionRows as CaptionRows
+from bilevel.data.captions.caption_rows import embed_captions as embed_captions
+from bilevel.data.captions.caption_sources import CaptionParts as CaptionParts
+from bilevel.data.captions.caption_sources import open_captions as open_captions
+from bilevel.data.captions.caption_sources import open_specific_captions as open_specific_captions
+from bilevel.data.captions.caption_tfds import captions_of_labels as captions_of_labels
+from bilevel.data.captions.embeddings import LSA as LSA
+from bilevel.data.captions.embeddings import FileEmbedding as FileEmbedding
+from bilevel.data.captions.embeddings import FunctionEmbedding as FunctionEmbedding
+from bilevel.data.captions.embeddings import TextEmbedding as TextEmbedding
+from bilevel.data.captions.embeddings import note_close_captions as note_close_captions
+from bilevel.data.captions.embeddings import open_embedding as open_embedding
+from bilevel.data.captions.packed_captions import PackedCaptions as PackedCaptions
+from bilevel.data.captions.packed_captions import pack_captions as pack_captions
+from bilevel.data.captions.shared_images import images_in_both as images_in_both
+from bilevel.data.captions.shared_images import warn_of_shared_images as warn_of_shared_images
+from bilevel.data.captions.stream import Captioned as Captioned
+from bilevel.data.captions.stream import CaptionSource as CaptionSource
+from bilevel.data.captions.stream import caption_hash as caption_hash
+from bilevel.data.captions.stream import joined_captions as joined_captions
+from bilevel.data.captions.stream import labelled_captions as labelled_captions
+from bilevel.data.captions.stream import parts_by_class as parts_by_class
+from bilevel.data.captions.stream import parts_of_captions as parts_of_captions
 from bilevel.data.digests import digest as digest
 from bilevel.data.labelled.opening import LabelledData as LabelledData
 from bilevel.data.labelled.opening import channel_statistics as channel_statistics
@@ -26,7 +50,6 @@ from bilevel.data.pairs.by_target import pairs_by_target as pairs_by_target
 from bilevel.data.pairs.languages import LanguageRows as LanguageRows
 from bilevel.data.pairs.languages import pack_languages as pack_languages
 from bilevel.data.pairs.packed_pairs import PackedPairs as PackedPairs
-from bilevel.data.pairs.packed_pairs import PairLabels as PairLabels
 from bilevel.data.pairs.packed_pairs import pack_pairs as pack_pairs
 from bilevel.data.pairs.pair_sources import PairParts as PairParts
 from bilevel.data.pairs.pair_sources import open_pairs as open_pairs
@@ -45,6 +68,7 @@ from bilevel.data.pairs.tokenizer import PairTokenizer as PairTokenizer
 from bilevel.data.pairs.tokenizer import Tokenizer as Tokenizer
 from bilevel.data.pairs.tokenizer import open_tokenizer as open_tokenizer
 from bilevel.data.pairs.tokenizer import train_tokenizer as train_tokenizer
+from bilevel.data.streams import RowLabels as RowLabels
 from bilevel.data.text.files import file_fingerprint as file_fingerprint
 from bilevel.data.text.overlap import rows_in_both as rows_in_both
 from bilevel.data.text.packed import PackedText as PackedText

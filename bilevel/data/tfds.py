@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from bilevel.data.digests import FIELD, Document, Source, digest
+from bilevel.data.records import all_records
 from bilevel.types import UserError
 
-_CHUNK = 512  # records read at once
 _VERSION = re.compile(r"\d+\.\d+\.\d+|\d+\.\*\.\*|\d+\.\d+\.\*")
 _FORM = "write tfds:NAME, tfds:NAME:SPLIT or tfds:NAME:SPLIT:FIELD"
 
@@ -35,9 +35,8 @@ def tfds_source(spec: str, field: str | None) -> Source:
     _check_field(spec, records, key)
 
     def read() -> Iterator[Document]:
-        for start in range(0, len(records), _CHUNK):
-            for offset, record in enumerate(records.__getitems__(range(start, min(start + _CHUNK, len(records))))):
-                yield Document(_text(record[key], spec, start + offset))
+        for number, record in enumerate(all_records(records)):
+            yield Document(_text(record[key], spec, number))
 
     return Source(spec, read, lambda: identify_records(records, split, key))
 

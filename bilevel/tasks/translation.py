@@ -29,7 +29,7 @@ from bilevel.data import (
     pack_pairs,
     warn_of_shared_pairs,
 )
-from bilevel.data.pairs.stream import NO_FAULT
+from bilevel.data.streams import NO_FAULT
 from bilevel.nn.translation.base import EncoderDecoder
 from bilevel.nn.translation.beam_search import gnmt
 from bilevel.nn.translation.losses import translation_loss

@@ -20,6 +20,10 @@ _DEPTH = 2**16 - 1
 _ORIENTATION = 0x0112
 
 
+class ImageError(UserError):
+    """An image that cannot be used, whatever the reader does."""
+
+
 def decoded(data: Path | bytes, where: str, size: int | None) -> NDArray[np.uint8]:
     """Decode an image to RGB, uint8 `[H, W, 3]`, as it is meant to be seen.
 
@@ -31,7 +35,8 @@ def decoded(data: Path | bytes, where: str, size: int | None) -> NDArray[np.uint
         size: height and width to resize to, or None.
 
     Raises:
-        UserError: it is no image, is too large, has several frames or numbers of unknown range, or pillow is missing.
+        ImageError: it is no image, is too large, has several frames or numbers of unknown range.
+        UserError: the file cannot be read, or pillow is missing.
     """
     pillow = _pillow()
     with read_errors(data) if isinstance(data, Path) else contextlib.nullcontext():
@@ -44,10 +49,10 @@ def decoded(data: Path | bytes, where: str, size: int | None) -> NDArray[np.uint
     except UserError:
         raise
     except pillow.DecompressionBombError as error:
-        raise UserError(f"{where} is too large an image ({error}); make it smaller, or leave it out.") from error
+        raise ImageError(f"{where} is too large an image ({error}); make it smaller, or leave it out.") from error
     except Exception as error:  # each decoder has exceptions of its own
         found = "of no known kind" if "cannot identify" in str(error) else str(error) or type(error).__name__
-        raise UserError(f"{where} is not a sound image ({found}); replace it, or leave it out.") from error
+        raise ImageError(f"{where} is not a sound image ({found}); replace it, or leave it out.") from error
 
 
 def resized(pixels: NDArray[np.uint8], size: int | None) -> NDArray[np.uint8]:
@@ -61,7 +66,7 @@ def resized(pixels: NDArray[np.uint8], size: int | None) -> NDArray[np.uint8]:
 def _rgb(image: Any, where: str) -> Any:
     frames = getattr(image, "n_frames", 1)
     if frames > 1 and image.format != "MPO":  # a photograph with a preview behind it
-        raise UserError(f"{where} holds {frames} frames; give each as an image of its own, or leave it out.")
+        raise ImageError(f"{where} holds {frames} frames; give each as an image of its own, or leave it out.")
     image = _upright(image)
     if image.mode.startswith(("I", "F")):
         image = _of_eight_bits(image, where)
@@ -86,7 +91,7 @@ def _of_eight_bits(image: Any, where: str) -> Any:
     """Scale grey values of 16 bits to 8."""
     values = np.asarray(image)
     if image.mode == "F" or values.min() < 0 or values.max() > _DEPTH:
-        raise UserError(
+        raise ImageError(
             f"{where} holds {values.dtype} numbers, of a range that is not known; save it with 8 or 16 bits."
         )
     grey = (values.astype(np.int64) * 255 + _DEPTH // 2) // _DEPTH

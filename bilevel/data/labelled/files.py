@@ -155,7 +155,12 @@ def _note_unused(prefix: str, files: list[Path | None]) -> None:
         note(f"beside {', '.join(str(file) for file in files if file)} are not used: {some(others)}.")
 
 
-def _load(path: Path) -> dict[str, NDArray[Any]]:
+def load_arrays(path: Path) -> dict[str, NDArray[Any]]:
+    """Read all arrays of a .npz file.
+
+    Raises:
+        UserError: it is no such file, or damaged.
+    """
     try:
         stored = np.load(path, allow_pickle=False)
         if not isinstance(stored, np.lib.npyio.NpzFile):
@@ -181,7 +186,7 @@ def _one_file(spec: str, path: Path, how: _Reading) -> list[Part | _Raw | None]:
         raise UserError(f"{spec} is not a .npz, .csv or .parquet file; give {_FORMS}.")
     if path.suffix.lower() != ".npz" or "x_train" not in _names(path):
         return [_file_part(path, how), None, None]
-    arrays = _load(path)
+    arrays = load_arrays(path)
     found: list[Part | _Raw | None] = []
     used: list[str] = []
     for names in (TRAIN, VALID, TEST):
@@ -214,7 +219,7 @@ def _file_part(path: Path, how: _Reading, columns: Columns | None = None) -> Par
     if {"jpeg", "offsets"} <= _names(path):
         key = digest(["jpeg archive", file_fingerprint(path), how.size or 0, *([how.label] if how.label else [])])
         return cached_images(str(path), key, lambda: _jpeg_images(path, how.size, known), how.cache_dir)
-    arrays = _load(path)
+    arrays = load_arrays(path)
     labels = next((name for name in known if name in arrays), None)
     inputs = next((name for name in _INPUTS if name in arrays and name != labels), None)
     if inputs is None or labels is None:
@@ -239,7 +244,7 @@ def _refuse_size(path: Place, size: int | None) -> None:
 
 
 def _jpeg_images(path: Path, size: int | None, known: tuple[str, ...]) -> Iterator[Image]:
-    arrays = _load(path)
+    arrays = load_arrays(path)
     blob, offsets = arrays["jpeg"], arrays["offsets"]
     name = next((name for name in known if name in arrays), None)
     if name is None:

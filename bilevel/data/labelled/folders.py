@@ -14,8 +14,8 @@ from bilevel.data.notes import note, some
 from bilevel.data.opening import entries_in, identity_of
 from bilevel.types import UserError
 
-_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-_READ = "an image folder holds PART/CLASS/IMAGE, with images called " + ", ".join(_SUFFIXES)
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+_READ = "an image folder holds PART/CLASS/IMAGE, with images called " + ", ".join(IMAGE_SUFFIXES)
 
 
 def is_image_folder(folder: Path) -> bool:
@@ -62,7 +62,7 @@ def _image_part(spec: str, part: Path, classes: list[str], size: int | None, cac
         label, before = classes.index(folder.name), len(files)
         for path in _entries(folder):
             status = path.stat()
-            if path.suffix.lower() in _SUFFIXES and stat.S_ISREG(status.st_mode):
+            if path.suffix.lower() in IMAGE_SUFFIXES and stat.S_ISREG(status.st_mode):
                 files.append((path, label))
                 facts.append(f"{folder.name}/{path.name}:{status.st_size}:{status.st_mtime_ns}")
             else:

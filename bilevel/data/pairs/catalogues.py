@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from bilevel.data.opening import Place, open_bytes, read_errors
-from bilevel.data.pairs.stream import Languages, Pair, one_line
+from bilevel.data.pairs.stream import Languages, Pair
+from bilevel.data.streams import one_line
 from bilevel.data.text.kinds import suffix_of
 from bilevel.types import UserError
 

@@ -6,16 +6,16 @@ import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
-from bilevel.data.opening import PACKED_SUFFIXES, Place, name_of, open_bytes, read_errors
-from bilevel.data.pairs.sides import lines_of
-from bilevel.data.pairs.stream import Languages, Pair, one_line
-from bilevel.data.text.files import json_object
+from bilevel.data.opening import Place
+from bilevel.data.pairs.stream import Languages, Pair
+from bilevel.data.records import all_records, parquet_records
+from bilevel.data.streams import one_line
+from bilevel.data.text.files import json_object, lines_of
 from bilevel.data.tfds import identify_records, open_records
 from bilevel.types import UserError
 
 _NESTED = ("translation", "translations")
 _CODE = re.compile(r"[a-z]{2,3}([-_][A-Za-z]{2,4})?")
-_CHUNK = 1024  # rows read at once
 ColumnNames = tuple[str, str]
 """The names of the source and the target column."""
 
@@ -90,28 +90,19 @@ def json_pairs(path: Place, languages: Languages, columns: ColumnNames | None) -
 
 def parquet_pairs(path: Place, languages: Languages, columns: ColumnNames | None) -> Iterator[Pair]:
     """Stream the rows of a Parquet file, with a column for each language or both in one called translation."""
-    try:
-        import pyarrow as pa
-        import pyarrow.parquet
-    except ImportError as error:
-        raise UserError(f"Reading {path} needs pyarrow: run `pip install 'bilevel[experiments]'`.") from error
-    packed = name_of(path).lower().endswith(PACKED_SUFFIXES)
-    try:
-        with open_bytes(path, decompress=packed) as file, read_errors(path):
-            table = pyarrow.parquet.ParquetFile(pa.BufferReader(file.read()) if packed else file)
-            names = list(table.schema_arrow.names)
-            nested = [
-                name for name in _NESTED if name in names and pa.types.is_struct(table.schema_arrow.field(name).type)
-            ]
-            wanted = nested[:1] or list(dict.fromkeys(chosen_columns(names, languages, columns, path)))
-            first = True
-            for batch in table.iter_batches(_CHUNK, columns=wanted):
-                for record in batch.to_pylist():
-                    yield _pair_of(record, languages, columns, str(path), checked=first)
-                    first = False
-    except pa.ArrowException as error:
-        found = str(error).splitlines()[0]
-        raise UserError(f"{path} cannot be read as a Parquet file ({found}); write it again.") from error
+    for number, record in enumerate(
+        parquet_records(path, lambda schema: _read_columns(schema, languages, columns, path))
+    ):
+        yield _pair_of(record, languages, columns, str(path), checked=number == 0)
+
+
+def _read_columns(schema: Any, languages: Languages, columns: ColumnNames | None, path: Place) -> list[str]:
+    """Return the columns of a Parquet file that hold pairs."""
+    import pyarrow as pa
+
+    names = list(schema.names)
+    nested = [name for name in _NESTED if name in names and pa.types.is_struct(schema.field(name).type)]
+    return nested[:1] or list(dict.fromkeys(chosen_columns(names, languages, columns, path)))
 
 
 def _pair_of(
@@ -142,10 +133,9 @@ def _text(value: Any, name: str, where: str) -> str:
 
 def tfds_pairs(records: Any, spec: str, languages: Languages, columns: ColumnNames | None) -> Iterator[Pair]:
     """Stream the records of a TFDS data set with the feature Translation or TranslationVariableLanguages."""
-    for start in range(0, len(records), _CHUNK):
-        for record in records.__getitems__(range(start, min(start + _CHUNK, len(records)))):
-            found = _spread(record)
-            yield _pair_of(found or record, languages, columns, spec, checked=start == 0 and found is None)
+    for number, record in enumerate(all_records(records)):
+        found = _spread(record)
+        yield _pair_of(found or record, languages, columns, spec, checked=number == 0 and found is None)
 
 
 def _spread(record: Mapping[str, Any]) -> Mapping[str, Any] | None:

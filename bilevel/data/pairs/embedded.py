@@ -19,7 +19,8 @@ from typing import Any
 
 from bilevel.data.digests import digest
 from bilevel.data.pairs.catalogues import entries, without_marks
-from bilevel.data.pairs.stream import Languages, Pair, PairSource, one_line, pair_hash
+from bilevel.data.pairs.stream import Languages, Pair, PairSource, pair_hash
+from bilevel.data.streams import one_line
 from bilevel.types import UserError
 
 NAMES = ("python:catalogues", "python:interface")

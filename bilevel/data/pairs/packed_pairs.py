@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,16 +19,8 @@ from bilevel.data.notes import note
 from bilevel.data.pairs.pair_writer import FORMAT_VERSION, Limits, write_pairs
 from bilevel.data.pairs.stream import PairSource
 from bilevel.data.pairs.tokenizer import PairTokenizer
+from bilevel.data.streams import RowLabels
 from bilevel.types import UserError
-
-
-class PairLabels(NamedTuple):
-    """What is known of each row, for analysis only."""
-
-    values: NDArray[np.int32]
-    """int32 `[N]`: positions in `names`."""
-    names: tuple[str, ...]
-    """In the order of their first appearance."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +39,7 @@ class PackedPairs:
     """uint64 `[N]`: hash of each row's source sentence; equal for equal sentences."""
     number: NDArray[np.int64]
     """int64 `[N]`: the number of each row's pair in the source, dropped ones counted."""
-    labels: Mapping[str, PairLabels]
+    labels: Mapping[str, RowLabels]
     """By what they say: "domain" and "fault", or "language" (`multilingual_pairs`); empty without labels."""
     _text: NDArray[np.uint8]
     _text_starts: NDArray[np.int64]
@@ -67,7 +59,7 @@ class PackedPairs:
             starts = _array(folder, "starts", np.int64, 2 * rows + 1)
             text_starts = _array(folder, "text_starts", np.int64, 2 * rows + 1)
             labels = {
-                kind: PairLabels(_array(folder, kind, np.int32, rows), tuple(names))
+                kind: RowLabels(_array(folder, kind, np.int32, rows), tuple(names))
                 for kind, names in manifest["label_names"].items()
             }
             return cls(

@@ -21,7 +21,7 @@ from bilevel.data.pairs.columns import (
 from bilevel.data.pairs.embedded import NAMES, embedded_pairs, embedded_parts
 from bilevel.data.pairs.groups import Group, find_groups, split_names
 from bilevel.data.pairs.sides import pairs_of_sides
-from bilevel.data.pairs.stream import Languages, Pair, PairSource, hashed_parts, joined_pairs
+from bilevel.data.pairs.stream import Languages, Pair, PairSource, joined_pairs, parts_of_pairs
 from bilevel.data.text.files import file_fingerprint
 from bilevel.data.text.splits import PARTS, named_part
 from bilevel.data.tfds import parse_spec
@@ -119,7 +119,7 @@ def open_specific_pairs(
         if all(found.values()) or (is_folder(place_of(spec)) and any(found.values())):
             return _named_parts(spec, found, unused, languages, columns)
     whole = open_pairs(spec, source_language=source_language, target_language=target_language, columns=columns)
-    parts = hashed_parts(whole, _SHARES)
+    parts = parts_of_pairs(whole, _SHARES)
     for part, source in parts.items():
         if not any(pair.source and pair.target for pair in source.read()):
             raise UserError(

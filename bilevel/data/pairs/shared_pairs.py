@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import jax
 import numpy as np
 from numpy.typing import NDArray
 
 from bilevel.data.pairs.packed_pairs import PackedPairs
-from bilevel.data.text.overlap import WORTH_A_WARNING
-from bilevel.devices.processes import say
+from bilevel.data.shared import in_both, warn_of_shared
 
 
 def pairs_in_both(first: PackedPairs, second: PackedPairs) -> NDArray[np.bool_]:
@@ -19,7 +17,7 @@ def pairs_in_both(first: PackedPairs, second: PackedPairs) -> NDArray[np.bool_]:
     Returns:
         bool `[rows of second]`. A 64-bit hash decides.
     """
-    return np.isin(np.asarray(second.hash), np.asarray(first.hash))
+    return in_both(first, second)
 
 
 def warn_of_shared_pairs(learned_from: Sequence[PackedPairs], tested: Mapping[str, PackedPairs]) -> None:
@@ -27,11 +25,4 @@ def warn_of_shared_pairs(learned_from: Sequence[PackedPairs], tested: Mapping[st
 
     `pairs_without` removes them from a source before it is packed.
     """
-    for name, data in tested.items() if jax.process_index() == 0 else ():
-        for learned in learned_from:
-            shared = pairs_in_both(learned, data)
-            if shared.mean() >= WORTH_A_WARNING:
-                say(
-                    f"warning: {shared.sum():,} of {len(shared):,} sentences of {data.name} are also in {learned.name}: remove "
-                    f"them from one of the two, or the {name} loss is too good."
-                )
+    warn_of_shared(learned_from, tested, "sentences")

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 
 from bilevel.data.opening import Place
 from bilevel.data.pairs.catalogues import entries
-from bilevel.data.pairs.stream import Pair, one_line
-from bilevel.data.text.files import line_blocks
+from bilevel.data.pairs.stream import Pair
+from bilevel.data.streams import one_line
+from bilevel.data.text.files import lines_of
 from bilevel.data.text.kinds import suffix_of
 from bilevel.types import UserError
 
@@ -27,11 +28,6 @@ def pairs_of_sides(source: Place, target: Place) -> Iterator[Pair]:
     if suffix_of(source) in (".tsv", *_CATALOGUES) and suffix_of(target) in (".tsv", *_CATALOGUES):
         return _by_id(source, target)
     return _by_line(source, target)
-
-
-def lines_of(path: Place) -> Iterator[str]:
-    """Stream the lines of a file without their ends."""
-    return (line.rstrip(b"\r\n").decode("utf-8") for block in line_blocks(path) for line in block)
 
 
 def _by_line(source: Place, target: Place) -> Iterator[Pair]:

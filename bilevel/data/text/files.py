@@ -252,6 +252,11 @@ def line_blocks(path: Place) -> Iterator[list[bytes]]:
             yield block
 
 
+def lines_of(path: Place) -> Iterator[str]:
+    """Stream the lines of a file without their ends."""
+    return (line.rstrip(b"\r\n").decode("utf-8") for block in line_blocks(path) for line in block)
+
+
 def _next_block(stream: BinaryIO, path: Place) -> list[bytes]:
     with read_errors(path):
         return stream.readlines(_BLOCK)

@@ -1,0 +1,1 @@
+"""Images with captions: sources, packing, embeddings of captions, class captions."""
