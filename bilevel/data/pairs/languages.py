@@ -14,7 +14,7 @@ from bilevel.data.loading.joined import JoinedData
 from bilevel.data.pairs.by_target import PairsByTarget, pairs_by_target
 from bilevel.data.pairs.packed_pairs import PackedPairs, pack_pairs
 from bilevel.data.pairs.pair_sources import PairParts
-from bilevel.data.pairs.stream import PairSource, hashed_parts, joined_pairs
+from bilevel.data.pairs.stream import PairSource, joined_pairs, parts_of_pairs
 from bilevel.data.pairs.tokenizer import MergedVocabulary, PairTokenizer, Tokenizer, open_tokenizer
 from bilevel.types import UserError
 
@@ -120,7 +120,7 @@ def pack_languages(
     def packed(source: PairSource, name: str) -> PackedPairs:
         return pack_pairs(source, merged.of(name), target_tokenizer=to, cache_dir=cache_dir, **packing)
 
-    halves = hashed_parts(parts.valid, {"specific": 0.5, "valid": 0.5})
+    halves = parts_of_pairs(parts.valid, {"specific": 0.5, "valid": 0.5})
     return LanguageData(
         LanguageRows({name: packed(source, name) for name, source in generic.items()}),
         packed(halves["specific"], specific),
