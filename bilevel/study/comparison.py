@@ -16,7 +16,7 @@ from bilevel.study.diverged import WHERE
 from bilevel.study.finished import Result
 from bilevel.study.judging import differences, significance
 from bilevel.study.registry import BASELINE
-from bilevel.study.report import Picture, Report, Section, domains, over_training, write_report
+from bilevel.study.report import Picture, Report, Section, chances, domains, over_training, write_report
 from bilevel.study.tables import Column, by_method, by_run
 from bilevel.study.task import Measure, Splits, Task, measures_of
 from bilevel.study.weights import shown
@@ -205,6 +205,7 @@ def _report(setting: Setting, ended: Sequence[Result], metrics: Metrics) -> None
             *([Section("Against uniform", [], AGAINST, judged)] if judged else []),
             *_curves(seeds, task, splits),
             *over_training(weighed, size, "Effective sample size", "rows", log_y=True, about=_SAMPLE_SIZE),
+            *chances(seeds),
             *domains(seeds, shares_of(splits.known, splits.train)),
             *_drawn(first),
         ],

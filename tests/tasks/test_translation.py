@@ -240,6 +240,10 @@ BAD_INPUT: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "mentornet without faults": ({"compare": "mentornet"}, "known to be right or wrong"),
     "a method for labels": ({"compare": "svp"}, "--compare names svp, which needs rows with a label"),
+    "one source language": (
+        {"compare": "tcs"},
+        "--compare names tcs, which needs pairs of several source languages",
+    ),
     "unknown held-out network": (
         {"compare": "rho_loss", "rho_loss__held_out_network": "huge"},
         'There is no translation model "huge": choose from xs',

@@ -73,7 +73,7 @@ def refused(task: str, run_dir: Path, capsys: pytest.CaptureFixture[str], **give
         main(["compare", task, *flags(run_dir, **given)])
     error = capsys.readouterr().err
     assert stopped.value.code == 2, error
-    (message,) = [line for line in error.splitlines() if not line.startswith("warning: ")]
+    (message,) = [line for line in error.splitlines() if not line.startswith(("warning: ", "note: "))]
     assert message.startswith("error: ")
     assert not list(run_dir.glob("*/checkpoints")), "before anything is trained"
     return message

@@ -47,3 +47,26 @@ def pair_flags(folder: Path, **given: Any) -> dict[str, Any]:
         "data__target_language": "cs", "data__length": LENGTH, "data__vocabulary": PIECES, "optimizer__warmup": 2,
         "model__weighting_width": 4, "model__weighting_hidden": 8, "model__beam": 2, **given,
     }  # fmt: skip
+
+
+def write_languages(folder: Path) -> Path:
+    """Write {train,dev,test}.tsv with the columns en, aa, bb, zz: aa is rare, bb differs from it in a letter, zz in all."""
+    rng = np.random.default_rng(0)
+    shift = str.maketrans("abcdefghijklmnopqrstuvwxyz", "абвгдежзийклмнопрстуфхцчшщ")
+    for part, count in (("train", 90), ("dev", 40), ("test", 24)):
+        lines = ["en\taa\tbb\tzz"]
+        for number, (english, aa) in enumerate(pairs(rng, ANIMALS, count)):
+            has = (part != "train" or number % 6 == 0, number % 3 > 0, number % 2 == 0 or number % 3 == 0)
+            texts = (aa, aa.replace("k", "g"), aa.translate(shift))
+            lines.append("\t".join([english, *(text if given else "" for text, given in zip(texts, has, strict=True))]))
+        (folder / f"{part}.tsv").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def language_flags(folder: Path, **given: Any) -> dict[str, Any]:
+    """Return the flags that name these languages, and a small network."""
+    return {
+        "data__generic": folder / "train.tsv", "data__specific": folder, "data__cache_dir": folder / "cache",
+        "data__source_language": "aa,bb,zz", "data__target_language": "en", "data__length": 26, "data__vocabulary": 40,
+        "model__network": "lstm", "model__hidden": 8, "model__embedding": 8, "model__beam": 1, "optimizer__warmup": 2, **given,
+    }  # fmt: skip

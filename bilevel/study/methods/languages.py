@@ -22,7 +22,7 @@ from bilevel.types import UserError
 
 @dataclass(frozen=True)
 class Rounds:
-    """Uniform over the languages of each target."""
+    """Uniform over the languages of each target; over all pairs (uniform_pairs): every pair is a target of its own."""
 
     targets_per_round: NonNegativeInt = 0
     """K: targets in a round, each with one language drawn; 0: a tenth of all, at most 20,000 (the authors' number)."""
@@ -95,6 +95,10 @@ def _uniform(s: Rounds, context: Context) -> Plan:
     return _fixed(s, context, _languages(context).table)
 
 
+def _pairs(s: Rounds, context: Context) -> Plan:
+    return _fixed(s, context, _languages(context).table.apart())
+
+
 def _related(s: Related, context: Context) -> Plan:
     found = _languages(context)
     if s.kin is None:
@@ -163,6 +167,7 @@ def _lacks(splits: Splits) -> str:
 
 
 SPECS: dict[str, Spec] = {
+    "uniform_pairs": Spec(Rounds, _pairs, lacks=_lacks),
     "uniform_languages": Spec(Rounds, _uniform, lacks=_lacks),
     "related": Spec(Related, _related, lacks=_lacks),
     "tcs": Spec(Tcs, _tcs, lacks=_lacks),

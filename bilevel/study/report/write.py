@@ -84,6 +84,23 @@ def over_training(
     return [Section(title, charts, about)] if charts else []
 
 
+def chances(metrics: Metrics, name: str = "chance/") -> list[Section]:
+    """Return a section for each method that draws languages: the mean chance of each, `chance/LANGUAGE`, over training.
+
+    Reference: Wang et al., "Optimizing Data Usage via Differentiable Rewards", ICML 2020, figure 4.
+    """
+    found = []
+    for method, seeds in metrics.items():
+        names = dict.fromkeys(key for rows in seeds for row in rows for key in row if key.startswith(name))
+        lines = [
+            mean_line(key.removeprefix(name), [even_intervals(rows, [key]) for rows in seeds], key) for key in names
+        ]
+        if shown := [line for line in lines if len(line.x)]:
+            chart = Picture("mean chances", draw(shown, x_label="step", y_label="mean p(language | target)"))
+            found.append(Section(f"Mean chances of the languages: {method}", [chart]))
+    return found
+
+
 def domains(metrics: Metrics, generic: Mapping[str, float]) -> list[Section]:
     """Return a section for each method with shares of the domains among the rows that it selects, `share/DOMAIN`.
 
