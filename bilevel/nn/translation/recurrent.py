@@ -58,6 +58,19 @@ class Moving(NamedTuple):
     """`[r, k, hidden]`: what was attended to, read by the next step (input feeding)."""
 
 
+class Energy(nn.Module):
+    """How well each position of a source fits a query: one hidden layer of their sum (Bahdanau et al. 2015, appendix A.1.2)."""
+
+    config: RecurrentConfig
+
+    @nn.compact
+    def __call__(self, keys: Array, query: Array) -> Array:
+        """Keys `[r, S, hidden]`, queries `[r, k, hidden]` -> `[r, k, S]`."""
+        c = self.config
+        layer = nn.Dense(1, use_bias=False, kernel_init=_uniform(c.scale), dtype=c.dtype, name="energy")
+        return layer(jnp.tanh(keys[:, None] + query[:, :, None]))[..., 0]
+
+
 class DecoderStep(nn.Module):
     """One piece: the cell reads it beside what was attended to before, then attends to the source."""
 
@@ -71,7 +84,8 @@ class DecoderStep(nn.Module):
         cell = nn.OptimizedLSTMCell(c.hidden, kernel_init=draw, recurrent_kernel_init=draw, dtype=c.dtype, name="cell")
         carry, h = cell(moving.carry, jnp.concatenate([embedded, moving.fed], axis=-1))
         query = nn.Dense(c.hidden, name="query", **layer)(h)
-        energy = nn.Dense(1, name="energy", **layer)(jnp.tanh(source.keys[:, None] + query[:, :, None]))[..., 0]
+        # The hidden layer is computed again for a gradient: kept for all pieces it would be [T, r, S, hidden], twice.
+        energy = nn.remat(Energy, prevent_cse=False)(c, name="attention")(source.keys, query)
         known = jnp.arange(energy.shape[-1]) < source.length[:, None, None]
         weights = jax.nn.softmax(jnp.where(known, energy.astype(jnp.float32), _EXCLUDED), axis=-1)
         context = jnp.einsum("rks,rsd->rkd", weights.astype(c.dtype), source.states)
