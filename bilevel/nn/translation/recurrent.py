@@ -41,10 +41,10 @@ class RecurrentConfig:
 class Source(NamedTuple):
     """What the decoder knows of the sources."""
 
-    states: Array
-    """`[r, S, 2 · hidden]`."""
     keys: Array
     """`[r, S, hidden]`."""
+    values: Array
+    """`[r, S, hidden]`: what the output takes from each position, so that a step need not project what it attended to."""
     length: Array
     """int32 `[r]`."""
 
@@ -88,8 +88,8 @@ class DecoderStep(nn.Module):
         energy = nn.remat(Energy, prevent_cse=False)(c, name="attention")(source.keys, query)
         known = jnp.arange(energy.shape[-1]) < source.length[:, None, None]
         weights = jax.nn.softmax(jnp.where(known, energy.astype(jnp.float32), _EXCLUDED), axis=-1)
-        context = jnp.einsum("rks,rsd->rkd", weights.astype(c.dtype), source.states)
-        fed = jnp.tanh(nn.Dense(c.hidden, name="out", **layer)(jnp.concatenate([h, context], axis=-1)))
+        context = jnp.einsum("rks,rsd->rkd", weights.astype(c.dtype), source.values)
+        fed = jnp.tanh(nn.Dense(c.hidden, name="out", **layer)(h) + context)
         fed = nn.Dropout(c.dropout)(fed, deterministic=deterministic)
         return Moving(carry, fed), fed
 
@@ -107,7 +107,9 @@ class RecurrentNetwork(nn.Module):
         cell: dict[str, Any] = {"kernel_init": draw, "recurrent_kernel_init": draw, "dtype": c.dtype}
         forward, backward = (nn.RNN(nn.OptimizedLSTMCell(c.hidden, **cell)) for _ in range(2))
         self.encoder = nn.Bidirectional(forward, backward, return_carry=True)
-        self.keys = nn.Dense(c.hidden, use_bias=False, kernel_init=draw, dtype=c.dtype)
+        self.keys, self.values = (
+            nn.Dense(c.hidden, use_bias=False, kernel_init=draw, dtype=c.dtype) for _ in range(2)
+        )
         self.bridge = nn.Dense(c.hidden, kernel_init=draw, dtype=c.dtype)
         axes: Any = (1, nn.broadcast, nn.broadcast)  # flax types it as one number
         rngs: Any = {"params": False, "dropout": True}
@@ -137,7 +139,7 @@ class RecurrentNetwork(nn.Module):
         ends, states = self.encoder(embedded, seq_lengths=length)
         cell = self.bridge(jnp.concatenate([carry[0] for carry in ends], axis=-1))[:, None]
         start = Moving((cell, jnp.tanh(cell)), jnp.zeros_like(cell))
-        return Source(states, self.keys(states), length), start
+        return Source(self.keys(states), self.values(states), length), start
 
 
 def recurrent(config: RecurrentConfig) -> Translator:
@@ -147,7 +149,7 @@ def recurrent(config: RecurrentConfig) -> Translator:
 
 def decoder_part(path: str) -> bool:
     """Accept the parameters that come after the encoder: the decoder's cell, its attention and the logits."""
-    return path.startswith(("steps/", "readout/", "bridge/", "keys/", "target_embedding/"))
+    return path.startswith(("steps/", "readout/", "bridge/", "keys/", "values/", "target_embedding/"))
 
 
 def _uniform(scale: float) -> Callable[..., Array]:
