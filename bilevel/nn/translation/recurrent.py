@@ -107,9 +107,7 @@ class RecurrentNetwork(nn.Module):
         cell: dict[str, Any] = {"kernel_init": draw, "recurrent_kernel_init": draw, "dtype": c.dtype}
         forward, backward = (nn.RNN(nn.OptimizedLSTMCell(c.hidden, **cell)) for _ in range(2))
         self.encoder = nn.Bidirectional(forward, backward, return_carry=True)
-        self.keys, self.values = (
-            nn.Dense(c.hidden, use_bias=False, kernel_init=draw, dtype=c.dtype) for _ in range(2)
-        )
+        self.keys, self.values = (nn.Dense(c.hidden, use_bias=False, kernel_init=draw, dtype=c.dtype) for _ in range(2))
         self.bridge = nn.Dense(c.hidden, kernel_init=draw, dtype=c.dtype)
         axes: Any = (1, nn.broadcast, nn.broadcast)  # flax types it as one number
         rngs: Any = {"params": False, "dropout": True}
@@ -134,7 +132,7 @@ class RecurrentNetwork(nn.Module):
         return self.readout(read)[:, 0].astype(jnp.float32), moving
 
     def _encoded(self, batch: Batch, deterministic: bool) -> tuple[Source, Moving]:
-        c, length = self.config, batch["source_length"].astype(jnp.int32)
+        length = batch["source_length"].astype(jnp.int32)
         embedded = self.drop(self.source_embedding(batch["source"].astype(jnp.int32)), deterministic=deterministic)
         ends, states = self.encoder(embedded, seq_lengths=length)
         cell = self.bridge(jnp.concatenate([carry[0] for carry in ends], axis=-1))[:, None]
