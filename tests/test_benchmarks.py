@@ -105,6 +105,16 @@ def test_command_cost() -> None:
 
 
 @pytest.mark.slow
+def test_translation_cost(tmp_path: Path) -> None:
+    small = ["--models", "xs", "--rows", "2", "--pieces", "4", "--vocabulary", "12", "--repeats", "1"]
+    run("translation_cost", *small, "--json", str(tmp_path / "cost.json"))
+    rows: list[dict[str, Any]] = json.loads((tmp_path / "cost.json").read_text())
+    assert [row["program"] for row in rows] == ["forward", "gradient", "search, beam 4"]
+    assert rows[0]["seconds_ratio"] == 1
+    assert rows[1]["megabytes"] > rows[0]["megabytes"]
+
+
+@pytest.mark.slow
 def test_loader(tmp_path: Path) -> None:
     flags = ["--parts", "loader", "--repeats", "1", "--cache-dir", str(tmp_path / "cache")]
     run("loader", *flags, "--json", str(tmp_path / "loader.json"))

@@ -6,8 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
-from bilevel.data import Dataset, evaluation_batches
+from bilevel.data import Dataset
 from bilevel.nn.translation.base import END, EncoderDecoder
 from bilevel.nn.translation.beam_search import Penalty, beam_search, by_length
 from bilevel.types import Params, UserError
@@ -36,12 +37,16 @@ def translator(
     search = jax.jit(lambda params, batch: beam_search(network, params, batch, beam=beam, most=most, penalty=penalty))
 
     def translate(params: Params, rows: Dataset) -> list[list[int]]:
-        found: list[list[int]] = []
-        for batch in evaluation_batches(rows, min(_AT_ONCE, len(rows))):
-            pieces, length, _ = jax.device_get(search(params, batch))
-            for row, count in zip(pieces[batch["mask"] > 0], length[batch["mask"] > 0], strict=True):
-                kept = row[:count]
-                found.append([int(piece) for piece in kept if piece != END])
+        size = len(rows)
+        # A search goes on until the last of its rows is over: rows of similar length are searched together.
+        order = np.argsort(rows.rows(np.arange(size))["source_length"], kind="stable")
+        found: list[list[int]] = [[] for _ in range(size)]
+        at_once = min(_AT_ONCE, size)
+        for start in range(0, size, at_once):
+            places = order[np.minimum(np.arange(start, start + at_once), size - 1)]  # the last row again, as padding
+            pieces, length, _ = jax.device_get(search(params, rows.rows(places)))
+            for place, row, count in zip(places, pieces, length, strict=True):
+                found[place] = [int(piece) for piece in row[:count] if piece != END]
         return found
 
     return translate

@@ -13,7 +13,7 @@ import pytest
 from bilevel.nn.translation.base import END, PAD, EncoderDecoder, shifted
 from bilevel.nn.translation.beam_search import beam_search, by_length, gnmt
 from bilevel.nn.translation.losses import piece_losses, translation_loss
-from bilevel.nn.translation.recurrent import RecurrentConfig, recurrent
+from bilevel.nn.translation.recurrent import RecurrentConfig, decoder_part, recurrent
 from bilevel.nn.translation.transformer import TranslatorConfig, last_blocks, transformer
 from bilevel.nn.translation.weighting import PairWeighting, pair_logits
 from bilevel.types import UserError
@@ -126,6 +126,12 @@ def test_a_beam_of_one_is_greedy(network: tuple[EncoderDecoder, Any]) -> None:
     np.testing.assert_array_equal(found.length, np.where(ended, (expected != PAD).sum(axis=1), 6))
 
 
+def test_no_step_of_a_search_sorts_all_extensions(network: tuple[EncoderDecoder, Any]) -> None:
+    program = jax.jit(lambda b: beam_search(*network, b, beam=2, most=T)).lower(batch_of()).compile().as_text()
+    sorts = [line for line in (program or "").splitlines() if " sort(" in line]
+    assert not any(f"[{ROWS},{2 * V}]" in line for line in sorts)
+
+
 def test_a_wider_beam_finds_more_probable_translations(network: tuple[EncoderDecoder, Any]) -> None:
     net, params = network
     batch = batch_of(seed=4, rows=256)
@@ -177,6 +183,30 @@ def test_dropout_is_of_training_alone(name: str) -> None:
     np.testing.assert_array_equal(train(one), train(one))
     assert float(jnp.abs(train(one) - train(other)).max()) > 1e-3
     np.testing.assert_array_equal(plain(one), plain(other))
+
+
+@pytest.mark.parametrize("name", ["transformer", "recurrent"])
+def test_forward_and_reverse_derivatives_of_a_loss_agree(name: str) -> None:
+    net, batch = networks(dropout=0.5)[name], batch_of()
+    params = net.init(jax.random.key(0), batch)
+    direction = jax.tree.map(lambda x: jnp.cos(jnp.arange(x.size, dtype=x.dtype)).reshape(x.shape), params)
+    loss = translation_loss(net, train=True, smoothing=0.1)
+
+    @jax.jit
+    def both(params: Any) -> tuple[Any, Any]:
+        def mean(p: Any) -> Any:
+            return loss(p, {}, batch, jax.random.key(1))[0].mean()
+
+        products = jax.tree.map(jnp.vdot, jax.grad(mean)(params), direction)
+        return jax.jvp(mean, (params,), (direction,))[1], sum(jax.tree.leaves(products))
+
+    forward, reverse = both(params)
+    np.testing.assert_allclose(forward, reverse, rtol=1e-4, atol=1e-6)
+
+
+def test_the_decoder_of_the_recurrent_network_is_all_behind_the_encoder() -> None:
+    params = jax.eval_shape(lambda: networks()["recurrent"].init(jax.random.key(0), batch_of()))
+    assert {name for name in params if not decoder_part(f"{name}/")} == {"source_embedding", "encoder"}
 
 
 def test_the_probed_part_is_the_end_of_the_decoder() -> None:

@@ -41,10 +41,10 @@ class RecurrentConfig:
 class Source(NamedTuple):
     """What the decoder knows of the sources."""
 
-    states: Array
-    """`[r, S, 2 · hidden]`."""
     keys: Array
     """`[r, S, hidden]`."""
+    values: Array
+    """`[r, S, hidden]`: what the output takes from each position, so that a step need not project what it attended to."""
     length: Array
     """int32 `[r]`."""
 
@@ -56,6 +56,19 @@ class Moving(NamedTuple):
     """Of the cell, each `[r, k, hidden]`."""
     fed: Array
     """`[r, k, hidden]`: what was attended to, read by the next step (input feeding)."""
+
+
+class Energy(nn.Module):
+    """How well each position of a source fits a query: one hidden layer of their sum (Bahdanau et al. 2015, appendix A.1.2)."""
+
+    config: RecurrentConfig
+
+    @nn.compact
+    def __call__(self, keys: Array, query: Array) -> Array:
+        """Keys `[r, S, hidden]`, queries `[r, k, hidden]` -> `[r, k, S]`."""
+        c = self.config
+        layer = nn.Dense(1, use_bias=False, kernel_init=_uniform(c.scale), dtype=c.dtype, name="energy")
+        return layer(jnp.tanh(keys[:, None] + query[:, :, None]))[..., 0]
 
 
 class DecoderStep(nn.Module):
@@ -71,11 +84,12 @@ class DecoderStep(nn.Module):
         cell = nn.OptimizedLSTMCell(c.hidden, kernel_init=draw, recurrent_kernel_init=draw, dtype=c.dtype, name="cell")
         carry, h = cell(moving.carry, jnp.concatenate([embedded, moving.fed], axis=-1))
         query = nn.Dense(c.hidden, name="query", **layer)(h)
-        energy = nn.Dense(1, name="energy", **layer)(jnp.tanh(source.keys[:, None] + query[:, :, None]))[..., 0]
+        # The hidden layer is computed again for a gradient: kept for all pieces it would be [T, r, S, hidden], twice.
+        energy = nn.remat(Energy, prevent_cse=False)(c, name="attention")(source.keys, query)
         known = jnp.arange(energy.shape[-1]) < source.length[:, None, None]
         weights = jax.nn.softmax(jnp.where(known, energy.astype(jnp.float32), _EXCLUDED), axis=-1)
-        context = jnp.einsum("rks,rsd->rkd", weights.astype(c.dtype), source.states)
-        fed = jnp.tanh(nn.Dense(c.hidden, name="out", **layer)(jnp.concatenate([h, context], axis=-1)))
+        context = jnp.einsum("rks,rsd->rkd", weights.astype(c.dtype), source.values)
+        fed = jnp.tanh(nn.Dense(c.hidden, name="out", **layer)(h) + context)
         fed = nn.Dropout(c.dropout)(fed, deterministic=deterministic)
         return Moving(carry, fed), fed
 
@@ -93,7 +107,7 @@ class RecurrentNetwork(nn.Module):
         cell: dict[str, Any] = {"kernel_init": draw, "recurrent_kernel_init": draw, "dtype": c.dtype}
         forward, backward = (nn.RNN(nn.OptimizedLSTMCell(c.hidden, **cell)) for _ in range(2))
         self.encoder = nn.Bidirectional(forward, backward, return_carry=True)
-        self.keys = nn.Dense(c.hidden, use_bias=False, kernel_init=draw, dtype=c.dtype)
+        self.keys, self.values = (nn.Dense(c.hidden, use_bias=False, kernel_init=draw, dtype=c.dtype) for _ in range(2))
         self.bridge = nn.Dense(c.hidden, kernel_init=draw, dtype=c.dtype)
         axes: Any = (1, nn.broadcast, nn.broadcast)  # flax types it as one number
         rngs: Any = {"params": False, "dropout": True}
@@ -118,12 +132,12 @@ class RecurrentNetwork(nn.Module):
         return self.readout(read)[:, 0].astype(jnp.float32), moving
 
     def _encoded(self, batch: Batch, deterministic: bool) -> tuple[Source, Moving]:
-        c, length = self.config, batch["source_length"].astype(jnp.int32)
+        length = batch["source_length"].astype(jnp.int32)
         embedded = self.drop(self.source_embedding(batch["source"].astype(jnp.int32)), deterministic=deterministic)
         ends, states = self.encoder(embedded, seq_lengths=length)
         cell = self.bridge(jnp.concatenate([carry[0] for carry in ends], axis=-1))[:, None]
         start = Moving((cell, jnp.tanh(cell)), jnp.zeros_like(cell))
-        return Source(states, self.keys(states), length), start
+        return Source(self.keys(states), self.values(states), length), start
 
 
 def recurrent(config: RecurrentConfig) -> Translator:
@@ -133,7 +147,7 @@ def recurrent(config: RecurrentConfig) -> Translator:
 
 def decoder_part(path: str) -> bool:
     """Accept the parameters that come after the encoder: the decoder's cell, its attention and the logits."""
-    return path.startswith(("steps/", "readout/", "bridge/", "keys/", "target_embedding/"))
+    return path.startswith(("steps/", "readout/", "bridge/", "keys/", "values/", "target_embedding/"))
 
 
 def _uniform(scale: float) -> Callable[..., Array]:

@@ -90,7 +90,7 @@ class Attention(nn.Module):
         return self.look(x, kept, jnp.arange(kept.keys.shape[3]) <= position, "rkhsd"), kept
 
     def look(self, x: Array, of: KeysValues, known: Array, axes: str) -> Array:
-        """Attend from `[r, k, width]` to the `known` positions of keys and values with these axes: with k, or the same for all."""
+        """Attend from `[r, k, width]` to the `known` positions; the axes of keys and values have k, or are the same for all."""
         query = self.query(x)
         energy = jnp.einsum(f"rkhd,{axes}->rkhs", query, of.keys, preferred_element_type=jnp.float32)
         energy = jnp.where(known, energy * query.shape[-1] ** -0.5, jnp.finfo(jnp.float32).min)
