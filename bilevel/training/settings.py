@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeAlias, TypeVar
 
@@ -54,6 +54,27 @@ def of_comparison(default: T) -> T:
 def flag_of(name: str) -> str:
     """The flag of a field."""
     return "--" + name.replace("_", "-")
+
+
+def taken(arguments: Sequence[str], flag: str) -> tuple[str | None, list[str]]:
+    """Return the value of a flag, and the other arguments."""
+    rest, found = [], None
+    given = iter(arguments)
+    for argument in given:
+        if argument == flag:
+            found = next(given, None)
+            if found is None:
+                raise UserError(f"{flag} needs a value.")
+        elif argument.startswith(f"{flag}="):
+            found = argument.partition("=")[2]
+        else:
+            rest.append(argument)
+    return found, rest
+
+
+def value_of(arguments: Sequence[str], flag: str) -> str | None:
+    """Return the value of a flag; None if it is not given."""
+    return taken(arguments, flag)[0]
 
 
 def check_bounds(settings: Any) -> None:

@@ -24,7 +24,7 @@ from bilevel.training import read_metrics
 from bilevel.training.charts import draw, mean_line
 from bilevel.training.metrics import Row
 from bilevel.training.run_dir import write_atomically, write_json
-from bilevel.training.settings import flag_of
+from bilevel.training.settings import flag_of, value_of
 from bilevel.types import UserError
 
 OF_COMPARISONS = ("eval_only", "trials", "trial_steps", "same_seconds", "budget_seconds", "targets", "hosts")
@@ -105,7 +105,7 @@ class OfLearner(Analysis):
     @staticmethod
     def methods(before: Config, arguments: Sequence[str]) -> Sequence[str]:
         """Return the learner."""
-        if (found := flags.value(arguments, "--learner") or "soba") not in LEARNING:
+        if (found := value_of(arguments, "--learner") or "soba") not in LEARNING:
             what = "does not learn a weighting network while it trains"
             raise UserError(f"--learner {found} {what}: choose from {', '.join(LEARNING)}.")
         return [found]

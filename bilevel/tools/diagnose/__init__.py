@@ -24,7 +24,7 @@ from bilevel.training import LoopConfig, hold_run_dir, train
 from bilevel.training.evaluation import trained
 from bilevel.training.opening import open_source, steps_in_call
 from bilevel.training.run_dir import CONFIG_NAME, read_settings, write_atomically, write_json
-from bilevel.training.settings import plain
+from bilevel.training.settings import plain, value_of
 from bilevel.types import UserError
 
 UNUSED = (
@@ -53,7 +53,7 @@ def command(task: Task, arguments: Sequence[str], prog: str) -> tuple[Callable[[
     Returns what runs it, its settings, and the run directory; a UserError says which flags do not go together.
     """
     settings = None
-    if given := flags.value(arguments, "--checkpoint"):
+    if given := value_of(arguments, "--checkpoint"):
         run, settings = run_of(Path(given)), ("--checkpoint", Path(given) / CONFIG_NAME)
         if run is None or run[0] not in METHODS or not settings[1].is_file():
             what = f"give the directory METHOD-seedN of one, with its {CONFIG_NAME}"
