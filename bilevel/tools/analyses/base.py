@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 from bilevel.devices.processes import say
-from bilevel.study import comparison, diverged, flags, search
+from bilevel.study import comparison, flags, search
 from bilevel.study.config import Config
 from bilevel.study.context import Context, Setting
 from bilevel.study.methods.learning import LEARNING
 from bilevel.study.methods.picking import Picking
 from bilevel.study.methods.plain import Frozen
 from bilevel.study.registry import with_first
+from bilevel.study.results import WHERE, attempt, refuse
 from bilevel.study.suite import check_methods, opened
 from bilevel.study.tables import Column
 from bilevel.study.task import Measure, Task
@@ -150,7 +151,7 @@ def analyse(analysis: Analysis, config: Config, task: Task) -> None:
     write_atomically(file.with_suffix(".md"), text + "\n")
     write_atomically(file.with_suffix(".svg"), _plot(analysis, runs, measure))
     print(f"{text}\n\nPlot: {file}.svg")
-    diverged.refuse(rows)
+    refuse(rows)
 
 
 def _made(run: Planned, apart: bool) -> Planned:
@@ -158,8 +159,8 @@ def _made(run: Planned, apart: bool) -> Planned:
     context = run.context
     if context.study.progress:
         say(f"{run.label}, seed {context.seed}")
-    summary = diverged.attempt(context.of(search.searched(context, context.method)), not apart)
-    ended = diverged.WHERE not in summary
+    summary = attempt(context.of(search.searched(context, context.method)), not apart)
+    ended = WHERE not in summary
     return run._replace(summary=summary, metrics=metrics_of(context.directory, summary) if ended else ())
 
 
