@@ -28,17 +28,24 @@ Count: TypeAlias = Annotated[int, Field(ge=1)]
 Rate: TypeAlias = Annotated[PositiveFloat, Field(allow_inf_nan=False)]
 
 
-def _in(where: str, fits: Callable[[float], bool]) -> AfterValidator:
+def _must(what: str, fits: Callable[[float], bool]) -> AfterValidator:
     def check(value: float) -> float:
         if not fits(value):
-            raise ValueError(f"must lie in {where}")
+            raise ValueError(f"must {what}")
         return value
 
     return AfterValidator(check)
 
 
-Share: TypeAlias = Annotated[float, _in("(0, 1]", lambda value: 0 < value <= 1)]
-Portion: TypeAlias = Annotated[float, _in("[0, 1]", lambda value: 0 <= value <= 1)]
+Share: TypeAlias = Annotated[float, _must("lie in (0, 1]", lambda value: 0 < value <= 1)]
+Portion: TypeAlias = Annotated[float, _must("lie in [0, 1]", lambda value: 0 <= value <= 1)]
+Amount: TypeAlias = Annotated[
+    float,
+    _must("be a number of rows, or a share below 1", lambda value: 0 <= value < 1 or (value >= 1 and value % 1 == 0)),
+]
+"""A number of rows, or, below 1, their share."""
+Some: TypeAlias = Annotated[Amount, Field(gt=0)]
+"""Likewise, but not 0."""
 
 
 def free(default: T) -> T:

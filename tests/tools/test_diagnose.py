@@ -38,8 +38,8 @@ def test_training_writes_what_it_promises(call: Call, tmp_path: Path, capsys: py
     for text in (shown, result["verdict"], "16 specific and 16 generic rows, 3 pairs of batches of 8 other rows"):
         assert text in printed
         assert text in page
-    assert table.startswith("| step | valid loss | generic valid loss | SAR | GAR |")
-    assert table.splitlines()[-1].startswith("| 20 |")
+    assert shown.startswith("| step | valid loss | generic valid loss | SAR | GAR |")
+    assert shown.splitlines()[-1].startswith("| 20 |")
     assert ElementTree.parse(tmp_path / "run" / "diagnose.svg").getroot().tag.endswith("svg")
 
 
