@@ -49,7 +49,7 @@ def run(context: Context) -> dict[str, Any]:
     this.prepare()
     done = directory / RESULT
     found, state = (read_json(done), None) if done.exists() else this.train()
-    if judges(context) and not (directory / OUTPUTS).exists():  # trained with --no-judge
+    if judges(context) and not (directory / OUTPUTS).exists():  # trained without writing
         found |= this.judged(state or this.checkpoint())
         write_json(done, found)
     if not study.finetune.steps:

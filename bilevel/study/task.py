@@ -220,7 +220,7 @@ class DocumentTask(Task, Protocol):
 
 
 class WritingTask(Task, Protocol):
-    """A task whose models write texts, such as translations; they are measured at the end of a run alone."""
+    """A task whose models write texts; they are measured at the end of a run alone."""
 
     judged: Sequence[Measure]
     """What `judge` returns."""
