@@ -23,7 +23,7 @@ all flags.
 import sys
 
 from bilevel.cli import main
-from bilevel.study.flags import taken
+from bilevel.training.settings import taken
 
 if __name__ == "__main__":
     task, arguments = taken(sys.argv[1:], "--task")

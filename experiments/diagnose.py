@@ -12,7 +12,7 @@ measurements. --task names another task, or a file with one; the same as `bileve
 import sys
 
 from bilevel.cli import main
-from bilevel.study.flags import taken
+from bilevel.training.settings import taken
 
 if __name__ == "__main__":
     task, arguments = taken(sys.argv[1:], "--task")

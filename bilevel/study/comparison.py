@@ -12,11 +12,10 @@ from typing import Any
 
 from bilevel.selection.known import faults, shares_of
 from bilevel.study.context import Setting
-from bilevel.study.diverged import WHERE
-from bilevel.study.finished import Result
 from bilevel.study.judging import differences, significance
 from bilevel.study.registry import BASELINE
 from bilevel.study.report import Picture, Report, Section, chances, domains, over_training, write_report
+from bilevel.study.results import WHERE, Result
 from bilevel.study.tables import Column, by_method, by_run
 from bilevel.study.task import Measure, Splits, Task, measures_of
 from bilevel.study.weights import shown
@@ -88,6 +87,15 @@ def targets(rows: Sequence[Row], task: Task) -> Table | None:
     return by_method(flat, columns) if columns else None
 
 
+def _more_tables(rows: Sequence[Row], task: Task) -> list[Section]:
+    """The tables below the first one, of what some comparisons alone have."""
+    found = [
+        Section(f"Until a test {task.measures[0].title}", [], table=targets(rows, task)),
+        Section("Against uniform", [], AGAINST, significance(rows, task)),
+    ]
+    return [section for section in found if section.table]
+
+
 def write(setting: Setting, results: Sequence[Result]) -> str:
     """Write comparison.json, comparison.md and, of runs that did not diverge, the report; return the table."""
     run_dir, task = setting.config.study.run_dir, setting.task
@@ -100,21 +108,13 @@ def write(setting: Setting, results: Sequence[Result]) -> str:
         for r in results
     ]
     rows = [result.row for result in results]
-    until = targets(rows, task)
-    title = f"Until a test {task.measures[0].title}:"
-    judged = significance(rows, task)
-    text = "\n\n".join(
-        [
-            table(rows, task),
-            *([title, str(until)] if until else []),
-            *([AGAINST, str(judged)] if judged else []),
-            *_notes(rows),
-        ]
-    )
+    more = _more_tables(rows, task)
+    below = [text for one in more for text in (one.about or f"{one.title}:", str(one.table))]
+    text = "\n\n".join([table(rows, task), *below, *_notes(rows)])
     write_json(run_dir / JSON, rows)
     write_atomically(run_dir / "comparison.md", text + "\n")
     if metrics:
-        _report(setting, [result for result in results if result.key in metrics], metrics)
+        _report(setting, [result for result in results if result.key in metrics], metrics, more)
     return text
 
 
@@ -183,13 +183,11 @@ def _notes(rows: Sequence[Row]) -> list[str]:
     ]
 
 
-def _report(setting: Setting, ended: Sequence[Result], metrics: Metrics) -> None:
+def _report(setting: Setting, ended: Sequence[Result], metrics: Metrics, more: Sequence[Section]) -> None:
     task, splits = setting.task, setting.splits
     rows = [flatten(result.row) for result in ended]
     columns, methods = columns_of(task, rows), list(dict.fromkeys(row["method"] for row in rows))
     first = {method: next(r.context.directory for r in ended if r.row["method"] == method) for method in methods}
-    until = targets([result.row for result in ended], task)
-    judged = significance(rows, task)
     seeds = {method: [found for (name, _), found in metrics.items() if name == method] for method in methods}
     size = "effective_sample_size"  # that of rows which all count alike is their number
     weighing = {row["method"] for row in rows if row.get(size) is not None}
@@ -201,8 +199,7 @@ def _report(setting: Setting, ended: Sequence[Result], metrics: Metrics) -> None
         summary=by_method(rows, columns),
         runs=by_run(rows, columns) if len(rows) > len(methods) else None,
         sections=[
-            *([Section(f"Until a test {task.measures[0].title}", [], table=until)] if until else []),
-            *([Section("Against uniform", [], AGAINST, judged)] if judged else []),
+            *more,
             *_curves(seeds, task, splits),
             *over_training(weighed, size, "Effective sample size", "rows", log_y=True, about=_SAMPLE_SIZE),
             *chances(seeds),

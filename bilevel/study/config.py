@@ -79,7 +79,7 @@ class Study:
     eval_only: bool = of_comparison(False)
     """Evaluate the checkpoints in the run directory, without training."""
     judge: bool = of_comparison(True)
-    """Where models write, as for translation, let each write its test sets at its end, and measure the texts."""
+    """Where models write, let each write its test sets at its end, and measure the texts."""
     log_every: Count = free(50)
     """Steps between two rows of metrics."""
     evaluate_every: NonNegativeInt = free(250)

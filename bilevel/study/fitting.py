@@ -76,8 +76,8 @@ def _fit(
     return Fit(
         loss=model.loss, gather=model.gather, measure=lambda params, model_state: evaluate(params, model_state, valid, None),
         every=EVALUATE_EVERY, patience=PATIENCE * EVALUATE_EVERY,
-        decides=measure.name, sign=measure.sign, mesh=mesh, batch_size=study.batch_size,
-        micro_batches=study.micro_batches, split=study.shard_state, residence=study.residence,
+        decides=measure.name, title=measure.title, digits=measure.digits, sign=measure.sign, mesh=mesh,
+        batch_size=study.batch_size, micro_batches=study.micro_batches, split=study.shard_state, residence=study.residence,
         steps_per_call=study.steps_per_call, progress=study.progress, **fields,
     )  # fmt: skip
 

@@ -10,7 +10,7 @@ from bilevel.study import registry, resolve
 from bilevel.study.config import Config
 from bilevel.study.task import Task
 from bilevel.training.run_dir import flatten
-from bilevel.training.settings import check_bounds, flag_of, part_of, plain
+from bilevel.training.settings import check_bounds, flag_of, part_of, plain, taken, value_of
 from bilevel.types import UserError
 
 
@@ -41,7 +41,7 @@ class Parsed(NamedTuple):
 
 def compared(before: Config, arguments: Sequence[str]) -> list[str]:
     """Return the methods that --compare names."""
-    return registry.chosen(value(arguments, "--compare") or before.study.compare, None)
+    return registry.chosen(value_of(arguments, "--compare") or before.study.compare, None)
 
 
 def parse(
@@ -75,7 +75,7 @@ def parse(
     if settings is not None and file:
         raise UserError(f"--config {file} does not go with {settings[0]}, which brings settings: omit it.")
     where = settings or (("--config", Path(file)) if file else None)
-    before = resolve.default_config(task, value(rest, "--preset"), where, adapt)
+    before = resolve.default_config(task, value_of(rest, "--preset"), where, adapt)
     named = registry.with_first(methods(before, rest))
     kind = resolve.flags_type(task, named, own)
     about = f"Flags of methods are those of {', '.join(named)}." if named else ""
@@ -83,24 +83,3 @@ def parse(
     flags = tyro.cli(kind, args=rest, default=resolve.flags_of(kind, before), description=text, prog=prog)
     check_bounds(flags)
     return Parsed(resolve.config_of(flags, before), own and part_of(own, flags), before)
-
-
-def taken(arguments: Sequence[str], flag: str) -> tuple[str | None, list[str]]:
-    """Return the value of a flag, and the other arguments."""
-    rest, found = [], None
-    given = iter(arguments)
-    for argument in given:
-        if argument == flag:
-            found = next(given, None)
-            if found is None:
-                raise UserError(f"{flag} needs a value.")
-        elif argument.startswith(f"{flag}="):
-            found = argument.partition("=")[2]
-        else:
-            rest.append(argument)
-    return found, rest
-
-
-def value(arguments: Sequence[str], flag: str) -> str | None:
-    """Return the value of a flag; None if it is not given."""
-    return taken(arguments, flag)[0]

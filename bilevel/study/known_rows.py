@@ -15,7 +15,7 @@ from bilevel.offline.loss_table import LossTable, highest
 from bilevel.selection.scoring import entropies
 from bilevel.study.context import Context
 from bilevel.study.fitting import fit_of
-from bilevel.study.task import Measure, Model
+from bilevel.study.task import Model
 from bilevel.training.fit import Fit, best_of
 from bilevel.training.settings import plain
 from bilevel.types import ModelState, Params, UserError
@@ -28,10 +28,11 @@ _BATCH = 512
 
 def fitted(context: Context, model: Model, network: str | None, rows: Dataset, steps: int, seed: int) -> Fit:
     """Describe a model that is trained on some rows; the loss on valid, if the task measures it, decides what is kept."""
+    measures = context.task.measures
     return fit_of(
         context.study, context.mesh, model, context.evaluate(model), rows, context.splits.deciding,
         {"task": context.config.task, "network": network}, steps=steps, seed=seed,
-        measure=_deciding(context),
+        measure=next((m for m in measures if m.name == "loss"), measures[0]),
     )  # fmt: skip
 
 
@@ -51,9 +52,9 @@ def irreducible_losses(context: Context, s: Any) -> LossTable:
 
     def compute(folder: Path) -> LossTable:
         if not s.halves:
-            found = _trained(context, fits[0], folder / "model")
+            found = _trained(fits[0], folder / "model")
             return score_rows(loss, *found, train, batch_size=_BATCH, settings=settings)
-        one, two = (_trained(context, fit, folder / f"half{i}") for i, fit in enumerate(fits))
+        one, two = (_trained(fit, folder / f"half{i}") for i, fit in enumerate(fits))
         return cross_scored(loss, (one, two), train, batch_size=_BATCH, settings=settings, seed=seed)
 
     return _kept(context, "irreducible", settings, compute)
@@ -99,7 +100,7 @@ def uncertain_rows(context: Context, s: Any) -> RowView:
     def compute(folder: Path) -> LossTable:
         assert model.scoring is not None
         return score_rows(
-            model.scoring("running"), *_trained(context, fit, folder / "model"), train, batch_size=_BATCH, settings=settings,
+            model.scoring("running"), *_trained(fit, folder / "model"), train, batch_size=_BATCH, settings=settings,
             read=lambda losses, metrics, batch: entropies(metrics["logits"]),
         )  # fmt: skip
 
@@ -108,16 +109,9 @@ def uncertain_rows(context: Context, s: Any) -> RowView:
     return RowView(train, highest(table, min(count, len(train))))
 
 
-def _trained(context: Context, fit: Fit, folder: Path) -> tuple[Params, ModelState]:
-    measure = _deciding(context)
-    best = best_of(fit, folder, title=measure.title, digits=measure.digits)
+def _trained(fit: Fit, folder: Path) -> tuple[Params, ModelState]:
+    best = best_of(fit, folder)
     return sharding.local((best.params, best.model_state))
-
-
-def _deciding(context: Context) -> Measure:
-    """The loss, if the task measures it."""
-    measures = context.task.measures
-    return next((m for m in measures if m.name == "loss"), measures[0])
 
 
 def _kept(context: Context, name: str, settings: dict[str, Any], compute: Callable[[Path], LossTable]) -> LossTable:

@@ -18,8 +18,8 @@ _KNOWN: dict[str, Spec] = {
 _ORDER = (
     "uniform", "mixing", "contrastive", "classifier", "meta_weight_net", "learning_to_reweight", "dds", "retrained_dds",
     "anograd", "soba", "warm_soba", "penalty", "implicit_cg", "implicit_neumann", "spcl", "mentornet", "rho_loss",
-    "train_loss", "gradient_norm", "gradient_norm_is", "irreducible_loss", "svp", "rl_sampler", "uniform_pairs", "uniform_languages",
-    "related", "tcs", "multilingual_dds", "tcs_dds", "frozen", "replayed",
+    "train_loss", "gradient_norm", "gradient_norm_is", "irreducible_loss", "svp", "rl_sampler",
+    "uniform_pairs", "uniform_languages", "related", "tcs", "multilingual_dds", "tcs_dds", "frozen", "replayed",
 )  # fmt: skip
 METHODS: Mapping[str, Spec] = {name: _KNOWN[name] for name in (*_ORDER, *sorted(_KNOWN.keys() - {*_ORDER}))}
 """In the order of the tables."""

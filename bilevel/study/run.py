@@ -13,22 +13,24 @@ import jax
 from bilevel.data import Dataset
 from bilevel.devices import sharding
 from bilevel.devices.processes import say
-from bilevel.selection.known import observer
+from bilevel.selection.known import faults, observer
 from bilevel.study.context import RESULT, Context
 from bilevel.study.feeding import loaders
 from bilevel.study.fitting import finetuned, kept_results
 from bilevel.study.judging import OUTPUTS, judged, judges
 from bilevel.study.registry import METHODS
 from bilevel.study.spec import Switch
-from bilevel.study.summary import summary
-from bilevel.study.task import Evaluate
+from bilevel.study.task import Evaluate, Measure
 from bilevel.training import LoopConfig, Sampled, Source, TrainResult, prepare_run_dir, train
 from bilevel.training.checkpoints import newest_state, steps_done
 from bilevel.training.evaluation import measured, trained
-from bilevel.training.metrics import narrowed
+from bilevel.training.metrics import best_row, even_intervals, mean_of, narrowed
 from bilevel.training.opening import open_source, steps_in_call
 from bilevel.training.run_dir import read_json, write_json
 from bilevel.training.signals import Stopped
+
+CORRECT = "generic_correct"
+"""Metric of losses that know whether a row is classified right: on rows picked, the share that is learned already."""
 
 
 def run(context: Context) -> dict[str, Any]:
@@ -47,7 +49,7 @@ def run(context: Context) -> dict[str, Any]:
     this.prepare()
     done = directory / RESULT
     found, state = (read_json(done), None) if done.exists() else this.train()
-    if judges(context) and not (directory / OUTPUTS).exists():  # trained with --no-judge
+    if judges(context) and not (directory / OUTPUTS).exists():  # trained without writing
         found |= this.judged(state or this.checkpoint())
         write_json(done, found)
     if not study.finetune.steps:
@@ -130,14 +132,13 @@ class Run:
             result = self._trained(state, context.study.steps, rows)
         else:
             result, report = self._switched(state, plan.switch)
-        found = summary(context, result, context.loaded_rows(plan.picks)) | self.measured(result.state) | dict(report)
+        found = _summary(context, result, context.loaded_rows(plan.picks)) | self.measured(result.state) | dict(report)
         found["seconds"] += found.get("preparation_seconds", 0.0)
         if not plan.weighs:
             found.pop("effective_sample_size", None)
         if rows is not None:
             found["training_rows"] = len(rows)
-        found |= {"scored_by": plan.scored_by} if plan.scored_by else {}
-        found |= {"trained_on": plan.trains_on} if plan.trains_on else {}
+        found |= plan.about
         if plan.if_narrow and (warning := narrowed(result.history, context.study.batch_size, plan.if_narrow)):
             found["warnings"] = [warning]
         found |= plan.finish(result.state) if plan.finish is not None else {}
@@ -155,7 +156,7 @@ class Run:
     def _trained(self, state: Any, steps: int, rows: Dataset | None = None) -> TrainResult:
         """Train (or continue) up to a step, on all generic rows or on some."""
         study, variant, recorder = self.context.study, self.context.variant, self.plan.recorder
-        source = self._source(rows)
+        source = self.source(rows)
         keeper = None if self.plan.keeper is None else self.plan.keeper()
 
         def evaluate(state: Any) -> dict[str, float]:
@@ -165,7 +166,7 @@ class Run:
             return found
 
         result = train(
-            self.parts[0], state, data=source, config=self._loop(steps, source), run_dir=self.context.directory,
+            self.parts[0], state, data=source, config=self.loop(steps, source), run_dir=self.context.directory,
             evaluate=evaluate, on_state=variant.on_state,
             on_selected=variant.on_selected if recorder is None else recorder(),
         )  # fmt: skip
@@ -175,17 +176,52 @@ class Run:
             keeper.finish()
         return result
 
-    def _source(self, rows: Dataset | None) -> Source:
+    def source(self, rows: Dataset | None = None) -> Source:
+        """Return what the batches come from: all generic rows, or some."""
         splits, mesh = self.context.splits, self.context.mesh
         if self.plan.samples:
             return Sampled(splits.train, splits.specific)
         residence = "never" if self.context.variant.streams else self.context.study.residence
         return self.context.variant.source(open_source(residence, *loaders(self.context, self.plan, rows), mesh), mesh)
 
-    def _loop(self, steps: int, source: Source) -> LoopConfig:
+    def loop(self, steps: int, source: Source) -> LoopConfig:
+        """Return how long to train, and how often to do what."""
         s = self.context.study
         return LoopConfig(
             num_steps=steps, log_every=s.log_every, evaluate_every=s.evaluate_every, checkpoint_every=s.checkpoint_every,
             state_every=self.context.variant.state_every, steps_per_call=steps_in_call(source, s.steps_per_call),
             progress=s.progress, tensorboard=s.tensorboard,
         )  # fmt: skip
+
+
+def _summary(context: Context, result: TrainResult, loaded_rows: int) -> dict[str, Any]:
+    """Return the numbers of a run that follow from its metrics.
+
+    Shares of the rows that were trained on are means over all rows of metrics (`share/NAME`), and over the last fifth of them
+    (`share_at_end/NAME`); the effective sample size is that of the last fifth. Epochs are what the steps load, in generic rows:
+    online selection loads more rows than it trains on.
+    """
+    shares, steps = [f"share/{name}" for name in faults(context.splits.known)], context.study.steps
+    rows = even_intervals(result.history, [*shares, CORRECT, "effective_sample_size"])
+    tail = rows[-max(1, len(rows) // 5) :]
+    found = {"effective_sample_size": mean_of(tail, "effective_sample_size")}
+    for name in shares:
+        found[name] = mean_of(rows, name)
+        found[name.replace("share/", "share_at_end/")] = mean_of(tail, name)
+    found["learned_share"] = mean_of(rows, CORRECT)
+    return {
+        "method": context.method, "seed": context.seed, "steps": steps,
+        "epochs": steps * loaded_rows / len(context.splits.train), "seconds": result.seconds,
+        **{name: value for name, value in found.items() if value is not None},
+        **_best(result.history, context.task.measures[0]),
+    }  # fmt: skip
+
+
+def _best(history: list[dict[str, Any]], measure: Measure) -> dict[str, float]:
+    """The best value on test, and that at the best value on valid; {} where test is not measured while training."""
+    valid, test = f"valid_{measure.name}", f"test_{measure.name}"
+    known = [row for row in history if test in row and valid in row]
+    if not known:
+        return {}
+    best, top = (best_row(known, name, lower_is_better=measure.lower_is_better) for name in (valid, test))
+    return {f"best_{test}": top[test], f"{test}_at_best_valid": best[test]}

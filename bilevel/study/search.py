@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 from bilevel.devices.processes import of_first, say
 from bilevel.study.config import Config
 from bilevel.study.context import Context, Setting, begun
-from bilevel.study.diverged import attempt
 from bilevel.study.registry import METHODS
+from bilevel.study.results import attempt
 from bilevel.training import TrainingDiverged
 from bilevel.training.random_search import Among, drawn_settings
 from bilevel.training.run_dir import read_json, write_json

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from bilevel.study.task import Measure
+from bilevel.training.charts import draw_dots
 from bilevel.training.run_dir import write_atomically, write_json
 from bilevel.training.tables import NOTHING, Table, plus_minus
 
@@ -32,7 +32,7 @@ def write_tables(folder: Path, rows: Sequence[dict[str, Any]], measure: Measure)
     text = "\n\n".join(_markdown(cells, rows, budget, measure) for budget in dict.fromkeys(r["budget"] for r in rows))
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / MARKDOWN, text + "\n")
-    write_atomically(folder / "tables.csv", cells.to_csv())
+    write_atomically(folder / "tables.csv", cells[["mean", "std", "seeds", "rank"]].to_csv())
     write_json(folder / "tables.json", rows)
     if len(cells):
         _plot(cells, folder / "tables.svg", measure)
@@ -40,23 +40,24 @@ def write_tables(folder: Path, rows: Sequence[dict[str, Any]], measure: Measure)
 
 
 def ranked(rows: Sequence[dict[str, Any]], measure: Measure) -> pd.DataFrame:
-    """Return `mean`, `std` and number of `seeds` of the measure by KEYS, and its `rank` among the methods: 1 is the best."""
+    """Return `mean`, `std` and number of `seeds` of the measure by KEYS, and its `rank` among the methods: 1 is the best.
+
+    Of the `runs` of a cell some may have no value; `most` is the largest number of seeds that a method has.
+    """
     names = {f"{begin}_{measure.name}": phase for begin, phase in PHASES.items()}
     results = pd.DataFrame(rows).rename(columns=names).reindex(columns=[*KEYS[:3], *names.values()])
-    values = results.melt(KEYS[:3], var_name="phase").dropna().astype({"value": float})
-    cells = values.groupby(KEYS, sort=False)["value"].agg(mean="mean", std="std", seeds="count")
-    among = cells.groupby(["budget", "specific_set", "phase"])["mean"]
-    return cells.assign(rank=among.rank("min", ascending=measure.lower_is_better).astype(int))
+    values = results.melt(KEYS[:3], var_name="phase").astype({"value": float})
+    cells: Any = values.groupby(KEYS, sort=False)["value"].agg(mean="mean", std="std", seeds="count", runs="size")
+    among = (cells := cells[cells["seeds"] > 0]).groupby(["budget", "specific_set", "phase"])
+    rank = among["mean"].rank("min", ascending=measure.lower_is_better).astype(int)
+    return cells.assign(rank=rank, most=among["seeds"].transform("max"))
 
 
 def _markdown(cells: pd.DataFrame, rows: Sequence[dict[str, Any]], budget: str, measure: Measure) -> str:
     """The table of one budget: a column for each set and phase, and the mean rank over the sets."""
     own = [row for row in rows if row["budget"] == budget]
     sets, methods = (list(dict.fromkeys(row[name] for row in own)) for name in ("specific_set", "method"))
-    runs = Counter((row["specific_set"], row["method"]) for row in own)
     here: Any = cells[cells.index.get_level_values("budget") == budget].droplevel("budget")
-    most = here.groupby(["specific_set", "phase"])["seeds"].transform("max")
-    here = here.assign(most=most, runs=[runs[name, method] for name, method, _ in here.index])
     texts = {cell.Index: _show(cell, measure) for cell in here.itertuples()}
     ranks = here["rank"].to_dict()
     phases = [phase for phase in PHASES.values() if phase in here.index.unique("phase")] or ["pre-train"]
@@ -83,22 +84,9 @@ def _show(cell: Any, measure: Measure) -> str:
 
 def _plot(cells: pd.DataFrame, path: Path, measure: Measure) -> None:
     """A panel for each set and budget: the measure of each method, before and after fine-tuning."""
-    from matplotlib.figure import Figure
-
-    panels: Any = cells.groupby(["budget", "specific_set"], sort=False)
-    methods = cells.index.unique("method")
-    figure = Figure(figsize=(3.2 * len(panels) + 1.5, 0.28 * len(methods) + 1.5), layout="constrained")
-    axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
-    for panel, ((budget, name), of_set) in zip(axes, panels, strict=True):
-        for phase, own in of_set.groupby("phase", sort=False):
-            places = methods.get_indexer(own.index.get_level_values("method"))
-            panel.errorbar(
-                own["mean"], places, xerr=own["std"].fillna(0), fmt="oD"[phase == "fine-tune"], capsize=2, label=phase
-            )
-        panel.set_title(f"{name}, same {budget}", fontsize=9)
-        panel.set_xlabel(f"test {measure.title}" + (f", {measure.unit}" if measure.unit else ""))
-        panel.grid(alpha=0.3)
-    axes[0].set_yticks(range(len(methods)), methods)
-    axes[0].invert_yaxis()
-    axes[0].legend(fontsize=8)
-    figure.savefig(path)
+    panels: Any = {}
+    for cell in cells.fillna({"std": 0.0}).reset_index().to_dict("records"):
+        series = panels.setdefault(f"{cell['specific_set']}, same {cell['budget']}", {})
+        series.setdefault(cell["phase"], {})[cell["method"]] = cell["mean"], cell["std"]
+    title = f"test {measure.title}" + (f", {measure.unit}" if measure.unit else "")
+    write_atomically(path, draw_dots(panels, list(cells.index.unique("method")), x_label=title))

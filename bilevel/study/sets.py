@@ -6,10 +6,10 @@ import dataclasses
 from collections.abc import Collection, Mapping, Sequence
 
 from bilevel.data import JoinedData
-from bilevel.study import budget, comparison, diverged, search
+from bilevel.study import budget, comparison, search
 from bilevel.study.config import Config
 from bilevel.study.context import CONTENT_HASH, Context, Setting
-from bilevel.study.finished import leave_out
+from bilevel.study.results import WHERE, leave_out
 from bilevel.study.task import Splits
 from bilevel.training.metrics import Row
 from bilevel.training.run_dir import read_json, recorded
@@ -81,7 +81,7 @@ def earlier_sets(setting: Setting, names: Collection[str]) -> list[Row]:
     found: list[Row] = []
     for file in sorted(setting.config.study.run_dir.parent.glob(f"*/{comparison.JSON}")):
         folder, rows = file.parent, read_json(file)
-        ended = next((row for row in rows if diverged.WHERE not in row), None)
+        ended = next((row for row in rows if WHERE not in row), None)
         if folder.name in names or ended is None:
             continue
         there = setting.at(folder).context(ended["method"], ended["seed"])

@@ -70,8 +70,6 @@ class Plan:
     """Specific rows in an α-step; 0: as many as a θ-update has."""
     rows: Callable[[], Dataset] | None = None
     """The rows that are trained on; None: all generic ones."""
-    trains_on: str = ""
-    """How many rows of which sets `rows` has, in words, where other than generic ones are among them."""
     start: Callable[[TrainState], Start] | None = None
     """Initial state -> α learned beforehand."""
     switch: Switch | None = None
@@ -81,8 +79,8 @@ class Plan:
     """Makes what keeps the weighting network of the best evaluation."""
     finish: Callable[[Any], Mapping[str, float]] | None = None
     """Last state -> what is reported of what was learned, after keeping that in the run's directory."""
-    scored_by: str = ""
-    """What scores rows, in words."""
+    about: Mapping[str, str] = field(default_factory=dict)
+    """For the summary, in words: what rows are `scored_by`, and how many of which sets are `trained_on` beside generic ones."""
     if_narrow: str = ""
     """What mends a distribution over rows that is narrower than a batch, in words; empty where that needs no mending."""
     identity: Mapping[str, Any] = field(default_factory=dict)

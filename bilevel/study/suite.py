@@ -9,12 +9,12 @@ import jax
 
 from bilevel.devices import sharding
 from bilevel.devices.processes import of_first, say
-from bilevel.study import budget, comparison, diverged, search, sets
+from bilevel.study import budget, comparison, search, sets
 from bilevel.study.config import Config
 from bilevel.study.context import Context, Setting
 from bilevel.study.feeding import loaders
-from bilevel.study.finished import Result, finished
 from bilevel.study.registry import BASELINE, METHODS, chosen, with_first
+from bilevel.study.results import WHERE, Result, attempt, finished, refuse
 from bilevel.study.run import Run
 from bilevel.study.set_tables import MARKDOWN, write_tables
 from bilevel.study.task import Task
@@ -50,7 +50,7 @@ def compare(config: Config, task: Task) -> None:
             text = write_tables(study.run_dir, rows + earlier, task.measures[0])
     if text:
         print(f"\n{text}\n\nTables: {study.run_dir / MARKDOWN}")
-    diverged.refuse(rows)
+    refuse(rows)
 
 
 def opened(config: Config, task: Task) -> Setting:
@@ -105,7 +105,7 @@ def _searched(setting: Setting, methods: Sequence[str]) -> tuple[dict[str, Confi
         except TrainingDiverged as error:
             say(f"{method} is left out: {error}")
             where = search.folder_of(config, method)
-            rows = [{"method": method, "seed": s, diverged.WHERE: str(where)} for s in config.study.seed_numbers]
+            rows = [{"method": method, "seed": s, WHERE: str(where)} for s in config.study.seed_numbers]
             lost += [Result(setting.context(method, row["seed"]), row) for row in rows]
             del configs[method]
     return configs, lost
@@ -123,7 +123,7 @@ def _runs(setting: Setting, methods: Sequence[str]) -> list[Result]:
             if setting.config.study.progress:
                 say(f"{method}, seed {seed}")
             context = setting.own_context(method, seed)
-            results.append(Result(context, diverged.attempt(context)))
+            results.append(Result(context, attempt(context)))
     others = [] if setting.config.study.eval_only else finished(setting, results, methods)
     return results + others
 

@@ -72,12 +72,10 @@ class Splits:
     @property
     def hashes(self) -> dict[str, str]:
         """The content hash of each set: a path may hold other data tomorrow."""
-        found = {"train": self.train, "specific": self.specific}
-        found |= {f"valid_{name}": rows for name, rows in self.valid.items()}
-        found |= {f"test_{name}": rows for name, rows in self.test.items()}
-        if self.held_out is not None:
-            found["held_out"] = self.held_out
-        return {name: rows.content_hash for name, rows in found.items()}
+        found = {"train": self.train, "specific": self.specific, "held_out": self.held_out}
+        for phase, sets in self.measured().items():
+            found |= {f"{phase}_{name}": rows for name, rows in sets.items()}
+        return {name: rows.content_hash for name, rows in found.items() if rows is not None}
 
     @property
     def taught(self) -> Known | None:
@@ -222,7 +220,7 @@ class DocumentTask(Task, Protocol):
 
 
 class WritingTask(Task, Protocol):
-    """A task whose models write texts, such as translations; they are measured at the end of a run alone."""
+    """A task whose models write texts; they are measured at the end of a run alone."""
 
     judged: Sequence[Measure]
     """What `judge` returns."""

@@ -33,7 +33,7 @@ from bilevel.study.task import mean_evaluator
 from bilevel.training.fit import best_of
 from bilevel.training.optimizers import OptimizerConfig
 from bilevel.training.run_dir import read_json, write_json
-from bilevel.training.settings import Count, Portion, flag_of, free, plain
+from bilevel.training.settings import Amount, Count, Portion, Some, free, plain
 from bilevel.types import LossFn, UserError
 
 _EVALUATED_AT_ONCE = 512
@@ -51,12 +51,12 @@ class DataConfig:
     """Files: name of the column, or the array, of the labels; none given: label, labels, y or target."""
     standardize: bool = True
     """Features: to mean 0 and variance 1 over the training set, each. Images always are, by channel."""
-    specific_rows: float = 0.1
+    specific_rows: Some = 0.1
     """Rows of the specific set, or, if below 1, their share of the source's training part (of its validation part, if it has
     one). Weights are learned from it, and choices made on it."""
-    held_out: float = 0.2
+    held_out: Amount = 0.2
     """Likewise, of the held-out set that irreducible losses are learned from; 0: none."""
-    test: float = 0.2
+    test: Some = 0.2
     """Likewise, of the test set, for a source that has none of its own. It is only reported."""
     limit: Count | None = None
     """Use only the first rows of the source's training part, this many (DDS: 4000 of CIFAR-10)."""
@@ -132,12 +132,6 @@ class Rows(Splits):
         assert isinstance(self.train, ArrayDataset)
         return self.train.arrays[self.inputs].shape[1:]
 
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """Their names, or numbers."""
-        assert self.sets is not None
-        return tuple(self.sets.class_names) or tuple(str(c) for c in range(self.classes))
-
 
 _LEARNED: dict[str, Any] = {
     "mode": "dense", "weight_learning_rate": 3e-4, "entropy_bonus": 0.03, "probe_every": 0, "probe_blocks": 0,
@@ -208,9 +202,8 @@ class Classification:
         Rare classes are those of the true labels; then labels are made wrong; last, classes are marked.
         """
         d = config.data
-        _check(d)
         sets = open_labelled(
-            d.source, specific=_rows(d.specific_rows), held_out=_rows(d.held_out), test=_rows(d.test), limit=d.limit,
+            d.source, specific=d.specific_rows, held_out=d.held_out, test=d.test, limit=d.limit,
             split=d.split, seed=d.seed, size=d.size, label=d.label, cache_dir=d.cache_dir,
         )  # fmt: skip
         if d.imbalance != 1.0:
@@ -266,7 +259,7 @@ class Classification:
     ) -> Sequence[Text | Picture]:
         """Return the images, each below its label, as one picture, wrong labels in red; rows of features as text."""
         assert isinstance(splits.train, ArrayDataset)
-        labels, names = splits.train.arrays["label"], splits.class_names
+        labels, names = splits.train.arrays["label"], splits.known["class"].names
         if splits.inputs != "image":
             rows = splits.train.arrays[splits.inputs]
             return [Text(0.0, names[labels[i]], " ".join(f"{x:.4g}" for x in rows[i])) for i in ids]
@@ -345,19 +338,6 @@ def _preparations(d: DataConfig, inputs: str, sets: LabelledData) -> tuple[Prepa
         )
     prepare = standardization(features) if d.standardize else lambda rows, rng: rows
     return prepare, prepare
-
-
-def _check(d: DataConfig) -> None:
-    """Refuse numbers out of range, by their flags."""
-    for name in ("specific_rows", "held_out", "test"):
-        rows = getattr(d, name)
-        whole = float(rows).is_integer()  # neither NaN nor infinity is
-        if not (0 < rows < 1 or (whole and rows >= (name != "held_out"))):
-            raise UserError(f"{flag_of(f'data.{name}')} {rows} must be a number of rows, or a share below 1.")
-
-
-def _rows(number: float) -> float:
-    return int(number) if number >= 1 and float(number).is_integer() else number
 
 
 TASK = Classification("image_classification", {**_PRESETS, "dds_cifar10": _DDS_CIFAR10})

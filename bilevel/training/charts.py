@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -73,14 +74,7 @@ def draw(lines: Sequence[Line], *, x_label: str, y_label: str, log_y: bool = Fal
     Raises:
         UserError: matplotlib is not installed.
     """
-    try:
-        from matplotlib import rc_context
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise UserError("Drawing a chart needs matplotlib: run `pip install 'bilevel[experiments]'`.") from error
-    with rc_context(_STYLE), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", r"Glyph .* missing from font")  # names in scripts that the font lacks
-        figure = Figure(figsize=(7.2, 3.8), layout="constrained")
+    with _figure((7.2, 3.8)) as (figure, text):
         axes = figure.subplots()
         for index, line in enumerate(lines):
             dashes, color = divmod(index, len(_COLORS))
@@ -90,9 +84,51 @@ def draw(lines: Sequence[Line], *, x_label: str, y_label: str, log_y: bool = Fal
         axes.grid(True)
         axes.margins(x=0.02)
         figure.legend(loc="outside right upper", frameon=False, fontsize=9)
-        text = io.StringIO()
-        figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
     return text.getvalue()
+
+
+def draw_dots(
+    panels: Mapping[str, Mapping[str, Mapping[str, tuple[float, float]]]], names: Sequence[str], *, x_label: str
+) -> str:
+    """Draw numbers as dots with bars, a line a name, in panels side by side; returns the text of an SVG file.
+
+    Args:
+        panels: title -> series, with a colour and a marker of its own -> name -> (number, half the length of its bar).
+        names: the lines, from above.
+        x_label: what the numbers are, with their unit.
+
+    Raises:
+        UserError: matplotlib is not installed.
+    """
+    with _figure((3.2 * len(panels) + 1.5, 0.28 * len(names) + 1.5)) as (figure, text):
+        axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+        for panel, (title, series) in zip(axes, panels.items(), strict=True):
+            for index, (label, values) in enumerate(series.items()):
+                places, (means, bars) = [names.index(name) for name in values], zip(*values.values(), strict=True)
+                look = {"fmt": "oDs^"[index % 4], "color": _COLORS[index % len(_COLORS)], "label": label}
+                panel.errorbar(means, places, xerr=bars, capsize=2, **look)
+            panel.set_title(title, fontsize=9)
+            panel.set(xlabel=x_label, axisbelow=True)
+            panel.grid(True)
+        axes[0].set_yticks(range(len(names)), names)
+        axes[0].invert_yaxis()
+        axes[0].legend(fontsize=8)
+    return text.getvalue()
+
+
+@contextlib.contextmanager
+def _figure(size: tuple[float, float]) -> Iterator[tuple[Any, io.StringIO]]:
+    """A figure in the style of all charts, and what its SVG is written to at the end."""
+    try:
+        from matplotlib import rc_context
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise UserError("Drawing a chart needs matplotlib: run `pip install 'bilevel[experiments]'`.") from error
+    with rc_context(_STYLE), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"Glyph .* missing from font")  # names in scripts that the font lacks
+        figure, text = Figure(figsize=size, layout="constrained"), io.StringIO()
+        yield figure, text
+        figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
 
 
 def _draw_line(axes: Any, line: Line, color: str, dashes: str) -> None:

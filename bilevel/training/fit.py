@@ -47,6 +47,10 @@ class Fit:
     """Parameters and model state, this process's copies -> values on valid."""
     decides: str
     """Name of the value that says which parameters are best."""
+    title: str = ""
+    """What it is called; empty: its name."""
+    digits: int = 3
+    """That are shown of it."""
     sign: int = 1
     """1 if a lower value is better, else -1."""
     steps: int
@@ -116,21 +120,19 @@ class Fit:
         return best.best, result.seconds
 
 
-def best_of(fit: Fit, folder: Path, *, title: str | None = None, digits: int = 3) -> Best:
+def best_of(fit: Fit, folder: Path) -> Best:
     """Train a model, say how good it is on valid and whether training ended too soon, and keep the same in FITTED.
 
     Args:
         fit: what is trained.
         folder: where; the same fit continues there.
-        title: what the deciding value is called; None: its name.
-        digits: that are shown of it.
 
     Raises:
         Stopped: a signal stopped it after saving.
     """
     best, _ = fit(folder)
-    shown = f"valid {title or fit.decides}"
-    say(f"{folder}: {shown} {best.value:.{digits}f}, best at step {best.steps}")
+    shown = f"valid {fit.title or fit.decides}"
+    say(f"{folder}: {shown} {best.value:.{fit.digits}f}, best at step {best.steps}")
     if best.steps > fit.steps - fit.every:
         say(f"warning: {shown} still improved when the {fit.steps} steps of that model ended: allow it more.")
     write_json(folder / FITTED, {fit.decides: best.value, "step": best.steps, "most_steps": fit.steps})

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeAlias, TypeVar
 
@@ -28,17 +28,24 @@ Count: TypeAlias = Annotated[int, Field(ge=1)]
 Rate: TypeAlias = Annotated[PositiveFloat, Field(allow_inf_nan=False)]
 
 
-def _in(where: str, fits: Callable[[float], bool]) -> AfterValidator:
+def _must(what: str, fits: Callable[[float], bool]) -> AfterValidator:
     def check(value: float) -> float:
         if not fits(value):
-            raise ValueError(f"must lie in {where}")
+            raise ValueError(f"must {what}")
         return value
 
     return AfterValidator(check)
 
 
-Share: TypeAlias = Annotated[float, _in("(0, 1]", lambda value: 0 < value <= 1)]
-Portion: TypeAlias = Annotated[float, _in("[0, 1]", lambda value: 0 <= value <= 1)]
+Share: TypeAlias = Annotated[float, _must("lie in (0, 1]", lambda value: 0 < value <= 1)]
+Portion: TypeAlias = Annotated[float, _must("lie in [0, 1]", lambda value: 0 <= value <= 1)]
+Amount: TypeAlias = Annotated[
+    float,
+    _must("be a number of rows, or a share below 1", lambda value: 0 <= value < 1 or (value >= 1 and value % 1 == 0)),
+]
+"""A number of rows, or, below 1, their share."""
+Some: TypeAlias = Annotated[Amount, Field(gt=0)]
+"""Likewise, but not 0."""
 
 
 def free(default: T) -> T:
@@ -54,6 +61,27 @@ def of_comparison(default: T) -> T:
 def flag_of(name: str) -> str:
     """The flag of a field."""
     return "--" + name.replace("_", "-")
+
+
+def taken(arguments: Sequence[str], flag: str) -> tuple[str | None, list[str]]:
+    """Return the value of a flag, and the other arguments."""
+    rest, found = [], None
+    given = iter(arguments)
+    for argument in given:
+        if argument == flag:
+            found = next(given, None)
+            if found is None:
+                raise UserError(f"{flag} needs a value.")
+        elif argument.startswith(f"{flag}="):
+            found = argument.partition("=")[2]
+        else:
+            rest.append(argument)
+    return found, rest
+
+
+def value_of(arguments: Sequence[str], flag: str) -> str | None:
+    """Return the value of a flag; None if it is not given."""
+    return taken(arguments, flag)[0]
 
 
 def check_bounds(settings: Any) -> None:

@@ -15,7 +15,7 @@ from linear_task import LinearConfig
 from study_calls import CLASSES, TASK, fails
 
 from bilevel import cli, study
-from bilevel.study import flags, resolve, suite
+from bilevel.study import resolve, suite
 from bilevel.study.config import Study
 from bilevel.study.methods.learning import Dds, MetaWeightNet, Soba, WarmSoba, _probe_every, _weight_optimizer
 from bilevel.study.registry import METHODS, chosen, with_first
@@ -286,9 +286,9 @@ def test_a_flag_that_does_not_exist(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_values_of_flags() -> None:
-    assert flags.taken(["a", "--x", "1", "b"], "--x") == ("1", ["a", "b"])
-    assert flags.taken(["--x=1", "b"], "--x") == ("1", ["b"])
-    assert flags.value(["--xy", "1"], "--x") is None
+    assert settings.taken(["a", "--x", "1", "b"], "--x") == ("1", ["a", "b"])
+    assert settings.taken(["--x=1", "b"], "--x") == ("1", ["b"])
+    assert settings.value_of(["--xy", "1"], "--x") is None
 
 
 def moves(optimizer: Any, steps: int) -> list[float]:

@@ -12,7 +12,7 @@ import pytest
 from linear_task import TASK as LINEAR
 from study_calls import call, changed, fails, metrics, result, rows, runs
 
-from bilevel.study import budget, comparison, diverged, fitting, resolve, search, set_tables, sets, suite
+from bilevel.study import budget, comparison, fitting, resolve, results, search, set_tables, sets, suite
 from bilevel.study.config import Config
 from bilevel.study.context import Context, begun
 from bilevel.study.fitting import FOLDER, NAME, PATIENCE
@@ -227,7 +227,7 @@ def test_a_method_of_which_no_step_fits_has_a_row(tmp_path: Path) -> None:
 def diverging(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The runs, of which those of mixing diverge."""
     tried: list[str] = []
-    original = diverged.run
+    original = results.run
 
     def run(context: Context) -> dict[str, Any]:
         tried.append(f"{context.study.run_dir.name}/{context.directory.name}")
@@ -236,7 +236,7 @@ def diverging(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             raise TrainingDiverged("The generic loss is nan at step 3: lower the learning rate.", 3)
         return original(context)
 
-    monkeypatch.setattr(diverged, "run", run)
+    monkeypatch.setattr(results, "run", run)
     return tried
 
 
@@ -245,7 +245,7 @@ def test_a_comparison_goes_on_without_a_run_that_diverged(
 ) -> None:
     run, given = tmp_path / "run", ("--mixing.fraction", 0.5)
     fails(run, "mixing,uniform", *given)
-    file = run / "mixing-seed0" / diverged.NAME
+    file = run / "mixing-seed0" / results.NAME
     note = json.loads(file.read_text())
     assert (note["step"], note["message"]) == (3, "The generic loss is nan at step 3: lower the learning rate.")
     error = capsys.readouterr().err
@@ -350,13 +350,13 @@ def test_fine_tuning_that_diverged_keeps_the_losses_before(tmp_path: Path, monke
     given = ("--finetune.steps", 60, "--finetune.learning-rate")
     fails(tmp_path, "uniform,spcl", *given, 1e38)
     folder = tmp_path / "uniform-seed0" / FOLDER
-    assert (folder / diverged.NAME).exists()
+    assert (folder / results.NAME).exists()
     assert "| uniform | 1 | " in (tmp_path / "comparison.md").read_text()
     with monkeypatch.context() as patch:
-        patch.setattr(diverged, "run", None)
+        patch.setattr(results, "run", None)
         fails(tmp_path, "uniform,spcl", *given, 1e38)
     call(tmp_path, "uniform,spcl", *given, 1e-3)
-    assert not (folder / diverged.NAME).exists()
+    assert not (folder / results.NAME).exists()
     assert ", fine-tune |" in (tmp_path / "tables.md").read_text()
 
 

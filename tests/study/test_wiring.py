@@ -237,12 +237,12 @@ def test_a_proxy_scores_and_the_target_is_evaluated(tmp_path: Path) -> None:
     (plain, _), (pair, _) = (plan.model.init(key) for plan in plans)
     np.testing.assert_array_equal(pair["target"]["w"], plain["w"])
     assert set(pair["proxy"]) == {"w", "b"}
-    assert "affine, which is trained along on the rows picked" in plans[1].scored_by
-    assert "the target itself" in plans[0].scored_by
+    assert "affine, which is trained along on the rows picked" in plans[1].about["scored_by"]
+    assert "the target itself" in plans[0].about["scored_by"]
     this = Run(both.context("rho_loss", 0))
     this.prepare()
     found, state = this.train()
-    assert found["scored_by"] == plans[1].scored_by
+    assert found["scored_by"] == plans[1].about["scored_by"]
     batch = both.splits.test["specific"].rows(np.arange(20))
     w = np.asarray(trained(state, both.mesh)[0]["target"]["w"])
     assert found["test_loss"] == pytest.approx(((batch["x"] @ w - batch["y"]) ** 2).mean(), rel=1e-5)
@@ -401,7 +401,7 @@ def test_a_continued_sampled_run_equals_an_uninterrupted_one(tmp_path: Path, mon
     call(tmp_path / "whole", "rl_sampler", *SAMPLER, "--checkpoint-every", 2)
     cut = tmp_path / "cut" / "rl_sampler-seed0"
     with monkeypatch.context() as patch:
-        patch.setattr(Run, "_loop", _stopping(6))
+        patch.setattr(Run, "loop", _stopping(6))
         patch.setattr(run, "summary", None)  # at the end, before what was drawn is kept
         with pytest.raises(TypeError):
             call(tmp_path / "cut", "rl_sampler", *SAMPLER, "--checkpoint-every", 2)
@@ -415,7 +415,7 @@ def test_a_continued_sampled_run_equals_an_uninterrupted_one(tmp_path: Path, mon
 
 
 def _stopping(step: int) -> Any:
-    loop = Run._loop
+    loop = Run.loop
 
     def stops(self: Run, steps: int, source: Any) -> Any:
         return dataclasses.replace(loop(self, steps, source), num_steps=min(steps, step))

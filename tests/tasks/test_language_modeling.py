@@ -363,7 +363,7 @@ def test_uniform_trains_on_specific_text_once_too(text: Path) -> None:
     rows = found.rows(np.arange(len(found)))
     np.testing.assert_array_equal(rows["id"][:generic], splits.train.rows(np.arange(generic))["id"])
     assert set(rows["id"][generic:]) == {-1}
-    assert plan.trains_on == f"{generic:,} generic and {len(splits.specific):,} specific rows"
+    assert plan.about["trained_on"] == f"{generic:,} generic and {len(splits.specific):,} specific rows"
 
 
 def test_rows_are_shown_as_text_with_their_domain(text: Path) -> None:

@@ -86,7 +86,7 @@ def test_a_table_of_a_spreadsheet(source: Path) -> None:
     found = TABULAR.open(config_of(source.parent / "rows.csv", noise="none", label="kind"), source.parent)
     for name in ("features", "label"):
         np.testing.assert_array_equal(found.train.arrays[name], arrays.train.arrays[name])  # pyright: ignore
-    assert found.class_names == NAMES
+    assert found.known["class"].names == NAMES
 
 
 def test_features_are_standardized_by_the_training_set(source: Path) -> None:

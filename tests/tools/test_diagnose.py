@@ -13,8 +13,7 @@ import pytest
 from bilevel.cli import main
 from bilevel.study.resolve import default_config
 from bilevel.study.suite import opened
-from bilevel.tools.diagnose import report
-from bilevel.tools.diagnose.measure import Compared, Measurement
+from bilevel.tools.diagnose.measure import Compared, Measurement, table
 
 Call = Callable[..., None]
 SIZES = {"rows": 16, "pairs": 3, "batch_rows": 8}
@@ -35,12 +34,12 @@ def test_training_writes_what_it_promises(call: Call, tmp_path: Path, capsys: py
         assert row["valid_loss/generic"] > 0
     assert "SAR is above chance" in result["verdict"]
     printed, page = capsys.readouterr().out, (tmp_path / "run" / "diagnose.md").read_text()
-    table = report.table(rows, linear_task.TASK.measures[0])
-    for text in (table, result["verdict"], "16 specific and 16 generic rows, 3 pairs of batches of 8 other rows"):
+    shown = table(rows, linear_task.TASK.measures[0])
+    for text in (shown, result["verdict"], "16 specific and 16 generic rows, 3 pairs of batches of 8 other rows"):
         assert text in printed
         assert text in page
-    assert table.startswith("| step | valid loss | generic valid loss | SAR | GAR |")
-    assert table.splitlines()[-1].startswith("| 20 |")
+    assert shown.startswith("| step | valid loss | generic valid loss | SAR | GAR |")
+    assert shown.splitlines()[-1].startswith("| 20 |")
     assert ElementTree.parse(tmp_path / "run" / "diagnose.svg").getroot().tag.endswith("svg")
 
 

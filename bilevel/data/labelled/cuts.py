@@ -54,7 +54,7 @@ class Order:
         for what, wanted in sizes.items():
             rows = _number(what, wanted, count, name)
             if rows > end:
-                asked = ", ".join(f"{what}={wanted}" for what, wanted in sizes.items())
+                asked = ", ".join(f"{what}={wanted:g}" for what, wanted in sizes.items())
                 raise UserError(
                     f"{name}: {count} rows are too few for {asked}; ask for fewer ({flags_of(sizes)}), or give more data."
                 )
@@ -79,7 +79,7 @@ def _number(what: str, wanted: float, count: int, name: str) -> int:
     rows = int(wanted) if whole else round(wanted * count) if wanted < 1 else 0
     if rows < 1:
         raise UserError(
-            f"{name}: {what}={wanted} is not a number of its {count} rows; give a whole number from 1, or a share "
+            f"{name}: {what}={wanted:g} is not a number of its {count} rows; give a whole number from 1, or a share "
             f"between 0 and 1 that comes to a row or more ({flags_of([what])})."
         )
     return rows

@@ -128,16 +128,28 @@ class Penalty(Tracking):
 
 
 @dataclass(frozen=True)
-class Dds(Learning):
-    """DDS: one update of θ by its optimizer is unrolled (DDS, algorithm 1 and appendix A.1; in ATD, equation 3, one of SGD)."""
+class Averaging(Learning):
+    """How weights are learned with an average of specific gradients."""
 
     average_specific: float = 0.95
     """Decay of the moving average of the specific gradient; 0: none."""
+
+
+@dataclass(frozen=True)
+class Unrolling(Averaging):
+    """How weights are learned by an update that is unrolled."""
+
+    unroll_rate: NonNegativeFloat = 0.0
+    """Unroll an update of plain SGD with this learning rate (ρ of ATD, equation 3); 0: one of θ's own optimizer."""
+
+
+@dataclass(frozen=True)
+class Dds(Unrolling):
+    """DDS: one update of θ by its optimizer is unrolled (DDS, algorithm 1 and appendix A.1; in ATD, equation 3, one of SGD)."""
+
     reward: Literal["dot", "cosine"] = "dot"
     """Product of each row's gradient with the specific one after the update, or their cosine, at the price of a backward pass
     of the whole batch for each row: at b = 32 an α-step costs 21 plain steps more, at b = 128 85."""
-    unroll_rate: NonNegativeFloat = 0.0
-    """Unroll an update of plain SGD with this learning rate (ρ of ATD, equation 3); 0: one of θ's own optimizer."""
 
 
 @dataclass(frozen=True)
@@ -149,17 +161,15 @@ class RetrainedDds(Dds):
 
 
 @dataclass(frozen=True)
-class Anograd(Learning):
+class Anograd(Averaging):
     """Anograd: the cosine of the generic and the specific gradient grows (ATD, section 4.3.3)."""
 
-    average_specific: float = 0.95
-    """Decay of the moving average of the specific gradient; 0: none."""
     through_optimizer: bool = True
     """Compare the specific gradient with the optimizer's move instead of the gradient."""
 
 
 @dataclass(frozen=True)
-class Implicit(Learning):
+class Implicit(Averaging):
     """The implicit gradient, by conjugate gradients or a Neumann series."""
 
     update_every: Count = 4
@@ -183,7 +193,7 @@ class ImplicitNeumann(Implicit):
 
 
 @dataclass(frozen=True)
-class MetaWeightNet(Learning):
+class MetaWeightNet(Unrolling):
     """Meta-Weight-Net: weights are a learned function of a row's loss, and learned by DDS."""
 
     mode: Literal["sparse", "dense"] = "dense"
@@ -192,10 +202,6 @@ class MetaWeightNet(Learning):
     """θ-updates for each evaluation of specific rows; 0: as often as α is updated."""
     probe_blocks: int | None = 0
     """Probe the parameters of the last blocks only; 0: all."""
-    average_specific: float = 0.95
-    """Decay of the moving average of the specific gradient; 0: none."""
-    unroll_rate: NonNegativeFloat = 0.0
-    """Unroll an update of plain SGD with this learning rate (ρ of ATD, equation 3); 0: one of θ's own optimizer."""
     weight_learning_rate: float | None = 1e-2
     """Of its network (Adam)."""
     hidden: int = 100
@@ -211,7 +217,8 @@ def learned(make: Callable[..., methods.Method], *names: str) -> Callable[[Any, 
     def plan(s: Learning, context: Context) -> Plan:
         tracker = (s.tracker_optimizer(),) if isinstance(s, Tracking) else ()
         method = make(*tracker, **{name: getattr(s, name) for name in names})
-        plan = _plan(s, context, method, _model(s, context), context.weighting)
+        model = context.trained_model(forward=s.derivatives == "forward")
+        plan = _plan(s, context, method, model, context.weighting)
         finish = partial(save_weights, context, context.loaded_rows(plan.picks))
         plan = dataclasses.replace(plan, finish=finish, keeper=partial(best_weights, context))
         if not s.warm_start:
@@ -241,13 +248,9 @@ def _retrained(s: RetrainedDds, context: Context) -> Plan:
 def _meta_weight_net(s: MetaWeightNet, context: Context) -> Plan:
     if s.warm_start:
         raise UserError("--meta-weight-net.warm-start: its network sees losses, not rows, so omit it.")
-    model = _model(s, context)
+    model = context.trained_model(forward=s.derivatives == "forward")
     net = meta_weight_net(model.loss, hidden=s.hidden, micro_batches=context.study.micro_batches)
     return _plan(s, context, _dds(s.average_specific, s.unroll_rate), model, Weighting(net.init, net.scorer))
-
-
-def _model(s: Learning, context: Context) -> Model:
-    return context.trained_model(forward=s.derivatives == "forward")
 
 
 def _plan(s: Learning, context: Context, method: methods.Method, model: Model, weighting: Weighting) -> Plan:

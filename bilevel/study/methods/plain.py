@@ -111,7 +111,7 @@ def _baseline(s: Uniform, context: Context) -> Plan:
         found.setdefault(rows_hash(rows), (name.replace("_", "-"), rows))  # text: both names mean the same rows
     mixed = MixedData(*(rows for _, rows in found.values()))
     *counts, last = (f"{len(rows):,} {name}" for name, rows in found.values())
-    return _uniform(s, context, rows=lambda: mixed, trains_on=f"{', '.join(counts)} and {last} rows")
+    return _uniform(s, context, rows=lambda: mixed, about={"trained_on": f"{', '.join(counts)} and {last} rows"})
 
 
 def _uniform(s: Any, context: Context, **fields: Any) -> Plan:

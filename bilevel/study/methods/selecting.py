@@ -84,7 +84,7 @@ def _selecting(make: Callable[..., Scorer], rule: filters.Filter | None = None) 
         model, score, who = _paired(s, context)
         scorer = make(score, micro_batches=context.study.micro_batches)
         scorer = scorer if s.network is None else scoring.trained_proxy(scorer)
-        return _picked(s, context, model, scorer, rule, scored_by=who)
+        return _picked(s, context, model, scorer, rule, about={"scored_by": who})
 
     return plan
 

@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 from bilevel.devices.processes import say
-from bilevel.study import comparison, diverged, flags, search
+from bilevel.study import comparison, flags, search
 from bilevel.study.config import Config
 from bilevel.study.context import Context, Setting
 from bilevel.study.methods.learning import LEARNING
 from bilevel.study.methods.picking import Picking
 from bilevel.study.methods.plain import Frozen
 from bilevel.study.registry import with_first
+from bilevel.study.results import WHERE, attempt, refuse
 from bilevel.study.suite import check_methods, opened
 from bilevel.study.tables import Column
 from bilevel.study.task import Measure, Task
@@ -24,7 +25,7 @@ from bilevel.training import read_metrics
 from bilevel.training.charts import draw, mean_line
 from bilevel.training.metrics import Row
 from bilevel.training.run_dir import write_atomically, write_json
-from bilevel.training.settings import flag_of
+from bilevel.training.settings import flag_of, value_of
 from bilevel.types import UserError
 
 OF_COMPARISONS = ("eval_only", "trials", "trial_steps", "same_seconds", "budget_seconds", "targets", "hosts")
@@ -105,7 +106,7 @@ class OfLearner(Analysis):
     @staticmethod
     def methods(before: Config, arguments: Sequence[str]) -> Sequence[str]:
         """Return the learner."""
-        if (found := flags.value(arguments, "--learner") or "soba") not in LEARNING:
+        if (found := value_of(arguments, "--learner") or "soba") not in LEARNING:
             what = "does not learn a weighting network while it trains"
             raise UserError(f"--learner {found} {what}: choose from {', '.join(LEARNING)}.")
         return [found]
@@ -150,7 +151,7 @@ def analyse(analysis: Analysis, config: Config, task: Task) -> None:
     write_atomically(file.with_suffix(".md"), text + "\n")
     write_atomically(file.with_suffix(".svg"), _plot(analysis, runs, measure))
     print(f"{text}\n\nPlot: {file}.svg")
-    diverged.refuse(rows)
+    refuse(rows)
 
 
 def _made(run: Planned, apart: bool) -> Planned:
@@ -158,8 +159,8 @@ def _made(run: Planned, apart: bool) -> Planned:
     context = run.context
     if context.study.progress:
         say(f"{run.label}, seed {context.seed}")
-    summary = diverged.attempt(context.of(search.searched(context, context.method)), not apart)
-    ended = diverged.WHERE not in summary
+    summary = attempt(context.of(search.searched(context, context.method)), not apart)
+    ended = WHERE not in summary
     return run._replace(summary=summary, metrics=metrics_of(context.directory, summary) if ended else ())
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,18 +14,15 @@ from bilevel.offline.verdict import verdict
 from bilevel.study import flags
 from bilevel.study.config import Config
 from bilevel.study.context import Setting, run_of
-from bilevel.study.feeding import loaders
 from bilevel.study.registry import METHODS
 from bilevel.study.run import Run
 from bilevel.study.suite import opened
 from bilevel.study.task import Task
-from bilevel.tools.diagnose import report
-from bilevel.tools.diagnose.measure import Compared, Measurement
-from bilevel.training import LoopConfig, hold_run_dir, train
+from bilevel.tools.diagnose.measure import Compared, Measurement, plot, table
+from bilevel.training import hold_run_dir, train
 from bilevel.training.evaluation import trained
-from bilevel.training.opening import open_source, steps_in_call
 from bilevel.training.run_dir import CONFIG_NAME, read_settings, write_atomically, write_json
-from bilevel.training.settings import plain
+from bilevel.training.settings import plain, value_of
 from bilevel.types import UserError
 
 UNUSED = (
@@ -53,7 +51,7 @@ def command(task: Task, arguments: Sequence[str], prog: str) -> tuple[Callable[[
     Returns what runs it, its settings, and the run directory; a UserError says which flags do not go together.
     """
     settings = None
-    if given := flags.value(arguments, "--checkpoint"):
+    if given := value_of(arguments, "--checkpoint"):
         run, settings = run_of(Path(given)), ("--checkpoint", Path(given) / CONFIG_NAME)
         if run is None or run[0] not in METHODS or not settings[1].is_file():
             what = f"give the directory METHOD-seedN of one, with its {CONFIG_NAME}"
@@ -93,23 +91,19 @@ def diagnose(config: Config, task: Task, own: Diagnose) -> None:
             evaluate(Run(setting.at(own.checkpoint.parent).context(method, seed)).checkpoint())
         model = f"{setting.splits.about} Model: {method}, seed {seed}, b = {config.study.batch_size}."
         about, said = f"{model} {measure.about}", verdict(rows[-1]["step"], rows[-1])
-        text, file = f"{about}\n\n{report.table(rows, task.measures[0])}\n\n{said}", directory / "diagnose"
+        text, file = f"{about}\n\n{table(rows, task.measures[0])}\n\n{said}", directory / "diagnose"
         found = {"measured": about, "method": method, "settings": plain(own) | plain(config.task)}
         write_json(file.with_suffix(".json"), {**found, "measurements": rows, "verdict": said})
         write_atomically(file.with_suffix(".md"), f"# SAR and GAR\n\n{text}\n")
-        write_atomically(file.with_suffix(".svg"), report.plot(rows))
+        write_atomically(file.with_suffix(".svg"), plot(rows))
     print(f"{text}\n\nPlot: {file}.svg")
 
 
 def _train(setting: Setting, evaluate: Callable[[Any], Mapping[str, float]]) -> None:
     """Train the uniform model, without keeping anything of it."""
-    study, mesh = setting.config.study, setting.mesh
-    run = Run(setting.context("uniform", study.seed))
-    source = open_source(study.residence, *loaders(run.context, run.plan), mesh)
-    loop = LoopConfig(
-        study.steps, log_every=study.log_every, evaluate_every=study.evaluate_every, progress=study.progress,
-        stop_signals=False, steps_per_call=steps_in_call(source, study.steps_per_call),
-    )  # fmt: skip
+    run = Run(setting.context("uniform", setting.config.study.seed))
+    source = run.source()
+    loop = dataclasses.replace(run.loop(setting.config.study.steps, source), stop_signals=False)
     train(*run.parts, data=source, config=loop, evaluate=evaluate)
 
 

@@ -1,21 +1,26 @@
-"""SAR, GAR and measures of one model, on rows that stay the same from one measurement to the next."""
+"""SAR, GAR and measures of one model, on rows that stay the same from one measurement to the next; as a table and a plot."""
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from pydantic import Field
 
-from bilevel.offline.acceleration import acceleration_rates
+from bilevel.offline.acceleration import RATES, acceleration_rates
 from bilevel.offline.compared_rows import draw_compared
+from bilevel.offline.verdict import CHANCE, ERRORS, in_percent
 from bilevel.study.context import Setting
-from bilevel.study.task import GENERIC, ModelOptions
+from bilevel.study.task import GENERIC, Measure, ModelOptions
+from bilevel.training.charts import Line, draw
 from bilevel.training.evaluation import measured
 from bilevel.training.settings import Count
+from bilevel.training.tables import Table
 from bilevel.types import ModelState, Params
 
 Several: TypeAlias = Annotated[int, Field(ge=2)]
@@ -62,3 +67,25 @@ class Measurement:
         params, model_state = jax.tree.map(jnp.asarray, jax.device_get(model))
         rates = self._rates(params, model_state, *self.data, rng=jax.random.key(0))
         return self._measured((params, model_state)) | {name: float(value) for name, value in rates._asdict().items()}
+
+
+def table(rows: Sequence[Mapping[str, float]], measure: Measure) -> str:
+    """Return the Markdown table: one line a measurement, rates with their standard errors."""
+    name, title = f"valid_{measure.name}", f"valid {measure.title}"
+    heads = {n: head for n, head in ((name, title), (f"{name}/{GENERIC}", f"{GENERIC} {title}")) if n in rows[0]}
+    lines = [
+        [f"{row['step']:.0f}", *(f"{row[n]:.{measure.digits}f}" for n in heads), *(in_percent(row, r) for r in RATES)]
+        for row in rows
+    ]
+    return str(Table(["step", *heads.values(), *(r.upper() for r in RATES)], lines))
+
+
+def plot(rows: Sequence[Mapping[str, float]]) -> str:
+    """Draw the rates over steps, with lines at two standard errors, as SVG."""
+    steps, lines = np.asarray([row["step"] for row in rows], float), []
+    for name in RATES:
+        rates, errors = (100 * np.asarray([row[of] for row in rows]) for of in (name, f"{name}_error"))
+        around = [(steps, rates + sign * ERRORS * errors) for sign in (-1, 1)]
+        lines.append(Line(name.upper(), steps, rates, around))
+    chance = Line("chance", steps, np.full(len(steps), 100 * CHANCE))
+    return draw([*lines, chance], x_label="step", y_label="% (thin: two standard errors)")

@@ -1,16 +1,76 @@
-"""Runs that other commands finished in the same directory; the tables show them too."""
+"""What runs left in their directories: results, and notes of those that diverged, which are not trained again."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bilevel.devices.processes import say
-from bilevel.study import diverged, fitting
+from bilevel.devices.processes import of_first, say
+from bilevel.study import fitting
 from bilevel.study.context import CONTENT_HASH, RESULT, Context, Differing, Setting, begun
-from bilevel.training.run_dir import read_json
+from bilevel.study.run import Run, run
+from bilevel.training import TrainingDiverged
+from bilevel.training.run_dir import read_json, recorded, write_json
+from bilevel.training.settings import plain
+from bilevel.types import UserError
+
+NAME = "diverged.json"
+WHERE = "diverged_in"
+"""In the row of a run that diverged: the directory with the note."""
+
+
+def attempt(context: Context, alone: bool = False) -> dict[str, Any]:
+    """Return the summary of a run; of one that diverged, now or before, what is known without training it again.
+
+    Where it is `alone`, without another run to go on with, a `TrainingDiverged` is raised.
+    """
+    if alone or not of_first(lambda: _noted(context)):
+        try:
+            return run(context)
+        except TrainingDiverged as error:
+            if alone:
+                raise
+            write_json(_where(context.directory) / NAME, {"message": str(error), "step": error.step})
+    row = of_first(lambda: diverged_row(context))
+    file = Path(row[WHERE]) / NAME
+    say(f"{file.parent} diverged: {read_json(file)['message']} Delete {file} to train it again.")
+    return row
+
+
+def diverged_row(context: Context) -> dict[str, Any]:
+    """Return the row of a run that diverged: the results before fine-tuning, if it was that which did."""
+    done = context.directory / RESULT
+    before = read_json(done) if done.exists() else {"method": context.method, "seed": context.seed}
+    return before | {WHERE: str(_where(context.directory))}
+
+
+def refuse(rows: Iterable[Mapping[str, Any]]) -> None:
+    """Raise a UserError that names the runs that diverged, after the tables."""
+    failed = list(dict.fromkeys(row[WHERE] for row in rows if WHERE in row))
+    if failed:
+        raise UserError(
+            f"{len(failed)} of the runs diverged and are dashes in the tables ({', '.join(failed)}): lower the learning rate "
+            f"in another --run-dir, or delete {NAME} there to train them again."
+        )
+
+
+def _noted(context: Context) -> bool:
+    """Whether the directory of a run says that it diverged, or its fine-tuning with the same flags."""
+    folder, asked = _where(context.directory), plain(context.study.finetune)
+    if not (folder / NAME).exists():
+        return False
+    if folder != context.directory:
+        tuned = recorded(folder)
+        return bool(asked["steps"]) and all(tuned.get(name) == value for name, value in asked.items())
+    Run(context).prepare()
+    return True
+
+
+def _where(directory: Path) -> Path:
+    """The directory that a run trains in: its own, or, after its end, that of fine-tuning."""
+    return directory / fitting.FOLDER if (directory / RESULT).exists() else directory
 
 
 class Result(NamedTuple):
@@ -66,7 +126,7 @@ class _Found(NamedTuple):
 def _found(context: Context) -> _Found | None:
     """A run that ended or diverged, if its data and what all methods share are as this command has them."""
     directory, begin = context.directory, f"{context.method}."
-    file = next((file for name in (RESULT, diverged.NAME) if (file := directory / name).exists()), None)
+    file = next((file for name in (RESULT, NAME) if (file := directory / name).exists()), None)
     if file is None:
         return None
     other = context.differing()
@@ -77,7 +137,7 @@ def _found(context: Context) -> _Found | None:
     if data:
         leave_out(directory, f"it was trained on other {', '.join(data)} data")
         return None
-    row = diverged.known(context)
+    row = diverged_row(context)
     if file.name == RESULT:
         row = read_json(file) | fitting.kept_results(context.study, directory)
     return _Found(Result(context, row), own, file.stat().st_mtime)
