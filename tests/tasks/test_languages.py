@@ -82,7 +82,7 @@ def test_pieces_of_kin_are_the_same(text: Path) -> None:
     own, shared = splits_of(text), splits_of(text, "xs")
     assert own.target.size < own.source.size
     assert shared.target.size == shared.source.size > own.source.size
-    ids = [set(np.unique(part.tokens)) for part in rows_of(own).pairs.values()]
+    ids = [{*np.unique(part.rows(np.arange(len(part)))["source"]).tolist()} for part in rows_of(own).pairs.values()]
     assert len(ids[0] & ids[1]) > len(ids[0] & ids[2])
     english = splits_of(text).test["test"].rows(np.arange(1))
     assert own.target.decode(english["target"])[0] == own.test["test"].text(0)[1]  # pyright: ignore[reportAttributeAccessIssue]
