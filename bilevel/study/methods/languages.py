@@ -111,7 +111,12 @@ def _related(s: Related, context: Context) -> Plan:
             f"--{context.flag}.kin {s.kin} names {', '.join(unknown)}: choose among "
             f"{', '.join(name for name in found.table.languages if name != found.specific)}."
         )
-    return _fixed(s, context, found.table.only([found.specific, *kin]), trains_on=f"{found.specific}, {', '.join(kin)}")
+    return _fixed(
+        s,
+        context,
+        found.table.only([found.specific, *kin]),
+        about={"trained_on": f"{found.specific}, {', '.join(kin)}"},
+    )
 
 
 def _tcs(s: Tcs, context: Context) -> Plan:
