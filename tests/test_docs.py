@@ -26,7 +26,7 @@ FENCE = re.compile(
     r"(?:<!-- (?P<mark>not run: .+?) -->\n+)?^```(?P<language>\w+)(?P<options>[^\n]*)\n(?P<text>.*?)^```$", re.S | re.M
 )
 FLAG = re.compile(r"(?<![\w-])--[a-z][a-z0-9.-]*[a-z0-9]")
-TASKS = ("language_modeling", "image_classification", "tabular")
+TASKS = tuple(cli.TASKS)
 
 
 class Block(NamedTuple):

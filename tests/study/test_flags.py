@@ -15,10 +15,12 @@ from linear_task import LinearConfig
 from study_calls import CLASSES, TASK, fails
 
 from bilevel import cli, study
+from bilevel.data import PairsByTarget
 from bilevel.study import resolve, suite
 from bilevel.study.config import Study
 from bilevel.study.methods.learning import Dds, MetaWeightNet, Soba, WarmSoba, _probe_every, _weight_optimizer
 from bilevel.study.registry import METHODS, chosen, with_first
+from bilevel.study.task import SourceLanguages
 from bilevel.training import optimizers, settings
 from bilevel.training.run_dir import flatten
 from bilevel.training.settings import filled, flag_of
@@ -135,6 +137,7 @@ def study_plain(value: Any) -> Any:
 def test_messages_name_flags_that_exist(path: str, names: None) -> None:
     """In the texts of the study layer and of its settings; {name} and {flag} stand for the name of a method."""
     known = all_flags() | {"--help", "--METHOD.NAME", "--data.held-out", "--data.generic-faults", "--hosts"}
+    known |= {"--data.source-language"}
     fields = {flag.rpartition(".")[2] for flag in known}
     root = Path(study.__file__).parent
     for file in [*sorted(root.rglob("*.py")), *(Path(str(module.__file__)) for module in (optimizers, settings))]:
@@ -172,13 +175,15 @@ def test_the_study_layer_knows_no_task_and_no_method() -> None:
 
 def test_methods_by_name(tmp_path: Path) -> None:
     plain = LINEAR.open(LinearConfig(), tmp_path)
-    labelled = dataclasses.replace(plain, classes=2)
+    table = PairsByTarget(np.zeros((1, 2), np.int32), ("aa", "bb"))
+    full = dataclasses.replace(plain, classes=2, languages=SourceLanguages(table, "aa", lambda name: []))
     faults = dataclasses.replace(plain, known={"noisy": plain.known["noisy"]._replace(taught=True)})
     assert chosen("soba, uniform,soba", plain) == ["soba", "uniform"]
-    everything = chosen("all", labelled)
+    everything = chosen("all", full)
     assert set(METHODS) - set(everything) == {"frozen", "replayed"}
     assert everything == chosen("all", None)
     missing = {"svp", "mentornet", "gradient_norm", "gradient_norm_is", "rl_sampler"}
+    missing |= {"uniform_pairs", "uniform_languages", "related", "tcs", "multilingual_dds", "tcs_dds"}
     assert set(everything) - set(chosen("all", plain)) == missing
     assert set(everything) - set(chosen("all", faults)) == missing - {"mentornet"}
     assert chosen("soba,all", plain) == ["soba", *(name for name in chosen("all", plain) if name != "soba")]
