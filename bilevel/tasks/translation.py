@@ -187,7 +187,7 @@ class Translation:
     presets: Mapping[str, Mapping[str, Any]] = {
         "default": {
             "study": {
-                "run_dir": Path("runs/translation"), "batch_size": 32, "big_batch_size": 512,
+                "run_dir": Path("runs/translation"), "steps": 1500, "batch_size": 32, "big_batch_size": 512,
                 "optimizer": {"name": "adam", "b2": 0.98, "learning_rate": 2e-3, "schedule": "cosine", "warmup": 200},
             }
         },
