@@ -124,8 +124,7 @@ def test_a_run_killed_in_the_middle_of_a_round_ends_like_one_left_alone(
     """Rounds of 30 targets take some 9 steps of 4; checkpoints are every 4."""
     given = language_flags(text, compare="multilingual_dds", multilingual_dds__targets_per_round=30)
     killed, whole = equal_after_a_kill("translation", text, monkeypatch, **given)
-    kept = [drawn_by(folder, "multilingual_dds") for folder in (killed, whole)]
-    np.testing.assert_array_equal(*kept)
+    np.testing.assert_array_equal(drawn_by(killed, "multilingual_dds"), drawn_by(whole, "multilingual_dds"))
 
 
 BAD_INPUT: dict[str, tuple[dict[str, Any], str]] = {
