@@ -35,4 +35,5 @@ from bilevel.step.sampled import make_sampled_step as make_sampled_step
 from bilevel.step.train_step import TrainStep as TrainStep
 from bilevel.step.train_step import make_step as make_step
 from bilevel.types import LossAux as LossAux
+from bilevel.types import Shared as Shared
 from bilevel.types import UserError as UserError

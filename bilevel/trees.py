@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from bilevel.types import Array, Params, UserError
+from bilevel.types import Array, Params, Shared, UserError
 
 
 def dot(a: Params, b: Params) -> Array:
@@ -122,25 +122,52 @@ def _first(x: Array) -> Array:
     return jax.lax.slice(x, (0,) * x.ndim, (1,) * x.ndim).reshape(()).astype(jnp.float32)
 
 
+def map_rows(function: Callable[[Any], Any], batch: Any, shared: Callable[[Shared], Any] = lambda node: node) -> Any:
+    """Apply a function to every array with rows of a batch.
+
+    Its `Shared` nodes are given to `shared`, and left as they are by default.
+    """
+    return jax.tree.map(lambda x: shared(x) if _is_shared(x) else function(x), batch, is_leaf=_is_shared)
+
+
+def without_shared(batch: Any) -> tuple[Any, Callable[[Any], Any]]:
+    """Split a batch into its rows and a function that adds what is `Shared`.
+
+    Returns:
+      The batch with None, an empty subtree, instead of each `Shared` node; and (such a batch of any rows) -> the whole batch.
+    """
+
+    def join(rows: Any) -> Any:
+        return jax.tree.map(lambda x, row: x if _is_shared(x) else row, batch, rows, is_leaf=_is_shared)
+
+    return map_rows(lambda x: x, batch, lambda _: None), join
+
+
+def _is_shared(x: Any) -> bool:
+    return isinstance(x, Shared)
+
+
 def take(batch: Any, indices: Array) -> Any:
-    """The rows `indices` of every array of a batch."""
-    return jax.tree.map(lambda x: jnp.take(x, indices, axis=0), batch)
+    """The rows `indices` of every array of a batch; `Shared` nodes are left whole."""
+    return map_rows(lambda x: jnp.take(x, indices, axis=0), batch)
 
 
 def num_rows(batch: Any) -> int:
-    """The length of the leading axis that all arrays of a batch share.
+    """The length of the leading axis that all arrays of a batch share, but for those in `Shared` nodes.
 
     Raises:
       UserError: if the batch has no arrays or no rows, or holds a scalar, or two of its arrays disagree.
     """
-    shapes = {jax.tree_util.keystr(path): x.shape for path, x in jax.tree_util.tree_leaves_with_path(batch)}
-    rows: dict[str, Any] = {name: shape[0] if shape else "a scalar" for name, shape in shapes.items()}
-    if len(set(rows.values())) != 1 or "a scalar" in rows.values():
-        found = ", ".join(f"{name or 'array'}: {n}" for name, n in rows.items()) or "no arrays"
+    rows, _ = without_shared(batch)
+    shapes = {jax.tree_util.keystr(path): x.shape for path, x in jax.tree_util.tree_leaves_with_path(rows)}
+    counts: dict[str, Any] = {name: shape[0] if shape else "a scalar" for name, shape in shapes.items()}
+    if len(set(counts.values())) != 1 or "a scalar" in counts.values():
+        found = ", ".join(f"{name or 'array'}: {n}" for name, n in counts.items()) or "no arrays"
         raise UserError(
-            f"A batch must be a tree of arrays with one common leading axis, but found {found}: make them equal."
+            f"A batch must be a tree of arrays with one common leading axis, but found {found}: make them equal, or mark what "
+            "belongs to no row as bilevel.Shared."
         )
-    count = next(iter(rows.values()))
+    count = next(iter(counts.values()))
     if count == 0:
         raise UserError(f"A batch has no rows (shapes: {', '.join(map(str, shapes.values()))}): give at least one.")
     return count

@@ -1,7 +1,7 @@
 """The vocabulary of the library: batches, losses, logits, and the error that users see.
 
-Everything here is a plain type. A batch is any pytree of arrays that share their leading axis; the library never looks
-inside it. Parameters are any pytree of floating-point arrays.
+Everything here is a plain type. A batch is any pytree of arrays that share their leading axis, but for what it marks as
+`Shared`; the library never looks inside it. Parameters are any pytree of floating-point arrays.
 """
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import jax
+from flax import struct
 
 Array: TypeAlias = jax.Array
 Batch: TypeAlias = Any
-"""A pytree of arrays that share their leading axis."""
+"""A pytree of arrays that share their leading axis, and of `Shared` nodes."""
 Params: TypeAlias = Any
 """A pytree of floating-point arrays."""
 ModelState: TypeAlias = Any
@@ -24,6 +25,21 @@ Metrics: TypeAlias = dict[str, Array]
 NOT_COMPUTED = -math.inf
 """The value of a metric on steps that do not compute it; means leave it out. NaN always says that something went wrong, and
 JAX_DEBUG_NANS=1 stops at nothing else."""
+
+
+@struct.dataclass
+class Shared:
+    """Marks arrays of a batch that belong to no row, such as captions that all rows are compared with.
+
+    Whatever takes, counts, divides or spreads the rows of a batch leaves them whole: filters, micro-batches, meshes (every device
+    has all of them) and loaders. Under `shard_map`, `bilevel.sharding.batch_specs` gives the specs of such a batch.
+
+        batch = {"x": rows, "past": Shared({"text": texts, "real": real})}
+        batch["past"].arrays["text"]
+    """
+
+    arrays: Any
+    """A pytree of arrays of any shapes."""
 
 
 class UserError(ValueError):

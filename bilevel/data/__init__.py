@@ -37,6 +37,7 @@ from bilevel.data.loading.loader import Loader as Loader
 from bilevel.data.loading.loader import evaluation_batches as evaluation_batches
 from bilevel.data.loading.mixed import MixedData as MixedData
 from bilevel.data.loading.mixed import MixedLoader as MixedLoader
+from bilevel.data.loading.past import PastLoader as PastLoader
 from bilevel.data.loading.permutation import permute as permute
 from bilevel.data.loading.prefetch import Prefetcher as Prefetcher
 from bilevel.data.loading.prefetch import read_ahead as read_ahead

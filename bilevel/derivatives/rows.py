@@ -65,10 +65,12 @@ class RowLosses:
         if self.parts == 1:
             return self._evaluate(params, self.batch, self.rng)
 
-        def part(_: None, chunk: tuple[Batch, Array]) -> tuple[None, tuple[Array, LossAux]]:
-            return None, self._evaluate(params, *chunk)
+        chunks, join = self._chunks()
 
-        _, (losses, aux) = jax.lax.scan(part, None, self._chunks())
+        def part(_: None, chunk: tuple[Batch, Array]) -> tuple[None, tuple[Array, LossAux]]:
+            return None, self._evaluate(params, join(chunk[0]), chunk[1])
+
+        _, (losses, aux) = jax.lax.scan(part, None, chunks)
         return _gathered(losses), _joined(aux)
 
     def differentiated(self, params: Params, weights: Weights, subset: trees.Subset | None = None) -> Differentiated:
@@ -129,15 +131,16 @@ class RowLosses:
         return self.differentiated(params, weights)[:3]
 
     def _in_parts(self, params: Params, weights: Array) -> tuple[Array, LossAux, Params]:
+        chunks, join = self._chunks()
+
         def part(total: Params, chunk: tuple[Batch, Array, Array]) -> tuple[Params, tuple[Array, LossAux]]:
             rows, key, mass = chunk
-            losses, pullback, aux = jax.vjp(lambda p: self._evaluate(p, rows, key), params, has_aux=True)
+            losses, pullback, aux = jax.vjp(lambda p: self._evaluate(p, join(rows), key), params, has_aux=True)
             (gradient,) = pullback(mass.astype(losses.dtype))
             return jax.tree.map(lambda x, y: x + y.astype(x.dtype), total, gradient), (losses, aux)
 
-        chunks = (*self._chunks(), _dealt(weights, self.parts))
         zeros = trees.wide(jax.tree.map(lambda x: jnp.where(True, 0, x).astype(x.dtype), params))
-        gradient, (losses, aux) = jax.lax.scan(part, zeros, chunks)
+        gradient, (losses, aux) = jax.lax.scan(part, zeros, (*chunks, _dealt(weights, self.parts)))
         return _gathered(losses), _joined(aux), trees.like(gradient, params)
 
     def _evaluate(self, params: Params, batch: Batch, rng: Array) -> tuple[Array, LossAux]:
@@ -162,16 +165,17 @@ class RowLosses:
                 )
         return losses, aux
 
-    def _chunks(self) -> tuple[Batch, Array]:
-        """The rows and a key for each part, stacked along a new leading axis."""
+    def _chunks(self) -> tuple[tuple[Batch, Array], Callable[[Batch], Batch]]:
+        """The rows and a key for each part, stacked along a new leading axis; and what gives a part's rows what all share."""
         count = trees.num_rows(self.batch)
         if count % self.parts:
             raise UserError(
                 f"{count} rows (on one device) cannot be divided into micro_batches={self.parts} equal parts: "
                 "choose a divisor of the number of rows."
             )
-        stacked = jax.tree.map(lambda x: _dealt(x, self.parts), self.batch)
-        return stacked, jax.random.split(self.rng, self.parts)
+        rows, join = trees.without_shared(self.batch)
+        stacked = jax.tree.map(lambda x: _dealt(x, self.parts), rows)
+        return (stacked, jax.random.split(self.rng, self.parts)), join
 
 
 def _dealt(x: Array, parts: int) -> Array:

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from bilevel import trees
 from bilevel.types import Batch, UserError
 
 DATA_AXIS = "data"
@@ -63,16 +64,38 @@ def check_divides(mesh: Mesh, **sizes: int) -> None:
             )
 
 
+def batch_specs(batch: Batch, axis_name: str = DATA_AXIS) -> Any:
+    """Return the specs of a batch, for `shard_map`.
+
+    Its rows are spread over the axis, and all that is `Shared` is everywhere.
+
+    Args:
+      batch: arrays, or their shapes.
+      axis_name: of the mesh.
+
+    Returns:
+      A tree of `PartitionSpec` for the arrays of the batch.
+    """
+    return trees.map_rows(
+        lambda _: PartitionSpec(axis_name), batch, lambda node: jax.tree.map(lambda _: PartitionSpec(), node)
+    )
+
+
 def place_batch(mesh: Mesh, batch: Batch) -> Batch:
     """Make global arrays, spread over the mesh, of this process's rows.
+
+    What is `Shared` lies whole on every device; every process gives the same arrays.
 
     Raises:
       UserError: if the devices of this process do not divide its rows.
     """
-    sharding = row_sharding(mesh)
-    for x in jax.tree.leaves(batch):
+    for x in jax.tree.leaves(trees.without_shared(batch)[0]):
         check_divides(mesh.local_mesh, rows=len(x))
-    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), batch)
+
+    def place(x: Any, spec: PartitionSpec) -> jax.Array:
+        return jax.make_array_from_process_local_data(NamedSharding(mesh, spec), np.asarray(x))
+
+    return jax.tree.map(place, batch, batch_specs(batch))
 
 
 def batch_placer(mesh: Mesh) -> Callable[[Batch], Batch]:
@@ -144,12 +167,14 @@ def placed(mesh: Mesh, step: Any, create: Callable[..., Any], *arguments: Any, s
 
 
 def spread_rows(batch: Any, mesh: Mesh | None) -> Any:
-    """Spread the rows of a batch over all devices of the mesh; under plain `jit`."""
-    return (
-        batch
-        if mesh is None
-        else jax.lax.with_sharding_constraint(batch, NamedSharding(mesh, PartitionSpec(mesh.axis_names)))
-    )
+    """Spread the rows of a batch over all devices of the mesh; under plain `jit`.
+
+    What is `Shared` lies whole on each.
+    """
+    if mesh is None:
+        return batch
+    rows = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+    return trees.map_rows(lambda x: jax.lax.with_sharding_constraint(x, rows), batch, lambda node: gather(node, mesh))
 
 
 def gather(tree: Any, mesh: Mesh | None, chosen: Callable[[str], bool] | None = None) -> Any:

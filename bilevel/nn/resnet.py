@@ -62,7 +62,8 @@ class ResNet(nn.Module):
     """Blocks of each stage."""
     widths: tuple[int, ...]
     """Width of each stage; a bottleneck's output has four times as many channels."""
-    num_classes: int
+    num_classes: int | None
+    """None: without a classifier, what the network gives is the mean over pixels, float32 `[b, channels]`."""
     bottleneck: bool = False
     shortcut: Shortcut = "projection"
     stem: Stem = "cifar"
@@ -93,11 +94,12 @@ class ResNet(nn.Module):
                     width, stride, self.bottleneck, self.shortcut, layers, name=f"stage_{i}_block_{j}"
                 )
                 x = block(x)
-        return Head(self.num_classes, name="head")(jnp.mean(x, axis=(1, 2)))
+        pooled = jnp.mean(x, axis=(1, 2))
+        return pooled.astype(jnp.float32) if self.num_classes is None else Head(self.num_classes, name="head")(pooled)
 
 
 def resnet18(
-    num_classes: int = 10, *, stem: Stem = "cifar", dtype: Any = jnp.float32, axis_name: str | None = None
+    num_classes: int | None = 10, *, stem: Stem = "cifar", dtype: Any = jnp.float32, axis_name: str | None = None
 ) -> ResNet:
     """ResNet-18 (He et al., table 1), by default with a 3 × 3 stem for images of 32 × 32 pixels.
 
@@ -107,13 +109,13 @@ def resnet18(
     return ResNet((2, 2, 2, 2), (64, 128, 256, 512), num_classes, stem=stem, dtype=dtype, axis_name=axis_name)
 
 
-def resnet20(num_classes: int = 10, *, dtype: Any = jnp.float32, axis_name: str | None = None) -> ResNet:
+def resnet20(num_classes: int | None = 10, *, dtype: Any = jnp.float32, axis_name: str | None = None) -> ResNet:
     """ResNet-20 for CIFAR with parameter-free shortcuts (He et al., section 4.2, n = 3)."""
     return ResNet((3, 3, 3), (16, 32, 64), num_classes, shortcut="pad", dtype=dtype, axis_name=axis_name)
 
 
 def resnet50(
-    num_classes: int = 1000, *, stem: Stem = "imagenet", dtype: Any = jnp.float32, axis_name: str | None = None
+    num_classes: int | None = 1000, *, stem: Stem = "imagenet", dtype: Any = jnp.float32, axis_name: str | None = None
 ) -> ResNet:
     """ResNet-50 (He et al., table 1) with the stride in the 3 × 3 convolutions, as now usual.
 

@@ -104,7 +104,7 @@ def alignment_differences(
       model_state: BatchNorm statistics and the like; `{}` when there are none. What an evaluation makes of it is dropped.
       specific_rows: a batch of specific rows x, best unseen in training, every array `[m, …]`.
       generic_rows: a batch of generic rows x, likewise; their number may be another.
-      specific_batches: P batches B_specific, stacked: every array `[P, b, …]`.
+      specific_batches: P batches B_specific, stacked: every array `[P, b, …]`; what is `Shared` is so by all of them.
       generic_batches: the P batches B_generic that they are paired with; their b may be another.
       rng: a typed key (`jax.random.key`) for losses with dropout.
       specific_loss: the loss on specific rows, if it differs from `loss`.
@@ -163,14 +163,16 @@ def _differences(
         length = jnp.maximum(trees.norm(gradient), jnp.finfo(jnp.float32).tiny)
         return jax.tree.map(lambda x: x / length.astype(x.dtype), gradient)
 
+    stacked, joins = zip(*map(trees.without_shared, batches), strict=True)
+
     def compare(pair: tuple[tuple[Batch, Batch], Array]) -> tuple[Array, Array]:
-        (first, second), key = pair
-        key_pair = jax.random.split(key)
-        sides = (unit_gradient(*given) for given in zip(losses, (first, second), key_pair, strict=True))
+        rows, key = pair
+        whole = (join(side) for join, side in zip(joins, rows, strict=True))
+        sides = (unit_gradient(*given) for given in zip(losses, whole, jax.random.split(key), strict=True))
         difference = jax.tree.map(jnp.subtract, *sides)
         return specific(difference), generic(difference)
 
-    return jax.lax.map(compare, (batches, jax.random.split(keys[2], trees.num_rows(batches[0]))))
+    return jax.lax.map(compare, (stacked, jax.random.split(keys[2], trees.num_rows(batches[0]))))
 
 
 def crossed_standard_error(outcomes: Array) -> Array:
@@ -217,7 +219,8 @@ def _check_stacked(name: str, rows: Batch, batches: Batch) -> int:
     """The number of batches P, if every array is `[P, b, …]` where the rows' array is `[m, …]`."""
     trees.num_rows(rows)
     pairs = trees.num_rows(batches)
-    wanted, found = (dict(jax.tree_util.tree_leaves_with_path(tree)) for tree in (rows, batches))
+    apart = (trees.without_shared(tree)[0] for tree in (rows, batches))
+    wanted, found = (dict(jax.tree_util.tree_leaves_with_path(tree)) for tree in apart)
     if set(wanted) != set(found):
         different = ", ".join(sorted(jax.tree_util.keystr(path) for path in set(wanted) ^ set(found)))
         raise UserError(f"{name}_rows and {name}_batches do not hold the same arrays ({different}): give equal trees.")

@@ -86,6 +86,17 @@ def everything(big_batch: Batch, rule: Filter, axis: Axis, features: Features = 
     return Rows(big_batch, positions, features)
 
 
+def choose_positions(key: Array, scores: Scores, big_batch: Batch, count: int, rule: Filter) -> Array:
+    """Let the filter choose `count` rows of one device's big batch: their positions, int32 `[count]`.
+
+    Raises:
+      UserError: the big batch has fewer rows.
+    """
+    _check_enough(count, trees.num_rows(big_batch))
+    groups = () if rule.groups is None else (rule.groups(big_batch),)
+    return rule.select(key, scores.pool, count, *groups)
+
+
 def pick(
     key: Array,
     scores: Scores,
@@ -101,26 +112,30 @@ def pick(
     """
     devices = axis.size
     local_rows = trees.num_rows(big_batch)
-    if count > local_rows * devices:
-        raise UserError(
-            f"The small batch asks for {count} rows but the big batch has only {local_rows * devices}: "
-            "raise the big batch size or lower the batch size."
-        )
+    _check_enough(count, local_rows * devices)
     if count % devices:
         raise UserError(
             f"{count} rows cannot be divided equally among {devices} devices: choose a multiple of {devices}."
         )
     everything = (big_batch, features)
     share = count // devices
-    groups = () if rule.groups is None else (rule.groups(big_batch),)
     if rule.scope == "local" or devices == 1:
         own_key = axis.fold(key) if rule.scope == "local" else key
-        positions = rule.select(own_key, scores.pool, share, *groups)
+        positions = choose_positions(own_key, scores, big_batch, share, rule)
         batch, features = trees.take(everything, positions)
         return Rows(batch, positions, features)
+    groups = () if rule.groups is None else (rule.groups(big_batch),)
     positions = rule.select(key, scores.pool, count, *map(axis.gather, groups))
     batch, features = _fetch(everything, positions, local_rows, axis)
     return Rows(batch, jax.lax.dynamic_slice_in_dim(positions, axis.index * share, share), features)
+
+
+def _check_enough(count: int, rows: int) -> None:
+    if count > rows:
+        raise UserError(
+            f"The small batch asks for {count} rows but the big batch has only {rows}: "
+            "raise the big batch size or lower the batch size."
+        )
 
 
 def _fetch(big_batch: Batch, positions: Array, local_rows: int, axis: Axis) -> Batch:
@@ -135,4 +150,4 @@ def _fetch(big_batch: Batch, positions: Array, local_rows: int, axis: Axis) -> B
         wide = owned.astype(jnp.int32) if owned.dtype == jnp.bool_ else owned
         return axis.scatter(wide).astype(x.dtype)
 
-    return jax.tree.map(leaf, big_batch)
+    return trees.map_rows(leaf, big_batch)

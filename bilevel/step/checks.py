@@ -14,7 +14,7 @@ from bilevel.devices.axis import Axis
 from bilevel.methods.base import Method, MethodUpdate
 from bilevel.step import estimators
 from bilevel.step.options import StepOptions
-from bilevel.types import Array, LossAux, Metrics, Params, UserError
+from bilevel.types import Array, LossAux, Metrics, ModelState, Params, UserError
 
 
 def check_start(
@@ -64,6 +64,29 @@ def is_sound(update: MethodUpdate, found: Any, before: Any, axis: Axis) -> Array
     if update.alignments is not None:
         sound &= estimators.total(~jnp.isfinite(update.alignments), axis) == 0
     return sound
+
+
+def check_statistics(found: Any, before: ModelState, option: str) -> None:
+    """Reject a model state that cannot be averaged: counters and random keys that the loss changed.
+
+    Args:
+      found: what the loss returned; if it is no pair of losses and `LossAux`, others say so.
+      before: the model state that the loss was given.
+      option: what averages model states, as the user asked for it.
+
+    Raises:
+      UserError: naming the first leaf that changed and is not floating-point.
+    """
+    if not (isinstance(found, tuple) and len(found) == 2 and isinstance(found[1], LossAux)):
+        return
+    old = dict(jax.tree_util.tree_leaves_with_path(trees.in_structure(before, found[1].model_state)))
+    for path, x in jax.tree_util.tree_leaves_with_path(found[1].model_state):
+        if x is not old.get(path) and not jnp.issubdtype(x.dtype, jnp.inexact):
+            raise UserError(
+                f"The loss changes the model state {jax.tree_util.keystr(path)}, {x.dtype}, which is no statistic that {option} "
+                "could average: keep it elsewhere (what a batch brings along for all rows is bilevel.Shared), return it as it "
+                f"was, or omit {option.partition('=')[0]}."
+            )
 
 
 def asked_for(names: tuple[str, ...], aux: LossAux) -> Metrics:

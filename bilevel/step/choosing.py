@@ -57,6 +57,26 @@ class Inner(NamedTuple):
     """The rows' losses at θ -> what the scorer knows about the rows."""
 
 
+class Choice(NamedTuple):
+    """The rows of a step, before they are there in full."""
+
+    positions: Array
+    """int32 `[b]`: where the rows of the θ-update are in the big batch. On an α-step that does not share them, those of the
+    α-gradient follow."""
+    scores: picking.Scores
+    """Of the big batch."""
+    features: Features
+    """What the scorer knows about the rows at the positions."""
+
+
+class _Draw(NamedTuple):
+    """What the filter is asked for."""
+
+    key: Array
+    rows: int
+    rule: filters.Filter
+
+
 class Chosen(NamedTuple):
     """The rows of a step, and the scores that they were chosen or weighted by."""
 
@@ -86,35 +106,109 @@ class Chooser:
             self._check_dense(big_batch)
             if self.uses_weights and self.scorer.loss is self.evaluations.loss:
                 return self._weighted_by_losses(state, big_batch, keys.loss)
-        features: Features = ()
-        if self.uses_weights:
-            features = self.evaluations.features(self.scorer.features, state, big_batch, keys.features)
+        features = self._features(state, big_batch, keys)
         scores = self._score(state, big_batch, features)
-        rows, weights = self._rows(keys.filter, scores, big_batch, features)
-        inner = Inner(rows.batch, weights, keys.loss, lambda _: rows.features)
+        if self._takes_all(scores):
+            rows = picking.everything(big_batch, self.filter, self.options.axis, features)
+        else:
+            rows = self._picked(self._for_theta(keys), scores, big_batch, features)
+        return self._chosen(
+            state, keys, scores, rows, lambda: self._picked(self._for_alpha(keys), scores, big_batch, features)
+        )
+
+    def choose_ahead(self, state: TrainState, small: Batch, learns: bool) -> Choice:
+        """Choose the rows of a step by a part of the arrays of the big batch.
+
+        Args:
+          state: before the step.
+          small: the big batch, of which the arrays that the scorer reads are there.
+          learns: whether the step has an α-gradient.
+
+        Raises:
+          UserError: the scorer reads an array that is not there; for dense mode and a mapped axis.
+        """
+        self._check_two_stages()
+        keys = keys_of(state, self.options.axis)
+        try:
+            features = self._features(state, small, keys)
+            scores = self._score(state, small, features)
+        except KeyError as error:
+            there = ", ".join(map(str, small)) if isinstance(small, dict) else type(small).__name__
+            raise UserError(
+                f"The weights of rows need the array {error.args[0]!r}, which the small big batch has not (it has: {there}): add "
+                "it, or load all rows in full and take the step in one stage."
+            ) from error
+
+        def chosen(draw: _Draw) -> Array:
+            return picking.choose_positions(draw.key, scores, small, draw.rows, draw.rule)
+
+        positions = jnp.arange(trees.num_rows(small)) if self._takes_all(scores) else chosen(self._for_theta(keys))
+        if learns and not self.options.shares_rows:
+            positions = jnp.concatenate([positions, chosen(self._for_alpha(keys))])
+        return Choice(positions, scores, trees.take(features, positions))
+
+    def chosen_before(self, state: TrainState, choice: Choice, rows: Batch) -> Chosen:
+        """Go on from a choice, with its rows.
+
+        Raises:
+          UserError: the rows are not as many as were chosen.
+        """
+        count, split = choice.positions.shape[0], self.options.batch_size
+        if trees.num_rows(rows) != count:
+            raise UserError(
+                f"step_on got {trees.num_rows(rows)} rows, but {count} were chosen: give those at choice.positions, in order."
+            )
+
+        keys = keys_of(state, self.options.axis)
+
+        def part(places: slice) -> picking.Rows:
+            found = trees.map_rows(lambda x: x[places], (rows, choice.features))
+            batch, features = spread_rows(found, self.evaluations.mesh)
+            return picking.Rows(batch, choice.positions[places], features)
+
+        return self._chosen(state, keys, choice.scores, part(slice(split)), lambda: part(slice(split, None)))
+
+    def _chosen(
+        self,
+        state: TrainState,
+        keys: Keys,
+        scores: picking.Scores,
+        rows: picking.Rows,
+        others: Callable[[], picking.Rows],
+    ) -> Chosen:
+        """Weigh the rows of the θ-update, and those of the α-gradient where they are others."""
+        inner = Inner(rows.batch, self._weights(scores, rows), keys.loss, lambda _: rows.features)
 
         def outer() -> Inner:
-            return inner if self.options.shares_rows else self._others(state, big_batch, scores, features, keys.alpha)
+            return inner if self.options.shares_rows else self._outer(state, keys, scores, others())
 
         return Chosen(inner, rows.positions, lambda _: scores, outer)
 
-    def _others(
-        self, state: TrainState, big_batch: Batch, scores: picking.Scores, features: Features, key: Array
-    ) -> Inner:
-        """Choose rows of the α-gradient that are not those of the θ-update."""
-        options, axis = self.options, self.options.axis
-        count = options.alpha_batch_size or options.batch_size
-        pick_key, loss_key = jax.random.split(key)
-        rule = self.filter
-        if options.alpha_batch == "uniform":
-            rule = filters.uniform(scope=self.filter.scope, shards=self.filter.shards)
-        rows = self._picked(pick_key, scores, big_batch, features, count, rule)
-        if options.alpha_batch == "filtered":
+    def _outer(self, state: TrainState, keys: Keys, scores: picking.Scores, rows: picking.Rows) -> Inner:
+        """Weigh rows of the α-gradient that are not those of the θ-update."""
+        axis, (_, loss_key) = self.options.axis, jax.random.split(keys.alpha)
+        if self.options.alpha_batch == "filtered":
+            count = self._for_alpha(keys).rows
             weights = axis.spread(jnp.full((count // axis.size,), 1.0 / count))
         else:
             logits = self.scorer.logits(state.weight_params, rows.batch, rows.features) / scores.temperature
             weights = estimators.softmax(filters.usable(logits), axis)
         return Inner(rows.batch, weights, axis.fold(loss_key), lambda _: rows.features)
+
+    def _for_theta(self, keys: Keys) -> _Draw:
+        return _Draw(keys.filter, self.options.batch_size, self.filter)
+
+    def _for_alpha(self, keys: Keys) -> _Draw:
+        """Ask for rows of the α-gradient that are not those of the θ-update."""
+        rule, options = self.filter, self.options
+        if options.alpha_batch == "uniform":
+            rule = filters.uniform(scope=rule.scope, shards=rule.shards)
+        return _Draw(jax.random.split(keys.alpha)[0], options.alpha_batch_size or options.batch_size, rule)
+
+    def _features(self, state: TrainState, big_batch: Batch, keys: Keys) -> Features:
+        if not self.uses_weights:
+            return ()
+        return self.evaluations.features(self.scorer.features, state, big_batch, keys.features)
 
     def _weighted_by_losses(self, state: TrainState, big_batch: Batch, key: Array) -> Chosen:
         """Weigh all rows by the θ-update's own losses in dense mode: the weights are known once those are."""
@@ -149,32 +243,36 @@ class Chooser:
                 f"batch_size={self.options.batch_size}: make them equal."
             )
 
-    def _rows(
-        self, key: Array, scores: picking.Scores, big_batch: Batch, features: Features
-    ) -> tuple[picking.Rows, Array]:
-        """Find the rows of the θ-update and their weights: see `Inner.weights`."""
-        options, axis = self.options, self.options.axis
-        even = jnp.full((options.batch_size // axis.size,), 1.0 / options.batch_size)
-        if options.mode == "dense" and self.uses_weights:
-            rows = picking.everything(big_batch, self.filter, axis, features)
-            return rows, estimators.softmax(scores.local, axis)
-        if trees.num_rows(big_batch) * axis.size == options.batch_size and not self.uses_weights:
-            rows = picking.everything(big_batch, self.filter, axis)  # nothing to choose
-            return rows, axis.spread(even)
-        rows = self._picked(key, scores, big_batch, features, options.batch_size, self.filter)
-        if self.filter.weigh is None:
-            return rows, axis.spread(even)
-        return rows, spread_rows(even * self.filter.weigh(scores.pool, rows.positions), self.evaluations.mesh)
+    def _check_two_stages(self) -> None:
+        options = self.options
+        if options.mode == "dense":
+            raise UserError(
+                'mode="dense" trains on all rows of the big batch, so that none need not be loaded: take the step in one stage, '
+                'or choose mode="sparse".'
+            )
+        if options.axis.name is not None:
+            raise UserError(
+                f"axis_name={options.axis.name!r} gives each device its own rows, which are not loaded by their positions: build "
+                "the step with mesh= instead, or take it in one stage."
+            )
 
-    def _picked(
-        self,
-        key: Array,
-        scores: picking.Scores,
-        big_batch: Batch,
-        features: Features,
-        count: int,
-        rule: filters.Filter,
-    ) -> picking.Rows:
-        rows = picking.pick(key, scores, big_batch, count, rule, self.options.axis, features)
+    def _takes_all(self, scores: picking.Scores) -> bool:
+        """Whether there is nothing to choose: dense mode, or a big batch that is no bigger, without weights."""
+        if self.uses_weights:
+            return self.options.mode == "dense"
+        return scores.local.shape[0] * self.options.axis.size == self.options.batch_size
+
+    def _weights(self, scores: picking.Scores, rows: picking.Rows) -> Array:
+        """Weigh the rows of the θ-update: see `Inner.weights`."""
+        options, axis = self.options, self.options.axis
+        if options.mode == "dense" and self.uses_weights:
+            return estimators.softmax(scores.local, axis)
+        even = jnp.full((options.batch_size // axis.size,), 1.0 / options.batch_size)
+        if self.filter.weigh is None or self._takes_all(scores):
+            return axis.spread(even)
+        return spread_rows(even * self.filter.weigh(scores.pool, rows.positions), self.evaluations.mesh)
+
+    def _picked(self, draw: _Draw, scores: picking.Scores, big_batch: Batch, features: Features) -> picking.Rows:
+        rows = picking.pick(draw.key, scores, big_batch, draw.rows, draw.rule, self.options.axis, features)
         batch, features = spread_rows((rows.batch, rows.features), self.evaluations.mesh)
         return rows._replace(batch=batch, features=features)

@@ -91,6 +91,15 @@ class StepOptions:
             )
 
     @property
+    def averaged_by(self) -> str:
+        """The option by which the model state is averaged; "" if there is none."""
+        if self.micro_batches > 1:
+            return f"micro_batches={self.micro_batches}"
+        if self.axis.name is not None:
+            return f"axis_name={self.axis.name!r}"
+        return "" if self.ema_decay is None else f"ema_decay={self.ema_decay}"
+
+    @property
     def period(self) -> int:
         """The number of steps after which the kinds of steps repeat."""
         return self.probe_every or self.update_every

@@ -20,6 +20,7 @@ from bilevel.methods.base import Lookahead, Problem
 from bilevel.selection.scorers import FeatureFn, Features, as_features, check_features
 from bilevel.state import TrainState
 from bilevel.step import estimators
+from bilevel.step.checks import check_statistics
 from bilevel.types import Array, Batch, LossAux, LossFn, ModelState, Params
 
 
@@ -39,6 +40,8 @@ class Evaluations:
     mesh: Mesh | None
     gather: Callable[[str], bool] | None
     axis: Axis
+    averaged_by: str = ""
+    """The option by which model states are averaged, which holds for statistics alone; "" if there is none."""
 
     def whole(self, params: Params) -> Params:
         """Gather θ as the losses take it: all but what they gather themselves."""
@@ -48,7 +51,10 @@ class Evaluations:
         """Return the generic losses of a batch, as a function of θ."""
 
         def loss(params: Params, model_state: ModelState, batch: Batch, rng: Array) -> tuple[Array, LossAux]:
-            return self.loss(self.whole(params), model_state, batch, rng)
+            found = self.loss(self.whole(params), model_state, batch, rng)
+            if self.averaged_by:
+                check_statistics(found, model_state, self.averaged_by)
+            return found
 
         return RowLosses(loss, state.model_state, batch, rng, self.micro_batches)
 

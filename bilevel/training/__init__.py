@@ -24,3 +24,4 @@ from bilevel.training.transfer import load_sampler as load_sampler
 from bilevel.training.transfer import load_sequence as load_sequence
 from bilevel.training.transfer import save_sampler as save_sampler
 from bilevel.training.transfer import save_sequence as save_sequence
+from bilevel.training.two_stage import TwoStageData as TwoStageData

@@ -12,6 +12,7 @@ from bilevel.devices import sharding
 from bilevel.training.feed import Data, Source
 from bilevel.training.replay import Replay
 from bilevel.training.resident import Resident, fits_on_device
+from bilevel.training.two_stage import TwoStageData
 
 Residence: TypeAlias = Literal["auto", "always", "never"]
 
@@ -40,4 +41,4 @@ def open_source(
 
 def steps_in_call(source: Source, most: int) -> int:
     """Return the most steps that one call of the program makes: batches that travel take one call each."""
-    return 1 if isinstance(source, Data | Replay) else most
+    return 1 if isinstance(source, Data | Replay | TwoStageData) else most

@@ -25,12 +25,23 @@ class StepChoice(Protocol):
         ...
 
 
-class Programs:
-    """The step functions, jitted with a donated state unless they are jitted already."""
+def jitted(function: Program) -> Program:
+    """Jit a step function with a donated state, unless it is jitted already."""
+    return function if hasattr(function, "lower") else jax.jit(function, donate_argnums=0)
 
-    def __init__(self, step: Program | StepChoice):
+
+class Programs:
+    """The step functions, compiled.
+
+    Args:
+        step: a step function, or what chooses one.
+        compiled: (what `step` is or chooses) -> the program.
+    """
+
+    def __init__(self, step: Any, compiled: Callable[[Any], Program] = jitted):
         self._step = step
-        self._jitted: dict[Program, Program] = {}
+        self._compiled = compiled
+        self._programs: dict[Any, Program] = {}
 
     def at(self, step: int) -> tuple[Program, bool]:
         """Return the program for a step, and whether its first call is to come.
@@ -40,14 +51,14 @@ class Programs:
         function: Any = self._step
         if hasattr(function, "at"):
             function = function.at(step)
-        new = function not in self._jitted
+        new = function not in self._programs
         if new:
-            self._jitted[function] = function if hasattr(function, "lower") else jax.jit(function, donate_argnums=0)
-        return self._jitted[function], new
+            self._programs[function] = self._compiled(function)
+        return self._programs[function], new
 
     def renew(self) -> None:
         """Take all programs for new.
 
         They compile again, as the state lies elsewhere than before.
         """
-        self._jitted.clear()
+        self._programs.clear()

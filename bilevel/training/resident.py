@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from numpy.typing import NDArray
 
-from bilevel.data import Dataset
+from bilevel.data import Dataset, PastLoader
 from bilevel.devices import sharding
 from bilevel.training.feed import Item
 from bilevel.training.many_steps import many_steps
 from bilevel.training.programs import Program, Programs, Step, StepChoice
-from bilevel.types import Array, Batch, UserError
+from bilevel.types import Array, Batch, Shared, UserError
 
 _SHARE = 1 / 8
 _WITHOUT_LIMIT = 1 << 30
@@ -23,7 +25,7 @@ _WITHOUT_LIMIT = 1 << 30
 class NumberLoader(Protocol):
     """Gives the rows of a step by their numbers.
 
-    `bilevel.data.Loader`, `MixedLoader` and `TaskLoader` are such.
+    `bilevel.data.Loader`, `MixedLoader`, `TaskLoader` and `PastLoader` are such.
     """
 
     @property
@@ -84,17 +86,38 @@ class Resident:
         key = (step, steps_per_call)
         if key not in self._programs:
             self._programs[key] = jax.jit(
-                many_steps(step, steps_per_call, _rows), donate_argnums=0, out_shardings=self._everywhere
+                many_steps(step, steps_per_call, self._batches), donate_argnums=0, out_shardings=self._everywhere
             )
         return Programs(self._programs[key])
 
     def item(self, first: int, count: int, steps_per_call: int) -> Item:
         """Return the row numbers of the steps; what is beyond `count` is not used."""
-        generic, specific = (_numbers(loader, first, count, steps_per_call) for loader in self._loaders)
-        numbers = jax.device_put((generic, specific), self._spread)
+        numbers = tuple(self._placed(_numbers(loader, first, count, steps_per_call)) for loader in self._loaders)
         span = jax.device_put((np.int32(first), np.int32(count)), self._everywhere)
         arguments = ((self._tables, numbers), *span)
         return Item(arguments, count, idle=(*arguments[:-1], self._none))
+
+    def _placed(self, numbers: _Numbers) -> _Numbers:
+        past = None if numbers.past is None else jax.device_put(numbers.past, self._everywhere)
+        return _Numbers(jax.device_put(numbers.rows, self._spread), past)
+
+    def _batches(self, given: tuple[tuple[Batch, Batch], tuple[_Numbers, _Numbers]], made: Array) -> tuple[Batch, ...]:
+        """Gather the batches of a step, of tables of all rows."""
+        tables, numbers = given
+        batches = [_gather(table, of.rows, made) for table, of in zip(tables, numbers, strict=True)]
+        for loader, table, of, batch in zip(self._loaders, tables, numbers, batches, strict=True):
+            if isinstance(loader, PastLoader):
+                batch[loader.name] = _past(loader, table, of.past, made)
+        return tuple(batches)
+
+
+class _Numbers(NamedTuple):
+    """The numbers of the rows of some steps."""
+
+    rows: Any
+    """int32 `[most, b]`."""
+    past: Any
+    """int32 `[most, count]`, −1 where there is no row; None for a loader without a past."""
 
 
 def fits_on_device(*loaders: NumberLoader) -> bool:
@@ -124,16 +147,21 @@ def _bytes(dataset: Dataset) -> int:
     return len(dataset) * sum(column.nbytes for column in dataset.rows(np.zeros(1, np.int64)).values())
 
 
-def _numbers(loader: NumberLoader, first: int, count: int, most: int) -> NDArray[np.int32]:
-    found = np.stack([loader.indices(step) for step in range(first, first + count)]).astype(np.int32)
-    return np.pad(found, ((0, most - count), (0, 0)))
+def _numbers(loader: NumberLoader, first: int, count: int, most: int) -> _Numbers:
+    def of(numbers: Callable[[int], NDArray[np.integer[Any]]]) -> NDArray[np.int32]:
+        found = np.stack([numbers(step) for step in range(first, first + count)]).astype(np.int32)
+        return np.pad(found, ((0, most - count), (0, 0)))
+
+    return _Numbers(of(loader.indices), of(loader.past) if isinstance(loader, PastLoader) else None)
 
 
-def _rows(given: tuple[tuple[Batch, Batch], tuple[Array, Array]], made: Array) -> tuple[Batch, ...]:
-    """Gather the batches of a step: of tables of all rows, and row numbers int32 `[most, B]` and `[most, b]`."""
-    return tuple(_gather(*pair, made) for pair in zip(*given, strict=True))
+def _past(loader: PastLoader, table: Batch, numbers: Array, made: Array) -> Shared:
+    """Gather what the batch of a step has besides its rows, as `PastLoader.shared` does."""
+    rows = _gather({column: table[column] for column in loader.columns}, jnp.maximum(numbers, 0), made)
+    return Shared({**rows, "real": jax.lax.dynamic_index_in_dim(numbers, made, keepdims=False) >= 0})
 
 
 def _gather(table: Batch, numbers: Array, made: Array) -> Batch:
+    """Gather rows of a table by the numbers of one step, of int32 `[most, n]`."""
     rows = jax.lax.dynamic_index_in_dim(numbers, made, keepdims=False)
     return jax.tree.map(lambda column: column.at[rows].get(mode="promise_in_bounds"), table)

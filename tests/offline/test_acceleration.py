@@ -11,7 +11,7 @@ import toy
 import bilevel
 from bilevel.offline import acceleration
 from bilevel.offline.acceleration import acceleration_rates, alignment_differences, crossed_standard_error
-from bilevel.types import Array, LossAux, UserError
+from bilevel.types import Array, LossAux, Shared, UserError
 
 PAIRS, BATCH = 3, 6
 KEY = jax.random.key(0)
@@ -72,6 +72,23 @@ def test_finite_differences_agree() -> None:
     exact = alignment_differences(*arguments)
     rough = alignment_differences(*arguments, derivatives=bilevel.Finite())
     assert toy.relative_error(rough, exact) < 2e-2
+
+
+def test_what_is_shared_is_the_same_for_all_rows_and_batches() -> None:
+    scales = jnp.asarray([0.5, 2.0, 4.0])  # as many as pairs, and fewer than rows
+
+    def scaled(p: Any, model_state: Any, batch: Any, rng: Any) -> tuple[Array, LossAux]:
+        losses, aux = toy.loss(p, model_state, {**batch, "y": batch["y"] * batch["scales"].arrays.sum()}, rng)
+        return losses, aux
+
+    def sides(**more: Any) -> Any:
+        return tuple({**side, **more} for side in (toy.arrays(1, 9), toy.arrays(2, 9), stacked(10), stacked(20)))
+
+    known = ({**side, "y": side["y"] * 6.5} for side in sides())
+    shared: Any = (scaled, toy.params(0), {}, *sides(scales=Shared(scales)), KEY)
+    written: Any = (toy.loss, toy.params(0), {}, *known, KEY)
+    found, wanted = (alignment_differences(*given, micro_batches=3) for given in (shared, written))
+    assert toy.relative_error(found, wanted) < 1e-5
 
 
 def linear(seed: int, rows: int, task: int) -> dict[str, Array]:

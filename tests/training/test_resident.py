@@ -220,7 +220,7 @@ def test_rows_spread_over_devices():
     state = jax.device_put(with_average(), sharding.replicated(mesh))
     several = Resident(Loader(rows(1), 8, seed=5), Loader(rows(2), 8, seed=6), mesh)
     _, numbers = several.item(0, 2, 4).arguments[0]
-    assert len(numbers[0].addressable_shards) == mesh.size
+    assert len(numbers[0].rows.addressable_shards) == mesh.size
     spread = run(None, several, Choice(), state, steps_per_call=4)
     assert all(leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(spread.state))
     one = Resident(Loader(rows(1), 8, seed=5), Loader(rows(2), 8, seed=6))

@@ -43,6 +43,11 @@ class CaptionRows:
         return digest(["caption rows", self.packed.content_hash, self.embedding, self.texts.dtype.name])
 
     @property
+    def captions(self) -> CaptionVectors:
+        """The same rows without images: what others are compared with."""
+        return CaptionVectors(self)
+
+    @property
     def small(self) -> SmallRows:
         """The same rows without images and embeddings: what the weighting network chooses among."""
         return SmallRows(self)
@@ -59,14 +64,18 @@ class CaptionRows:
         """
         return {
             "image": self.packed.images(indices),
-            "text": take_rows(self.texts, take_rows(self.packed.place, indices)),
+            "text": self.vectors(indices),
             **self.packed.small_rows(indices),
         }
 
+    def vectors(self, indices: NDArray[np.integer[Any]]) -> NDArray[np.floating[Any]]:
+        """Gather the embeddings of captions, `[b, d]`, of rows at `indices`, integer `[b]`."""
+        return take_rows(self.texts, take_rows(self.packed.place, indices))
+
 
 @dataclass(frozen=True)
-class SmallRows:
-    """Small images and caption numbers alone, as a data set: `CaptionRows.small`."""
+class _PartOfRows:
+    """Some of the arrays of the rows."""
 
     whole: CaptionRows
 
@@ -83,9 +92,30 @@ class SmallRows:
     def __len__(self) -> int:
         return len(self.whole)
 
+
+class SmallRows(_PartOfRows):
+    """Small images and caption numbers alone, as a data set: `CaptionRows.small`."""
+
     def rows(self, indices: NDArray[np.integer[Any]]) -> NumpyBatch:
         """Gather rows at `indices`, integer `[b]`; see `PackedCaptions.small_rows`."""
         return self.whole.packed.small_rows(indices)
+
+
+class CaptionVectors(_PartOfRows):
+    """Captions alone, as a data set: `CaptionRows.captions`."""
+
+    def rows(self, indices: NDArray[np.integer[Any]]) -> NumpyBatch:
+        """Gather rows at `indices`, integer `[b]`.
+
+        Returns:
+            text float32 (or float16) `[b, d]`, caption int32 `[b]` (equal for equal captions), id int32 `[b]`.
+        """
+        packed = self.whole.packed
+        return {
+            "text": self.whole.vectors(indices),
+            "caption": take_rows(packed.caption, take_rows(packed.place, indices)),
+            "id": np.asarray(indices, np.int32),
+        }
 
 
 def embed_captions(
