@@ -402,7 +402,7 @@ def test_a_continued_sampled_run_equals_an_uninterrupted_one(tmp_path: Path, mon
     cut = tmp_path / "cut" / "rl_sampler-seed0"
     with monkeypatch.context() as patch:
         patch.setattr(Run, "loop", _stopping(6))
-        patch.setattr(run, "summary", None)  # at the end, before what was drawn is kept
+        patch.setattr(run, "_summary", None)  # at the end, before what was drawn is kept
         with pytest.raises(TypeError):
             call(tmp_path / "cut", "rl_sampler", *SAMPLER, "--checkpoint-every", 2)
     assert not (cut / "result.json").exists()
@@ -428,8 +428,12 @@ def test_measures_that_are_better_when_higher(tmp_path: Path, monkeypatch: pytes
     """Search, fine-tuning, ranks and irreducible losses of a task that has no loss among its measures."""
     new = '(Measure("gain", "gain", 3, lower_is_better=False),)'
     task = changed(tmp_path, '(Measure("loss", "loss", 3, "squared units"),)', new)
-    text = task.read_text().replace('return {"loss": ((losses', 'return {"gain": ((-losses')
-    task.write_text(text)
+    measured = "return mean_evaluator(model.evaluation, 20)"
+    assert measured in task.read_text()
+    gained = (
+        f'{measured.replace("return", "found =")}\n        return lambda *given: {{"gain": -found(*given)["loss"]}}'
+    )
+    task.write_text(task.read_text().replace(measured, gained))
     call(
         tmp_path / "run",
         "uniform,mixing",
