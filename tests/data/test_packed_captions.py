@@ -200,7 +200,7 @@ def test_the_cache(tmp_path: Path) -> None:
     again(small_size=3)
     assert len(reads) == 3
     (first.folder / "label.npy").unlink()
-    with pytest.raises(UserError, match=r"The packed images in .* are damaged \(FileNotFoundError"):
+    with pytest.raises(UserError, match=r"of packed images is damaged \(FileNotFoundError"):
         PackedCaptions.open(first.folder)
     assert again().label.tolist() == [2, -1, -1, -1]
     manifest = json.loads((first.folder / "manifest.json").read_text())

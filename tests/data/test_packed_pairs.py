@@ -125,7 +125,7 @@ def test_cached_the_second_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert again.folder == first.folder
     assert again.content_hash == first.content_hash
     (first.folder / "starts.npy").write_bytes(b"damaged")
-    with pytest.raises(UserError, match=r"The packed pairs in .* are damaged \(.*\); remove the folder"):
+    with pytest.raises(UserError, match=r"of packed pairs is damaged \(.*\); remove the folder"):
         PackedPairs.open(first.folder)
     assert packed(tmp_path).content_hash == first.content_hash, "packed again"
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-import json
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from bilevel.data.captions.stream import CaptionSource
 from bilevel.data.digests import digest
 from bilevel.data.loading.arrays import NumpyBatch, take_rows
 from bilevel.data.notes import note, some
+from bilevel.data.packed_folder import packed_folder
 from bilevel.data.streams import RowLabels
 from bilevel.types import UserError
 
@@ -65,13 +65,10 @@ class PackedCaptions:
         Raises:
             UserError: the folder is damaged or of another version.
         """
-        try:
-            manifest = json.loads((folder / "manifest.json").read_text("utf-8"))
-            if manifest["format_version"] != FORMAT_VERSION:
-                raise ValueError(f"its format version is {manifest['format_version']}, not {FORMAT_VERSION}")
+        with packed_folder(folder, "images", FORMAT_VERSION) as packed:
+            manifest, read = packed.manifest, packed.array
             rows, distinct = manifest["row_count"], manifest["caption_count"]
             size, small = manifest["size"], manifest["small_size"]
-            read = functools.partial(_array, folder)
             once = manifest["decode"] == "once"
             text_starts = read("text_starts", np.int64, distinct + 1)
             starts = None if once else read("encoded_starts", np.int64, rows + 1)
@@ -90,10 +87,6 @@ class PackedCaptions:
                 read("image", np.uint8, rows, size, size, 3) if once else None,
                 None if starts is None else (read("encoded", np.uint8, int(starts[-1])), starts),
             )
-        except (OSError, ValueError, EOFError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(
-                f"The packed images in {folder} are damaged ({type(error).__name__}: {error}); remove the folder and pack again."
-            ) from error
 
     @property
     def name(self) -> str:
@@ -172,14 +165,6 @@ class PackedCaptions:
 @functools.cache
 def _threads() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(THREADS)
-
-
-def _array(folder: Path, name: str, dtype: Any, *shape: int) -> NDArray[Any]:
-    path = folder / f"{name}.npy"
-    array = np.load(path, mmap_mode="r", allow_pickle=False)
-    if array.shape != shape or array.dtype != dtype:
-        raise ValueError(f"{path.name} is {array.dtype}{list(array.shape)}, not {np.dtype(dtype)}{list(shape)}")
-    return np.asarray(array)
 
 
 def pack_captions(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from bilevel.data.cache import cached_folder
 from bilevel.data.digests import digest
 from bilevel.data.loading.arrays import NumpyBatch, take_rows
 from bilevel.data.notes import note
+from bilevel.data.packed_folder import packed_folder
 from bilevel.data.pairs.pair_writer import FORMAT_VERSION, Limits, write_pairs
 from bilevel.data.pairs.stream import PairSource
 from bilevel.data.pairs.tokenizer import PairTokenizer
@@ -51,32 +51,26 @@ class PackedPairs:
         Raises:
             UserError: the folder is damaged or of another version.
         """
-        try:
-            manifest = json.loads((folder / "manifest.json").read_text("utf-8"))
-            if manifest["format_version"] != FORMAT_VERSION:
-                raise ValueError(f"its format version is {manifest['format_version']}, not {FORMAT_VERSION}")
+        with packed_folder(folder, "pairs", FORMAT_VERSION) as packed:
+            manifest, read = packed.manifest, packed.array
             rows = manifest["row_count"]
-            starts = _array(folder, "starts", np.int64, 2 * rows + 1)
-            text_starts = _array(folder, "text_starts", np.int64, 2 * rows + 1)
+            starts = read("starts", np.int64, 2 * rows + 1)
+            text_starts = read("text_starts", np.int64, 2 * rows + 1)
             labels = {
-                kind: RowLabels(_array(folder, kind, np.int32, rows), tuple(names))
+                kind: RowLabels(read(kind, np.int32, rows), tuple(names))
                 for kind, names in manifest["label_names"].items()
             }
             return cls(
                 folder,
                 manifest,
-                _array(folder, "tokens", np.dtype(manifest["token_type"]), int(starts[-1])),
+                read("tokens", np.dtype(manifest["token_type"]), int(starts[-1])),
                 starts,
-                _array(folder, "hash", np.uint64, rows),
-                _array(folder, "number", np.int64, rows),
+                read("hash", np.uint64, rows),
+                read("number", np.int64, rows),
                 labels,
-                _array(folder, "text", np.uint8, int(text_starts[-1])),
+                read("text", np.uint8, int(text_starts[-1])),
                 text_starts,
             )
-        except (OSError, ValueError, EOFError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(
-                f"The packed pairs in {folder} are damaged ({type(error).__name__}: {error}); remove the folder and pack again."
-            ) from error
 
     @property
     def name(self) -> str:
@@ -146,14 +140,6 @@ class PackedPairs:
         return (
             f"{sum(counts.values()):,} of {self.manifest['pair_count']:,} pairs of {self.name} are dropped: {reasons}."
         )
-
-
-def _array(folder: Path, name: str, dtype: Any, size: int) -> NDArray[Any]:
-    path = folder / f"{name}.npy"
-    array = np.load(path, mmap_mode="r", allow_pickle=False)
-    if array.shape != (size,) or array.dtype != dtype:
-        raise ValueError(f"{path.name} is {array.dtype}{list(array.shape)}, not {np.dtype(dtype)}[{size}]")
-    return np.asarray(array)
 
 
 def pack_pairs(

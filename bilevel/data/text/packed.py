@@ -16,6 +16,7 @@ from bilevel.data.cache import cached_folder
 from bilevel.data.digests import Source, digest
 from bilevel.data.loading.arrays import NumpyBatch, check_rows, take_rows
 from bilevel.data.opening import Place, exists, place_of
+from bilevel.data.packed_folder import packed_folder
 from bilevel.data.text.files import file_fingerprint
 from bilevel.data.text.labels import read_faults, with_labels
 from bilevel.data.text.writer import PackedWriter, length_dtype
@@ -54,24 +55,18 @@ class PackedText:
             UserError: the folder is damaged: a file is missing, or does not have the shape that the manifest
                 states.
         """
-        try:
-            manifest = json.loads((folder / "manifest.json").read_text("utf-8"))
+        with packed_folder(folder, "text", FORMAT_VERSION) as packed:
+            manifest, read = packed.manifest, packed.array
             rows, length = manifest["row_count"], manifest["length"]
-            if manifest["format_version"] != FORMAT_VERSION:
-                raise ValueError(f"its format version is {manifest['format_version']}, not {FORMAT_VERSION}")
-            tokens = _open_array(folder / "tokens.npy", np.uint8, (rows, length))
-            lengths = _open_array(folder / "length.npy", length_dtype(length), (rows,))
-            document = _open_array(folder / "document.npy", np.int64, (rows,))
-            hashes = _open_array(folder / "hash.npy", np.uint32, (rows,))
-            labels = None
-            if manifest["label_names"] is not None:
-                labels = _open_array(folder / "label.npy", np.int32, (rows,))
-        except (OSError, ValueError, EOFError, KeyError, TypeError) as error:
-            raise UserError(
-                f"The packed text in {folder} is damaged ({type(error).__name__}: {error}); remove the "
-                "folder and pack again."
-            ) from error
-        return cls(folder, manifest, tokens, lengths, document, hashes, labels)
+            return cls(
+                folder,
+                manifest,
+                read("tokens", np.uint8, rows, length),
+                read("length", length_dtype(length), rows),
+                read("document", np.int64, rows),
+                read("hash", np.uint32, rows),
+                None if manifest["label_names"] is None else read("label", np.int32, rows),
+            )
 
     @property
     def name(self) -> str:
@@ -121,13 +116,6 @@ class PackedText:
     def text(self, row: int) -> str:
         """The text of a row; characters cut at its ends appear as U+FFFD."""
         return self.tokens[row, : self.length[row]].tobytes().decode("utf-8", "replace")
-
-
-def _open_array(path: Path, dtype: Any, shape: tuple[int, ...]) -> NDArray[Any]:
-    array = np.load(path, mmap_mode="r", allow_pickle=False)
-    if array.shape != shape or array.dtype != dtype:
-        raise ValueError(f"{path.name} is {array.dtype}{list(array.shape)}, not {np.dtype(dtype)}{list(shape)}")
-    return np.asarray(array)
 
 
 def pack(source: Source, *, length: int, cache_dir: str | Path, labels: str | Path | None = None) -> PackedText:
