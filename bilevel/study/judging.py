@@ -31,18 +31,20 @@ def judged(
 
     The texts are kept in the run's directory. {} where nothing is to be written; texts of an earlier model are then removed.
     """
-    file = context.directory / name
-    if not judges(context):
+    file, task = context.directory / name, context.task
+    if not hasattr(task, "write"):
+        return {}
+    if not context.study.judge:
         of_first(lambda: file.unlink(missing_ok=True))
         return {}
-    task: Any = context.task
+    writing: Any = task
     config, splits = context.config.task, context.splits
-    write, (params, model_state) = task.write(config, splits, model), sharding.local(begin())
+    write, (params, model_state) = writing.write(config, splits, model), sharding.local(begin())
     found: dict[str, float] = {}
     texts: dict[str, Sequence[str]] = {}
     for number, (which, rows) in enumerate(splits.test.items()):
         texts[which], end = write(params, model_state, rows), f"/{which}" if number else ""
-        values = task.judge(config, splits, rows, texts[which])
+        values = writing.judge(config, splits, rows, texts[which])
         found |= {f"test_{measure}{end}": value for measure, value in values.items()}
     write_json(file, {"results": found, "texts": texts})
     return found

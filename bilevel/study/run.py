@@ -48,10 +48,13 @@ def run(context: Context) -> dict[str, Any]:
         return this.evaluated() | kept_results(study, directory)
     this.prepare()
     done = directory / RESULT
-    found, state = (read_json(done), None) if done.exists() else this.train()
-    if judges(context) and not (directory / OUTPUTS).exists():  # trained without writing
-        found |= this.judged(state or this.checkpoint())
-        write_json(done, found)
+    if done.exists():
+        found, state = read_json(done), None
+        if judges(context) and not (directory / OUTPUTS).exists():  # trained without writing
+            found |= this.judged(this.checkpoint())
+            write_json(done, found)
+    else:
+        found, state = this.train()
     if not study.finetune.steps:
         return found
     if study.progress:

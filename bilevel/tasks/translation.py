@@ -276,7 +276,10 @@ class Translation:
 
 def _open_one(d: DataConfig, signature: str) -> PairSplits:
     """One source language: generic pairs, of which a share is held out, and specific ones."""
-    generic, parts = _opened(d, d.source_language)
+    generic: PairSource = _opened(d, "generic", d.source_language)
+    parts: PairParts = _opened(d, "specific", d.source_language)
+    if d.generic_labels is not None:
+        generic = labelled_pairs(generic, d.generic_labels)
     generic, held_out = hold_out(generic)
     tokenizer = open_tokenizer(d.tokenizer, generic, vocabulary=d.vocabulary, cache_dir=d.cache_dir)
     options = _packing(d)
@@ -303,10 +306,11 @@ def _open_several(config: TranslationConfig, names: Sequence[str], signature: st
     """Several source languages: all of their training pairs, and dev and test of the specific language."""
     d = config.data
     specific = d.specific_language or names[0]
-    found = {name: _opened(d, name) for name in dict.fromkeys((*names, specific))}
+    if d.generic_labels is not None or d.known_faults:
+        raise UserError("--data.generic-labels and --data.known-faults go with one --data.source-language: omit them.")
     data = pack_languages(
-        {name: found[name][0] for name in names}, specific, found[specific][1], shared=config.model.network != "lstm",
-        tokenizer=d.tokenizer, vocabulary=d.vocabulary, **_packing(d),
+        {name: _opened(d, "generic", name) for name in names}, specific, _opened(d, "specific", specific),
+        shared=config.model.network != "lstm", tokenizer=d.tokenizer, vocabulary=d.vocabulary, **_packing(d),
     )  # fmt: skip
     warn_of_shared_pairs([*data.train.pairs.values()], {"valid": data.valid, **data.test})
     return PairSplits(
@@ -324,15 +328,11 @@ def _open_several(config: TranslationConfig, names: Sequence[str], signature: st
     )
 
 
-def _opened(d: DataConfig, language: str) -> tuple[PairSource, PairParts]:
-    """The generic and the specific pairs of a source language."""
-    options: dict[str, Any] = {"source_language": language, "target_language": d.target_language, "columns": d.columns}
-    with given_by("--data.generic"):
-        generic = open_pairs(d.generic, **options)
-    if d.generic_labels is not None:
-        generic = labelled_pairs(generic, d.generic_labels)
-    with given_by("--data.specific"):
-        return generic, open_specific_pairs(d.specific, **options)
+def _opened(d: DataConfig, what: Literal["generic", "specific"], language: str) -> Any:
+    """The generic pairs of a source language, as a stream, or the specific ones, in parts."""
+    opener = open_pairs if what == "generic" else open_specific_pairs
+    with given_by(f"--data.{what}"):
+        return opener(getattr(d, what), source_language=language, target_language=d.target_language, columns=d.columns)
 
 
 def _packing(d: DataConfig) -> dict[str, Any]:

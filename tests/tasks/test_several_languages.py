@@ -77,6 +77,16 @@ def test_dev_is_cut_in_two_and_test_is_the_specific_language(text: Path) -> None
     assert splits_of(text, specific_language="bb").languages.specific == "bb"  # pyright: ignore[reportOptionalMemberAccess]
 
 
+def test_specific_pairs_are_those_of_one_language(text: Path) -> None:
+    """Valid and test pairs of the others need not exist."""
+    (text / "own").mkdir()
+    for part in ("train", "dev", "test"):
+        lines = [line.split("\t")[:2] for line in (text / f"{part}.tsv").read_text().splitlines()]
+        (text / "own" / f"{part}.tsv").write_text("".join("\t".join(line) + "\n" for line in lines))
+    own = splits_of(text, specific=str(text / "own"))
+    assert own.test["test"].content_hash == splits_of(text).test["test"].content_hash
+
+
 def test_pieces_of_kin_are_the_same(text: Path) -> None:
     """The vocabularies of the languages are merged by the strings of their pieces; the target has its own, or is among them."""
     own, shared = splits_of(text), splits_of(text, "xs")
@@ -130,6 +140,7 @@ def test_a_run_killed_in_the_middle_of_a_round_ends_like_one_left_alone(
 BAD_INPUT: dict[str, tuple[dict[str, Any], str]] = {
     "a language that is not there": ({"data__source_language": "aa,qq"}, "qq"),
     "specific language is none of them": ({"data__specific_language": "cc"}, "cc"),
+    "labels": ({"data__generic_labels": "labels.tsv"}, "go with one --data.source-language: omit them"),
     "unknown kin": ({"compare": "related", "related__kin": "cc"}, "--related.kin cc names cc: choose among bb, zz"),
     "data that travel": ({"resident": "never"}, "--resident never does not fit tcs"),
     "more blocks than there are": (
