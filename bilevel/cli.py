@@ -20,6 +20,7 @@ TASKS = {
     "image_classification": "bilevel.tasks.classification:TASK",
     "tabular": "bilevel.tasks.classification:TABULAR",
     "translation": "bilevel.tasks.translation:TASK",
+    "image_text": "bilevel.tasks.image_text:TASK",
 }
 ANALYSES = ("curriculum", "filters", "acceleration", "transfer", "multi_task")
 USAGE = f"""usage: bilevel COMMAND …

@@ -15,12 +15,14 @@ from bilevel.data.captions.embeddings import TextEmbedding as TextEmbedding
 from bilevel.data.captions.embeddings import note_close_captions as note_close_captions
 from bilevel.data.captions.embeddings import open_embedding as open_embedding
 from bilevel.data.captions.packed_captions import PackedCaptions as PackedCaptions
+from bilevel.data.captions.packed_captions import image_statistics as image_statistics
 from bilevel.data.captions.packed_captions import pack_captions as pack_captions
 from bilevel.data.captions.shared_images import images_in_both as images_in_both
 from bilevel.data.captions.shared_images import warn_of_shared_images as warn_of_shared_images
 from bilevel.data.captions.stream import Captioned as Captioned
 from bilevel.data.captions.stream import CaptionSource as CaptionSource
 from bilevel.data.captions.stream import caption_hash as caption_hash
+from bilevel.data.captions.stream import hold_out_captions as hold_out_captions
 from bilevel.data.captions.stream import joined_captions as joined_captions
 from bilevel.data.captions.stream import labelled_captions as labelled_captions
 from bilevel.data.captions.stream import parts_by_class as parts_by_class
@@ -37,6 +39,7 @@ from bilevel.data.loading.loader import Loader as Loader
 from bilevel.data.loading.loader import evaluation_batches as evaluation_batches
 from bilevel.data.loading.mixed import MixedData as MixedData
 from bilevel.data.loading.mixed import MixedLoader as MixedLoader
+from bilevel.data.loading.mixed import each_part as each_part
 from bilevel.data.loading.past import PastLoader as PastLoader
 from bilevel.data.loading.permutation import permute as permute
 from bilevel.data.loading.prefetch import Prefetcher as Prefetcher

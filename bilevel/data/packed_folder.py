@@ -21,6 +21,17 @@ class PackedFolder:
 
     folder: Path
     manifest: Mapping[str, Any]
+    """What was packed; it has source, content_hash and format_version, and what the kind of data adds."""
+
+    @property
+    def name(self) -> str:
+        """The name of the source."""
+        return self.manifest["source"]
+
+    @property
+    def content_hash(self) -> str:
+        """A digest of all that a row holds."""
+        return self.manifest["content_hash"]
 
     def array(self, name: str, dtype: Any, *shape: int) -> NDArray[Any]:
         """Map an array from disk.

@@ -10,13 +10,13 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
-from bilevel.nn.resnet import resnet18, resnet20, resnet50
+from bilevel.nn.resnet import resnet8, resnet18, resnet20, resnet50
 from bilevel.nn.small import MLP, SmallCNN
 from bilevel.nn.vgg import VGG16
 from bilevel.nn.wide_resnet import WideResNet
 from bilevel.types import Params, UserError
 
-NAMES = ("mlp", "mlp-small", "cnn", "cnn-small", "resnet18", "resnet20", "resnet50", "vgg16", "vgg16-plain")
+NAMES = ("mlp", "mlp-small", "cnn", "cnn-small", "resnet8", "resnet18", "resnet20", "resnet50", "vgg16", "vgg16-plain")
 _PLACED = re.compile(r"(stage|conv|norm|hidden)_(\d+)(?:_(?:block_)?(\d+))?")
 """Submodules that are blocks, with their places, or belong to one: residual blocks, and the layers of other networks."""
 _BEHIND = ("final_norm", "head")
@@ -56,8 +56,8 @@ def network_of(
     if name in ("vgg16", "vgg16-plain"):
         hidden, norm = 4096 if large else 512, name == "vgg16"
         return VGG16(outputs, batch_norm=norm, hidden=hidden, dropout=0.5 if dropout else 0.0, dtype=dtype)
-    if name == "resnet20":
-        return resnet20(outputs, dtype=dtype)
+    if name in ("resnet8", "resnet20"):
+        return (resnet8 if name == "resnet8" else resnet20)(outputs, dtype=dtype)
     if name in ("resnet18", "resnet50"):
         make = resnet18 if name == "resnet18" else resnet50
         return make(outputs, stem="imagenet" if large else "cifar", dtype=dtype)

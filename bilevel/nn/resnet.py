@@ -114,6 +114,11 @@ def resnet20(num_classes: int | None = 10, *, dtype: Any = jnp.float32, axis_nam
     return ResNet((3, 3, 3), (16, 32, 64), num_classes, shortcut="pad", dtype=dtype, axis_name=axis_name)
 
 
+def resnet8(num_classes: int | None = 10, *, dtype: Any = jnp.float32, axis_name: str | None = None) -> ResNet:
+    """ResNet-8, the smallest of that kind (n = 1): a block a stage."""
+    return ResNet((1, 1, 1), (16, 32, 64), num_classes, shortcut="pad", dtype=dtype, axis_name=axis_name)
+
+
 def resnet50(
     num_classes: int | None = 1000, *, stem: Stem = "imagenet", dtype: Any = jnp.float32, axis_name: str | None = None
 ) -> ResNet:

@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bilevel.data.loading.arrays import Dataset
+from bilevel.data.streams import NO_FAULT, RowLabels
 from bilevel.selection.metrics import domain_shares
-from bilevel.types import Array
+from bilevel.types import Array, UserError
 
 SHOWN = 20
 """Labels with more values are not reported value by value."""
@@ -71,6 +72,35 @@ def shares_of(known: Mapping[str, Known], data: Dataset) -> dict[str, float]:
     ids = [data.rows(part)["id"] for part in parts]
     values = [(k, k.values[np.concatenate(ids)]) for k in shown]
     return {label: float((v == i).mean()) for k, v in values for i, label in enumerate(k.names)}
+
+
+def known_labels(labels: Mapping[str, RowLabels], *, taught: bool = False) -> dict[str, Known]:
+    """Return what the labels of rows say: the domain, whether there is a fault, and each fault for itself.
+
+    Args:
+      labels: by what they say, "domain" and "fault".
+      taught: whether methods may learn from the faults.
+
+    Raises:
+      UserError: they may, and faults are not known.
+    """
+    known, fault = {}, labels.get("fault")
+    if taught and fault is None:
+        raise UserError(
+            "--data.known-faults needs the fault of each generic row: give a table with two columns as --data.generic-labels."
+        )
+    if "domain" in labels:
+        values, names = labels["domain"]
+        known["domain"] = Known(np.asarray(values), names)
+    if fault is not None:
+        kinds = [name for name in fault.names if name != NO_FAULT]
+        right = fault.names.index(NO_FAULT) if NO_FAULT in fault.names else -1
+        wrong = np.asarray(fault.values != right, np.int8)
+        known["fault"] = Known(wrong, ("right", "wrong"), fault=True, taught=taught)
+        for kind in kinds if len(kinds) > 1 else ():
+            of_kind = np.asarray(fault.values == fault.names.index(kind), np.int8)
+            known[kind] = Known(of_kind, ("other", kind), fault=True)
+    return known
 
 
 def faults(known: Mapping[str, Known]) -> dict[str, Known]:

@@ -91,6 +91,9 @@ class Study:
     resident: Residence = of_comparison("auto")
     """Keep all data on the device, and make several steps in one program call; auto: if they fit (in an eighth of its memory,
     on CPU in 1 GiB) and there is one process."""
+    two_stage: bool = of_comparison(False)
+    """Where rows are picked from a big batch by a weighting network that reads a part of them, such as small images: let only
+    that part travel of all rows, and in full the rows that are picked."""
     steps_per_call: Count = of_comparison(8)
     """With data on the device: most steps in one call."""
     progress: bool = free(True)
@@ -147,6 +150,10 @@ class Study:
         if h.coordinator not in (None, "auto") and None in (h.processes, h.process):
             raise UserError(
                 f"--hosts.coordinator {h.coordinator} needs --hosts.processes and --hosts.process (from 0) too."
+            )
+        if self.resident == "always" and self.two_stage:
+            raise UserError(
+                "--resident always keeps all rows on the device, and --two-stage loads them: omit one of the two."
             )
         if self.resident == "always" and (self.shard_state or h.coordinator):
             other = "--shard-state" if self.shard_state else "--hosts.coordinator"

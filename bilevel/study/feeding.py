@@ -6,15 +6,16 @@ from functools import partial
 
 import jax
 
-from bilevel.data import Dataset, JoinedData, Loader, MixedLoader, TaskLoader
+from bilevel.data import Dataset, JoinedData, Loader, MixedLoader, PastLoader, TaskLoader, each_part
 from bilevel.study.context import Context
 from bilevel.study.spec import Plan
+from bilevel.study.task import Splits
 from bilevel.types import UserError
 
 
 def loaders(
     context: Context, plan: Plan, rows: Dataset | None = None
-) -> tuple[Loader | MixedLoader, Loader | TaskLoader]:
+) -> tuple[Loader | MixedLoader | PastLoader, Loader | TaskLoader]:
     """Build the loaders of the (big) batches, of all training rows or of some, and of the specific batches."""
     study, splits, seed, devices = context.study, context.splits, context.seed, context.mesh.size
     loader = partial(Loader, process_index=jax.process_index(), process_count=jax.process_count())
@@ -35,6 +36,8 @@ def loaders(
     check_parts("--batch-size", study.batch_size, devices * study.micro_batches)
     check_parts("--big-batch-size", size, devices)
     check_parts("The specific batch of", count, devices)
+    if splits.past is not None:
+        generic = PastLoader(generic, each_part(generic.dataset, splits.past.rows), splits.past.size)
     return generic, specific
 
 
@@ -45,3 +48,14 @@ def check_parts(what: str, size: int, divisor: int) -> None:
             f"{what} {size} cannot be divided into {divisor} equal parts (devices, and --micro-batches on each): choose a "
             f"multiple of {divisor}."
         )
+
+
+def small_of(splits: Splits, rows: Dataset) -> Dataset:
+    """Return generic rows as the weighting network reads them.
+
+    Raises:
+      UserError: it reads them in full.
+    """
+    if splits.small is None:
+        raise UserError("--two-stage: the weighting network of this task reads its rows in full, so omit it.")
+    return each_part(rows, splits.small)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
+from bilevel.data import digest
 from bilevel.devices import sharding
 from bilevel.devices.processes import of_first
 from bilevel.study.context import Context
@@ -17,6 +18,10 @@ from bilevel.types import ModelState, Params
 OUTPUTS = "outputs.json"
 """In the directory of a run: the texts it wrote for each test set, and their measures."""
 FINETUNED_OUTPUTS = "finetuned_outputs.json"
+DIFFERENCES = "differences.json"
+"""In the same directory: how probable the differences to uniform are by chance, with a digest of the texts compared."""
+Texts: TypeAlias = Mapping[str, Sequence[str]]
+"""Name of a test set -> the texts written for its rows."""
 
 
 def judges(context: Context) -> bool:
@@ -64,14 +69,21 @@ def differences(task: Any, config: Any, splits: Splits, own: Path, baseline: Pat
     """
     found: dict[str, float] = {}
     for name, prefix in ((OUTPUTS, ""), (FINETUNED_OUTPUTS, "finetuned_")):
-        if own == baseline or not ((own / name).exists() and (baseline / name).exists()):
+        files = own / name, baseline / name
+        if own == baseline or not all(file.exists() for file in files):
             continue
-        texts, others = (read_json(folder / name)["texts"] for folder in (own, baseline))
-        for which, rows in splits.test.items():
-            for measure, p in task.chance(config, splits, rows, others[which], texts[which]).items():
-                key = f"{prefix}p_{measure}"
-                found[key] = max(found.get(key, 0.0), p)
+        kept, texts = own / f"{prefix}{DIFFERENCES}", digest(file.read_bytes() for file in files)
+        if not kept.exists() or read_json(kept)["texts"] != texts:  # a test takes a second, and there may be hundreds
+            chances = _chances(task, config, splits, *(read_json(file)["texts"] for file in files))
+            write_json(kept, {"texts": texts, "chances": chances})
+        found |= {f"{prefix}p_{measure}": p for measure, p in read_json(kept)["chances"].items()}
     return found
+
+
+def _chances(task: Any, config: Any, splits: Splits, own: Texts, baseline: Texts) -> dict[str, float]:
+    """The largest p of each measure over the test sets."""
+    each = [task.chance(config, splits, rows, baseline[name], own[name]) for name, rows in splits.test.items()]
+    return {measure: max(found[measure] for found in each) for measure in each[0]}
 
 
 def significance(rows: Sequence[Mapping[str, Any]], task: Any) -> Table | None:

@@ -15,7 +15,7 @@ from bilevel.devices import sharding
 from bilevel.devices.processes import say
 from bilevel.selection.known import faults, observer
 from bilevel.study.context import RESULT, Context
-from bilevel.study.feeding import loaders
+from bilevel.study.feeding import loaders, small_of
 from bilevel.study.fitting import finetuned, kept_results
 from bilevel.study.judging import OUTPUTS, judged, judges
 from bilevel.study.registry import METHODS
@@ -28,6 +28,7 @@ from bilevel.training.metrics import best_row, even_intervals, mean_of, narrowed
 from bilevel.training.opening import open_source, steps_in_call
 from bilevel.training.run_dir import read_json, write_json
 from bilevel.training.signals import Stopped
+from bilevel.training.two_stage import TwoStageData
 
 CORRECT = "generic_correct"
 """Metric of losses that know whether a row is classified right: on rows picked, the share that is learned already."""
@@ -184,8 +185,12 @@ class Run:
         splits, mesh = self.context.splits, self.context.mesh
         if self.plan.samples:
             return Sampled(splits.train, splits.specific)
-        residence = "never" if self.context.variant.streams else self.context.study.residence
-        return self.context.variant.source(open_source(residence, *loaders(self.context, self.plan, rows), mesh), mesh)
+        generic, specific = loaders(self.context, self.plan, rows)
+        study, variant = self.context.study, self.context.variant
+        if study.two_stage and self.plan.picks and not (self.plan.reads_rows or variant.streams):
+            return TwoStageData(generic, small_of(splits, generic.dataset), specific, mesh)
+        residence = "never" if variant.streams else study.residence
+        return variant.source(open_source(residence, generic, specific, mesh), mesh)
 
     def loop(self, steps: int, source: Source) -> LoopConfig:
         """Return how long to train, and how often to do what."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -26,8 +26,8 @@ DRAWN = "sequence.part"
 
 
 def sampled_plan(
-    context: Context, sampler: Sampler, *, parts: int = 1, begin: Any = None, learned: bool = False,
-    through_optimizer: bool = False, **fields: Any,
+    context: Context, sampler: Sampler, *, parts: int = 1, begin: Callable[[], Any] | None = None,
+    learned: bool = False, through_optimizer: bool = False, **fields: Any,
 ) -> Plan:  # fmt: skip
     """Return the plan of a run that a sampler draws the rows of.
 
@@ -35,7 +35,7 @@ def sampled_plan(
       context: the run.
       sampler: what draws.
       parts: see `make_sampled_step`, `validation_micro_batches`.
-      begin: parameters of a learned sampler to begin with; None: its own.
+      begin: makes the parameters that a learned sampler begins with, once the run begins; None: its own.
       learned: whether the sampler's parameters are kept at the end.
       through_optimizer: see `make_sampled_step`.
       fields: of `Plan`.
@@ -60,8 +60,10 @@ def sampled_plan(
     )  # fmt: skip
 
     def init(model_key: Array, weight_key: Array, step_key: Array) -> SampledState:
+        with jax.ensure_compile_time_eval():  # what it makes is known; `init` is traced
+            given = None if begin is None else begin()
         params, model_state = model.init(model_key)
-        return step.init(step_key, params, model_state, begin)
+        return step.init(step_key, params, model_state, given)
 
     def recorder() -> SequenceRecorder:
         ids = splits.train.rows(np.arange(len(splits.train)))["id"]

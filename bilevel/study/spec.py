@@ -62,6 +62,8 @@ class Plan:
     """Keys of the model, of the weights and of the step -> the initial state."""
     picks: bool = False
     """Whether rows are picked from a big batch."""
+    reads_rows: bool = False
+    """Whether that takes whole rows, because a model scores them, and not what the weighting network reads of them."""
     weighs: bool = True
     """Whether some rows count more than others, or are picked sooner."""
     specific_rows: int = 0

@@ -12,7 +12,7 @@ from bilevel.devices.processes import of_first, say
 from bilevel.study import budget, comparison, search, sets
 from bilevel.study.config import Config
 from bilevel.study.context import Context, Setting
-from bilevel.study.feeding import loaders
+from bilevel.study.feeding import loaders, small_of
 from bilevel.study.registry import BASELINE, METHODS, chosen, with_first
 from bilevel.study.results import WHERE, Result, attempt, finished, refuse
 from bilevel.study.run import Run
@@ -74,6 +74,8 @@ def check_methods(setting: Setting, methods: Sequence[str]) -> None:
 def check_run(context: Context) -> None:
     """Check a method's settings against the data, without training; see `check_methods`."""
     plan, size, rows = Run(context).plan, context.study.big_batch_size, len(context.splits.train)
+    if context.study.two_stage:
+        small_of(context.splits, context.splits.train)
     if not plan.samples:
         loaders(context, plan)
     if plan.picks and size > rows:

@@ -44,6 +44,15 @@ class SourceLanguages(NamedTuple):
     """A language -> its training sentences."""
 
 
+class Past(NamedTuple):
+    """What each batch brings along of the generic rows before it, because losses compare its rows with them."""
+
+    rows: Callable[[Any], Dataset]
+    """A data set of the task -> the same rows, of the arrays that are brought along."""
+    size: int
+    """Rows that are."""
+
+
 @dataclass(frozen=True)
 class Splits:
     """The data of a task, as disjoint sets of rows."""
@@ -66,6 +75,10 @@ class Splits:
     """How often a specific batch comes from each set of `JoinedData`, in proportion; None: all alike."""
     languages: SourceLanguages | None = None
     """For methods that draw the source language of a target; None: there is one language."""
+    past: Past | None = None
+    """What batches bring along; None: nothing."""
+    small: Callable[[Any], Dataset] | None = None
+    """A data set of the task -> the same rows, of the arrays that the weighting network reads; None: it reads all of them."""
     about: str = ""
     """Where the rows come from, in a sentence for the report."""
 

@@ -95,7 +95,7 @@ class ModelConfig:
     """The classifier, and the weighting network, which has its architecture and weights of its own."""
 
     network: str = "mlp"
-    """mlp, mlp-small, cnn, cnn-small, resnet18, resnet20, resnet50, vgg16, vgg16-plain (without BatchNorm), or
+    """mlp, mlp-small, cnn, cnn-small, resnet8, resnet18, resnet20, resnet50, vgg16, vgg16-plain (without BatchNorm), or
     wrnDEPTH-WIDTH such as wrn28-2."""
     width: Count = 256
     """Units of each of the three hidden layers of mlp; mlp-small has an eighth of them."""

@@ -37,6 +37,7 @@ from bilevel.nn.translation.recurrent import RecurrentConfig, decoder_part, recu
 from bilevel.nn.translation.transformer import SIZES, TranslatorConfig, last_blocks, transformer
 from bilevel.nn.translation.weighting import PairWeighting, pair_logits
 from bilevel.offline.translations import chance_of_difference, scored, signature, translator
+from bilevel.selection.known import known_labels
 from bilevel.study import (
     Evaluate,
     Known,
@@ -294,7 +295,7 @@ def _open_one(d: DataConfig, signature: str) -> PairSplits:
         valid={"specific": valid, "generic": other},
         test=test,
         held_out=specific,  # irreducible is what a model of the specific pairs cannot predict
-        known=_known(train, d),
+        known=known_labels(train.labels, taught=d.known_faults),
         about=f"Generic: {d.generic}. Specific: {d.specific}. {d.source_language} to {d.target_language}; losses in nats per "
         f"piece, {tokenizer.size:,} pieces. {signature} {train.dropped()}",
         source=tokenizer,
@@ -370,28 +371,6 @@ def _empty(config: TranslationConfig) -> Batch:
 def _mean_pieces(rows: Any) -> float:
     parts = rows.pairs.values() if isinstance(rows, LanguageRows) else [rows]
     return float(np.concatenate([np.diff(part.starts)[1::2] for part in parts]).mean())
-
-
-def _known(train: PackedPairs, data: DataConfig) -> dict[str, Known]:
-    """The domain of each pair, whether it has a fault, and each fault for itself."""
-    known, faults = {}, train.labels.get("fault")
-    if data.known_faults and faults is None:
-        raise UserError(
-            "--data.known-faults needs the fault of each generic pair: give a table with two columns as --data.generic-labels."
-        )
-    if "domain" in train.labels:
-        values, names = train.labels["domain"]
-        known["domain"] = Known(np.asarray(values), names)
-    if faults is not None:
-        kinds = [name for name in faults.names if name != NO_FAULT]
-        right = faults.names.index(NO_FAULT) if NO_FAULT in faults.names else -1
-        known["fault"] = Known(
-            np.asarray(faults.values != right, np.int8), ("right", "wrong"), fault=True, taught=data.known_faults
-        )
-        for kind in kinds if len(kinds) > 1 else ():
-            of_kind = np.asarray(faults.values == faults.names.index(kind), np.int8)
-            known[kind] = Known(of_kind, ("other", kind), fault=True)
-    return known
 
 
 TASK = Translation()

@@ -75,7 +75,7 @@ def evaluator(sums: Callable[[Params, ModelState, Any], Mapping[str, tuple[Any, 
 
     Args:
       sums: (θ, model state, batch with `mask`, float32 `[b]`) -> name of a measure -> (its sum over the rows that are not
-        masked, what that is divided by).
+        masked, what that is divided by). Of vectors the mean of the quotients counts, without those of nothing.
       batch_size: most rows evaluated at once.
     """
     compiled = jax.jit(sums)
@@ -88,6 +88,12 @@ def evaluator(sums: Callable[[Params, ModelState, Any], Mapping[str, tuple[Any, 
         batches = evaluation_batches(rows, min(batch_size, len(rows)), limit)
         found = jax.device_get([compiled(params, model_state, batch) for batch in batches])
         totals = {name: np.sum([batch[name] for batch in found], axis=0) for name in found[0]}
-        return {name: float(total / count) for name, (total, count) in totals.items()}
+        return {name: _quotient(*total) for name, total in totals.items()}
 
     return evaluate
+
+
+def _quotient(total: Any, count: Any) -> float:
+    if np.ndim(total) == 0:
+        return float(total / count)
+    return float(np.mean(total[count > 0] / count[count > 0]))

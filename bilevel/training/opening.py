@@ -7,7 +7,7 @@ from typing import Literal, TypeAlias
 import jax
 from jax.sharding import Mesh
 
-from bilevel.data import Loader, MixedLoader, TaskLoader
+from bilevel.data import Loader, MixedLoader, PastLoader, TaskLoader
 from bilevel.devices import sharding
 from bilevel.training.feed import Data, Source
 from bilevel.training.replay import Replay
@@ -18,7 +18,10 @@ Residence: TypeAlias = Literal["auto", "always", "never"]
 
 
 def open_source(
-    residence: Residence, generic: Loader | MixedLoader, specific: Loader | TaskLoader, mesh: Mesh
+    residence: Residence,
+    generic: Loader | MixedLoader | PastLoader,
+    specific: Loader | TaskLoader,
+    mesh: Mesh,
 ) -> Data | Resident:
     """Open the data of a run. The batches are the same either way, and results agree to rounding.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from bilevel.data import Dataset, PastLoader
 from bilevel.devices import sharding
 from bilevel.training.feed import Item
-from bilevel.training.many_steps import many_steps
+from bilevel.training.one_by_one import program_of_steps
 from bilevel.training.programs import Program, Programs, Step, StepChoice
 from bilevel.types import Array, Batch, Shared, UserError
 
@@ -76,19 +77,18 @@ class Resident:
         self._programs: dict[Any, Program] = {}
 
     def programs(self, step: Step | StepChoice, steps_per_call: int) -> Programs:
-        """Make one program for up to `steps_per_call` steps.
+        """Make one program for up to `steps_per_call` steps, or one for each kind of step where loops are slow.
 
-        It is compiled once for all runs with this object.
+        They are compiled once for all runs with this object.
 
         Raises:
             UserError: `step` chooses functions but does not say after how many steps they repeat (`period`).
         """
         key = (step, steps_per_call)
         if key not in self._programs:
-            self._programs[key] = jax.jit(
-                many_steps(step, steps_per_call, self._batches), donate_argnums=0, out_shardings=self._everywhere
-            )
-        return Programs(self._programs[key])
+            compiled = functools.partial(jax.jit, donate_argnums=0, out_shardings=self._everywhere)
+            self._programs[key] = program_of_steps(step, steps_per_call, self._batches, compiled)
+        return Programs(self._programs[key], lambda program: program)
 
     def item(self, first: int, count: int, steps_per_call: int) -> Item:
         """Return the row numbers of the steps; what is beyond `count` is not used."""

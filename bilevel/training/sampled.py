@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import numpy as np
 
 from bilevel.data import Dataset
 from bilevel.training.feed import Item
-from bilevel.training.many_steps import many_steps
+from bilevel.training.one_by_one import program_of_steps
 from bilevel.training.programs import Programs, Step, StepChoice
 from bilevel.types import UserError
 
@@ -36,8 +38,9 @@ class Sampled:
 
     def programs(self, step: Step | StepChoice, steps_per_call: int) -> Programs:
         """Make one program for up to `steps_per_call` steps."""
-        program = many_steps(step, steps_per_call, lambda tables, made: tables)
-        return Programs(jax.jit(program, donate_argnums=0))
+        compiled = functools.partial(jax.jit, donate_argnums=0)
+        program = program_of_steps(step, steps_per_call, lambda tables, made: tables, compiled)
+        return Programs(program, lambda program: program)
 
     def item(self, first: int, count: int, steps_per_call: int) -> Item:
         """Return what the call for `count` steps needs."""

@@ -24,21 +24,24 @@ from bilevel.data.captions.caption_writer import (
 )
 from bilevel.data.captions.stream import CaptionSource
 from bilevel.data.digests import digest
+from bilevel.data.labelled.opening import statistics_of
 from bilevel.data.loading.arrays import NumpyBatch, take_rows
 from bilevel.data.notes import note, some
-from bilevel.data.packed_folder import packed_folder
+from bilevel.data.packed_folder import PackedFolder, packed_folder
 from bilevel.data.streams import RowLabels
 from bilevel.types import UserError
 
+_COUNTED = 4096
+
 
 @dataclass(frozen=True)
-class PackedCaptions:
-    """Images and captions in memory-mapped arrays; made by `pack_captions`, and a data set with `embed_captions`."""
+class PackedCaptions(PackedFolder):
+    """Images and captions in memory-mapped arrays; made by `pack_captions`, and a data set with `embed_captions`.
 
-    folder: Path
-    manifest: Mapping[str, Any]
-    """What was packed: source, size, small_size, decode, row_count, image_count, caption_count, dropped (images by reason),
-    content_hash, label_names, format_version."""
+    The manifest has source, size, small_size, decode, row_count, image_count, caption_count, dropped (images by reason),
+    content_hash (of the pixels, captions and labels), label_names and format_version.
+    """
+
     small: NDArray[np.uint8]
     """uint8 `[N, s, s, 3]`: what the weighting network sees."""
     label: NDArray[np.int32]
@@ -87,16 +90,6 @@ class PackedCaptions:
                 read("image", np.uint8, rows, size, size, 3) if once else None,
                 None if starts is None else (read("encoded", np.uint8, int(starts[-1])), starts),
             )
-
-    @property
-    def name(self) -> str:
-        """The name of the source."""
-        return self.manifest["source"]
-
-    @property
-    def content_hash(self) -> str:
-        """A digest of the pixels, captions and labels of all rows."""
-        return self.manifest["content_hash"]
 
     @property
     def size(self) -> int:
@@ -202,3 +195,15 @@ def pack_captions(
     if dropped := packed.dropped():
         note(dropped)
     return packed
+
+
+def image_statistics(packed: PackedCaptions) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel over the pixels of packed images, in units of 255.
+
+    Of more than 4,096 images these many, evenly spread, count.
+
+    Raises:
+        UserError: a channel is constant.
+    """
+    places = np.linspace(0, len(packed) - 1, min(len(packed), _COUNTED)).astype(np.int64)
+    return statistics_of(packed.images(places), packed.name)

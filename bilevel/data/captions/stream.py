@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import heapq
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
@@ -117,6 +118,23 @@ def labelled_captions(source: CaptionSource, path: str | Path, *, faults: bool =
 def parts_of_captions(source: CaptionSource, shares: Mapping[str, float] = SHARES) -> dict[str, CaptionSource]:
     """Split images by a hash of their content, so that equal files are in one part; see `hashed_parts`."""
     return hashed_parts(source, dict(shares), picture_hash)
+
+
+def hold_out_captions(source: CaptionSource, share: float = 0.02) -> tuple[CaptionSource, CaptionSource]:
+    """Split generic images into what is trained on, and a share held out by a hash of the image.
+
+    Returns:
+        The images to train on, under the name of the source, and those held out.
+
+    Raises:
+        UserError: there are too few images for one to be held out.
+    """
+    parts = parts_of_captions(source, {"held out": share, "train": 1 - share})
+    if not any(item.caption for item in parts["held out"].read()):
+        raise UserError(
+            f"{source.name} has too few different images to hold {share:.0%} of them out: give more (--data.generic)."
+        )
+    return dataclasses.replace(parts["train"], name=source.name), parts["held out"]
 
 
 def parts_by_class(source: CaptionSource, sizes: Mapping[str, int], rest: str) -> dict[str, CaptionSource]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 COLUMNS = 12
+_BESIDE = 3
+"""Columns of images that have captions beside them."""
 
 
 def mosaic(images: NDArray[np.uint8], labels: Sequence[str], marked: NDArray[np.bool_]) -> str:
@@ -40,6 +43,38 @@ def mosaic(images: NDArray[np.uint8], labels: Sequence[str], marked: NDArray[np.
             color = "red" if marked[i] else "black"
             panel.text(left + width / 2, top - 1, labels[i], fontsize=7, color=color, ha="center", va="bottom")
         panel.imshow(canvas, interpolation="nearest")
+        text = io.StringIO()
+        figure.savefig(text, format="svg", metadata={"Date": None})
+    return text.getvalue()
+
+
+def captioned(images: NDArray[np.uint8], captions: Sequence[str], marked: NDArray[np.bool_]) -> str:
+    """Draw images, each beside its caption.
+
+    Args:
+      images: uint8 `[n, H, W, C]`.
+      captions: of the images; long ones are cut.
+      marked: bool `[n]`: whose caption is red.
+
+    Returns:
+      The text of an SVG file.
+    """
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    lines = -(-len(images) // _BESIDE)
+    with rc_context({"svg.hashsalt": "bilevel"}):
+        figure = Figure(figsize=(10, 0.55 * lines + 0.1))
+        for i, image in enumerate(images):
+            left, bottom = i % _BESIDE / _BESIDE, 1 - (i // _BESIDE + 1) / lines
+            panel: Any = figure.add_axes((left, bottom, 0.055, 0.9 / lines))
+            panel.axis("off")
+            panel.imshow(_colours(image), interpolation="nearest")
+            said = textwrap.fill(captions[i], 40, max_lines=3, placeholder=" …")
+            panel.text(
+                1.15, 0.5, said, fontsize=7, color="red" if marked[i] else "black", va="center",
+                transform=panel.transAxes, parse_math=False,
+            )  # fmt: skip
         text = io.StringIO()
         figure.savefig(text, format="svg", metadata={"Date": None})
     return text.getvalue()

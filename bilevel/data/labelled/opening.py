@@ -215,6 +215,19 @@ def channel_statistics(dataset: ArrayDataset) -> tuple[tuple[float, ...], tuple[
     images = dataset.arrays.get("image")
     if images is None:
         raise UserError(f"{dataset.name} has no array 'image' ({', '.join(dataset.arrays)}); give images.")
+    return statistics_of(images, dataset.name)
+
+
+def statistics_of(images: NDArray[np.uint8], name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel over all pixels of images, in units of 255.
+
+    Args:
+        images: uint8 `[N, H, W, C]`.
+        name: of the data set, for messages.
+
+    Raises:
+        UserError: a channel is constant.
+    """
     sums = np.zeros((2, images.shape[-1]))
     for start in range(0, len(images), _BLOCK):
         block = images[start : start + _BLOCK].reshape(-1, images.shape[-1]).astype(np.float64)
@@ -222,5 +235,5 @@ def channel_statistics(dataset: ArrayDataset) -> tuple[tuple[float, ...], tuple[
     mean, square = sums / (images.size // images.shape[-1])
     std = np.sqrt(square - mean**2)
     if not (std > 0).all():
-        raise UserError(f"{dataset.name}: a channel has the same value everywhere; leave it out.")
+        raise UserError(f"{name}: a channel has the same value everywhere; leave it out.")
     return tuple(map(float, mean / 255)), tuple(map(float, std / 255))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 from bilevel.data.loading.arrays import Dataset, NumpyBatch
 from bilevel.data.loading.joined import JoinedData
 from bilevel.data.loading.loader import Loader
+from bilevel.data.loading.views import RowView
 from bilevel.types import UserError
 
 
@@ -78,3 +80,21 @@ class MixedData(JoinedData):
         if "id" in batch:
             batch["id"][np.asarray(indices) >= self._own] = -1
         return batch
+
+
+def each_part(dataset: Dataset, change: Callable[[Any], Dataset]) -> Dataset:
+    """Change the data sets that a view, or joined data, are made of.
+
+    Args:
+        dataset: a data set, a `RowView` of one, or several that are joined or mixed.
+        change: a data set -> the same rows, of fewer arrays for example.
+
+    Returns:
+        The same rows in the same order.
+    """
+    if isinstance(dataset, RowView):
+        return RowView(each_part(dataset.dataset, change), dataset.positions)
+    if not isinstance(dataset, JoinedData):
+        return change(dataset)
+    parts = {name: each_part(part, change) for name, part in dataset.parts.items()}
+    return MixedData(*parts.values()) if isinstance(dataset, MixedData) else JoinedData(parts)

@@ -15,7 +15,7 @@ from bilevel.data.cache import cached_folder
 from bilevel.data.digests import digest
 from bilevel.data.loading.arrays import NumpyBatch, take_rows
 from bilevel.data.notes import note
-from bilevel.data.packed_folder import packed_folder
+from bilevel.data.packed_folder import PackedFolder, packed_folder
 from bilevel.data.pairs.pair_writer import FORMAT_VERSION, Limits, write_pairs
 from bilevel.data.pairs.stream import PairSource
 from bilevel.data.pairs.tokenizer import PairTokenizer
@@ -24,13 +24,13 @@ from bilevel.types import UserError
 
 
 @dataclass(frozen=True)
-class PackedPairs:
-    """Tokenised pairs in memory-mapped arrays; made by `pack_pairs`."""
+class PackedPairs(PackedFolder):
+    """Tokenised pairs in memory-mapped arrays; made by `pack_pairs`.
 
-    folder: Path
-    manifest: Mapping[str, Any]
-    """What was packed: source, languages, length, row_count, pair_count, dropped (pairs by reason), content_hash,
-    label_names, tokenizers (fingerprints), format_version."""
+    The manifest has source, languages, length, row_count, pair_count, dropped (pairs by reason), content_hash (of the tokens, the
+    row length and the tokenizers), label_names, tokenizers (fingerprints) and format_version.
+    """
+
     tokens: NDArray[Any]
     """uint16 (int32 for more than 65,536 pieces), flat: source and target of each row, each with its eos."""
     starts: NDArray[np.int64]
@@ -71,16 +71,6 @@ class PackedPairs:
                 read("text", np.uint8, int(text_starts[-1])),
                 text_starts,
             )
-
-    @property
-    def name(self) -> str:
-        """The name of the source."""
-        return self.manifest["source"]
-
-    @property
-    def content_hash(self) -> str:
-        """A digest of the tokens of all rows, the row length and the tokenizers."""
-        return self.manifest["content_hash"]
 
     @property
     def length(self) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from bilevel.data.cache import cached_folder
 from bilevel.data.digests import Source, digest
 from bilevel.data.loading.arrays import NumpyBatch, check_rows, take_rows
 from bilevel.data.opening import Place, exists, place_of
-from bilevel.data.packed_folder import packed_folder
+from bilevel.data.packed_folder import PackedFolder, packed_folder
 from bilevel.data.text.files import file_fingerprint
 from bilevel.data.text.labels import read_faults, with_labels
 from bilevel.data.text.writer import PackedWriter, length_dtype
@@ -26,16 +25,14 @@ FORMAT_VERSION = 2
 
 
 @dataclass(frozen=True)
-class PackedText:
+class PackedText(PackedFolder):
     """Rows of bytes in memory-mapped arrays; made by `pack`.
 
-    A row is a window of T consecutive bytes of one document.
+    A row is a window of T consecutive bytes of one document. The manifest has source, tokenizer, length, row_count,
+    document_count, empty_documents, byte_count, content_hash (of the tokens and lengths), label_names (None without labels) and
+    format_version.
     """
 
-    folder: Path
-    manifest: Mapping[str, Any]
-    """What was packed: source, tokenizer, length, row_count, document_count, empty_documents, byte_count,
-    content_hash, label_names (None without labels), format_version."""
     tokens: NDArray[np.uint8]
     """uint8 `[N, T]`, zero beyond `length`."""
     length: NDArray[Any]
@@ -67,16 +64,6 @@ class PackedText:
                 read("hash", np.uint32, rows),
                 None if manifest["label_names"] is None else read("label", np.int32, rows),
             )
-
-    @property
-    def name(self) -> str:
-        """The name of the source."""
-        return self.manifest["source"]
-
-    @property
-    def content_hash(self) -> str:
-        """A digest of the tokens and lengths of all rows."""
-        return self.manifest["content_hash"]
 
     @property
     def label_names(self) -> tuple[str, ...]:

@@ -133,17 +133,20 @@ def class_caption_loss(
     return loss
 
 
-def with_past(loss: LossFn, arrays: Any, *, past: str = "past") -> LossFn:
+def with_past(loss: LossFn, arrays: Any, *, past: str = "past", always: bool = True) -> LossFn:
     """Give all batches of a loss the same past, for what is compared by the same negatives, such as losses of two models.
 
     Args:
       loss: an `image_text_loss`.
       arrays: those of a `Shared` past.
       past: its name.
+      always: False gives it to batches that bring none along alone.
     """
 
     def wrapped(params: Params, model_state: ModelState, batch: Batch, rng: Array) -> tuple[Array, LossAux]:
-        return loss(params, model_state, {**batch, past: Shared(arrays)}, rng)
+        if always or past not in batch:
+            batch = {**batch, past: Shared(arrays)}
+        return loss(params, model_state, batch, rng)
 
     return wrapped
 

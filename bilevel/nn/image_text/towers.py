@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -17,11 +17,12 @@ import jax.numpy as jnp
 
 from bilevel import trees
 from bilevel.nn.networks import last_blocks
-from bilevel.nn.resnet import ResNet, resnet18, resnet20, resnet50
+from bilevel.nn.resnet import ResNet, resnet8, resnet18, resnet20, resnet50
 from bilevel.types import Array, ModelState, Params, UserError
 
-ImageTower: TypeAlias = Literal["resnet18", "resnet20", "resnet50"]
-_TOWERS: dict[str, Callable[..., ResNet]] = {"resnet18": resnet18, "resnet20": resnet20, "resnet50": resnet50}
+_TOWERS: dict[str, Callable[..., ResNet]] = {
+    "resnet8": resnet8, "resnet20": resnet20, "resnet18": resnet18, "resnet50": resnet50,
+}  # fmt: skip
 _LARGE = 64
 """From this height or width on, images get the ImageNet stem."""
 _LOG_SCALE = math.log(1 / 0.07)
@@ -73,7 +74,7 @@ def _normalised(x: Array) -> Array:
 
 
 def image_text(
-    name: ImageTower = "resnet50",
+    name: str = "resnet50",
     *,
     size: int = 224,
     width: int = 1024,
@@ -96,7 +97,7 @@ def image_text(
     """
     if name not in _TOWERS:
         raise UserError(f'There is no image tower "{name}": choose from {", ".join(_TOWERS)} (--model.network).')
-    stem = {} if name == "resnet20" else {"stem": "imagenet" if size >= _LARGE else "cifar"}
+    stem = {} if name in ("resnet8", "resnet20") else {"stem": "imagenet" if size >= _LARGE else "cifar"}
     return ImageText(_TOWERS[name](None, dtype=dtype, axis_name=axis_name, **stem), width, hidden)
 
 

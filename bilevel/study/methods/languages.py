@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -144,12 +146,17 @@ def _dds(s: MultilingualDds, context: Context) -> Plan:
         units=s.scorer_units, temperature=s.temperature, learning_rate=s.scorer_learning_rate, param_filter=part,
         gradient_dtype=jnp.dtype(s.gradient_dtype),
     )  # fmt: skip
-    begin = None
-    if isinstance(s, TcsDds):
-        begin = samplers.fit_scorer(
+
+    def begin() -> Any:
+        assert isinstance(s, TcsDds)
+        return samplers.fit_scorer(
             key, table.rows, _logits(s, found), units=s.scorer_units, temperature=s.temperature
         ).params
-    return sampled_plan(context, sampler, begin=begin, learned=True, through_optimizer=s.through_optimizer)
+
+    return sampled_plan(
+        context, sampler, begin=begin if isinstance(s, TcsDds) else None, learned=True,
+        through_optimizer=s.through_optimizer,
+    )  # fmt: skip
 
 
 def _languages(context: Context) -> SourceLanguages:
@@ -158,8 +165,15 @@ def _languages(context: Context) -> SourceLanguages:
     return found
 
 
-def _similarities(found: SourceLanguages, ngrams: int) -> dict[str, float]:
-    return similarities({name: found.sentences(name) for name in found.table.languages}, found.specific, most=ngrams)
+def _similarities(found: SourceLanguages, ngrams: int) -> Mapping[str, float]:
+    return _compared(found.sentences, found.table.languages, found.specific, ngrams)
+
+
+@functools.cache  # several methods and seeds ask for the same
+def _compared(
+    sentences: Callable[[str], Sequence[str]], names: tuple[str, ...], specific: str, ngrams: int
+) -> Mapping[str, float]:
+    return similarities({name: sentences(name) for name in names}, specific, most=ngrams)
 
 
 def _logits(s: Tcs, found: SourceLanguages) -> list[float]:

@@ -250,7 +250,8 @@ def _meta_weight_net(s: MetaWeightNet, context: Context) -> Plan:
         raise UserError("--meta-weight-net.warm-start: its network sees losses, not rows, so omit it.")
     model = context.trained_model(forward=s.derivatives == "forward")
     net = meta_weight_net(model.loss, hidden=s.hidden, micro_batches=context.study.micro_batches)
-    return _plan(s, context, _dds(s.average_specific, s.unroll_rate), model, Weighting(net.init, net.scorer))
+    plan = _plan(s, context, _dds(s.average_specific, s.unroll_rate), model, Weighting(net.init, net.scorer))
+    return dataclasses.replace(plan, reads_rows=True)
 
 
 def _plan(s: Learning, context: Context, method: methods.Method, model: Model, weighting: Weighting) -> Plan:

@@ -95,7 +95,13 @@ def _rl_sampler(s: RlSampler, context: Context) -> Plan:
         else "raise --rl-sampler.entropy-bonus or lower --rl-sampler.policy-learning-rate"
     )
     return sampled_plan(
-        context, sampler, parts=s.reward_parts, begin=policy, learned=True, identity=identity, if_narrow=mend
+        context,
+        sampler,
+        parts=s.reward_parts,
+        begin=policy and (lambda: policy),
+        learned=True,
+        identity=identity,
+        if_narrow=mend,
     )
 
 

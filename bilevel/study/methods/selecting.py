@@ -130,7 +130,7 @@ def _picked(
         fields |= {"identity": check_irreducible(context, s), "start": partial(_known, s, context)}
     return plan_over(
         context, model, methods.frozen(), Weighting(lambda key: alpha, scorer), {"filter": rule or filters.top_k()},
-        picks=True, **fields,
+        picks=True, reads_rows=True, **fields,
     )  # fmt: skip
 
 
