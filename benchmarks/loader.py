@@ -174,7 +174,7 @@ def stall_rows(options: LoaderConfig) -> Iterator[Row]:
             parts = _parts(_setting(options, size, big_batch_size=big))
             step, data = Jitted(parts.step), Data(*parts.loaders)
             waits = [_waiting(data, step, parts.start(), options.steps) for _ in range(options.repeats)]
-            seconds, waited, idle = np.median(waits, axis=0)
+            seconds, waited, idle = np.median(np.asarray(waits), axis=0)
             yield {
                 "size": size, "b": 16, "B": big, "ms a step": seconds * 1e3,
                 "waiting": f"{waited:.2%}", "waiting with an idle device": f"{idle:.2%}",
