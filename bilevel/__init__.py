@@ -29,6 +29,10 @@ from bilevel.selection.meta_weight_net import meta_weight_net as meta_weight_net
 from bilevel.selection.scorers import Scorer as Scorer
 from bilevel.state import TrainState as TrainState
 from bilevel.step import estimators as estimators
+from bilevel.step.halves import Halves as Halves
+from bilevel.step.halves import Selection as Selection
+from bilevel.step.halves import WeightState as WeightState
+from bilevel.step.halves import make_halves as make_halves
 from bilevel.step.sampled import SampledState as SampledState
 from bilevel.step.sampled import SampledStep as SampledStep
 from bilevel.step.sampled import make_sampled_step as make_sampled_step
