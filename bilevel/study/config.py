@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import NonNegativeFloat, NonNegativeInt
 
@@ -91,6 +91,9 @@ class Study:
     resident: Residence = of_comparison("auto")
     """Keep all data on the device, and make several steps in one program call; auto: if they fit (in an eighth of its memory,
     on CPU in 1 GiB) and there is one process."""
+    weigh: Literal["rows", "domains"] = "rows"
+    """What the weighting network of learned methods sees: rows, or nothing but the known domain of each (--data.generic-labels,
+    classes), so that a mixture of domains is learned, {domain: share} in domains.json."""
     two_stage: bool = of_comparison(False)
     """Where rows are picked from a big batch by a weighting network that reads a part of them, such as small images: let only
     that part travel of all rows, and in full the rows that are picked."""

@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 from bilevel import training
 from bilevel.data import digest
 from bilevel.study.config import Config, Study
+from bilevel.study.domain_weights import domain_weighting
 from bilevel.study.task import Evaluate, Model, ModelOptions, Splits, Task, Weighting
 from bilevel.training.optimizers import optimizer_of
 from bilevel.training.run_dir import CONFIG_NAME, flatten, recorded
@@ -116,7 +117,9 @@ class Context(Setting):
 
     @cached_property
     def weighting(self) -> Weighting:
-        """The task's weighting network over rows."""
+        """The weighting network: the task's over rows, or a number for each domain."""
+        if self.study.weigh == "domains":
+            return domain_weighting(self.splits)
         return self.task.weighting(self.config.task, self.splits)
 
     def evaluate(self, model: Model) -> Evaluate:

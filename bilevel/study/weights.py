@@ -16,6 +16,7 @@ from bilevel.files import load_tree, save_tree
 from bilevel.offline.domain_classifier import train_domain_classifier
 from bilevel.offline.ranked_rows import extremes, logits_of_rows
 from bilevel.selection.known import faults
+from bilevel.study import domain_weights
 from bilevel.study.context import Context
 from bilevel.study.spec import Start
 from bilevel.study.task import GENERIC, Text
@@ -43,6 +44,10 @@ def classified(context: Context, *, steps: int, rows: int, rate: float) -> Calla
     Of its `steps` updates by Adam, with at most `rows` of either kind, the best on held-out rows counts.
     """
     splits, file = context.splits, context.directory / CLASSIFIER
+    if context.study.weigh == "domains":
+        raise UserError(
+            f"{context.method} begins with a domain classifier of rows, and --weigh domains sees none: omit one of the two."
+        )
 
     def start(state: Any) -> Start:
         if steps_done(context.directory) and file.exists():  # the checkpoint has the network
@@ -115,6 +120,8 @@ def save_weights(context: Context, batch_size: int, state: Any) -> dict[str, flo
     if jax.process_index() != 0:
         return {}
     save_tree(context.directory / NAME, alpha, {"task": context.task.name})
+    if context.study.weigh == "domains":
+        write_json(context.directory / domain_weights.NAME, domain_weights.mixture(context.splits, alpha))
     network = context.weighting.logits
     assert callable(network)
     ids, logits = logits_of_rows(network, alpha, context.splits.train, batch_size=batch_size, most=_MOST)

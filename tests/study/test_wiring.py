@@ -507,3 +507,25 @@ def test_methods_take_the_best_of_a_run(tmp_path: Path, capsys: pytest.CaptureFi
     (source / BEST_WEIGHTS).unlink()
     fails(tmp_path / "none", "frozen", "--frozen.weights", source, "--frozen.at", "best")
     assert "learned no weights while it trained: give --frozen.at end." in capsys.readouterr().err
+
+
+def test_weights_of_domains_are_a_table_by_row_number(tmp_path: Path) -> None:
+    """The linear task's own network is a table of domains, which it reads from the rows: both learn the same."""
+    call(tmp_path / "rows", "soba", "--steps", 40)
+    call(tmp_path / "domains", "soba", "--steps", 40, "--weigh", "domains")
+    own = weights(tmp_path / "rows" / "soba-seed0")
+    run = tmp_path / "domains" / "soba-seed0"
+    table, _ = load_tree(run / "weights.safetensors", {"logit": np.zeros(4, np.float32)})
+    np.testing.assert_allclose(np.asarray(table["logit"])[:3], own, rtol=1e-5)
+    shares = json.loads((run / "domains.json").read_text())
+    expected = np.exp(own) / np.exp(own).sum()  # a third of the rows each
+    np.testing.assert_allclose([shares[name] for name in ("first", "second", "noise")], expected, rtol=1e-5)
+    assert shares["first"] > shares["second"], "the specific rows are like the first domain"
+
+
+def test_weights_of_domains_need_domains_and_no_classifier(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bare = changed(tmp_path, '"domain": Known(mixed, DOMAINS),', "")
+    fails(tmp_path / "run", "soba", "--weigh", "domains", task=bare)
+    assert "--weigh domains needs the domain of each generic row: give --data.generic-labels" in capsys.readouterr().err
+    fails(tmp_path / "run", "warm_soba", "--weigh", "domains")
+    assert "warm_soba begins with a domain classifier of rows" in capsys.readouterr().err

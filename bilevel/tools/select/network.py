@@ -10,6 +10,7 @@ import jax
 
 from bilevel.data import NumpyBatch, Pack, digest
 from bilevel.study.context import RESULT
+from bilevel.study.domain_weights import NAME as DOMAINS
 from bilevel.study.resolve import default_config
 from bilevel.study.task import DocumentTask, Task
 from bilevel.study.weights import NAME as WEIGHTS
@@ -43,7 +44,10 @@ def load_network(run: Path, name: str | None, load_task: Callable[[str], Task], 
       UserError: if the run is missing or not finished, or learned no network that scores documents.
     """
     task = _task(run, name, load_task)
-    config = default_config(task, settings=("--weights", run / CONFIG_NAME)).task
+    whole = default_config(task, settings=("--weights", run / CONFIG_NAME))
+    if whole.study.weigh == "domains":
+        raise UserError(f"--weights {run} has weights of domains ({run / DOMAINS}), which score no documents.")
+    config = whole.task
     weighting = task.weighting(config, None)
     logits = weighting.logits
     assert callable(logits)
