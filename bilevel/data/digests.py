@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from bilevel.data.opening import Place
+from bilevel.data.text.stored import Stored
 
 
 class Document(NamedTuple):
@@ -47,9 +48,8 @@ class Source:
     """Whether every document carries a label."""
     paths: tuple[Place, ...] = ()
     """The files that are read, one after another; empty for what is not read from files that the user named."""
-    lines: Callable[[], Iterator[list[bytes]]] | None = None
-    """Starts a new pass over the original lines, line ends included, in lists of about 1 MiB; line i holds document i.
-    None if documents are not lines of a file."""
+    stored: Stored | None = None
+    """The records of the file, where the source is one file in which record i, a line or a row, holds document i."""
 
     def documents(self) -> Iterator[bytes]:
         """Stream the UTF-8 bytes of each document; a blank document (to be skipped) is `b""`.

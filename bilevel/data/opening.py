@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import bz2
 import contextlib
 import glob
-import gzip
 import hashlib
 import io
-import lzma
 import os
 import re
-import sys
-import zlib
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
-from typing import Any, cast
+from typing import Any
 
+from bilevel.data.compression import Compression, compression, compressor, damage, decompressed
 from bilevel.data.notes import note, some
 from bilevel.types import UserError
 
@@ -25,15 +21,6 @@ Place = Path | str
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 _BLOCK = 1 << 20
-_MAGIC = {
-    "gzip": re.compile(rb"\x1f\x8b"),
-    "bzip2": re.compile(rb"BZh[1-9]1AY&SY"),
-    "xz": re.compile(rb"\xfd7zXZ\x00"),
-    "zstd": re.compile(rb"\x28\xb5\x2f\xfd"),
-}
-_LONGEST_MAGIC = 10
-PACKED_SUFFIXES = (".gz", ".gzip", ".bz2", ".xz", ".zst")
-"""Of compressed files; whether a file is compressed is seen by its first bytes."""
 
 
 @contextlib.contextmanager
@@ -86,40 +73,14 @@ def open_bytes(place: Place, *, decompress: bool = True) -> io.BufferedReader:
     with read_errors(place):
         raw: Any = place.open("rb") if isinstance(place, Path) else _filesystem(place)[0].open(place, "rb")
         file = raw if isinstance(raw, io.BufferedReader) else io.BufferedReader(raw, _BLOCK)
-        kind = _compression(file, place) if decompress else None
-        # The readers of compressed files are Python code; a BufferedReader around them splits lines in C.
-        return file if kind is None else _Decompressed(_reader(kind, file, place), file)
+        kind = compression(file, name_of(place)) if decompress else None
+        return file if kind is None else decompressed(kind, file, place)
 
 
-def _compression(file: io.BufferedReader, place: Place) -> str | None:
-    begin = file.peek(_LONGEST_MAGIC)
-    found = next((kind for kind, magic in _MAGIC.items() if magic.match(begin)), None)
-    return found or ("gzip" if name_of(place).lower().endswith(".gz") else None)
-
-
-def _reader(kind: str, file: io.BufferedReader, place: Place) -> Any:
-    if kind != "zstd":
-        return {"gzip": lambda f: gzip.GzipFile(fileobj=f), "bzip2": bz2.BZ2File, "xz": lzma.LZMAFile}[kind](file)
-    try:
-        import zstandard
-    except ImportError as error:
-        file.close()
-        raise UserError(
-            f"{place} is compressed with zstd: run `pip install zstandard`, or compress it with gzip."
-        ) from error
-    return zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True)
-
-
-class _Decompressed(io.BufferedReader):
-    """Closes the compressed file too, which the readers leave open."""
-
-    def __init__(self, reader: Any, file: io.BufferedReader):
-        super().__init__(cast(io.RawIOBase, reader), _BLOCK)
-        self._file = file
-
-    def close(self) -> None:
-        super().close()
-        self._file.close()
+def compression_of(place: Place) -> Compression | None:
+    """Return how a file is compressed; errors as `open_bytes`."""
+    with open_bytes(place, decompress=False) as file, read_errors(place):
+        return compression(file, name_of(place))
 
 
 def exists(place: Place) -> bool:
@@ -256,10 +217,11 @@ def read_errors(place: Place) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except _damage() as error:
+    except damage() as error:
+        name = name_of(place)
+        or_rename = ", or remove .gz from its name if it is not compressed" if name.lower().endswith(".gz") else ""
         raise UserError(
-            f"{place} is not a complete {_compressor(place)} file ({error}); copy or compress it again, "
-            "or remove .gz from its name if it is not compressed."
+            f"{place} is not a complete {compressor(name)} file ({error}); copy or compress it again{or_rename}."
         ) from error
     except OSError as error:
         if is_url(place):
@@ -275,17 +237,6 @@ def read_errors(place: Place) -> Iterator[None]:
         if not is_url(place):
             raise
         raise _remote(place, error) from error
-
-
-def _damage() -> tuple[type[Exception], ...]:
-    """What reading compressed files raises."""
-    found = (EOFError, zlib.error, gzip.BadGzipFile, lzma.LZMAError)
-    zstandard = sys.modules.get("zstandard")
-    return found if zstandard is None else (*found, zstandard.ZstdError)
-
-
-def _compressor(place: Place) -> str:
-    return {".bz2": "bzip2", ".xz": "xz", ".zst": "zstd"}.get(Path(name_of(place)).suffix.lower(), "gzip")
 
 
 def _remote(place: Place, error: Exception) -> UserError:

@@ -2,45 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from bilevel.data.opening import PACKED_SUFFIXES, Place, name_of, open_bytes, read_errors
-from bilevel.types import UserError
+import numpy as np
+
+from bilevel.data.columnar import Choose, column_batches
+from bilevel.data.opening import Place
 
 _CHUNK = 1024  # records read at once
 
 
-def parquet_records(
-    path: Place, columns: Callable[[Any], list[str]], *, at_once: int = _CHUNK
-) -> Iterator[dict[str, Any]]:
-    """Stream the rows of a Parquet file, which may be compressed once more.
-
-    Args:
-        path: the file.
-        columns: Arrow schema -> the names of the columns to read.
-        at_once: rows held in memory.
-
-    Raises:
-        UserError: the file is damaged, or pyarrow is missing.
-    """
-    try:
-        import pyarrow as pa
-        import pyarrow.parquet
-    except ImportError as error:
-        raise UserError(f"Reading {path} needs pyarrow: run `pip install 'bilevel[experiments]'`.") from error
-    packed = name_of(path).lower().endswith(PACKED_SUFFIXES)
-    try:
-        with open_bytes(path, decompress=packed) as file, read_errors(path):
-            table = pyarrow.parquet.ParquetFile(pa.BufferReader(file.read()) if packed else file)
-            for batch in table.iter_batches(at_once, columns=columns(table.schema_arrow)):
-                yield from batch.to_pylist()
-    except pa.ArrowException as error:
-        found = str(error).splitlines()[0]
-        raise UserError(f"{path} cannot be read as a Parquet file ({found}); write it again.") from error
+def parquet_records(path: Place, choose: Choose, *, at_once: int = _CHUNK) -> Iterator[dict[str, Any]]:
+    """Stream the rows of a Parquet file; see `column_batches`."""
+    for batch in column_batches(path, "parquet", choose, at_once=at_once):
+        yield from batch.to_pylist()
 
 
 def all_records(records: Any, *, at_once: int = _CHUNK) -> Iterator[Any]:
     """Stream what `bilevel.data.tfds.open_records` opened, some records at once, which is faster than one by one."""
     for start in range(0, len(records), at_once):
         yield from records.__getitems__(range(start, min(start + at_once, len(records))))
+
+
+def cell(record: Mapping[str, Any], name: str, missing: Any = None) -> Any:
+    """Return a value; in "captions.text" the name behind the dot is that of a field inside, or of the items of a list."""
+    if name in record or "." not in name:
+        return record.get(name, missing)
+    outer, _, inner = name.partition(".")
+    value = record.get(outer)
+    if isinstance(value, Mapping):
+        return cell(value, inner, missing)
+    return [cell(part, inner) for part in value] if isinstance(value, list | tuple | np.ndarray) else missing

@@ -11,6 +11,7 @@ from typing import Any
 
 from bilevel.data.digests import FIELD, Document, Source, digest
 from bilevel.data.records import all_records
+from bilevel.data.text.fields import field_names, record_text
 from bilevel.types import UserError
 
 _VERSION = re.compile(r"\d+\.\d+\.\d+|\d+\.\*\.\*|\d+\.\d+\.\*")
@@ -30,15 +31,15 @@ def tfds_source(spec: str, field: str | None) -> Source:
         raise UserError(
             f"{spec} names the field {named!r}, but field={field!r} ({FIELD}) was given as well; give one of them."
         )
-    key = named or field or "text"
+    names = field_names(named or field)
     records = open_records(spec, name, split)
-    _check_field(spec, records, key)
+    record_text(records[0], names, f"{spec}, record 0")
 
     def read() -> Iterator[Document]:
         for number, record in enumerate(all_records(records)):
-            yield Document(_text(record[key], spec, number))
+            yield Document(record_text(record, names, f"{spec}, record {number}"))
 
-    return Source(spec, read, lambda: identify_records(records, split, key))
+    return Source(spec, read, lambda: identify_records(records, split, ",".join(names)))
 
 
 def parse_spec(spec: str) -> tuple[str, str, str | None]:
@@ -104,32 +105,6 @@ def _unknown(spec: str, name: str, place: str, known: Sequence[str]) -> str:
         f"{spec}: there is no data set {name!r} in tfds or in {place}; {advice}; check the name, or set "
         "TFDS_DATA_DIR to the folder that holds it."
     )
-
-
-def _check_field(spec: str, records: Any, key: str) -> None:
-    features = list(records.dataset_info.features)
-    if key not in features:
-        raise UserError(
-            f"{spec}: no field {key!r}; the fields found are: {', '.join(map(repr, features))}; name "
-            f"the text with field=... ({FIELD}) or tfds:NAME:SPLIT:FIELD."
-        )
-    _text(records[0][key], spec, 0)
-
-
-def _text(value: Any, spec: str, number: int) -> bytes:
-    if not isinstance(value, bytes | str):
-        kind = type(value).__name__
-        raise UserError(
-            f"{spec}, record {number}: the field holds a {kind} instead of a text; name a text field ({FIELD})."
-        )
-    text = value.encode("utf-8") if isinstance(value, str) else value
-    try:
-        text.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"{spec}, record {number}: byte {error.start + 1} is not UTF-8; prepare the data set with UTF-8 text."
-        ) from error
-    return text if text.strip() else b""
 
 
 def identify_records(records: Any, split: str, key: str) -> str:

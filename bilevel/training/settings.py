@@ -38,6 +38,7 @@ def _must(what: str, fits: Callable[[float], bool]) -> AfterValidator:
 
 
 Share: TypeAlias = Annotated[float, _must("lie in (0, 1]", lambda value: 0 < value <= 1)]
+Quantile: TypeAlias = Annotated[float, _must("lie in [0, 1)", lambda value: 0 <= value < 1)]
 Portion: TypeAlias = Annotated[float, _must("lie in [0, 1]", lambda value: 0 <= value <= 1)]
 Amount: TypeAlias = Annotated[
     float,

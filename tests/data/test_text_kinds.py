@@ -98,9 +98,14 @@ def test_whole_files_may_be_json(tmp_path: Path):
     refused(write(tmp_path / "lines", LINES), "lines holds one document a line or row", documents="file")
 
 
-@pytest.mark.parametrize("name", ["a.csv", "a.tsv.gz", "a.parquet"])
-def test_tables_are_not_text(tmp_path: Path, name: str):
-    refused(write(tmp_path / name, b"id,text\n1,a\n"), r"is a table, and not text: .* call it \.txt")
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv.gz", "a.avro", "a.tfrecord-00000-of-00002"])
+def test_what_is_not_read_is_refused_by_its_suffix(tmp_path: Path, name: str):
+    suffix = name.split(".")[1].partition("-")[0]
+    refused(
+        write(tmp_path / name, b"id,text\n1,a\n"),
+        rf"is a \.{suffix} file, which is not read: read are .* \.parquet, \.arrow .* call it \.txt",
+    )
+    refused(write(tmp_path / "a.xyz", bytes(100)), r"and \.xyz files are not read: read are .* \.parquet, \.arrow")
 
 
 @pytest.mark.parametrize("header", ["id,text", '"text"\t"label"', ",text,my label"])

@@ -115,7 +115,7 @@ def test_unknown_names(folder: Path):
     fails("tfds:qqqqqqqqqqqq", "no known name is close", "check the name")
     fails("tfds:tiny_text:2.0.0", "no version", "'tiny_text:2.0.0'")
     fails("tfds:tiny_text:tran", "Unknown split 'tran'", "correct the specification")
-    fails("tfds:tiny_text:train:txt", "no field 'txt'", "'text'", "'title'", "tfds:NAME:SPLIT:FIELD")
+    fails("tfds:tiny_text:train:txt", "no field 'txt'", "'text'", "'title'", "--data.field")
     fails("tfds:tiny_text:train[:0]", "could not open it", "correct the specification")
 
 
@@ -123,7 +123,7 @@ def test_bad_specifications():
     for spec in ("tfds:", "tfds:tiny_text:", "tfds:a:b:c:d"):
         fails(spec, "not a TFDS specification", "tfds:NAME:SPLIT:FIELD")
     fails("tfds:tiny_text:train:text", "'title'", "give one of them", field="title")
-    fails("tfds:tiny_text:train:pair", "record 0", "instead of a text")
+    fails("tfds:tiny_text:train:pair", "record 0", "instead of a string")
 
 
 def test_missing_package(monkeypatch: pytest.MonkeyPatch):

@@ -11,10 +11,10 @@ import numpy as np
 from bilevel.data.captions.stream import Captioned, Picture
 from bilevel.data.notes import some
 from bilevel.data.opening import Place, is_url
-from bilevel.data.records import parquet_records
+from bilevel.data.records import cell, parquet_records
 from bilevel.data.streams import one_line
-from bilevel.data.text.files import json_object, line_blocks, lines_of
 from bilevel.data.text.kinds import JSON_SUFFIXES, suffix_of
+from bilevel.data.text.lines import json_object, line_blocks, lines_of
 from bilevel.types import UserError
 
 TABLE_SUFFIXES = (".csv", ".tsv", ".parquet", *JSON_SUFFIXES)
@@ -170,17 +170,6 @@ def captions_of(record: Mapping[str, Any], chosen: Chosen, where: str, folder: P
     texts = list(values) if isinstance(values, list | tuple | np.ndarray) else [values]
     for text in texts or [""]:
         yield Captioned(where, picture, _text(text, chosen.caption or "", where), category)
-
-
-def cell(record: Mapping[str, Any], name: str) -> Any:
-    """Return a value; in "captions.text" the name behind the dot is that of a field inside, or of the items of a list."""
-    if name in record or "." not in name:
-        return record.get(name)
-    outer, _, inner = name.partition(".")
-    value = record.get(outer)
-    if isinstance(value, Mapping):
-        return cell(value, inner)
-    return [cell(part, inner) for part in value] if isinstance(value, list | tuple | np.ndarray) else None
 
 
 def _picture(value: Any, name: str, where: str, folder: Place | None) -> Picture | None:

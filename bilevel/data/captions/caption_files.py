@@ -14,13 +14,14 @@ from numpy.typing import NDArray
 
 from bilevel.data.captions.caption_columns import CaptionColumns
 from bilevel.data.captions.stream import Captioned
+from bilevel.data.compression import PACKED_SUFFIXES
 from bilevel.data.digests import digest
 from bilevel.data.labelled.files import load_arrays
 from bilevel.data.labelled.folders import IMAGE_SUFFIXES
 from bilevel.data.notes import note, some
-from bilevel.data.opening import PACKED_SUFFIXES, Place, open_bytes, read_errors
+from bilevel.data.opening import Place, open_bytes, read_errors
 from bilevel.data.streams import one_line
-from bilevel.data.text.files import json_object, lines_of
+from bilevel.data.text.lines import json_object, lines_of
 from bilevel.types import UserError
 
 CAPTION_SUFFIXES = (".txt", ".caption")

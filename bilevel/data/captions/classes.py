@@ -9,7 +9,7 @@ from bilevel.data.captions.stream import Captioned, CaptionSource, no_class
 from bilevel.data.notes import some
 from bilevel.data.opening import Place, exists
 from bilevel.data.streams import changed, one_line
-from bilevel.data.text.files import lines_of
+from bilevel.data.text.lines import lines_of
 from bilevel.types import UserError
 
 TEMPLATE = "a photo of a {}"

@@ -10,7 +10,7 @@ from bilevel.data.opening import Place
 from bilevel.data.pairs.stream import Languages, Pair
 from bilevel.data.records import all_records, parquet_records
 from bilevel.data.streams import one_line
-from bilevel.data.text.files import json_object, lines_of
+from bilevel.data.text.lines import json_object, lines_of
 from bilevel.data.tfds import identify_records, open_records
 from bilevel.types import UserError
 

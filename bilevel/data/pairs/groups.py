@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from bilevel.data.compression import PACKED_SUFFIXES
 from bilevel.data.notes import note, some
 from bilevel.data.opening import (
-    PACKED_SUFFIXES,
     Place,
     entries_in,
     exists,

@@ -9,8 +9,8 @@ from bilevel.data.opening import Place
 from bilevel.data.pairs.catalogues import entries
 from bilevel.data.pairs.stream import Pair
 from bilevel.data.streams import one_line
-from bilevel.data.text.files import lines_of
 from bilevel.data.text.kinds import suffix_of
+from bilevel.data.text.lines import lines_of
 from bilevel.types import UserError
 
 _CATALOGUES = (".po", ".mo")

@@ -1,15 +1,13 @@
-"""Text files and JSON lines, compressed or not."""
+"""Files of documents: which ones a specification names, and the source made of them."""
 
 from __future__ import annotations
 
 import filecmp
 import hashlib
-import json
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
 
 from bilevel.data.digests import DOCUMENTS, FIELD, Document, Options, Source, digest
 from bilevel.data.notes import note, some
@@ -31,21 +29,29 @@ from bilevel.data.opening import (
     stamp_of,
 )
 from bilevel.data.text.array_text import array_documents
+from bilevel.data.text.column_file import ColumnFile
+from bilevel.data.text.fields import DEFAULT, field_names
 from bilevel.data.text.kinds import (
     ARRAY_SUFFIXES,
-    BYTE_ORDER_MARK,
+    FIELDED,
+    FOLDER_SUFFIXES,
     JSON_SUFFIXES,
-    TEXT_SUFFIXES,
+    RECORD_SUFFIXES,
     Documents,
     Kind,
     kind_of,
     suffix_of,
 )
+from bilevel.data.text.line_file import LineFile
+from bilevel.data.text.lines import line_blocks
+from bilevel.data.text.record_file import RecordFile
+from bilevel.data.text.saved import saved_files
+from bilevel.data.text.stored import Stored
 from bilevel.types import UserError
 
 _BLOCK = 1 << 20
 _SAMPLE = 1 << 16
-_FOLDER_KINDS = ".txt, .jsonl or .json files (.gz or not)"
+_FOLDER_KINDS = ".txt, .jsonl, .json, .parquet, .arrow or .array_record files (compressed or not)"
 
 
 def files_source(spec: str, field: str | None, documents: Documents, blank_files: bool = False) -> Source:
@@ -61,13 +67,12 @@ def source_of_files(
     """The source called `name` that reads `paths` one after another."""
     may_be_blank = blank_files or (documents == "file" and len(paths) > 1)
     kinds: list[Kind] = [_checked_kind(path, field, documents, may_be_blank) for path in paths]
-    key = field or "text"
 
     def read() -> Iterator[Document]:
         all_blank = True
         for path, kind in zip(paths, kinds, strict=True):
             blank = True
-            for text in _documents(path, kind, key, documents):
+            for text in _documents(path, kind, field, documents):
                 blank = blank and not text
                 yield Document(text)
             if blank and not may_be_blank:
@@ -76,18 +81,24 @@ def source_of_files(
         if all_blank and not blank_files:
             raise UserError(f"None of the {len(paths)} files of {name} holds text; give files with text in them.")
 
-    def lines() -> Iterator[list[bytes]]:
-        for path in paths:
-            yield from line_blocks(path)
-
-    in_lines = documents == "line" and "array" not in kinds
+    alone = kinds[0] if len(kinds) == 1 and documents == "line" else "array"
     return Source(
         name,
         read,
-        lambda: digest(["files", key, documents, *kinds, *map(file_fingerprint, paths)]),
+        lambda: digest(["files", field or DEFAULT, documents, *kinds, *map(file_fingerprint, paths)]),
         paths=tuple(paths),
-        lines=lines if in_lines else None,
+        stored=None if alone == "array" else stored_file(paths[0], alone),
     )
+
+
+def stored_file(path: Place, kind: Kind) -> Stored:
+    """Return what reads and writes the records of a file that is no numpy file."""
+    if kind == "text" or kind == "json":
+        return LineFile(path, kind)
+    if kind == "array_record":
+        return RecordFile(path)
+    assert kind != "array"
+    return ColumnFile(path, kind)
 
 
 def expand(spec: str) -> list[Place]:
@@ -153,16 +164,18 @@ def _expand_one(name: str, spec: str) -> list[Place]:
 
 
 def text_files(folder: Place) -> tuple[list[Place], list[str]]:
-    """Return the text and JSON-lines files directly in `folder`, sorted by name, and the names of its other entries.
+    """Return the files of documents directly in `folder`, sorted by name, and the names of its other entries.
 
-    Hidden entries do not count.
+    Hidden entries do not count. Of a folder that Hugging Face `datasets` saved, return its Arrow files alone.
 
     Raises:
         UserError: the folder cannot be read.
     """
+    if (saved := saved_files(folder)) is not None:
+        return saved, []
     found, others = [], []
     for place in entries_in(folder):
-        if is_plain_file(place) and suffix_of(place) in TEXT_SUFFIXES:
+        if is_plain_file(place) and suffix_of(place) in FOLDER_SUFFIXES:
             found.append(place)
         else:
             others.append(name_of(place) + ("/" if is_folder(place) else ""))
@@ -171,20 +184,22 @@ def text_files(folder: Place) -> tuple[list[Place], list[str]]:
 
 def options_of_files(spec: str) -> Options:
     """Which options of `open_source` the files that `spec` names have a use for."""
-    fielded = [suffix_of(path) in ARRAY_SUFFIXES + JSON_SUFFIXES or _has_fields(path) for path in expand(spec)]
+    named = ARRAY_SUFFIXES + JSON_SUFFIXES + RECORD_SUFFIXES
+    fielded = [suffix_of(path) in named or _has_fields(path) for path in expand(spec)]
     return Options(field=any(fielded), documents=not all(fielded))
 
 
 def _has_fields(path: Place) -> bool:
-    return size_of(path) != 0 and kind_of(path) == "json"
+    return size_of(path) != 0 and kind_of(path) in FIELDED
 
 
 def _checked_kind(path: Place, field: str | None, documents: Documents, may_be_blank: bool) -> Kind:
     suffix = suffix_of(path)
     if isinstance(path, Path) and not os.access(path, os.R_OK):
         raise UserError(f"The file {path} cannot be read; change its permissions.")
-    if size_of(path) == 0 and (suffix in ARRAY_SUFFIXES or not may_be_blank):
+    if size_of(path) == 0 and (suffix in ARRAY_SUFFIXES + RECORD_SUFFIXES or not may_be_blank):
         raise UserError(f"The file {path} is empty; give a file with text in it, or leave this one out.")
+    field_names(field)
     kind = kind_of(path, documents)
     if kind != "text" or suffix in JSON_SUFFIXES:
         if documents == "file":
@@ -192,9 +207,7 @@ def _checked_kind(path: Place, field: str | None, documents: Documents, may_be_b
                 f"{path} holds one document a line or row; documents='file' ({DOCUMENTS}) is for plain text only."
             )
     elif field is not None:
-        raise UserError(
-            f"field={field!r} ({FIELD}) names a field of JSON lines, but {path} is plain text; leave the field out."
-        )
+        raise UserError(f"field={field!r} ({FIELD}) names a field, but {path} is plain text; leave the field out.")
     return kind
 
 
@@ -218,94 +231,11 @@ def file_fingerprint(path: Place, *, times: bool = True) -> str:
     return digest([name, size, *([stamp_of(path)] if times else ()), *samples])
 
 
-def _documents(path: Place, kind: Kind, field: str, documents: Documents) -> Iterator[bytes]:
+def _documents(path: Place, kind: Kind, field: str | None, documents: Documents) -> Iterator[bytes]:
     if kind == "array":
-        yield from array_documents(path, field)
-        return
-    if documents == "file":
+        yield from array_documents(path, field or DEFAULT)
+    elif documents == "file":
         text = b"".join(line for block in line_blocks(path) for line in block)
         yield text if text.strip() else b""
-        return
-    number = 0
-    for block in line_blocks(path):
-        for line in block:
-            number += 1
-            text = line.removesuffix(b"\n").removesuffix(b"\r")
-            if kind == "json" and text.strip():
-                text = _json_text(text, field, path, number)
-            yield text if text.strip() else b""
-
-
-def line_blocks(path: Place) -> Iterator[list[bytes]]:
-    """Stream the lines of a file, line ends included, in lists of about 1 MiB, checked to be UTF-8.
-
-    Raises:
-        UserError: the file cannot be read, is compressed and broken, or a line is not UTF-8.
-    """
-    with open_bytes(path) as stream:
-        before = 0
-        while block := _next_block(stream, path):
-            if before == 0:
-                block[0] = block[0].removeprefix(BYTE_ORDER_MARK)
-            _check_utf8(block, path, before)
-            before += len(block)
-            yield block
-
-
-def lines_of(path: Place) -> Iterator[str]:
-    """Stream the lines of a file without their ends."""
-    return (line.rstrip(b"\r\n").decode("utf-8") for block in line_blocks(path) for line in block)
-
-
-def _next_block(stream: BinaryIO, path: Place) -> list[bytes]:
-    with read_errors(path):
-        return stream.readlines(_BLOCK)
-
-
-def _check_utf8(lines: list[bytes], path: Place, before: int) -> None:
-    try:
-        b"".join(lines).decode("utf-8")
-    except UnicodeDecodeError:
-        for number, line in enumerate(lines, start=before + 1):
-            try:
-                line.decode("utf-8")
-            except UnicodeDecodeError as error:
-                raise UserError(
-                    f"{path}, line {number}: byte {error.start + 1} of the line (0x{line[error.start]:02x}) "
-                    "is not UTF-8; convert the file to UTF-8 (for example with iconv) or remove the line."
-                ) from error
-
-
-def json_object(line: bytes | str, where: str) -> dict[str, Any]:
-    """Read the JSON object of a line; a UserError that begins with `where` says that it holds none."""
-    try:
-        record = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{where}: not valid JSON ({error}); every line must hold one JSON object.") from error
-    if not isinstance(record, dict):
-        kind = type(record).__name__
-        raise UserError(f"{where}: a JSON {kind} instead of an object; write one JSON object a line.")
-    return record
-
-
-def _json_text(line: bytes, field: str, path: Place, number: int) -> bytes:
-    where = f"{path}, line {number}"
-    record = json_object(line, where)
-    if field not in record:
-        found = ", ".join(map(repr, list(record)[:20])) or "none"
-        raise UserError(
-            f"{where}: no field {field!r}; the fields found are: {found}; name the text with field=... ({FIELD})."
-        )
-    text = record[field]
-    if not isinstance(text, str):
-        kind = type(text).__name__
-        raise UserError(
-            f"{where}: the field {field!r} holds a {kind} instead of a string; name the text with field=... ({FIELD})."
-        )
-    try:
-        return text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise UserError(
-            f"{where}: the field {field!r} holds half a surrogate pair at character {error.start + 1}; "
-            "remove it or write the whole character."
-        ) from error
+    else:
+        yield from stored_file(path, kind).texts(field)

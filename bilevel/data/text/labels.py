@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from bilevel.data.digests import Document
 from bilevel.data.opening import Place
-from bilevel.data.text.files import line_blocks
+from bilevel.data.text.lines import line_blocks
 from bilevel.types import UserError
 
 T = TypeVar("T")

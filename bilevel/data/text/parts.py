@@ -5,11 +5,10 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from bilevel.data.digests import Source, digest
-from bilevel.data.opening import hash_of, size_of, stamp_of
+from bilevel.data.opening import hash_of, name_of, place_of, size_of, stamp_of
 from bilevel.data.text.files import source_of_files
 from bilevel.data.text.kinds import Documents
 from bilevel.data.text.sources import open_source
@@ -33,7 +32,7 @@ class Part(NamedTuple):
     @property
     def stem(self) -> str:
         """Beginning of the names of the files written for this part."""
-        return f"{self.number:05d}-{re.sub(r'[^A-Za-z0-9._-]', '_', Path(self.source.name).name)[-100:]}"
+        return f"{self.number:05d}-{re.sub(r'[^A-Za-z0-9._-]', '_', name_of(place_of(self.source.name)))[-100:]}"
 
     def state(self) -> dict[str, list[Any]]:
         """Return size and time of each file: while they stay, the text has stayed."""
@@ -47,7 +46,7 @@ class Part(NamedTuple):
             return digest(map(hash_of, self.source.paths)) if self.source.paths else self.source.fingerprint()
 
     def stream(self, read: Callable[[], Iterator[T]]) -> Iterator[T]:
-        """Stream `source.read` or `source.lines`."""
+        """Stream what `read` gives of the documents, such as `source.read`."""
         with self._reading():
             yield from read()
 

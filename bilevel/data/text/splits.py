@@ -11,6 +11,7 @@ from bilevel.data.notes import note, some
 from bilevel.data.opening import Place, is_folder, name_of, place_of
 from bilevel.data.text.files import note_copies, source_of_files, text_files
 from bilevel.data.text.python import topics_parts
+from bilevel.data.text.saved import inside, saved_splits
 from bilevel.data.text.sources import open_source
 from bilevel.types import UserError
 
@@ -60,7 +61,22 @@ def open_specific(
     return {part: _part_of(source, part) for part in PARTS}
 
 
+def _parts_of_saved(folder: Place, splits: list[str]) -> dict[str, list[Place]]:
+    """Return the files of the splits of a `DatasetDict` that Hugging Face `datasets` saved."""
+    chosen = {part: next((name for name in splits if named_part(name) == part), None) for part in PARTS}
+    if missing := [part for part, name in chosen.items() if name is None]:
+        raise UserError(
+            f"{folder} is a saved data set with the splits {', '.join(splits)}, and none for {' and '.join(missing)}: name one, "
+            f"as in {folder}/{splits[0]}, which is then split."
+        )
+    if unused := [name for name in splits if name not in chosen.values()]:
+        note(f"of the splits of {folder} are not used: {some(unused)}.")
+    return {part: text_files(inside(folder, str(name)))[0] for part, name in chosen.items()}
+
+
 def _named_parts(folder: Place) -> dict[str, list[Place]]:
+    if splits := saved_splits(folder):
+        return _parts_of_saved(folder, splits)
     files, others = text_files(folder)
     found = {part: [f for f in files if _NAMED[part].match(name_of(f))] for part in PARTS}
     if not any(found.values()):

@@ -9,8 +9,12 @@ from typing import Literal
 from pydantic import NonNegativeInt, PositiveFloat
 
 from bilevel.study.weights import At
-from bilevel.training.settings import Count, Share, check_bounds
+from bilevel.training.settings import Count, Quantile, Share, check_bounds, flag_of
 from bilevel.types import UserError
+
+Format = Literal["parquet", "documents", "weights", "attributes"]
+KEEP = ("keep_fraction", "keep_count", "keep_quantile")
+"""Flags of which one says how many documents are kept."""
 
 
 @dataclass(frozen=True)
@@ -28,8 +32,9 @@ class Config:
     weights: Path
     """Directory METHOD-seedN of a finished run, whose weighting network scores."""
     corpus: str
-    """What to select from: files, globs or folders, comma-separated (plain text or JSON lines, gzipped or not; arrays in
-    .npy or .npz), tfds:NAME[:SPLIT[:FIELD]], or python:stdlib."""
+    """What to select from: files, globs or folders, comma-separated (plain text, JSON lines, Parquet, Arrow, ArrayRecord, .npy
+    or .npz; compressed or not; also by URL), folders that Hugging Face datasets saved, tfds:NAME[:SPLIT[:FIELD]], or
+    python:stdlib."""
     output: Path
     """Directory where everything is written."""
     at: At = "end"
@@ -37,21 +42,34 @@ class Config:
     task: str | None = None
     """Name or file of the run's task, where it is your own (default: as the run says)."""
     field: str | None = None
-    """Name of the text field of JSON lines (default: text)."""
+    """Name of the field or column with the text (default: text); meta.text is a field inside another, title,text are joined by
+    a blank line."""
+    id_field: str | None = None
+    """Name of the field or column that identifies a document: a column id of tables and attributes (default: in attributes,
+    the number of the document in its file, from 0)."""
     documents: Literal["line", "file"] = "line"
     """Whether a line or a whole file of plain text is one document."""
-    format: Literal["parquet", "documents"] = "parquet"
+    format: Format = "parquet"
     """parquet: a table of all documents with columns file, document (number in its file, from 0, blank ones counted), bytes,
-    score and kept; documents: the kept documents, as the original lines, or as JSON lines where documents are not lines."""
+    score, quantile and kept; documents: the kept documents, in the format that they were read in, with all their fields;
+    weights: likewise, with one more field weight; attributes: id, score, quantile and kept of every document, in the order and
+    the format of its file."""
     keep_fraction: Share | None = None
-    """Share of the documents to keep, rounded to a whole number of at least 1. Give this or --keep-count."""
+    """Share of the documents to keep, rounded to a whole number of at least 1. Give this, --keep-count or --keep-quantile; with
+    --format weights all are kept without."""
     keep_count: Count | None = None
     """Number of documents to keep."""
+    keep_quantile: Quantile | None = None
+    """Keep the documents whose quantile is at least this: 0.9 keeps a tenth, and all that share its lowest score. The quantile of
+    a document is the share of the documents of the corpus with a lower score."""
     rule: Literal["top", "gumbel"] = "top"
     """top: those with the highest scores (ties: the first in the corpus); gumbel: drawn without replacement, with
     probabilities proportional to exp(score / temperature), as training draws its batches."""
     temperature: PositiveFloat = 1.0
-    """With --rule gumbel: higher is closer to uniform."""
+    """With --rule gumbel or --format weights: higher is closer to uniform."""
+    weight_field: str = "weight"
+    """With --format weights: name of the new field. It holds exp(score / temperature), divided by its mean over the kept
+    documents."""
     seed: NonNegativeInt = 0
     """With --rule gumbel: decides the draw, together with the positions of a document's file and of the document in it."""
     scores: Path | None = None
@@ -69,10 +87,21 @@ class Config:
 
     def check(self) -> None:
         """Refuse flags that contradict each other or are out of range, by a `UserError`."""
-        if (self.keep_fraction is None) == (self.keep_count is None):
-            found = "neither" if self.keep_count is None else "both"
-            raise UserError(f"Found {found} of --keep-fraction and --keep-count: give exactly one of them.")
+        given = [flag_of(name) for name in KEEP if getattr(self, name) is not None]
+        if len(given) > 1 or not (given or self.format == "weights"):
+            raise UserError(
+                f"Found {' and '.join(given) or 'none'} of {', '.join(map(flag_of, KEEP))}: give exactly one of them."
+            )
         check_bounds(self)
+        if self.rule == "gumbel" and (self.keep_quantile is not None or self.format == "weights"):
+            other = "--format weights" if self.format == "weights" else "--keep-quantile"
+            raise UserError(
+                f"--rule gumbel draws by the weights already, so it does not go with {other}: leave one of them out."
+            )
+        if self.id_field is not None and self.format in ("documents", "weights"):
+            raise UserError(
+                f"--id-field is for --format parquet and attributes; --format {self.format} keeps all fields: leave --id-field out."
+            )
         if not 0 <= self.shard < self.shards:
             raise UserError(
                 f"--shard {self.shard} --shards {self.shards}: number the processes from 0 to one less than --shards."
