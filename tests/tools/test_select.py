@@ -117,7 +117,8 @@ def rows_in(output: Path) -> list[dict[str, Any]]:
 
 def lines_in(output: Path) -> list[str]:
     files = sorted((output / "selected").iterdir())
-    return [line for file in files for line in gzip.decompress(file.read_bytes()).decode().split("\n")[:-1]]
+    plain = (gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes() for file in files)
+    return [line for text in plain for line in text.decode().split("\n")[:-1]]
 
 
 def everything(output: Path) -> dict[str, str]:
@@ -198,7 +199,7 @@ def test_documents_are_the_original_lines(run: Path, folder: Path, tmp_path: Pat
     assert [line["id"] for line in lines] == best
     call(run, f"{folder}/a.txt,{folder}/b.txt.gz", tmp_path / "text", format="documents", keep_fraction=1)
     names = sorted(path.name for path in (tmp_path / "text" / "selected").iterdir())
-    assert names == ["00000-a.txt.gz", "00001-b.txt.gz"]
+    assert names == ["00000-a.txt", "00001-b.txt.gz"]
     plain = [line for line in (folder / "a.txt").read_text().split("\n") if line]
     assert lines_in(tmp_path / "text") == [*plain, *(f"{line}\r" for line in texts(30, 2))]
 
@@ -383,8 +384,8 @@ def test_a_change_that_samples_do_not_show_is_noticed(
     (folder / "a.txt").write_bytes(text)
     call(run, folder, tmp_path / "out", format="documents", keep_fraction=1.0)
     assert "a.txt changed after it was scored" in capsys.readouterr().err
-    found = next((tmp_path / "out" / "selected").glob("*a.txt.gz"))
-    assert gzip.decompress(found.read_bytes()) == text
+    found = next((tmp_path / "out" / "selected").glob("*a.txt"))
+    assert found.read_bytes() == text
 
 
 def test_a_file_that_is_gone_is_not_a_full_disk(
@@ -434,7 +435,10 @@ def refused(capsys: pytest.CaptureFixture[str], run: Path, corpus: object, outpu
 
 
 BAD_FLAGS: dict[str, tuple[dict[str, object], str]] = {
-    "both": ({"keep_fraction": 0.1, "keep_count": 3}, "Found both of --keep-fraction and --keep-count"),
+    "both": (
+        {"keep_fraction": 0.1, "keep_count": 3},
+        "Found --keep-fraction and --keep-count: give exactly one of --keep-fraction, --keep-count, --keep-quantile",
+    ),
     "fraction": ({"keep_fraction": 1.5}, "--keep-fraction 1.5 must lie in (0, 1]"),
     "count": ({"keep_count": 0}, "--keep-count 0 must be at least 1"),
     "shard": ({"shard": 2, "shards": 2}, "--shard 2 --shards 2"),
@@ -462,7 +466,7 @@ def test_bad_flags(name: str, run: Path, folder: Path, tmp_path: Path, capsys: p
 def test_neither_flag(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         cli.main(["select", "--weights", str(run), "--corpus", "x", "--output", str(tmp_path)])
-    assert "Found neither of --keep-fraction and --keep-count" in capsys.readouterr().err
+    assert "Found no flag that says how many documents to keep" in capsys.readouterr().err
 
 
 def test_bad_weights(trained: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -86,6 +86,10 @@ class ColumnFile:
                     "the row out."
                 ) from error
 
+    def fields(self) -> list[str]:
+        """Return the names of the columns."""
+        return list(schema_of(self._path, self._kind).names)
+
     def keys(self, field: str | None) -> Iterator[Any]:
         """Stream the values of a column, or the numbers of the rows."""
         schema, start = schema_of(self._path, self._kind), 0

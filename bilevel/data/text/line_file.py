@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from itertools import compress
+from itertools import chain, compress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -35,6 +35,16 @@ class LineFile:
                     where = f"{self._path}, line {number}"
                     text, first = record_text(json_object(text, where), names, where, first=first), False
                 yield text if text.strip() else b""
+
+    def fields(self) -> list[str]:
+        """Return the names in the first JSON object, or the one that plain text gets."""
+        if self._kind == "text":
+            return [DEFAULT]
+        lines = (
+            (i, line) for i, line in enumerate(chain.from_iterable(line_blocks(self._path)), start=1) if line.strip()
+        )
+        number, line = next(lines, (1, b"{}"))
+        return list(json_object(line, f"{self._path}, line {number}"))
 
     def keys(self, field: str | None) -> Iterator[Any]:
         """Stream the values of a field of JSON lines, None for a blank line; or the numbers of the lines."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -50,12 +51,11 @@ class RecordFile:
 
     def _module(self) -> Any:
         try:
-            from array_record.python import array_record_module
+            return importlib.import_module("array_record.python.array_record_module")
         except ImportError as error:
             raise UserError(
                 f"Reading {self._path} needs array-record: run `pip install 'bilevel[experiments]'`."
             ) from error
-        return array_record_module
 
     def _reader(self) -> Any:
         module = self._module()
@@ -91,6 +91,12 @@ class RecordFile:
             reader.close()
         if block:
             yield block
+
+    def fields(self) -> list[str]:
+        """Return the names in the first record, or the one that plain text gets."""
+        record = next((block[0] for block in self._blocks()), b"")
+        content = _content(record)
+        return [DEFAULT] if content == "text" else list(_fields(record, content, self._where(0)))
 
     def keys(self, field: str | None) -> Iterator[Any]:
         """Stream the values of a field, None for a blank record; or the numbers of the records."""
@@ -166,13 +172,13 @@ def _fields(record: bytes, content: Content, where: str) -> Mapping[str, Any]:
 
 def _parsed(record: bytes, where: str = "the record") -> Any:
     try:
-        from tensorflow_datasets.proto import tf_example_pb2
+        messages: Any = importlib.import_module("tensorflow_datasets.proto").tf_example_pb2
     except ImportError as error:
         raise UserError(
             f"{where} is a tf.train.Example, which needs tensorflow-datasets: run `pip install 'bilevel[experiments]'`."
         ) from error
     try:
-        return tf_example_pb2.Example.FromString(record)
+        return messages.Example.FromString(record)
     except Exception as error:  # protobuf's own, of which there are several implementations
         raise UserError(f"{where} is not a tf.train.Example; write the file again.") from error
 

@@ -34,6 +34,10 @@ class Stored(Protocol):
         """Stream the UTF-8 text of each record, b"" for a blank one; `field` as for `open_source`."""
         ...
 
+    def fields(self) -> list[str]:
+        """Return the names of the fields of the first record; of plain text, what it is called where it becomes a field."""
+        ...
+
     def keys(self, field: str | None) -> Iterator[Any]:
         """Stream what identifies the records, in lists or arrays: the values of a field, or the numbers of the records."""
         ...

@@ -20,6 +20,7 @@ from bilevel.tools.select.config import Config
 from bilevel.tools.select.network import load_network
 from bilevel.tools.select.output import SELECTED, Selection
 from bilevel.tools.select.scores import ScoreFiles
+from bilevel.tools.select.written import check_fields
 from bilevel.training.progress import Progress
 from bilevel.training.signals import STOPPED
 
@@ -43,6 +44,8 @@ def select(config: Config, load_task: Callable[[str], Task]) -> None:
     network = load_network(config.weights, config.task, load_task, config.at)
     with given_by("--corpus"):
         parts = open_parts(config.corpus, field=config.field, documents=config.documents)
+    for part in parts[config.shard :: config.shards]:
+        check_fields(part, config)
     files = ScoreFiles(config, network, parts)
     shown = partial(Progress, None, config.progress, unit="document")
     own = list(enumerate(parts[config.shard :: config.shards], start=1))

@@ -89,9 +89,8 @@ class Config:
         """Refuse flags that contradict each other or are out of range, by a `UserError`."""
         given = [flag_of(name) for name in KEEP if getattr(self, name) is not None]
         if len(given) > 1 or not (given or self.format == "weights"):
-            raise UserError(
-                f"Found {' and '.join(given) or 'none'} of {', '.join(map(flag_of, KEEP))}: give exactly one of them."
-            )
+            found = " and ".join(given) or "no flag that says how many documents to keep"
+            raise UserError(f"Found {found}: give exactly one of {', '.join(map(flag_of, KEEP))}.")
         check_bounds(self)
         if self.rule == "gumbel" and (self.keep_quantile is not None or self.format == "weights"):
             other = "--format weights" if self.format == "weights" else "--keep-quantile"
@@ -100,7 +99,8 @@ class Config:
             )
         if self.id_field is not None and self.format in ("documents", "weights"):
             raise UserError(
-                f"--id-field is for --format parquet and attributes; --format {self.format} keeps all fields: leave --id-field out."
+                f"--id-field is for --format parquet and attributes; --format {self.format} keeps all fields: leave --id-field "
+                "out."
             )
         if not 0 <= self.shard < self.shards:
             raise UserError(
