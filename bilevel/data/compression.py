@@ -34,7 +34,7 @@ _LARGEST_WINDOW = 1 << 31
 def compression(file: io.BufferedReader, name: str) -> Compression | None:
     """Return how a file is compressed, by its first bytes; a name that ends with .gz promises gzip."""
     begin = file.peek(_LONGEST_MAGIC)
-    found = next((kind for kind, magic in _MAGIC.items() if magic.match(begin)), None)
+    found: Compression | None = next((kind for kind, magic in _MAGIC.items() if magic.match(begin)), None)
     return found or ("gzip" if name.lower().endswith(".gz") else None)
 
 

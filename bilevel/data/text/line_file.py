@@ -82,7 +82,7 @@ class LineFile:
                         self._weighted(line, chosen.weight_field, float(weight), int(number))
                         for line, weight, number in zip(lines, weights, numbers, strict=True)
                     ]
-                out.writelines(line.removesuffix(b"\n") + b"\n" for line in lines)  # the last may have no end
+                out.write(b"".join(line.removesuffix(b"\n") + b"\n" for line in lines))  # the last may have no end
                 start += len(block)
                 yield len(lines)
 
@@ -101,7 +101,7 @@ def write_json_lines(target: Path, blocks: Iterable[Mapping[str, Any]], kind: Co
     with compressing(target, kind) as out:
         for block in blocks:
             lines = json_lines(block)
-            out.writelines(lines)
+            out.write(b"".join(lines))
             yield len(lines)
 
 

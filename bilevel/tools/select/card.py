@@ -36,8 +36,9 @@ def _lines(config: Config, parts: list[Part], summary: Mapping[str, Any]) -> Ite
     yield ""
     yield (
         f"The records of a corpus with one more field, `{config.weight_field}`: exp(score / {config.temperature:g}), divided by "
-        f"its mean over the kept documents. Scores are those of a weighting network that the method `{settings.get('method')}` of "
-        "bilevel learned so that a model trained on the weighted corpus is good on the target data."
+        "its mean over the kept documents. Scores are those of a weighting network that the method "
+        f"`{settings.get('method')}` of bilevel learned so that a model trained on the weighted corpus is good on the target "
+        "data."
     )
     yield ""
     yield "| | |"
