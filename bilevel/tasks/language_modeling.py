@@ -42,8 +42,9 @@ class DataConfig:
     """Where the text comes from."""
 
     generic: str = "python:stdlib"
-    """Generic data: files, globs or folders (comma-separated; plain text or JSON lines, gzipped or not),
-    tfds:NAME[:SPLIT[:FIELD]], or python:stdlib, the source files of Python's standard library."""
+    """Generic data: files, globs or folders (comma-separated; plain text, JSON lines, Parquet, Arrow, ArrayRecord, .npy or .npz,
+    compressed or not, also by URL), folders that Hugging Face datasets saved, tfds:NAME[:SPLIT[:FIELD]], or python:stdlib, the
+    source files of Python's standard library."""
     specific: str = "python:topics"
     """Specific data: a folder with train, valid and test files, or anything that --data.generic takes (then split 80/10/10
     by a hash of the text), or python:topics, Python's language reference."""
@@ -53,7 +54,8 @@ class DataConfig:
     """Tab-separated file whose first column says of each generic document whether it is right (or 0) or wrong (1), nothing where
     that is not known: tables show the share of wrong rows that a method trains on, and mentornet learns from it."""
     field: str | None = None
-    """Name of the text field of JSON lines (default: text); for those of the two data sets that have fields."""
+    """Name of the field or column with the text (default: text), for those of the two data sets that have fields; meta.text is a
+    field inside another, title,text are joined by a blank line."""
     documents: Literal["line", "file"] = "line"
     """Whether a line or a whole file of plain text is one document; for those of the two data sets that are plain text."""
     length: Count = 64

@@ -26,15 +26,17 @@ def open_source(
         spec: one of
             - a file, a folder, a glob, or several of these separated by commas; also by URL (`s3://`, `https://`, …: with
               fsspec and its package for that store). Files are plain text or JSON lines, under any name: the content says which.
-              They may be compressed with gzip, bzip2, xz or zstd. .npy and .npz files hold
-              strings, or rows of bytes (uint8 `[n, T]`, zeros after the end). A folder gives all .txt,
-              .jsonl, .ndjson and .json files (compressed or not) directly in it, sorted by name; what else is in it is named on
-              stderr, as are copies of a file;
+              They may be compressed with gzip, bzip2, xz or zstd. Parquet, Arrow (.arrow, .feather) and ArrayRecord files hold
+              a document a row. .npy and .npz files hold strings, or rows of bytes (uint8 `[n, T]`, zeros after the end). A
+              folder gives all files directly in it whose suffix is in `FOLDER_SUFFIXES` (compressed or not), sorted by name;
+              what else is in it is named on stderr, as are copies of a file;
+            - a folder that Hugging Face `datasets` saved: its Arrow files;
             - `tfds:NAME[:SPLIT[:FIELD]]`, read through `tfds.data_source`; SPLIT is `train` by default. The
               environment variable TFDS_DATA_DIR says where the data are;
             - `python:stdlib`, the source code of the running Python's standard library, labelled by module;
             - `python:topics`, the Python language reference, labelled by topic.
-        field: the field that holds the text, in JSON lines and TFDS records, or the array of a .npz file; `text` by default.
+        field: the field, column or array of a .npz file that holds the text, `text` by default; "meta.text" is a field inside
+            another, and several separated by commas are joined by blank lines.
         documents: in plain text, whether a document is a line or a file.
         blank_files: take files without text as such, even where no file has text. (With documents="file", blank files among
             others always are blank documents.)
