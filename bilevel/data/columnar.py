@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
@@ -49,7 +49,7 @@ def schema_of(path: Place, kind: ColumnKind) -> Any:
 
 def column_batches(
     path: Place, kind: ColumnKind, choose: Choose | None = None, *, at_once: int | None = None
-) -> Iterator[Any]:
+) -> Generator[Any]:
     """Stream the rows of a file, which may be compressed once more, as Arrow record batches.
 
     Args:

@@ -255,6 +255,7 @@ def test_saved_splits(tmp_path: Path) -> None:
         r"saved data set with the splits train, validation, test: name one of them, as in .*/set/train",
     )
     assert read(tmp_path / "set" / "test") == [b"test 0", b"test 1", b"test 2", b"test 3"]
+    assert options_of(str(tmp_path / "set")) == (True, False)
     parts = {name: list(part.documents()) for name, part in open_specific(str(tmp_path / "set")).items()}
     assert [part[0] for part in parts.values()] == [b"train 0", b"validation 0", b"test 0"]
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+import contextlib
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,17 +39,18 @@ class ColumnFile:
         """Stream the text of each row; what is null is blank."""
         schema, start = schema_of(self._path, self._kind), 0
         places = [place_in(schema, name, self._path, FIELD) for name in field_names(field)]
-        for batch in self._batches(places):
-            columns = [self._texts(values_at(batch, place), place, start) for place in places]
-            if len(columns) == 1:
-                yield from (text if text and text.strip() else b"" for text in columns[0])
-            else:
-                yield from map(joined, zip(*columns, strict=True))
-            start += batch.num_rows
+        with self._batches(places) as batches:
+            for batch in batches:
+                columns = [self._texts(values_at(batch, place), place, start) for place in places]
+                if len(columns) == 1:
+                    yield from (text if text and text.strip() else b"" for text in columns[0])
+                else:
+                    yield from map(joined, zip(*columns, strict=True))
+                start += batch.num_rows
 
-    def _batches(self, places: list[tuple[str, ...]]) -> Iterator[Any]:
+    def _batches(self, places: list[tuple[str, ...]]) -> contextlib.closing[Generator[Any]]:
         names = list(dict.fromkeys(".".join(place) for place in places))
-        return column_batches(self._path, self._kind, lambda _: names)
+        return contextlib.closing(column_batches(self._path, self._kind, lambda _: names))
 
     def _texts(self, values: Any, place: tuple[str, ...], start: int) -> list[bytes | None]:
         """The UTF-8 texts of a column."""
@@ -99,15 +101,16 @@ class ColumnFile:
                 start += count
             return
         place = place_in(schema, field, self._path, "--id-field")
-        for batch in self._batches([place]):
-            values = values_at(batch, place)
-            if values.null_count:
-                row = start + values.is_null().to_pylist().index(True)
-                raise UserError(
-                    f"{self._path}, row {row}: {field!r} is null; name a column with a value in every row (--id-field)."
-                )
-            yield values
-            start += batch.num_rows
+        with self._batches([place]) as batches:
+            for batch in batches:
+                values = values_at(batch, place)
+                if values.null_count:
+                    row = start + values.is_null().to_pylist().index(True)
+                    raise UserError(
+                        f"{self._path}, row {row}: {field!r} is null; name a column with a value in every row (--id-field)."
+                    )
+                yield values
+                start += batch.num_rows
 
     def name(self, stem: str, *, plain: bool) -> str:
         """Return the same name: columns are added to a table."""

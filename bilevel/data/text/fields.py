@@ -44,6 +44,9 @@ def record_text(record: Mapping[str, Any], names: Sequence[str], where: str, *, 
     Raises:
         UserError: a field is missing or holds no text.
     """
+    if len(names) == 1 and isinstance(value := record.get(names[0]), str):  # nearly always
+        text = value.encode("utf-8") if value.isascii() else _text(value, names[0], where)
+        return text if text and text.strip() else b""
     values = [cell(record, name, _MISSING) for name in names]
     missing = [name for name, value in zip(names, values, strict=True) if value is _MISSING]
     if missing and (first or len(missing) == len(names)):
@@ -55,11 +58,11 @@ def record_text(record: Mapping[str, Any], names: Sequence[str], where: str, *, 
 
 
 def _text(value: Any, name: str, where: str) -> bytes | None:
-    if value is None or value is _MISSING:
-        return None
     try:
         if isinstance(value, str):
             return value.encode("utf-8")
+        if value is None or value is _MISSING:
+            return None
         if isinstance(value, bytes):
             value.decode("utf-8")
             return value

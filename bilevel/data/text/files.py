@@ -45,7 +45,7 @@ from bilevel.data.text.kinds import (
 from bilevel.data.text.line_file import LineFile
 from bilevel.data.text.lines import line_blocks
 from bilevel.data.text.record_file import RecordFile
-from bilevel.data.text.saved import saved_files
+from bilevel.data.text.saved import saved_files, saved_splits
 from bilevel.data.text.stored import Stored
 from bilevel.types import UserError
 
@@ -184,6 +184,9 @@ def text_files(folder: Place) -> tuple[list[Place], list[str]]:
 
 def options_of_files(spec: str) -> Options:
     """Which options of `open_source` the files that `spec` names have a use for."""
+    folder = place_of(spec)
+    if is_folder(folder) and saved_splits(folder):
+        return Options(field=True, documents=False)
     named = ARRAY_SUFFIXES + JSON_SUFFIXES + RECORD_SUFFIXES
     fielded = [suffix_of(path) in named or _has_fields(path) for path in expand(spec)]
     return Options(field=any(fielded), documents=not all(fielded))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain, compress
 from pathlib import Path
 from typing import Any, Literal
@@ -26,15 +27,23 @@ class LineFile:
 
     def texts(self, field: str | None) -> Iterator[bytes]:
         """Stream the text of each line."""
-        names, number, first = field_names(field), 0, True
+        return self._json_texts(field_names(field)) if self._kind == "json" else self._lines()
+
+    def _lines(self) -> Iterator[bytes]:
         for block in line_blocks(self._path):
             for line in block:
-                number += 1
-                text = line.removesuffix(b"\n").removesuffix(b"\r")
-                if self._kind == "json" and text.strip():
+                yield line.removesuffix(b"\n").removesuffix(b"\r") if line.strip() else b""
+
+    def _json_texts(self, names: Sequence[str]) -> Iterator[bytes]:
+        first = True
+        with contextlib.closing(line_blocks(self._path)) as blocks:
+            for number, line in enumerate(chain.from_iterable(blocks), start=1):
+                if line.strip():
                     where = f"{self._path}, line {number}"
-                    text, first = record_text(json_object(text, where), names, where, first=first), False
-                yield text if text.strip() else b""
+                    yield record_text(json_object(line, where), names, where, first=first)
+                    first = False
+                else:
+                    yield b""
 
     def fields(self) -> list[str]:
         """Return the names in the first JSON object, or the one that plain text gets."""
@@ -51,9 +60,10 @@ class LineFile:
         if field is not None and self._kind == "text":
             raise UserError(f"--id-field {field} names a field, but {self._path} is plain text; leave --id-field out.")
         start = 0
-        for block in line_blocks(self._path):
-            yield np.arange(start, start + len(block)) if field is None else self._keys(block, field, start)
-            start += len(block)
+        with contextlib.closing(line_blocks(self._path)) as blocks:
+            for block in blocks:
+                yield np.arange(start, start + len(block)) if field is None else self._keys(block, field, start)
+                start += len(block)
 
     def _keys(self, block: list[bytes], field: str, start: int) -> list[str | int | None]:
         found: list[str | int | None] = []
@@ -72,8 +82,11 @@ class LineFile:
     def write(self, target: Path, chosen: Chosen) -> Iterator[int]:
         """Write the original lines; with weights, as JSON lines."""
         start = 0
-        with compressing(target, compression_of(self._path)) as out:
-            for block in line_blocks(self._path):
+        with (
+            compressing(target, compression_of(self._path)) as out,
+            contextlib.closing(line_blocks(self._path)) as blocks,
+        ):
+            for block in blocks:
                 kept, weights = chosen.of(start, len(block))
                 lines = list(compress(block, kept))
                 if weights is not None:

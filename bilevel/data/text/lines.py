@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import Any, BinaryIO
 
 from bilevel.data.opening import Place, open_bytes, read_errors
@@ -13,7 +13,7 @@ BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _BLOCK = 1 << 20
 
 
-def line_blocks(path: Place) -> Iterator[list[bytes]]:
+def line_blocks(path: Place) -> Generator[list[bytes]]:
     """Stream the lines of a file, line ends included, in lists of about 1 MiB, checked to be UTF-8.
 
     Raises:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -15,9 +16,10 @@ from bilevel.study.context import RESULT
 from bilevel.tools.select.config import Config
 from bilevel.training.run_dir import read_json, read_settings
 from bilevel.training.settings import flag_of
+from bilevel.types import UserError
 
 CARD = "README.md"
-_LICENCES = ("LICENSE", "LICENCE", "COPYING")
+_LICENCE = re.compile(r"(LICEN[SC]E|COPYING)(\.(txt|md))?", re.IGNORECASE)
 _NOT_SHOWN = ("output", "scores", "shard", "shards", "wait", "progress", "batch_size")
 """Flags that decide nothing about the weights, or where they are written."""
 
@@ -79,7 +81,15 @@ def licences(parts: list[Part]) -> list[str]:
         if (folder / INFO).exists() and (said := read_json_file(folder / INFO).get("license")):
             found[str(said)] = None
         for file in sorted(folder.iterdir()):
-            if file.is_file() and file.name.upper().startswith(_LICENCES):
-                line = next((line.strip() for line in lines_of(file) if line.strip()), "")
-                found[f"{line} ({file.name})" if line else file.name] = None
+            if file.is_file() and _LICENCE.fullmatch(file.name):
+                found[_first_line(file)] = None
     return list(found)
+
+
+def _first_line(file: Path) -> str:
+    """The first line of a licence that is not blank, and the name of the file; the name alone if it is no text."""
+    try:
+        line = next((line.strip() for line in lines_of(file) if line.strip()), "")
+    except UserError:
+        line = ""
+    return f"{line} ({file.name})" if line else file.name
