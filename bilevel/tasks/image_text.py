@@ -79,7 +79,7 @@ class DataConfig:
     column, for analysis only."""
     known_faults: bool = False
     """Let methods learn from the faults of generic images (mentornet does)."""
-    size: Count = 32
+    size: Count = 16
     """Height and width of the images that the model sees: the shorter side is scaled to it, and the longer one cut."""
     small_size: Count = 16
     """Likewise, of those that the weighting network sees."""
@@ -184,7 +184,7 @@ class ImageTextTask:
         "default": {
             "study": {
                 "run_dir": Path("runs/image_text"), "steps": 1500, "batch_size": 32, "big_batch_size": 256,
-                "optimizer": {"name": "sgd", "learning_rate": 0.05, "schedule": "cosine", "warmup": 100},
+                "optimizer": {"name": "adam", "learning_rate": 2e-3, "schedule": "cosine", "warmup": 100},
             }
         },
         "atd": _ATD,

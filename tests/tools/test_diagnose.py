@@ -59,6 +59,16 @@ def test_a_checkpoint_gives_what_training_gave(call: Call, tmp_path: Path) -> No
     assert found(tmp_path / "other")["measurements"][0]["valid_loss"] != last["valid_loss"]
 
 
+def test_gradients_of_a_part_are_those_of_a_model_whose_rest_is_constant(call: Call, tmp_path: Path) -> None:
+    """A pattern that fits all parameters changes nothing; the bias alone has other rates."""
+    for name, part in (("all", None), ("every", "*"), ("bias", "b")):
+        given = {} if part is None else {"part": part}
+        call("diagnose", steps=8, evaluate_every=8, model__network="affine", run_dir=name, **SIZES, **given)
+    rates = {name: found(tmp_path / name)["measurements"][-1]["sar"] for name in ("all", "every", "bias")}
+    assert rates["every"] == rates["all"] != rates["bias"]
+    assert "Gradients of the parameters b." in found(tmp_path / "bias")["measured"]
+
+
 def test_rows_of_one_kind_give_rates_of_chance() -> None:
     class Same(linear_task.LinearTask):
         def open(self, config: Any, folder: Any) -> Any:
@@ -96,6 +106,7 @@ def test_compared_rows_are_in_no_batch() -> None:
 BAD_INPUT = {
     "one row": ({"rows": 1}, ["--rows 1 must be at least 2"]),
     "one pair": ({"pairs": 1}, ["--pairs 1 must be at least 2"]),
+    "no such part": ({"part": "tower/*"}, ["--part tower/* fits no parameter; their paths begin with w"]),
     "no steps": ({"steps": 0}, ["--steps 0 must be at least 1"]),
     "large batches": ({"batch_rows": 5000}, ["--batch-rows 5000: only 60 rows of first", "give at most 60"]),
     "missing data": ({"data__specific": "third"}, ["--data.specific third does not exist"]),

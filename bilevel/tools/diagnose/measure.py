@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import Annotated, TypeAlias
 
 import jax
@@ -12,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from pydantic import Field
 
+from bilevel import trees
 from bilevel.offline.acceleration import RATES, acceleration_rates
 from bilevel.offline.compared_rows import draw_compared
 from bilevel.offline.verdict import CHANCE, ERRORS, in_percent
@@ -21,7 +23,7 @@ from bilevel.training.charts import Line, draw
 from bilevel.training.evaluation import measured
 from bilevel.training.settings import Count
 from bilevel.training.tables import Table
-from bilevel.types import ModelState, Params
+from bilevel.types import Array, Batch, LossAux, LossFn, ModelState, Params, UserError
 
 Several: TypeAlias = Annotated[int, Field(ge=2)]
 _EVALUATED = 2048  # most rows of each set in an evaluation
@@ -38,6 +40,9 @@ class Compared:
     batch_rows: Count | None = None
     """Rows in each of these batches; none given: 128, as in the paper, or half of the rows that there are. Fewer mean noisier
     gradients, and rates nearer to chance."""
+    part: str | None = None
+    """Compare the gradients of the parameters alone whose path fits this pattern, such as "image/*" for one of two towers or
+    "*/kernel"; none given: of all."""
 
 
 class Measurement:
@@ -58,15 +63,35 @@ class Measurement:
         seen = "" if GENERIC in splits.valid else "; the generic rows are of the training set, as there are no others"
         self.about = f"{about}{seen}."
         exact = task.model(config, splits, ModelOptions(forward=True, dtype="float32"))
-        self._rates = functools.partial(acceleration_rates, exact.evaluation, micro_batches=parts)
+        if sizes.part is not None:
+            _of_part(sizes.part, exact.evaluation, jax.eval_shape(exact.init, jax.random.key(0))[0])
+            self.about = f"{self.about} Gradients of the parameters {sizes.part}."
+        self._part, self._loss = sizes.part, exact.evaluation
+        self._rates = functools.partial(acceleration_rates, micro_batches=parts)
         evaluate = task.evaluate(config, splits, task.model(config, splits, ModelOptions()))
         self._measured = functools.partial(measured, evaluate, sets=splits.measured(test=False), limit=_EVALUATED)
 
     def __call__(self, model: tuple[Params, ModelState]) -> dict[str, float]:
         """Return the measures on the valid sets, the rates and their standard errors."""
         params, model_state = jax.tree.map(jnp.asarray, jax.device_get(model))
-        rates = self._rates(params, model_state, *self.data, rng=jax.random.key(0))
+        loss, part = (self._loss, params) if self._part is None else _of_part(self._part, self._loss, params)
+        rates = self._rates(loss, part, model_state, *self.data, rng=jax.random.key(0))
         return self._measured((params, model_state)) | {name: float(value) for name, value in rates._asdict().items()}
+
+
+def _of_part(pattern: str, loss: LossFn, params: Params) -> tuple[LossFn, Params]:
+    """The loss as a function of some of the parameters, and these; a UserError says that there are none."""
+    try:
+        subset = trees.make_subset(lambda path: fnmatchcase(path, pattern), params)
+    except UserError as error:
+        raise UserError(
+            f"--part {pattern} fits no parameter; their paths begin with {', '.join(sorted(params))}."
+        ) from error
+
+    def of_part(own: Params, model_state: ModelState, batch: Batch, rng: Array) -> tuple[Array, LossAux]:
+        return loss(subset.merge(own, params), model_state, batch, rng)
+
+    return of_part, subset.restrict(params)
 
 
 def table(rows: Sequence[Mapping[str, float]], measure: Measure) -> str:
