@@ -278,8 +278,9 @@ def _packed(d: DataConfig, generic: CaptionSource, held_out: CaptionSource, part
         "valid": pack_captions(parts.valid, **options), "generic": pack_captions(held_out, **options),
     }  # fmt: skip
     tested = {name: pack_captions(part, **options) for name, part in parts.test.items()}
+    captions, counts = images["train"].captions(), images["train"].counts()
     embedding = open_embedding(
-        d.embedding, images["train"].captions(), dimensions=d.text_dimensions, cache_dir=d.cache_dir
+        d.embedding, captions, counts=counts, dimensions=d.text_dimensions, cache_dir=d.cache_dir
     )
     if parts.class_captions:
         note_close_captions(parts.class_captions, embedding)

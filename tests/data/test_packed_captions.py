@@ -285,6 +285,18 @@ def test_lsa(tmp_path: Path) -> None:
     assert open_embedding("lsa", CAPTIONS[:6], dimensions=4, cache_dir=tmp_path).fingerprint != lsa.fingerprint
 
 
+def test_lsa_counts_each_image(tmp_path: Path) -> None:
+    """A caption that stands three times counts as three captions: words of frequent captions are kept, rare ones lost."""
+    pytest.importorskip("sklearn")
+    counts = np.asarray([3, 1, 1, 40, 40, 1, 2])
+    repeated = [caption for caption, count in zip(CAPTIONS, counts, strict=True) for _ in range(count)]
+    often, alike = (open_embedding("lsa", c, dimensions=3, cache_dir=tmp_path)(CAPTIONS) for c in (repeated, CAPTIONS))
+    counted = open_embedding("lsa", CAPTIONS, counts=counts, dimensions=3, cache_dir=tmp_path)(CAPTIONS)
+    np.testing.assert_allclose(counted @ counted.T, often @ often.T, atol=1e-4)
+    assert counted[3] @ counted[4] < 0.95, "the letters b and c are told apart"
+    assert not np.allclose(counted @ counted.T, alike @ alike.T, atol=0.1)
+
+
 def test_lsa_is_tfidf_projected_on_singular_vectors(tmp_path: Path) -> None:
     """Compare with a dense singular value decomposition of the written-out TF-IDF matrix."""
     pytest.importorskip("sklearn")

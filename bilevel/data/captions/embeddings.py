@@ -24,7 +24,7 @@ MOST_CAPTIONS = 500_000
 """Distinct captions that the analysis is fitted on, those with the smallest hashes."""
 _WORD = r"(?u)\w+"
 """Single letters too: they tell "latin small letter a" from "latin small letter b"."""
-_VERSION = 1
+_VERSION = 2
 _BLOCK = 1 << 14
 _CLOSE = 0.99
 
@@ -152,7 +152,12 @@ class FileEmbedding:
 
 
 def open_embedding(
-    spec: str, captions: Sequence[str], *, dimensions: int = DIMENSIONS, cache_dir: str | Path
+    spec: str,
+    captions: Sequence[str],
+    *,
+    counts: NDArray[np.integer[Any]] | None = None,
+    dimensions: int = DIMENSIONS,
+    cache_dir: str | Path,
 ) -> TextEmbedding:
     """Open an embedding of captions.
 
@@ -160,6 +165,7 @@ def open_embedding(
         spec: "lsa", fitted on `captions` and kept in the cache; or a .npz file with text `captions` `[n]` and `embeddings`
             `[n, d]`, in which all captions must be, those of the classes too. For a function see `FunctionEmbedding`.
         captions: distinct generic captions, as `PackedCaptions.captions` gives them.
+        counts: how many images have each, integer `[n]`, so that "lsa" keeps the words of what is frequent; None: all alike.
         dimensions: d of "lsa".
         cache_dir: made if it does not exist.
 
@@ -170,13 +176,15 @@ def open_embedding(
         return _of_file(spec)
     if dimensions < 1:
         raise UserError(f"--data.text-dimensions is {dimensions}; it must be at least 1.")
+    often = np.ones(len(captions), np.int64) if counts is None else np.asarray(counts, np.int64)
     if len(captions) > MOST_CAPTIONS:
-        captions = sorted(captions, key=lambda caption: text_hash(caption.encode()))[:MOST_CAPTIONS]
-    key = digest(["lsa", _VERSION, dimensions, *captions])
+        kept = sorted(range(len(captions)), key=lambda i: text_hash(captions[i].encode()))[:MOST_CAPTIONS]
+        captions, often = [captions[i] for i in kept], often[kept]
+    key = digest(["lsa", _VERSION, dimensions, often.tobytes(), *captions])
     return cached_folder(
         Path(cache_dir) / f"lsa-{dimensions}-{key}",
         _opened,
-        lambda folder: _fit(folder, captions, dimensions),
+        lambda folder: _fit(folder, captions, often, dimensions),
         work="Fitting the embedding of captions",
     )
 
@@ -207,8 +215,8 @@ def _vectorizer(**options: Any) -> Any:
     return TfidfVectorizer(token_pattern=_WORD, sublinear_tf=True, **options)
 
 
-def _fit(folder: Path, captions: Sequence[str], dimensions: int) -> None:
-    vectorizer = _vectorizer()
+def _fit(folder: Path, captions: Sequence[str], counts: NDArray[np.int64], dimensions: int) -> None:
+    vectorizer = _vectorizer(norm=None, use_idf=False)
     from sklearn.decomposition import TruncatedSVD
     from threadpoolctl import threadpool_limits
 
@@ -224,12 +232,19 @@ def _fit(folder: Path, captions: Sequence[str], dimensions: int) -> None:
             f"{matrix.shape[0]:,} captions of {matrix.shape[1]:,} different words are too few for {dimensions} dimensions; give "
             f"--data.text-dimensions {max(most, 1)} or less, or more generic captions."
         )
+    words = list(vectorizer.get_feature_names_out())
+    weighed = _vectorizer(vocabulary=words)
+    weighed.idf_ = (
+        np.log((1 + counts.sum()) / (1 + counts @ (matrix > 0))) + 1
+    )  # scikit-learn's, with each image counted
+    # A row that stands n times counts as one times √n does.
+    matrix = weighed.transform(captions).multiply(np.sqrt(counts)[:, None]).tocsr()
     # One thread: sums in another order give other vectors, and on busy processors several threads took seven times as long.
     with threadpool_limits(1):
         svd: Any = TruncatedSVD(dimensions, random_state=0).fit(matrix)
     np.save(folder / "components.npy", svd.components_.astype(np.float32))
-    np.save(folder / "idf.npy", vectorizer.idf_)
-    (folder / "words.json").write_text(json.dumps(list(vectorizer.get_feature_names_out())), encoding="utf-8")
+    np.save(folder / "idf.npy", weighed.idf_)
+    (folder / "words.json").write_text(json.dumps(words), encoding="utf-8")
 
 
 def _opened(folder: Path) -> LSA:

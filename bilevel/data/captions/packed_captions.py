@@ -130,6 +130,10 @@ class PackedCaptions(PackedFolder):
         starts = self._text_starts.tolist()
         return [whole[a:b].decode("utf-8") for a, b in itertools.pairwise(starts)]
 
+    def counts(self) -> NDArray[np.int64]:
+        """Return how many rows have each of the distinct captions, int64 `[D]`."""
+        return np.bincount(self.place, minlength=len(self.caption))
+
     def dropped(self) -> str:
         """Say in a sentence how many images were dropped, why, and which ones; `""` if none were."""
         counts = self.manifest["dropped"]
