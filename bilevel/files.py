@@ -81,19 +81,24 @@ def save_tree(path: str | Path, tree: Any, metadata: Mapping[str, str] | None = 
     Raises:
         UserError: the file cannot be written, or the tree holds what the format cannot store, such as text.
     """
-    from safetensors import SafetensorError
-    from safetensors.numpy import save_file
-
-    path, arrays = Path(path), {}
+    arrays: dict[str, NDArray[Any]] = {}
     for name, leaf in _named(tree):
         if name in arrays:
             raise UserError(f"Two arrays for {path} are called {name}: give them names without a slash.")
         arrays[name] = np.asarray(leaf, order="C")
+    save_arrays(Path(path), arrays, metadata)
+
+
+def save_arrays(path: Path, arrays: Mapping[str, NDArray[Any]], metadata: Mapping[str, str] | None = None) -> None:
+    """Write contiguous arrays to a safetensors file under their names, in one piece; errors as `save_tree`."""
+    from safetensors import SafetensorError
+    from safetensors.numpy import save_file
+
     try:
         with appearing(path) as temporary:
             temporary.touch()
             mode = temporary.stat().st_mode
-            save_file(arrays, temporary, dict(metadata or {}))
+            save_file(dict(arrays), temporary, dict(metadata or {}))
             temporary.chmod(mode)  # safetensors makes files that nobody else can read
     except SafetensorError as error:
         raise UserError(f"Cannot write {path}: {error}.") from error
@@ -115,8 +120,7 @@ def load_tree(path: str | Path, template: Any = None) -> tuple[Any, dict[str, st
         UserError: the file is missing, damaged or of another kind, or it does not fit the template; the first parameter that
             differs is named.
     """
-    with _opened(path) as file:
-        arrays, metadata = {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    arrays, metadata = read_arrays(path), load_metadata(path)
     if template is None:
         return _nested(arrays), metadata
     wanted = dict(_named(template))
@@ -129,6 +133,12 @@ def load_tree(path: str | Path, template: Any = None) -> tuple[Any, dict[str, st
             )
     leaves = [_like(arrays[name], leaf) for name, leaf in wanted.items()]
     return jax.tree.unflatten(jax.tree.structure(template), leaves), metadata
+
+
+def read_arrays(path: str | Path) -> dict[str, NDArray[Any]]:
+    """Read all arrays of a safetensors file by name; errors as `load_tree`."""
+    with _opened(path) as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
 
 
 def load_metadata(path: str | Path) -> dict[str, str]:

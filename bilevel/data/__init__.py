@@ -87,3 +87,5 @@ from bilevel.data.text.sources import Source as Source
 from bilevel.data.text.sources import open_source as open_source
 from bilevel.data.text.sources import options_of as options_of
 from bilevel.data.text.splits import open_specific as open_specific
+from bilevel.data.text.tokenizers import TextTokenizer as TextTokenizer
+from bilevel.data.text.tokenizers import open_text_tokenizer as open_text_tokenizer

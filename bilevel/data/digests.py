@@ -18,6 +18,8 @@ class Document(NamedTuple):
     """UTF-8 bytes without the line end. A blank line is `b""`, so that document numbers stay line numbers."""
     label: str | None = None
     """The domain of the document, if the source knows it."""
+    prompt: int = 0
+    """The bytes at the beginning of the text that are given, and not to be predicted."""
 
 
 FIELD, DOCUMENTS = (f"--data.{name}, or --{name} of bilevel select" for name in ("field", "documents"))

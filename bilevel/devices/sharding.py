@@ -166,6 +166,11 @@ def placed(mesh: Mesh, step: Any, create: Callable[..., Any], *arguments: Any, s
     return jax.jit(create, out_shardings=where)(*arguments), step.map(keep_sharding(where))
 
 
+def place_tree(mesh: Mesh, tree: Any, *, split: bool) -> Any:
+    """Copy arrays of the host to the devices: whole to each, or split as `split_state` says, each device its part alone."""
+    return jax.device_put(tree, split_state(mesh, tree) if split else everywhere(mesh))
+
+
 def spread_rows(batch: Any, mesh: Mesh | None) -> Any:
     """Spread the rows of a batch over all devices of the mesh; under plain `jit`.
 

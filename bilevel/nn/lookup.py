@@ -57,43 +57,44 @@ Rows must lie in [0, n).
 
 
 def _conv_at(tables: Array, bias: Array, window: Array) -> Array:
-    """The convolution at one position: tokens int32 `[b, k]`, 256 where there is none -> `[b, w]`."""
+    """The convolution at one position: tokens int32 `[b, k]`, V where there is none -> `[b, w]`."""
     total = jnp.broadcast_to(bias, (window.shape[0], bias.shape[0]))
     for k in range(tables.shape[0]):
         total = total + tables[k].at[window[:, k]].get(mode="promise_in_bounds")
     return total
 
 
-def _windows(tokens: Array, length: Array, width: int) -> Array:
-    """The `width` tokens around each position, int32 `[b, T, width]`; outside the text the row of zeros, 256."""
+def _windows(tables: Array, tokens: Array, length: Array) -> Array:
+    """The tokens around each position, int32 `[b, T, k]`; outside the text the row of zeros, V."""
+    width, none = tables.shape[0], tables.shape[1] - 1
     real = jnp.arange(tokens.shape[1]) < length[:, None]
-    known = jnp.where(real, tokens.astype(jnp.int32), 256)
+    known = jnp.where(real, tokens.astype(jnp.int32), none)
     before = (width - 1) // 2
-    padded = jnp.pad(known, ((0, 0), (before, width - 1 - before)), constant_values=256)
+    padded = jnp.pad(known, ((0, 0), (before, width - 1 - before)), constant_values=none)
     return jnp.stack([padded[:, k : k + tokens.shape[1]] for k in range(width)], axis=-1)
 
 
 def conv_tables(embedding: Array, kernel: Array) -> Array:
-    """Embedding `[256, d]` and kernel `[k, d, w]` -> for each tap what a byte contributes, `[k, 257, w]`; row 256 is 0."""
+    """Embedding `[V, d]` and kernel `[k, d, w]` -> for each tap what a token contributes, `[k, V + 1, w]`; row V is 0."""
     tables = jnp.einsum("nd,kdw->knw", embedding, kernel)
     return jnp.pad(tables, ((0, 0), (0, 1), (0, 0)))
 
 
-def byte_conv(tables: Array, bias: Array, tokens: Array, length: Array) -> Array:
-    """The same-padded convolution over embedded bytes, as sums of looked-up rows: `[b, T]` -> `[b, T, w]`."""
-    windows = _windows(tokens, length, tables.shape[0])
+def token_conv(tables: Array, bias: Array, tokens: Array, length: Array) -> Array:
+    """The same-padded convolution over embedded tokens, as sums of looked-up rows: `[b, T]` -> `[b, T, w]`."""
+    windows = _windows(tables, tokens, length)
     flat = _conv_at(tables, bias, windows.reshape(-1, windows.shape[-1]))
     return flat.reshape(*tokens.shape, -1)
 
 
 def _pooled_stored(tables: Array, bias: Array, tokens: Array, length: Array) -> Array:
     real = jnp.arange(tokens.shape[1]) < length[:, None]
-    active = jax.nn.relu(byte_conv(tables, bias, tokens, length))
+    active = jax.nn.relu(token_conv(tables, bias, tokens, length))
     return jnp.sum(jnp.where(real[..., None], active, 0), axis=1)
 
 
 def _pooled_looped(tables: Array, bias: Array, tokens: Array, length: Array) -> Array:
-    windows = jnp.moveaxis(_windows(tokens, length, tables.shape[0]), 1, 0)
+    windows = jnp.moveaxis(_windows(tables, tokens, length), 1, 0)
 
     def active(position: Array, window: Array) -> Array:
         return jnp.where((position < length)[:, None], jax.nn.relu(_conv_at(tables, bias, window)), 0)
@@ -106,5 +107,5 @@ def _pooled_looped(tables: Array, bias: Array, tokens: Array, length: Array) -> 
     return total
 
 
-pooled_byte_conv: Callable[[Array, Array, Array, Array], Array] = with_gradient_of(_pooled_stored, _pooled_looped)
-"""`pooled_byte_conv(tables [k, 257, w], bias [w], tokens [b, T], length [b]) -> [b, w]`: Σ_t relu(conv_t) over real bytes."""
+pooled_token_conv: Callable[[Array, Array, Array, Array], Array] = with_gradient_of(_pooled_stored, _pooled_looped)
+"""`pooled_token_conv(tables [k, V + 1, w], bias [w], tokens [b, T], length [b]) -> [b, w]`: Σ_t relu(conv_t) over real tokens."""

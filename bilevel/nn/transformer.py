@@ -1,4 +1,4 @@
-"""A byte-level transformer decoder: the language model of Grangier et al., table 1 and table 9."""
+"""A transformer decoder over bytes or tokens: the language model of Grangier et al., table 1 and table 9."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ from bilevel.devices.sharding import gather
 from bilevel.types import Array, Batch, LossAux, LossFn, ModelState, Params, UserError
 
 VOCABULARY = 256
-"""Bytes. Byte 0 stands before the first position, as in flax's own language model."""
+"""Bytes. Byte 0, or token 0, stands before the first position, as in flax's own language model."""
+_MOST_PRODUCTS = 1024
+"""Largest vocabulary that is embedded by a product with one-hot rows, and not by looking its rows up."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,8 @@ class TransformerConfig:
     scan_layers: bool = False
     """One compiled block for all layers: compiles in a time that does not grow with them. The parameters of all blocks are
     stacked under "blocks"."""
+    vocabulary: int = VOCABULARY
+    """V: bytes, or the tokens of a tokenizer."""
 
     def __post_init__(self) -> None:
         if self.width % self.heads or self.width % 2:
@@ -82,7 +86,7 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Decoder over bytes with sinusoidal positions and tied embeddings."""
+    """Decoder over bytes or tokens with sinusoidal positions and tied embeddings."""
 
     config: TransformerConfig
     mesh: Mesh | None = None
@@ -91,43 +95,60 @@ class Transformer(nn.Module):
 
     @nn.compact
     def __call__(self, tokens: Array, deterministic: bool = True) -> Array:
-        """Bytes `[b, T]` (any integer type) -> logits of each byte given those before it, float32 `[b, T, 256]`."""
+        """Tokens `[b, T]` (any integer type) -> logits of each one given those before it, float32 `[b, T, V]`."""
         c = self.config
-        embedding = self.param("embedding", nn.initializers.normal(c.width**-0.5), (VOCABULARY, c.width))
-        shifted = jnp.pad(tokens.astype(jnp.int32), ((0, 0), (1, 0)))[:, :-1]
-        # A product with one-hot rows: its derivative is a product too, where a gather's would be a slow scatter.
-        x = (
-            jax.nn.one_hot(shifted, VOCABULARY, dtype=c.dtype)
-            @ embedding.astype(c.dtype)
-            * np.sqrt(c.width).astype(np.float32)
-        )
+        embedding = self.param("embedding", nn.initializers.normal(c.width**-0.5), (c.vocabulary, c.width))
+        x = embedded(embedding, shifted(tokens), c.dtype) * np.sqrt(c.width).astype(np.float32)
         x = x + jnp.asarray(positions(tokens.shape[1], c.width), c.dtype)
         x = nn.Dropout(c.dropout)(x, deterministic=deterministic)
-        block = nn.remat(Block, static_argnums=(2,)) if c.remat else Block
-        if c.scan_layers:
-            x = self._scanned(x, deterministic)
-        else:
-            for i in range(c.layers):
-                x = block(c, name=f"block_{i}")(x, deterministic)
+        x = blocks(Block, c, x, deterministic, None if self.is_initializing() else self.mesh)
         x = nn.LayerNorm(dtype=c.dtype, name="final_norm")(x)
         logits = jnp.einsum("btd,vd->btv", x, embedding.astype(c.dtype), preferred_element_type=jnp.float32)
         return logits
 
-    def _scanned(self, x: Array, deterministic: bool) -> Array:
-        """All blocks, in one loop over their stacked parameters."""
 
-        def apply(block: Block, x: Array, _: None) -> tuple[Array, None]:
-            return block(x, deterministic), None
+def shifted(tokens: Array, start: int = 0) -> Array:
+    """Put the token `start` before all and leave out the last one: int32 `[b, T]`."""
+    return jnp.pad(tokens.astype(jnp.int32), ((0, 0), (1, 0)), constant_values=start)[:, :-1]
 
-        apply = nn.remat(apply, prevent_cse=False) if self.config.remat else apply
-        loop = nn.scan(
-            apply, variable_axes={"params": 0}, split_rngs={"params": True, "dropout": True}, length=self.config.layers
-        )
-        block = Block
-        if self.mesh is not None and not self.is_initializing():
-            block = nn.map_variables(Block, "params", trans_in_fn=partial(gather, mesh=self.mesh))
-        x, _ = loop(block(self.config, name="blocks"), x, None)
+
+def embedded(embedding: Array, tokens: Array, dtype: Any) -> Array:
+    """Return the rows of an embedding `[V, d]` for tokens int32 `[b, T]`, `[b, T, d]`."""
+    vocabulary = embedding.shape[0]
+    if vocabulary > _MOST_PRODUCTS:
+        return jnp.take(embedding, tokens, axis=0).astype(dtype)
+    # A product with one-hot rows: its derivative is a product too, where a gather's would be a slow scatter.
+    return jax.nn.one_hot(tokens, vocabulary, dtype=dtype) @ embedding.astype(dtype)
+
+
+def blocks(kind: type[nn.Module], config: Any, x: Array, deterministic: bool, mesh: Mesh | None) -> Array:
+    """Apply all blocks of a decoder, inside its compact `__call__`: block_0, block_1, … or, scanned, "blocks".
+
+    Args:
+      kind: the module of a block, called with (x, deterministic).
+      config: its configuration: layers, remat and scan_layers.
+      x: `[b, T, width]`.
+      deterministic: whether dropout is off.
+      mesh: the devices that stacked parameters are split over; None: they are whole.
+    """
+    if not config.scan_layers:
+        plain = nn.remat(kind, static_argnums=(2,)) if config.remat else kind
+        for i in range(config.layers):
+            x = plain(config, name=f"block_{i}")(x, deterministic)  # pyright: ignore[reportCallIssue]
         return x
+
+    def apply(block: Any, x: Array, _: None) -> tuple[Array, None]:
+        return block(x, deterministic), None
+
+    apply = nn.remat(apply, prevent_cse=False) if config.remat else apply
+    loop = nn.scan(
+        apply, variable_axes={"params": 0}, split_rngs={"params": True, "dropout": True}, length=config.layers
+    )
+    stacked: Any = kind
+    if mesh is not None:
+        stacked = nn.map_variables(kind, "params", trans_in_fn=partial(gather, mesh=mesh))
+    x, _ = loop(stacked(config, name="blocks"), x, None)
+    return x
 
 
 def gathered_before(path: str) -> bool:
@@ -135,21 +156,22 @@ def gathered_before(path: str) -> bool:
     return not path.startswith("blocks/")
 
 
-def last_blocks(count: int, model: TransformerConfig) -> Callable[[str], bool]:
-    """Return what accepts the parameters of the last `count` of the transformer's blocks, and of the norm behind them.
+def last_blocks(count: int, model: Any) -> Callable[[str], bool]:
+    """Return what accepts the parameters of the last `count` blocks of a decoder, and of what lies behind them.
+
+    `model` is its configuration.
 
     Raises:
         UserError: the model has no such blocks.
     """
     if not 0 < count <= model.layers:
         raise UserError(f"the last {count} blocks of a model that has {model.layers}: give 1 to {model.layers}.")
-    first = model.layers - count
-    chosen = ("final_norm/", *(f"block_{i}/" for i in range(first, model.layers)))
+    chosen = ("final_norm/", "head", *(f"block_{i}/" for i in range(model.layers - count, model.layers)))
     return lambda path: path.startswith(chosen)
 
 
-def attention_kernel(config: TransformerConfig) -> Literal["xla", "cudnn"]:
-    """The attention implementation for this configuration on this machine."""
+def attention_kernel(config: Any) -> Literal["xla", "cudnn"]:
+    """The attention implementation for a configuration with `attention` and `dtype`, on this machine."""
     if config.attention != "auto":
         return config.attention
     half = jnp.dtype(config.dtype).itemsize == 2
@@ -162,34 +184,43 @@ def positions(length: int, width: int) -> np.ndarray:
     return np.concatenate([np.sin(angles), np.cos(angles)], axis=1).astype(np.float32)
 
 
-def byte_losses(logits: Array, tokens: Array, length: Array) -> tuple[Array, Array]:
+def token_losses(logits: Array, tokens: Array, length: Array, given: Array | None = None) -> tuple[Array, Array]:
     """Negative log-likelihoods in nats.
 
     Args:
-      logits: float32 `[b, T, 256]`.
-      tokens: `[b, T]` bytes.
-      length: int32 `[b]`, number of real bytes of each row.
+      logits: float32 `[b, T, V]`.
+      tokens: `[b, T]` bytes or tokens.
+      length: int32 `[b]`, number of real tokens of each row.
+      given: int32 `[b]`, of these the first ones, which are not predicted; None: 0.
 
     Returns:
-      (mean over the row's real bytes, sum over them), both float32 `[b]`.
+      (mean over the row's predicted tokens, sum over them), both float32 `[b]`.
     """
-    is_target = tokens.astype(jnp.int32)[..., None] == jnp.arange(logits.shape[-1])
-    chosen = jnp.sum(jnp.where(is_target, logits, 0.0), axis=-1)
+    targets = tokens.astype(jnp.int32)[..., None]
+    if logits.shape[-1] > _MOST_PRODUCTS:
+        chosen = jnp.take_along_axis(logits, targets, axis=-1)[..., 0]
+    else:
+        chosen = jnp.sum(jnp.where(targets == jnp.arange(logits.shape[-1]), logits, 0.0), axis=-1)
     nats = jax.nn.logsumexp(logits, axis=-1) - chosen
-    real = jnp.arange(tokens.shape[1]) < length[:, None]
+    place, count = jnp.arange(tokens.shape[1]), length
+    real = place < length[:, None]
+    if given is not None:
+        real, count = real & (place >= given[:, None]), length - given
     sums = jnp.sum(jnp.where(real, nats, 0.0), axis=1)
-    return sums / jnp.maximum(length, 1).astype(sums.dtype), sums
+    return sums / jnp.maximum(count, 1).astype(sums.dtype), sums
 
 
-def language_model_loss(model: Transformer, *, train: bool = True) -> LossFn:
-    """The loss of a batch {"tokens": `[b, T]`, "length": `[b]`}: each row's mean nats per byte, float32 `[b]`.
+def language_model_loss(model: Any, *, train: bool = True) -> LossFn:
+    """The loss of a batch {"tokens": `[b, T]`, "length": `[b]`}: each row's mean nats per byte or token, float32 `[b]`.
+
+    Where the batch has "given", `[b]`, so many tokens at the beginning of each row are not predicted.
 
     The key of a call is that of dropout, so all evaluations that share it have the same masks, as augmentation in
     `bilevel.nn.classification`. In `make_step` masks are a function of (seed, step), on rows spread over devices too; other
     `micro_batches`, or a mapped axis, give other masks. Without dropout the key is not used.
 
     Args:
-      model: the transformer.
+      model: a `Transformer` or a `bilevel.nn.decoder.Decoder`.
       train: whether its dropout is on.
     """
     dropout = train and model.config.dropout > 0
@@ -201,7 +232,7 @@ def language_model_loss(model: Transformer, *, train: bool = True) -> LossFn:
             deterministic=not dropout,
             rngs={"dropout": rng} if dropout else None,
         )
-        mean, _ = byte_losses(logits, batch["tokens"], batch["length"])  # pyright: ignore[reportArgumentType]
+        mean, _ = token_losses(logits, batch["tokens"], batch["length"], batch.get("given"))
         return mean, LossAux(model_state, {})
 
     return loss

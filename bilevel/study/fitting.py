@@ -49,10 +49,16 @@ def fit_of(
         **plain(about), "steps": steps, "seed": seed, "count": len(rows), "rows": rows.content_hash,
         "valid": valid.content_hash, "batch_size": study.batch_size, "optimizer": plain(study.optimizer),
     }  # fmt: skip
+
+    def begin() -> tuple[Params, ModelState]:
+        start = {} if model.start is None else model.start()
+        created = jax.jit(lambda start: model.first(key, start), out_shardings=sharding.everywhere(mesh))
+        return created(sharding.place_tree(mesh, start, split=False))
+
     return _fit(
         study, mesh, model, evaluate, valid, measure, rows=rows, steps=steps,
         optimizer=optimizer_of(study.optimizer, steps), seed=seed, key=step_key, settings=settings,
-        begin=lambda: jax.jit(lambda: model.init(key), out_shardings=sharding.everywhere(mesh))(),
+        begin=begin,
     )  # fmt: skip
 
 

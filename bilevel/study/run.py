@@ -87,9 +87,12 @@ class Run:
         context, step, watch = self.context, self.plan.step, observer(self.context.splits.known)
         step = step if watch is None else step.map(watch)
         create = partial(self.plan.init, *jax.random.split(jax.random.key(context.seed), 3))
+        start = {} if self.plan.model.start is None else self.plan.model.start()
         if self.plan.samples:
-            return step.step, jax.jit(create)()
-        state, step = sharding.placed(context.mesh, step, create, split=context.study.shard_state)
+            return step.step, jax.jit(create)(start)
+        split = context.study.shard_state
+        start = sharding.place_tree(context.mesh, start, split=split)
+        state, step = sharding.placed(context.mesh, step, create, start, split=split)
         return step, state
 
     def started(self) -> tuple[Any, Mapping[str, float]]:

@@ -14,10 +14,10 @@ from bilevel.samplers import Sampler
 from bilevel.step import SampledState, make_sampled_step
 from bilevel.study.context import Context
 from bilevel.study.feeding import check_parts
-from bilevel.study.spec import Plan
+from bilevel.study.spec import NOTHING, Plan
 from bilevel.training import SequenceRecorder, save_sampler, save_sequence
 from bilevel.training.frequencies import save_frequencies
-from bilevel.types import Array, UserError
+from bilevel.types import Array, Params, UserError
 
 SEQUENCE = "sequence.safetensors"
 SAMPLER = "sampler.safetensors"
@@ -59,10 +59,10 @@ def sampled_plan(
         ema_decay=study.optimizer.average or None, through_optimizer=through_optimizer,
     )  # fmt: skip
 
-    def init(model_key: Array, weight_key: Array, step_key: Array) -> SampledState:
+    def init(model_key: Array, weight_key: Array, step_key: Array, start: Params = NOTHING) -> SampledState:
         with jax.ensure_compile_time_eval():  # what it makes is known; `init` is traced
             given = None if begin is None else begin()
-        params, model_state = model.init(model_key)
+        params, model_state = model.first(model_key, start)
         return step.init(step_key, params, model_state, given)
 
     def recorder() -> SequenceRecorder:

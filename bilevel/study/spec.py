@@ -21,6 +21,7 @@ from bilevel.types import Array, Params, UserError
 
 RATE: Space = {"learning_rate": Log(1e-3, 8e-3)}
 """A search varies settings of the method, and "learning_rate", that of θ."""
+NOTHING: Params = MappingProxyType({})
 NO_WEIGHTING = Weighting(lambda key: {}, None)
 """For a method that has no network."""
 
@@ -58,8 +59,9 @@ class Plan:
     model: Model
     """What is trained: the task's model, or that with a proxy."""
     step: TrainStep | SampledStep
-    init: Callable[[Array, Array, Array], Any]
-    """Keys of the model, of the weights and of the step -> the initial state."""
+    init: Callable[..., Any]
+    """Keys of the model, of the weights and of the step -> the initial state. A fourth argument, {} by default, is what
+    `model.start` has read."""
     picks: bool = False
     """Whether rows are picked from a big batch."""
     reads_rows: bool = False
@@ -115,8 +117,8 @@ def plan_over(
         mesh=mesh if mesh.size > 1 else None, gather=model.gather, **{"weight_optimizer": None, **options},
     )  # fmt: skip
 
-    def init(model_key: Array, weight_key: Array, step_key: Array) -> TrainState:
-        params, model_state = model.init(model_key)
+    def init(model_key: Array, weight_key: Array, step_key: Array, start: Params = NOTHING) -> TrainState:
+        params, model_state = model.first(model_key, start)
         return step.init(step_key, params, weighting.init(weight_key), model_state)
 
     return Plan(model=model, step=step, init=init, **fields)

@@ -138,6 +138,21 @@ class Model(NamedTuple):
     """See `make_step`."""
     describe: str = ""
     """In a few words, for the report."""
+    start: Callable[[], Params] | None = None
+    """Reads parameters that training begins with instead of those of `init`, as numpy arrays in nested dicts; they may be a part
+    of all."""
+
+    def first(self, key: Array, start: Params) -> tuple[Params, ModelState]:
+        """Return θ and the model state before training: those of `init`, with what `start` has in their place."""
+        params, model_state = self.init(key)
+        return replaced(params, start), model_state
+
+
+def replaced(tree: Any, part: Any) -> Any:
+    """Return nested dicts of arrays with the arrays of `part`, which need not have all, in their places."""
+    if not isinstance(part, Mapping):
+        return part
+    return {**tree, **{name: replaced(tree[name], value) for name, value in part.items()}} if part else tree
 
 
 class Weighting(NamedTuple):
@@ -229,6 +244,18 @@ class DocumentTask(Task, Protocol):
 
     def pack(self, config: Any) -> Pack:
         """Return what cuts documents into rows of the weighting network, as in training."""
+        ...
+
+
+class ExportedTask(Task, Protocol):
+    """A task whose trained models are written in a layout that other programs read, by `bilevel export`."""
+
+    def export(self, config: Any, splits: Any, params: Params, folder: Path, dtype: str) -> None:
+        """Write θ to a folder, its parameters in a type ("float32", "bfloat16").
+
+        Raises:
+          UserError: the model of these settings has no such layout.
+        """
         ...
 
 

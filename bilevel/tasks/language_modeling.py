@@ -1,13 +1,15 @@
-"""Language modelling: a byte-level transformer, generic text and a small specific set (Grangier et al., ATD, section 5.2)."""
+"""Language modelling: a decoder of bytes or tokens, generic text and a small specific set (Grangier et al., ATD, section 5.2)."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
@@ -18,17 +20,30 @@ from bilevel.data import (
     Pack,
     PackedText,
     RowView,
+    TextTokenizer,
     cut_rows,
+    file_fingerprint,
     given_by,
     open_source,
     open_specific,
+    open_text_tokenizer,
     options_of,
     pack,
 )
 from bilevel.data.text.overlap import warn_of_overlap
-from bilevel.nn.transformer import SIZES, Transformer, gathered_before, language_model_loss, last_blocks
+from bilevel.nn.decoder import Decoder, DecoderConfig
+from bilevel.nn.hugging_face import (
+    CONFIG,
+    config_of,
+    files_beside,
+    parameter_files,
+    read_parameters,
+    read_settings,
+    write_folder,
+)
+from bilevel.nn.transformer import SIZES, VOCABULARY, Transformer, gathered_before, language_model_loss, last_blocks
 from bilevel.nn.weighting import ConvWeighting, NGramWeighting, logit_fn
-from bilevel.study import Evaluate, Known, Measure, Model, ModelOptions, Splits, Text, Weighting, mean_evaluator
+from bilevel.study import Evaluate, Known, Measure, Model, ModelOptions, Splits, Text, Weighting, evaluator
 from bilevel.training.settings import Count, free
 from bilevel.types import Array, ModelState, Params, UserError
 
@@ -58,8 +73,13 @@ class DataConfig:
     field inside another, title,text are joined by a blank line."""
     documents: Literal["line", "file"] = "line"
     """Whether a line or a whole file of plain text is one document; for those of the two data sets that are plain text."""
+    prompt_field: str | None = None
+    """Name of a field of JSON lines that holds a prompt: the text field is then the answer to it, and losses are of the answer
+    alone; for those of the two data sets that have fields."""
+    tokenizer: str = "bytes"
+    """bytes, a tokenizer.json of the library tokenizers, a sentencepiece .model file, or a folder with one of these."""
     length: Count = 64
-    """T: bytes in a row."""
+    """T: bytes, or tokens, in a row."""
     cache_dir: Path = free(Path("~/.cache/bilevel"))
     """Where packed data are kept."""
 
@@ -68,8 +88,14 @@ class DataConfig:
 class ModelConfig:
     """The main model and the weighting network."""
 
-    network: Literal["xs", "small", "medium", "large"] = "xs"
-    """Decoder: xs 2 layers/64, small 4/128 and large 12/256 (both the paper's), medium 6/256."""
+    network: Literal["xs", "small", "medium", "large", "llama"] = "xs"
+    """Decoder: xs 2 layers/64, small 4/128 and large 12/256 (both the paper's), medium 6/256; or llama, one that
+    --model.start-from or --model.shape gives."""
+    start_from: Path | None = free(None)
+    """Folder of a Llama, Mistral, Qwen2 or Qwen3 in Hugging Face's layout (config.json, safetensors), whose parameters llama
+    begins with."""
+    shape: Path | None = free(None)
+    """config.json of such a model, whose shape llama has while its parameters begin at random."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of the main model's computation; parameters and losses stay float32."""
     remat: bool = False
@@ -79,7 +105,7 @@ class ModelConfig:
     dropout: Annotated[NonNegativeFloat, Field(lt=1)] = 0.0
     """Dropout of the main model in training (the paper: 0.1); evaluations and scores of rows are without."""
     weighting: Literal["conv", "ngram"] = "ngram"
-    """Weighting network: convolutions over bytes, or a bag of hashed n-grams."""
+    """Weighting network: convolutions over bytes or tokens, or a bag of hashed n-grams."""
     weighting_layers: Count = 1
     """Layers of the convolutional weighting network (the paper: 2)."""
     weighting_width: Count = 32
@@ -92,6 +118,21 @@ class LanguageConfig:
 
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextSplits(Splits):
+    """The text, and what cuts it into tokens."""
+
+    tokenizer: TextTokenizer | None
+    """None: bytes."""
+    started: Mapping[str, str]
+    """What the main model begins with, digested."""
+
+    @property
+    def hashes(self) -> dict[str, str]:
+        """The content hash of each set, and of the model's first parameters."""
+        return {**super().hashes, **self.started}
 
 
 _ATD: dict[str, Any] = {
@@ -116,14 +157,17 @@ _ATD: dict[str, Any] = {
 class LanguageModeling:
     """Language modelling with learned data weights.
 
-    Trains a byte-level transformer on the generic text that a weighting network prefers, and learns that network so that the
-    loss on the specific text falls. By default: Python's standard library, and its language reference.
+    Trains a decoder, of bytes by default, on the generic text that a weighting network prefers, and learns that network so that
+    the loss on the specific text falls. By default: Python's standard library, and its language reference.
     """
 
     name = "language_modeling"
     title = "Language modelling with learned data weights"
     config = LanguageConfig
-    measures: Sequence[Measure] = (Measure("loss", "loss", 3, "nats per byte"),)
+    measures: Sequence[Measure] = (
+        Measure("loss", "loss", 3, "nats per byte"),
+        Measure("token_loss", "loss of a token", 3, "nats per token"),
+    )
     presets: Mapping[str, Mapping[str, Any]] = {
         "default": {
             "study": {
@@ -134,16 +178,21 @@ class LanguageModeling:
         "atd": _ATD,
     }
 
-    def open(self, config: LanguageConfig, folder: Path) -> Splits:
+    def open(self, config: LanguageConfig, folder: Path) -> TextSplits:
         """Open, pack and split the text."""
-        data, cache = config.data, config.data.cache_dir
+        data = config.data
+        tokenizer, started = open_text_tokenizer(data.tokenizer), _started(config)
+        how: dict[str, Any] = {
+            "length": data.length, "cache_dir": data.cache_dir, "tokenizer": tokenizer,
+            "prompts": data.prompt_field is not None,
+        }  # fmt: skip
         for_generic, for_specific = _source_options(data)
         with given_by("--data.generic"):
             source = open_source(data.generic, **for_generic)
-        generic = pack(source, length=data.length, cache_dir=cache, labels=data.generic_labels)
+        generic = pack(source, labels=data.generic_labels, **how)
         with given_by("--data.specific"):
             parts = open_specific(data.specific, **for_specific)
-        specific = {name: pack(part, length=data.length, cache_dir=cache) for name, part in parts.items()}
+        specific = {name: pack(part, **how) for name, part in parts.items()}
         held_out = _held_out(generic)
         tested = {name: specific[name] for name in ("valid", "test")}
         warn_of_overlap((generic, specific["train"]), tested)
@@ -154,7 +203,7 @@ class LanguageModeling:
             with given_by("--data.generic-faults"):
                 faults = generic.faults(data.generic_faults)
             known["fault"] = Known(faults, ("right", "wrong"), fault=True, taught=True)
-        return Splits(
+        return TextSplits(
             train=RowView(generic, np.flatnonzero(~held_out)),
             specific=specific["train"],
             valid={"specific": specific["valid"], "generic": RowView(generic, np.flatnonzero(held_out))},
@@ -162,56 +211,90 @@ class LanguageModeling:
             held_out=specific["train"],  # irreducible is what a model of the specific text cannot predict
             known=known,
             about=f"Generic: {data.generic}. Specific: {data.specific}. Losses in nats per byte.",
+            tokenizer=tokenizer,
+            started=started,
         )
 
-    def model(self, config: LanguageConfig, splits: Splits, options: ModelOptions) -> Model:
-        """Build the transformer."""
+    def model(self, config: LanguageConfig, splits: TextSplits, options: ModelOptions) -> Model:
+        """Build the decoder."""
         m, size = config.model, options.network or config.model.network
-        if size not in SIZES:
-            raise UserError(f'There is no language model "{size}": choose from {", ".join(SIZES)}.')
-        shape = dataclasses.replace(
-            SIZES[size], dtype=jnp.dtype(options.dtype or m.dtype), remat=m.remat, scan_layers=m.scan_layers,
-            dropout=m.dropout,
-        )  # fmt: skip
-        if options.forward:
-            shape = dataclasses.replace(shape, attention="xla")  # fused kernels have no forward mode
         gathers = options.mesh is not None and m.scan_layers
-        model = Transformer(shape, options.mesh if gathers else None)
-        tokens = jnp.zeros((1, config.data.length), jnp.uint8)
+        how: dict[str, Any] = {
+            "dtype": jnp.dtype(options.dtype or m.dtype),
+            "remat": m.remat,
+            "scan_layers": m.scan_layers,
+            "dropout": m.dropout,
+            **({"attention": "xla"} if options.forward else {}),
+        }  # fmt: skip  (fused kernels have no forward mode)
+        start = None
+        if size == "llama":
+            shape: Any = dataclasses.replace(_llama(config, splits.tokenizer), **how)
+            network: Any = Decoder
+            if (folder := m.start_from) is not None:
+                start = partial(read_parameters, folder, shape)
+        elif size in SIZES:
+            network, vocabulary = Transformer, _vocabulary(splits.tokenizer)
+            shape = dataclasses.replace(SIZES[size], vocabulary=vocabulary, **how)
+        else:
+            raise UserError(f'There is no language model "{size}": choose from {", ".join(SIZES)}, llama.')
+        model = network(shape, options.mesh if gathers else None)
+        tokens = jnp.zeros((1, config.data.length), jnp.int32)
         loss = evaluation = language_model_loss(model)
         if m.dropout:  # else one and the same, so that a dense step scores its rows by its own losses
             evaluation = language_model_loss(model, train=False)
 
         def init(key: Array) -> tuple[Params, ModelState]:
-            return Transformer(shape).init(key, tokens)["params"], {}
+            return network(shape).init(key, tokens)["params"], {}
 
         return Model(
             init, loss, loss, evaluation, part=None if m.scan_layers else lambda count: last_blocks(count, shape),
-            gather=gathered_before if gathers else None, describe=f"transformer {size}",
+            gather=gathered_before if gathers else None, describe=f"transformer {size}", start=start,
         )  # fmt: skip
 
-    def weighting(self, config: LanguageConfig, splits: Splits | None) -> Weighting:
-        """Build the weighting network over bytes."""
+    def weighting(self, config: LanguageConfig, splits: TextSplits | None) -> Weighting:
+        """Build the weighting network over bytes or tokens."""
         m, length = config.model, config.data.length
+        tokenizer = open_text_tokenizer(config.data.tokenizer) if splits is None else splits.tokenizer
+        size: dict[str, Any] = {"width": m.weighting_width, "vocabulary": _vocabulary(tokenizer)}
         if m.weighting == "conv":
-            module: Any = ConvWeighting(layers=m.weighting_layers, width=m.weighting_width)
+            module: Any = ConvWeighting(layers=m.weighting_layers, **size)
         else:
-            module = NGramWeighting(width=m.weighting_width, hidden=m.weighting_width)
-        tokens, count = jnp.zeros((1, length), jnp.uint8), jnp.full((1,), length, jnp.int32)
+            module = NGramWeighting(hidden=m.weighting_width, **size)
+        tokens, count = jnp.zeros((1, length), jnp.int32), jnp.full((1,), length, jnp.int32)
         return Weighting(lambda key: module.init(key, tokens, count)["params"], logit_fn(module))
 
     def pack(self, config: LanguageConfig) -> Pack:
-        """Return what cuts documents into windows of --data.length bytes, as in training."""
+        """Return what cuts documents into windows of --data.length bytes or tokens, as in training."""
+        tokenizer = open_text_tokenizer(config.data.tokenizer)
 
         def rows(documents: list[bytes], most: int) -> Iterator[DocumentRows]:
-            for cut in cut_rows(documents, config.data.length, most):
-                yield DocumentRows({"tokens": cut.tokens, "length": cut.length}, cut.owner, cut.length)
+            for cut in cut_rows(documents, config.data.length, most, tokenizer=tokenizer):
+                yield DocumentRows({"tokens": cut.tokens, "length": cut.length}, cut.owner, cut.size)
 
         return rows
 
-    def evaluate(self, config: LanguageConfig, splits: Splits, model: Model) -> Evaluate:
-        """Return the nats per byte of a data set: total nats over total bytes."""
-        return mean_evaluator(model.evaluation, _EVALUATED_AT_ONCE, per="length")
+    def export(self, config: LanguageConfig, splits: TextSplits, params: Params, folder: Path, dtype: str) -> None:
+        """Write a model in Hugging Face's layout, with the tokenizer's files of the model that it began with."""
+        m = config.model
+        place = m.start_from or m.shape
+        if m.network != "llama" or place is None:
+            raise UserError(
+                f"the network {m.network} has no layout that others read: train with --model.network llama."
+            )
+        write_folder(folder, read_settings(place), params, dtype=dtype, beside=files_beside(place))
+
+    def evaluate(self, config: LanguageConfig, splits: TextSplits, model: Model) -> Evaluate:
+        """Return the nats per byte of a data set, total nats over total bytes, and per token where these are not bytes."""
+
+        def sums(params: Params, model_state: ModelState, batch: Any) -> dict[str, tuple[Array, Array]]:
+            losses, _ = model.evaluation(params, model_state, batch, jax.random.key(0))
+            count = (batch["length"] - batch.get("given", 0)) * batch["mask"]
+            nats, found = (losses * count).sum(), {}
+            if splits.tokenizer is not None:
+                found["token_loss"] = (nats, count.sum())
+            return {"loss": (nats, (batch.get("size", batch["length"]) * batch["mask"]).sum())} | found
+
+        return evaluator(sums, _EVALUATED_AT_ONCE)
 
     def show(self, config: LanguageConfig, splits: Splits, ids: NDArray[np.integer[Any]]) -> Sequence[Text]:
         """Return generic rows as texts, with their domain where it is known."""
@@ -221,6 +304,45 @@ class LanguageModeling:
         domain = splits.known.get("domain")
         labels = [domain.names[domain.values[i]] if domain is not None else "" for i in ids]
         return [Text(0.0, label, train.dataset.text(int(i))) for i, label in zip(ids, labels, strict=True)]
+
+
+def _vocabulary(tokenizer: TextTokenizer | None) -> int:
+    return VOCABULARY if tokenizer is None else tokenizer.size
+
+
+def _started(config: LanguageConfig) -> dict[str, str]:
+    """Digest the files of the model that --model.start-from or --model.shape names, by their sizes and samples."""
+    m = config.model
+    if m.network != "llama" and (m.start_from is not None or m.shape is not None):
+        flag = "--model.shape" if m.start_from is None else "--model.start-from"
+        raise UserError(f"{flag} is for --model.network llama, not {m.network}: give both, or omit it.")
+    files = [] if m.shape is None else [m.shape]
+    if m.start_from is not None:
+        with given_by("--model.start-from"):
+            files = [m.start_from / CONFIG, *parameter_files(m.start_from)]
+    return {f"start_{file.name}": file_fingerprint(file, times=False) for file in files if file.is_file()}
+
+
+def _llama(config: LanguageConfig, tokenizer: TextTokenizer | None) -> DecoderConfig:
+    """The shape that --model.start-from or --model.shape gives, if the rows fit it."""
+    m, data = config.model, config.data
+    place = m.start_from or m.shape
+    if place is None or (m.start_from and m.shape):
+        found = "neither" if place is None else "both"
+        raise UserError(
+            f"--model.network llama and {found} of --model.start-from and --model.shape: give one of these."
+        )
+    shape = config_of(read_settings(place), str(place))
+    if shape.vocabulary < _vocabulary(tokenizer):
+        raise UserError(
+            f"The model in {place} knows {shape.vocabulary:,} tokens, and --data.tokenizer {data.tokenizer} has "
+            f"{_vocabulary(tokenizer):,}: give the model's own as --data.tokenizer."
+        )
+    if shape.longest is not None and data.length > shape.longest:
+        raise UserError(
+            f"--data.length {data.length} is more than the {shape.longest} tokens that the model in {place} sees."
+        )
+    return shape
 
 
 def _held_out(generic: PackedText) -> NDArray[np.bool_]:
@@ -247,6 +369,7 @@ def _source_options(data: DataConfig) -> list[dict[str, Any]]:
         {
             "field": data.field if use.field or not field else None,
             "documents": data.documents if use.documents or not documents else "line",
+            "prompt": data.prompt_field if use.field or not field else None,
         }
         for use in uses
     ]

@@ -83,7 +83,7 @@ def test_manifest(tmp_path: Path):
     hashed = data.manifest["content_hash"]
     assert data.content_hash == hashed
     assert dict(data.manifest) == {
-        "format_version": 2,
+        "format_version": 3,
         "source": "the name",
         "tokenizer": "bytes",
         "length": 4,
@@ -91,6 +91,9 @@ def test_manifest(tmp_path: Path):
         "document_count": 2,
         "empty_documents": 1,
         "byte_count": 8,
+        "prompts": False,
+        "unanswered_rows": 0,
+        "unknown_tokens": 0,
         "content_hash": hashed,
         "label_names": None,
     }

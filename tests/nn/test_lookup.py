@@ -110,7 +110,7 @@ def test_both_forms_are_equal() -> None:
     tables[:, 256] = 0
     arguments = (jnp.asarray(tables), jnp.asarray(bias), batch()["tokens"], batch()["length"])
     np.testing.assert_allclose(
-        lookup.pooled_byte_conv(*arguments), lookup._pooled_stored(*arguments), rtol=1e-5, atol=1e-5
+        lookup.pooled_token_conv(*arguments), lookup._pooled_stored(*arguments), rtol=1e-5, atol=1e-5
     )
     bag = (
         jnp.asarray(tables[0]),

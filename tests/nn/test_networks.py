@@ -10,7 +10,7 @@ import optax
 import pytest
 
 import bilevel
-from bilevel.nn.transformer import SIZES, Transformer, TransformerConfig, byte_losses, language_model_loss
+from bilevel.nn.transformer import SIZES, Transformer, TransformerConfig, language_model_loss, token_losses
 from bilevel.nn.weighting import ConvWeighting, NGramWeighting, logit_fn
 from bilevel.types import UserError
 
@@ -60,7 +60,7 @@ def test_padding_does_not_count() -> None:
 def test_losses_are_mean_negative_log_likelihoods() -> None:
     rows = batch(2)
     logits = jax.random.normal(jax.random.key(1), (2, LENGTH, 256))
-    mean, total = jax.jit(byte_losses)(logits, rows["tokens"], jnp.asarray([LENGTH, 4]))
+    mean, total = jax.jit(token_losses)(logits, rows["tokens"], jnp.asarray([LENGTH, 4]))
     log_p = np.asarray(jax.nn.log_softmax(logits))
     nats = -np.take_along_axis(log_p, np.asarray(rows["tokens"], np.int64)[..., None], 2)[..., 0]
     np.testing.assert_allclose(mean, [nats[0].mean(), nats[1, :4].mean()], rtol=1e-5)

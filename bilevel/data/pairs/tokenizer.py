@@ -15,6 +15,7 @@ from bilevel.data.cache import cached_folder
 from bilevel.data.digests import digest
 from bilevel.data.opening import exists, open_bytes, place_of
 from bilevel.data.pairs.stream import PairSource
+from bilevel.data.sentencepieces import processor_of, sentencepiece
 from bilevel.types import UserError
 
 PAD, UNK, EOS = 0, 1, 2
@@ -66,15 +67,8 @@ class Tokenizer:
     """
 
     def __init__(self, model: bytes, name: str = "the tokenizer"):
-        sentencepiece = _sentencepiece()
-        try:
-            self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
-            found = tuple(getattr(self._processor, f"{special}_id")() for special in ("pad", "unk", "eos"))
-        except RuntimeError as error:
-            raise UserError(
-                f"{name} is not a sentencepiece model ({str(error)[:100]}); give a .model file as --data.tokenizer, or "
-                "unigram or bpe."
-            ) from error
+        self._processor = processor_of(model, name, "unigram or bpe")
+        found = tuple(getattr(self._processor, f"{special}_id")() for special in ("pad", "unk", "eos"))
         if found != (PAD, UNK, EOS):
             raise UserError(
                 f"{name} has pad, unk and eos at {', '.join(map(str, found))}; train it with pad_id=0, unk_id=1, eos_id=2 and "
@@ -226,11 +220,10 @@ def open_tokenizer(
 
 
 def _train(source: PairSource, vocabulary: int, kind: ModelKind, side: Side, at_most: bool) -> bytes:
-    sentencepiece = _sentencepiece()
-    model = io.BytesIO()
-    sentencepiece.set_random_generator_seed(0)
+    package, model = sentencepiece(), io.BytesIO()
+    package.set_random_generator_seed(0)
     try:
-        sentencepiece.SentencePieceTrainer.train(
+        package.SentencePieceTrainer.train(
             sentence_iterator=_sentences(source, side),
             model_writer=model,
             vocab_size=vocabulary,
@@ -275,11 +268,3 @@ def _refusal(found: str, source: PairSource, vocabulary: int) -> str:
         f"The tokenizer cannot be trained on {source.name} ({found[:200]}); choose another --data.tokenizer or "
         "--data.vocabulary."
     )
-
-
-def _sentencepiece() -> Any:
-    try:
-        import sentencepiece
-    except ImportError as error:
-        raise UserError("Tokenizers need sentencepiece: run `pip install 'bilevel[translation]'`.") from error
-    return sentencepiece

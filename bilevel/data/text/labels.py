@@ -34,7 +34,7 @@ def with_labels(documents: Iterable[Document], path: Place, source_name: str) ->
             raise UserError(
                 f"{path}, line {number}: the first column is empty; every document needs a label there (--data.generic-labels)."
             )
-        yield Document(document.text, label)
+        yield document._replace(label=label)
 
 
 def label_lines(path: Place) -> Iterator[bytes]:

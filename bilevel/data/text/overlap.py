@@ -26,7 +26,7 @@ def rows_in_both(first: Dataset, second: Dataset) -> NDArray[np.bool_]:
     8 bytes for each row of `second`; a 64-bit hash decides, so that a wrong answer has a chance of (rows × rows)/2⁶⁴.
 
     Args:
-        first: packed text, the larger; rows have tokens uint8 `[T]` and a length.
+        first: packed text, the larger; rows have tokens `[T]` and a length.
         second: packed text with the same T.
 
     Returns:
@@ -66,11 +66,11 @@ def warn_of_overlap(learned_from: Sequence[Dataset], tested: Mapping[str, Datase
 def _hashes(data: Dataset, start: int) -> NDArray[np.uint64]:
     """uint64 `[rows]` of a chunk; 0 for rows that are too short."""
     rows = data.rows(np.arange(start, min(start + _CHUNK, len(data))))
-    tokens = np.ascontiguousarray(rows["tokens"])
+    tokens = np.ascontiguousarray(rows["tokens"]).view(np.uint8)
     padded = np.pad(tokens, ((0, 0), (0, -tokens.shape[1] % 8)))
     words = padded.view(np.uint64)
     odd = np.random.default_rng(0).integers(0, 2**63, words.shape[1], np.uint64) * np.uint64(2) + np.uint64(1)
     mixed = words * odd
     mixed ^= mixed >> np.uint64(29)  # the product alone would keep low bits apart from high ones
     hashes = (mixed * odd[::-1]).sum(axis=1, dtype=np.uint64)
-    return np.where(rows["length"] >= LEAST_BYTES, hashes | np.uint64(1), np.uint64(0))
+    return np.where(rows.get("size", rows["length"]) >= LEAST_BYTES, hashes | np.uint64(1), np.uint64(0))

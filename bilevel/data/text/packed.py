@@ -14,38 +14,46 @@ from numpy.typing import NDArray
 from bilevel.data.cache import cached_folder
 from bilevel.data.digests import Source, digest
 from bilevel.data.loading.arrays import NumpyBatch, check_rows, take_rows
+from bilevel.data.notes import note
 from bilevel.data.opening import Place, exists, place_of
 from bilevel.data.packed_folder import PackedFolder, packed_folder
 from bilevel.data.text.files import file_fingerprint
 from bilevel.data.text.labels import read_faults, with_labels
-from bilevel.data.text.writer import PackedWriter, length_dtype
+from bilevel.data.text.tokenizers import TextTokenizer
+from bilevel.data.text.writer import PackedWriter, array_types
 from bilevel.types import UserError
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
 
 @dataclass(frozen=True)
 class PackedText(PackedFolder):
-    """Rows of bytes in memory-mapped arrays; made by `pack`.
+    """Rows of bytes, or of a tokenizer's tokens, in memory-mapped arrays; made by `pack`.
 
-    A row is a window of T consecutive bytes of one document. The manifest has source, tokenizer, length, row_count,
-    document_count, empty_documents, byte_count, content_hash (of the tokens and lengths), label_names (None without labels) and
-    format_version.
+    A row is a window of T consecutive bytes, or tokens, of one document. The manifest has source, tokenizer, length, row_count,
+    document_count, empty_documents, byte_count, prompts, unanswered_rows, unknown_tokens, content_hash, label_names (None
+    without labels) and format_version.
     """
 
-    tokens: NDArray[np.uint8]
-    """uint8 `[N, T]`, zero beyond `length`."""
+    tokens: NDArray[Any]
+    """uint8 `[N, T]` of bytes, uint16 or uint32 of a tokenizer; zero beyond `length`."""
     length: NDArray[Any]
-    """uint16 (int32 if T is larger) `[N]`: the real bytes of each row."""
+    """uint16 (int32 if T is larger) `[N]`: the real tokens of each row."""
     document: NDArray[np.int64]
     """int64 `[N]`: the number of each row's document in the source, blank documents counted."""
     hash: NDArray[np.uint32]
     """uint32 `[N]`: the upper half of `text_hash` of each row's document; chooses documents whatever their order."""
+    size: NDArray[np.int32] | None
+    """int32 `[N]`: the bytes of text in each row, those of a prompt left out; None where they are its length."""
+    given: NDArray[np.int32] | None
+    """int32 `[N]`: the tokens at the beginning of each row that are of a prompt; None without prompts."""
     labels: NDArray[np.int32] | None
     """int32 `[N]`: positions in `label_names`; None if the documents have no labels."""
+    tokenizer: TextTokenizer | None = None
+    """What cut the documents; None: bytes."""
 
     @classmethod
-    def open(cls, folder: Path) -> PackedText:
+    def open(cls, folder: Path, tokenizer: TextTokenizer | None = None) -> PackedText:
         """Open a packed folder.
 
         Raises:
@@ -53,17 +61,16 @@ class PackedText(PackedFolder):
                 states.
         """
         with packed_folder(folder, "text", FORMAT_VERSION) as packed:
-            manifest, read = packed.manifest, packed.array
-            rows, length = manifest["row_count"], manifest["length"]
+            manifest = packed.manifest
+            labelled, prompts = manifest["label_names"] is not None, manifest["prompts"]
+            types = array_types(manifest["length"], tokenizer, labelled=labelled, prompts=prompts)
+            found: dict[str, Any] = {
+                name: packed.array(name, dtype, manifest["row_count"], *shape) for name, (dtype, shape) in types.items()
+            }
             return cls(
-                folder,
-                manifest,
-                read("tokens", np.uint8, rows, length),
-                read("length", length_dtype(length), rows),
-                read("document", np.int64, rows),
-                read("hash", np.uint32, rows),
-                None if manifest["label_names"] is None else read("label", np.int32, rows),
-            )
+                folder, manifest, size=found.pop("size", None), given=found.pop("given", None),
+                labels=found.pop("label", None), tokenizer=tokenizer, **found,
+            )  # fmt: skip
 
     @property
     def label_names(self) -> tuple[str, ...]:
@@ -77,11 +84,14 @@ class PackedText(PackedFolder):
         """Gather rows at `indices`, integer `[b]`.
 
         Returns:
-            tokens uint8 `[b, T]`, length int32 `[b]`, id int32 `[b]` (the row numbers).
+            tokens `[b, T]`, length int32 `[b]`, id int32 `[b]` (the row numbers); size and given int32 `[b]`, where there are
+            such.
         """
+        more = {"size": self.size, "given": self.given}
         return {
             "tokens": take_rows(self.tokens, indices),
             "length": take_rows(self.length, indices).astype(np.int32),
+            **{name: take_rows(array, indices) for name, array in more.items() if array is not None},
             "id": np.asarray(indices, np.int32),
         }
 
@@ -102,24 +112,35 @@ class PackedText(PackedFolder):
 
     def text(self, row: int) -> str:
         """The text of a row; characters cut at its ends appear as U+FFFD."""
-        return self.tokens[row, : self.length[row]].tobytes().decode("utf-8", "replace")
+        tokens = self.tokens[row, : self.length[row]]
+        return tokens.tobytes().decode("utf-8", "replace") if self.tokenizer is None else self.tokenizer.decode(tokens)
 
 
-def pack(source: Source, *, length: int, cache_dir: str | Path, labels: str | Path | None = None) -> PackedText:
+def pack(
+    source: Source,
+    *,
+    length: int,
+    cache_dir: str | Path,
+    labels: str | Path | None = None,
+    tokenizer: TextTokenizer | None = None,
+    prompts: bool = False,
+) -> PackedText:
     """Cut the documents of `source` into rows and keep them in `cache_dir`; a second call only opens them.
 
-    A row is one of the consecutive windows of `length` bytes of a document. A last window shorter than
-    `min(16, length)` bytes is dropped unless it is the document's only one; blank documents are skipped and
+    A row is one of the consecutive windows of `length` bytes, or tokens, of a document. A last window shorter than
+    `min(16, length)` is dropped unless it is the document's only one; blank documents are skipped and
     counted. The folder in `cache_dir` is named after the fingerprints, the length and the format version, and
     appears in one piece: a killed packing leaves only a temporary folder, and of several processes that pack
     at once one publishes its result. A damaged folder is packed again.
 
     Args:
         source: the documents.
-        length: T, the bytes of a row.
+        length: T, the bytes or tokens of a row.
         cache_dir: made if it does not exist.
         labels: a table with tab-separated columns (gzip or not) whose line i holds, in its first column, the
             label of document i; by default the source's own labels, if it has any.
+        tokenizer: what cuts documents into tokens; None: bytes.
+        prompts: whether documents may begin with a prompt. Rows of nothing else are left out, and counted in a note.
 
     Returns:
         The rows.
@@ -128,40 +149,59 @@ def pack(source: Source, *, length: int, cache_dir: str | Path, labels: str | Pa
         UserError: the source or the labels are broken or do not match, or `length` is not positive.
     """
     if length < 1:
-        raise UserError(f"The row length is {length}; it must be at least 1 byte.")
+        raise UserError(f"The row length is {length}; it must be at least 1.")
     table = place_of(labels) if labels is not None else None
     if table is not None and not exists(table):
         raise UserError(
             f"The label file {table} does not exist; check the path, or leave the labels out (--data.generic-labels)."
         )
-    key = digest(["packed", FORMAT_VERSION, length, source.fingerprint(), file_fingerprint(table) if table else ""])
-    folder = Path(cache_dir) / f"bytes-{length}-{key}"
-    return cached_folder(
-        folder,
-        PackedText.open,
-        lambda temporary: _write(temporary, source, length, table),
+    parts = ["packed", FORMAT_VERSION, length, source.fingerprint(), file_fingerprint(table) if table else ""]
+    key = digest([*parts, "" if tokenizer is None else tokenizer.fingerprint, int(prompts)])
+    packed = cached_folder(
+        Path(cache_dir) / f"{'bytes' if tokenizer is None else 'tokens'}-{length}-{key}",
+        lambda folder: PackedText.open(folder, tokenizer),
+        lambda temporary: _write(temporary, source, length, table, tokenizer, prompts),
         work=f"Packing {source.name}",
     )
+    _note_what_is_missing(packed)
+    return packed
 
 
-def _write(folder: Path, source: Source, length: int, labels: Place | None) -> None:
+def _write(
+    folder: Path, source: Source, length: int, labels: Place | None, tokenizer: TextTokenizer | None, prompts: bool
+) -> None:
     documents = source.read()
     labelled = source.labelled or labels is not None
-    writer = PackedWriter(folder, length, labelled=labelled)
+    writer = PackedWriter(folder, length, labelled=labelled, tokenizer=tokenizer, prompts=prompts)
     with contextlib.closing(writer):
         writer.add_all(documents if labels is None else with_labels(documents, labels, source.name))
     check_rows(writer.row_count, source.name)
     manifest = {
         "format_version": FORMAT_VERSION,
         "source": source.name,
-        "tokenizer": "bytes",
+        "tokenizer": "bytes" if tokenizer is None else tokenizer.name,
         "length": length,
         "row_count": writer.row_count,
         "document_count": writer.documents - writer.empty_documents,
         "empty_documents": writer.empty_documents,
         "byte_count": writer.bytes,
+        "prompts": prompts,
+        "unanswered_rows": writer.unanswered_rows,
+        "unknown_tokens": writer.unknown_tokens,
         "content_hash": writer.content_hash,
         "label_names": list(writer.label_names) if labelled else None,
     }
     text = json.dumps(manifest, indent=1)  # ASCII: names of files need not be UTF-8
     (folder / "manifest.json").write_text(text + "\n", encoding="utf-8")
+
+
+def _note_what_is_missing(packed: PackedText) -> None:
+    """Say what of a text no loss is of."""
+    unanswered, unknown = packed.manifest["unanswered_rows"], packed.manifest["unknown_tokens"]
+    if unanswered:
+        note(f"{unanswered:,} rows of {packed.name} hold a prompt alone and are left out; longer rows: --data.length.")
+    if unknown:
+        note(
+            f"{unknown:,} tokens of {packed.name} are the one for what {packed.manifest['tokenizer']} does not know: their "
+            "losses are not of their text."
+        )

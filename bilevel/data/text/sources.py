@@ -6,6 +6,7 @@ from typing import Literal
 
 from bilevel.data.digests import DOCUMENTS, Document, Options, Source
 from bilevel.data.text.files import files_source, options_of_files
+from bilevel.data.text.prompts import prompted
 from bilevel.data.text.python import stdlib_source, topics_source
 from bilevel.data.tfds import parse_spec, tfds_source
 from bilevel.types import UserError
@@ -19,6 +20,7 @@ def open_source(
     field: str | None = None,
     documents: Literal["line", "file"] = "line",
     blank_files: bool = False,
+    prompt: str | None = None,
 ) -> Source:
     """Open a source of text.
 
@@ -40,6 +42,7 @@ def open_source(
         documents: in plain text, whether a document is a line or a file.
         blank_files: take files without text as such, even where no file has text. (With documents="file", blank files among
             others always are blank documents.)
+        prompt: the field that holds a prompt; the text field is then the answer behind it.
 
     Returns:
         The source. Plain text and JSON lines keep their blank lines as `b""`; packing skips and counts them.
@@ -47,6 +50,11 @@ def open_source(
     Raises:
         UserError: something is missing or of the wrong kind; the message names it and says what to do.
     """
+    if prompt is not None:
+        return prompted(
+            open_source(spec, field=field, documents=documents, blank_files=blank_files),
+            open_source(spec, field=prompt, documents=documents, blank_files=True),
+        )
     if documents not in ("line", "file"):
         raise UserError(f"documents={documents!r} is not known; it must be 'line' or 'file'.")
     if not spec.strip():

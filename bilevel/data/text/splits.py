@@ -10,6 +10,7 @@ from bilevel.data.digests import Document, Source, digest, text_hash
 from bilevel.data.notes import note, some
 from bilevel.data.opening import Place, is_folder, name_of, place_of
 from bilevel.data.text.files import note_copies, source_of_files, text_files
+from bilevel.data.text.prompts import prompted
 from bilevel.data.text.python import topics_parts
 from bilevel.data.text.saved import inside, saved_splits
 from bilevel.data.text.sources import open_source
@@ -29,7 +30,11 @@ def named_part(name: str) -> str | None:
 
 
 def open_specific(
-    spec: str, *, field: str | None = None, documents: Literal["line", "file"] = "line"
+    spec: str,
+    *,
+    field: str | None = None,
+    documents: Literal["line", "file"] = "line",
+    prompt: str | None = None,
 ) -> dict[str, Source]:
     """Open specific data as three disjoint parts.
 
@@ -43,6 +48,7 @@ def open_specific(
         spec: as for `open_source`.
         field: as for `open_source`.
         documents: as for `open_source`.
+        prompt: as for `open_source`.
 
     Returns:
         The sources of `train`, `valid` and `test`, in this order.
@@ -50,13 +56,19 @@ def open_specific(
     Raises:
         UserError: a part is missing or empty, or as `open_source`.
     """
-    if spec == "python:topics" and field is None and documents == "line":
+    if spec == "python:topics" and field is None and prompt is None and documents == "line":
         return topics_parts()
     folder = place_of(spec)
     named = _named_parts(folder) if is_folder(folder) else {}
     if named:
-        return {part: source_of_files(f"{spec} ({part})", paths, field, documents) for part, paths in named.items()}
-    source = open_source(spec, field=field, documents=documents)
+
+        def opened(part: str, field: str | None, blank_files: bool = False) -> Source:
+            return source_of_files(f"{spec} ({part})", named[part], field, documents, blank_files)
+
+        if prompt is None:
+            return {part: opened(part, field) for part in named}
+        return {part: prompted(opened(part, field), opened(part, prompt, blank_files=True)) for part in named}
+    source = open_source(spec, field=field, documents=documents, prompt=prompt)
     _check_parts(source)
     return {part: _part_of(source, part) for part in PARTS}
 

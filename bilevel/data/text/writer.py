@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from bilevel.data.digests import Document, text_hash
-from bilevel.data.text.rows import cut_rows, document_blocks
+from bilevel.data.text.rows import Rows, cut_rows, document_blocks
+from bilevel.data.text.tokenizers import TextTokenizer, token_type
 from bilevel.types import UserError
 
 _MOST_LABELS = 10_000
@@ -49,21 +50,42 @@ class GrowingArray:
 
 
 class PackedWriter:
-    """Cuts documents into windows and writes them to `folder`; `add` every document, then `close`."""
+    """Cuts documents into windows and writes them to `folder`; `add` every document, then `close`.
 
-    def __init__(self, folder: Path, length: int, *, labelled: bool):
+    Args:
+        folder: where the arrays are written.
+        length: T, the bytes or tokens of a row.
+        labelled: whether documents have labels.
+        tokenizer: what cuts documents into tokens; None: bytes.
+        prompts: whether documents may begin with a prompt; rows of nothing else are left out, and counted.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        length: int,
+        *,
+        labelled: bool,
+        tokenizer: TextTokenizer | None = None,
+        prompts: bool = False,
+    ):
         self.length = length
         self.documents = 0
         self.empty_documents = 0
         self.bytes = 0
+        self.unanswered_rows = 0
+        self.unknown_tokens = 0
         self.label_names: dict[str, int] = {}
-        self._tokens = GrowingArray(folder / "tokens.npy", np.uint8, (length,))
-        self._lengths = GrowingArray(folder / "length.npy", length_dtype(length))
-        self._numbers = GrowingArray(folder / "document.npy", np.int64)
-        self._hashes = GrowingArray(folder / "hash.npy", np.uint32)
-        self._labels = GrowingArray(folder / "label.npy", np.int32) if labelled else None
-        self._token_hash = hashlib.blake2b(digest_size=16)
-        self._length_hash = hashlib.blake2b(digest_size=16)
+        self._tokenizer, self._prompts = tokenizer, prompts
+        self._arrays = {
+            name: GrowingArray(folder / f"{name}.npy", dtype, shape)
+            for name, (dtype, shape) in array_types(length, tokenizer, labelled=labelled, prompts=prompts).items()
+        }
+        self._hashes = {
+            name: hashlib.blake2b(digest_size=16)
+            for name in ("tokens", "length", "size", "given")
+            if name in self._arrays
+        }
 
     def add_all(self, documents: Iterable[Document]) -> None:
         """Write all documents, about 1 MiB at a time."""
@@ -75,20 +97,34 @@ class PackedWriter:
         self.bytes += sum(len(document.text) for document in block)
         labels = np.array([self._label_number(document) for document in block], np.int32)
         hashes = np.array([text_hash(document.text) >> 32 for document in block], np.uint32)
-        for rows in cut_rows([document.text for document in block], self.length):
-            self._tokens.append(rows.tokens)
-            self._lengths.append(rows.length)
-            self._numbers.append(self.documents + rows.owner)
-            self._hashes.append(hashes[rows.owner])
-            self._token_hash.update(rows.tokens.data)
-            self._length_hash.update(rows.length.data)
-            if self._labels is not None:
-                self._labels.append(labels[rows.owner])
+        texts = [document.text for document in block]
+        prompts = [document.prompt for document in block] if self._prompts else None
+        for rows in cut_rows(texts, self.length, tokenizer=self._tokenizer, prompts=prompts):
+            kept = rows.given < rows.length
+            self.unanswered_rows += int((~kept).sum())
+            if not kept.all():
+                rows = Rows(*(x[kept] for x in rows))  # pyright: ignore[reportArgumentType]
+            self._append(rows, self.documents + rows.owner, hashes[rows.owner], labels[rows.owner])
         self.documents += len(block)
+
+    def _append(
+        self, rows: Rows, document: NDArray[np.int64], hashes: NDArray[np.uint32], labels: NDArray[np.int32]
+    ) -> None:
+        if self._tokenizer is not None and self._tokenizer.unknown is not None:
+            real = np.arange(self.length) < rows.length[:, None]
+            self.unknown_tokens += int(((rows.tokens == self._tokenizer.unknown) & real).sum())
+        found = {
+            "tokens": rows.tokens, "length": rows.length, "size": rows.size, "given": rows.given, "document": document,
+            "hash": hashes, "label": labels,
+        }  # fmt: skip
+        for name, array in self._arrays.items():
+            array.append(found[name])
+        for name, hasher in self._hashes.items():
+            hasher.update(np.ascontiguousarray(found[name]).data)
 
     def _label_number(self, document: Document) -> int:
         label = document.label
-        if label is None or self._labels is None or not document.text:
+        if label is None or "label" not in self._arrays or not document.text:
             return -1  # appears in no row
         number = self.label_names.setdefault(label, len(self.label_names))
         if number >= _MOST_LABELS:
@@ -101,22 +137,39 @@ class PackedWriter:
     @property
     def row_count(self) -> int:
         """The number of rows written."""
-        return self._tokens.count
+        return self._arrays["tokens"].count
 
     @property
     def content_hash(self) -> str:
         """A digest of the rows; the same for the same rows, however they were read."""
-        both = self._token_hash.digest() + self._length_hash.digest() + self.length.to_bytes(8, "little")
-        return hashlib.blake2b(both, digest_size=16).hexdigest()
+        both = b"".join(hasher.digest() for hasher in self._hashes.values()) + self.length.to_bytes(8, "little")
+        tokenizer = b"" if self._tokenizer is None else self._tokenizer.fingerprint.encode()
+        return hashlib.blake2b(both + tokenizer, digest_size=16).hexdigest()
 
     def close(self) -> None:
         """Finish the files."""
         with contextlib.ExitStack() as stack:
-            for array in (self._tokens, self._lengths, self._numbers, self._hashes, self._labels):
-                if array is not None:
-                    stack.callback(array.close)
+            for array in self._arrays.values():
+                stack.callback(array.close)
+
+
+def array_types(
+    length: int, tokenizer: TextTokenizer | None, *, labelled: bool, prompts: bool
+) -> dict[str, tuple[Any, tuple[int, ...]]]:
+    """Return the type and the shape of a row of each array of a packed text."""
+    found: dict[str, tuple[Any, tuple[int, ...]]] = {
+        "tokens": (token_type(tokenizer), (length,)),
+        "length": (length_dtype(length), ()),
+        "document": (np.int64, ()),
+        "hash": (np.uint32, ()),
+    }
+    if tokenizer is not None or prompts:
+        found["size"] = (np.int32, ())
+    if prompts:
+        found["given"] = (np.int32, ())
+    return {**found, "label": (np.int32, ())} if labelled else found
 
 
 def length_dtype(length: int) -> type[np.uint16] | type[np.int32]:
-    """The type of `length.npy` for rows of `length` bytes."""
+    """The type of `length.npy` for rows of `length` tokens."""
     return np.uint16 if length <= np.iinfo(np.uint16).max else np.int32

@@ -111,9 +111,15 @@ def _both(target: Model, proxy: Model) -> Model:
         proxy_params, proxy_state = proxy.init(jax.random.fold_in(key, 1))
         return {"target": params, "proxy": proxy_params}, {"target": state, "proxy": proxy_state}
 
+    def start() -> Params:
+        read = {"target": target.start, "proxy": proxy.start}
+        return {name: begin() for name, begin in read.items() if begin is not None}
+
     loss, of_target = scoring.with_proxy(target.loss, proxy.loss), scoring.of_target
     specific, evaluation = of_target(target.specific_loss), of_target(target.evaluation)
-    return target._replace(init=init, loss=loss, specific_loss=specific, evaluation=evaluation, scoring=None, part=None)
+    return target._replace(
+        init=init, loss=loss, specific_loss=specific, evaluation=evaluation, scoring=None, part=None, start=start
+    )
 
 
 def _irreducible(s: IrreducibleLoss, context: Context) -> Plan:
