@@ -1,4 +1,4 @@
-"""The command line: `bilevel compare TASK`, `diagnose TASK`, `analyse NAME TASK`, `select`."""
+"""The command line: `bilevel compare TASK`, `diagnose TASK`, `analyse NAME TASK`, `select`, `export`."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ USAGE = f"""usage: bilevel COMMAND …
   bilevel diagnose TASK [--checkpoint RUN]
   bilevel analyse {{{",".join(ANALYSES)}}} TASK
   bilevel select --weights RUN --corpus FILES --output FOLDER
+  bilevel export --run RUN --output FOLDER
 
 TASK is one of {", ".join(TASKS)}, or a file my_task.py with an object TASK (see docs/own_task.md).
 `bilevel COMMAND TASK --help` lists the flags.
@@ -94,7 +95,7 @@ def parse(arguments: Sequence[str]) -> Command:
     if name in ("-h", "--help"):
         print(USAGE)
         sys.exit(0)
-    parsers = {"compare": _compare, "diagnose": _diagnose, "analyse": _analyse, "select": _select}
+    parsers = {"compare": _compare, "diagnose": _diagnose, "analyse": _analyse, "select": _select, "export": _export}
     if name not in parsers:
         raise UserError(f"bilevel {name} does not exist: choose from {', '.join(parsers)}.")
     return parsers[name](rest)
@@ -166,6 +167,13 @@ def _select(arguments: Sequence[str]) -> Command:
     from bilevel.tools import select
 
     return Command(*select.command(arguments, "bilevel select", load_task))
+
+
+def _export(arguments: Sequence[str]) -> Command:
+    _check_installed("tyro", "The command line")
+    from bilevel.tools import export
+
+    return Command(*export.command(arguments, "bilevel export", load_task))
 
 
 def _task(arguments: Sequence[str], command: str) -> tuple[Any, Sequence[str]]:

@@ -51,7 +51,7 @@ def commands(page: Path) -> list[list[str]]:
     lines = [line for b in blocks(page) if b.language == "sh" for line in b.text.replace("\\\n", " ").splitlines()]
     spans = [span for span in re.findall(r"`([^`\n]+)`", FENCE.sub("", text)) if "…" not in span]
     parts = [part for line in lines + spans for part in line.split("&&")]
-    starts = ("bilevel compare ", "bilevel diagnose ", "bilevel analyse ", "bilevel select ", "python -m ")
+    starts = ("bilevel compare ", "bilevel diagnose ", "bilevel analyse ", "bilevel select ", "bilevel export ", "python -m ")
     return [shlex.split(part) for part in parts if part.strip().startswith(starts)]
 
 
@@ -66,7 +66,7 @@ def known_flags() -> frozenset[str]:
     """All flags of all commands, from their --help."""
     every = "all,frozen,replayed"
     asked = [["compare", task, "--compare", every] for task in TASKS] + [["compare", "my_task.py"]]
-    asked += [["diagnose", TASKS[0]], *(["analyse", name, TASKS[0]] for name in cli.ANALYSES), ["select"]]
+    asked += [["diagnose", TASKS[0]], *(["analyse", name, TASKS[0]] for name in cli.ANALYSES), ["select"], ["export"]]
     found: set[str] = set()
     for command in asked:
         with contextlib.redirect_stdout(io.StringIO()) as out, pytest.raises(SystemExit):
