@@ -51,7 +51,14 @@ def commands(page: Path) -> list[list[str]]:
     lines = [line for b in blocks(page) if b.language == "sh" for line in b.text.replace("\\\n", " ").splitlines()]
     spans = [span for span in re.findall(r"`([^`\n]+)`", FENCE.sub("", text)) if "…" not in span]
     parts = [part for line in lines + spans for part in line.split("&&")]
-    starts = ("bilevel compare ", "bilevel diagnose ", "bilevel analyse ", "bilevel select ", "bilevel export ", "python -m ")
+    starts = (
+        "bilevel compare ",
+        "bilevel diagnose ",
+        "bilevel analyse ",
+        "bilevel select ",
+        "bilevel export ",
+        "python -m ",
+    )
     return [shlex.split(part) for part in parts if part.strip().startswith(starts)]
 
 

@@ -30,6 +30,7 @@ from bilevel.data import (
     options_of,
     pack,
 )
+from bilevel.data.text.joining import HELD_OUT_SHARE
 from bilevel.data.text.overlap import warn_of_overlap
 from bilevel.nn.decoder import Decoder, DecoderConfig
 from bilevel.nn.hugging_face import (
@@ -47,8 +48,6 @@ from bilevel.study import Evaluate, Known, Measure, Model, ModelOptions, Splits,
 from bilevel.training.settings import Count, free
 from bilevel.types import Array, ModelState, Params, UserError
 
-HELD_OUT_SHARE = 1 / 50
-"""Share of the generic documents that is held out, by a hash of their text: sources that take turns are all in it."""
 _EVALUATED_AT_ONCE = 256
 
 
@@ -80,6 +79,8 @@ class DataConfig:
     """bytes, a tokenizer.json of the library tokenizers, a sentencepiece .model file, or a folder with one of these."""
     length: Count = 64
     """T: bytes, or tokens, in a row."""
+    crossing: bool = False
+    """Let rows go on from one document to the next, with a token for its end between; else each is of one document."""
     cache_dir: Path = free(Path("~/.cache/bilevel"))
     """Where packed data are kept."""
 
@@ -181,10 +182,14 @@ class LanguageModeling:
     def open(self, config: LanguageConfig, folder: Path) -> TextSplits:
         """Open, pack and split the text."""
         data = config.data
+        if data.crossing and data.prompt_field is not None:
+            raise UserError(
+                "--data.crossing does not go with --data.prompt-field: rows of prompts are of one document."
+            )
         tokenizer, started = open_text_tokenizer(data.tokenizer), _started(config)
         how: dict[str, Any] = {
             "length": data.length, "cache_dir": data.cache_dir, "tokenizer": tokenizer,
-            "prompts": data.prompt_field is not None,
+            "prompts": data.prompt_field is not None, "crossing": data.crossing,
         }  # fmt: skip
         for_generic, for_specific = _source_options(data)
         with given_by("--data.generic"):
@@ -290,7 +295,7 @@ class LanguageModeling:
             losses, _ = model.evaluation(params, model_state, batch, jax.random.key(0))
             count = (batch["length"] - batch.get("given", 0)) * batch["mask"]
             nats, found = (losses * count).sum(), {}
-            if splits.tokenizer is not None:
+            if splits.tokenizer is not None or config.data.crossing:
                 found["token_loss"] = (nats, count.sum())
             return {"loss": (nats, (batch.get("size", batch["length"]) * batch["mask"]).sum())} | found
 
@@ -346,10 +351,11 @@ def _llama(config: LanguageConfig, tokenizer: TextTokenizer | None) -> DecoderCo
 
 
 def _held_out(generic: PackedText) -> NDArray[np.bool_]:
-    """Which rows are held out: a 50th of the documents, those with the smallest hashes, and at least one."""
+    """Which rows are held out: of a 50th of the documents, those with the smallest hashes, and of at least one."""
     hashes = np.asarray(generic.hash)
-    held_out = hashes <= max(int(HELD_OUT_SHARE * 2**32), int(hashes.min()))
-    if held_out.all():
+    least = 0 if generic.manifest["crossing"] else int(hashes.min())
+    held_out = hashes <= max(int(HELD_OUT_SHARE * 2**32), least)
+    if held_out.all() or not held_out.any():
         raise UserError(
             f"{generic.name} has {generic.manifest['document_count']} documents, too few different ones to hold some out: give "
             "more generic data (--data.generic), or cut them into more documents."

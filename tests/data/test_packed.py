@@ -92,6 +92,7 @@ def test_manifest(tmp_path: Path):
         "empty_documents": 1,
         "byte_count": 8,
         "prompts": False,
+        "crossing": False,
         "unanswered_rows": 0,
         "unknown_tokens": 0,
         "content_hash": hashed,
@@ -268,7 +269,7 @@ def test_cache_folder_that_cannot_be_written(tmp_path: Path):
 
 
 def test_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    def full(*_: object) -> None:
+    def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(packed_module, "_write", full)

@@ -1,15 +1,16 @@
 """Language models that begin with a checkpoint, and text in the tokens of a tokenizer, as a user calls them."""
 
+import dataclasses
 import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
 import pytest
 from commands import compare, metrics_of, refused
-from tiny_decoder import SETTINGS, reference_logits, stored, write_checkpoint
+from tiny_decoder import reference_logits, stored, write_checkpoint
 from tiny_text import text_flags, write_texts
 from tiny_tokenizers import write_json_tokenizer, write_sentencepieces
 from traced import fitting, setting_of, trace
@@ -18,6 +19,7 @@ from bilevel import cli
 from bilevel.devices import sharding
 from bilevel.study import ModelOptions
 from bilevel.tasks.language_modeling import TASK, DataConfig, LanguageConfig, ModelConfig
+from bilevel.types import UserError
 
 LENGTH = 16
 
@@ -31,7 +33,7 @@ def text(tmp_path: Path) -> Path:
 def model(tmp_path: Path) -> Path:
     """A tiny random checkpoint with its tokenizer."""
     write_json_tokenizer(tmp_path / "model")
-    write_checkpoint(tmp_path / "model", "qwen3")
+    write_checkpoint(tmp_path / "model", "qwen3", num_hidden_layers=2)
     return tmp_path / "model"
 
 
@@ -47,7 +49,7 @@ def exported(run: Path, output: Path, **given: Any) -> Path:
     return output
 
 
-def test_a_checkpoint_is_continued_and_written(text: Path, model: Path) -> None:
+def test_a_checkpoint_is_continued_and_written(text: Path, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Read, continued with SOBA, written: the file gives the model's losses in the reference."""
     (row,) = compare("language_modeling", text / "run", **llama_flags(text, model))
     run = text / "run" / "soba-seed0"
@@ -75,8 +77,9 @@ def test_a_checkpoint_is_continued_and_written(text: Path, model: Path) -> None:
     assert row["test_token_loss"] == pytest.approx(nats.sum() / batch["length"].sum(), rel=1e-5)
     table = (text / "run" / "comparison.md").read_text()
     assert "Loss in nats per byte; loss of a token in nats per token" in table
-    half = exported(run, text / "half", dtype="bfloat16")
-    assert stored(half)["model.norm.weight"].dtype.name == "bfloat16"
+    with pytest.raises(SystemExit):
+        exported(run, text / "tuned", of="finetuned")
+    assert "has no fine-tuned parameters: give --of end" in capsys.readouterr().err
 
 
 def test_training_begins_with_the_checkpoint(text: Path, model: Path) -> None:
@@ -163,7 +166,10 @@ def test_a_shape_alone_begins_at_random(text: Path, model: Path) -> None:
 
 
 BAD: dict[str, tuple[dict[str, Any], str]] = {
-    "no model": ({"model__network": "llama"}, "--model.network llama and neither of --model.start-from and --model.shape"),
+    "no model": (
+        {"model__network": "llama"},
+        "--model.network llama and neither of --model.start-from and --model.shape",
+    ),
     "no such folder": (
         {"model__network": "llama", "model__start_from": "nowhere"},
         "--model.start-from: The folder nowhere holds no model.safetensors",
@@ -181,6 +187,10 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "no tokenizer in a folder": ({"data__tokenizer": "SMALL"}, "holds no tokenizer.json or tokenizer.model"),
     "not a tokenizer": ({"data__tokenizer": "SMALL/config.json"}, "config.json is not a tokenizer.json"),
     "not a sentencepiece model": ({"data__tokenizer": "SMALL/model.safetensors"}, "is not a sentencepiece model"),
+    "prompts across documents": (
+        {"data__prompt_field": "question", "data__crossing": True},
+        "--data.crossing does not go with --data.prompt-field",
+    ),
     "prompts of plain text": ({"data__prompt_field": "question"}, "is plain text"),
 }
 
@@ -197,21 +207,17 @@ def test_bad_input_gets_one_sentence(
 
 
 def test_what_cannot_be_exported_is_said(text: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    def message(*arguments: object) -> str:
-        with pytest.raises(SystemExit):
-            cli.main(["export", *map(str, arguments)])
-        return capsys.readouterr().err
-
-    assert "holds no config.yaml" in message("--run", text, "--output", text / "out")
-    compare("language_modeling", text / "run", **text_flags(text, compare="uniform"))
-    run = text / "run" / "uniform-seed0"
-    assert "the network xs has no layout that others read" in message("--run", run, "--output", text / "out")
-    assert "has no fine-tuned parameters: give --of end" in message("--run", run, "--output", text / "o", "--of", "finetuned")
+    with pytest.raises(SystemExit):
+        exported(text, text / "out")
+    assert "holds no config.yaml" in capsys.readouterr().err
+    with pytest.raises(UserError, match="the network xs has no layout that others read"):
+        TASK.export(LanguageConfig(), cast(Any, None), {}, text / "out", "float32")
 
 
 # -- tokens ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["json", "sentencepiece"])
 def test_tokens_are_trained_on_and_selected_by(kind: str, text: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Losses of tokens and bytes differ by the bytes of a token; a corpus is scored in the run's tokens."""
@@ -254,32 +260,73 @@ def test_the_vocabulary_is_that_of_the_tokenizer(text: Path) -> None:
         assert len(set(logits.round(6).tolist())) > 1
 
 
-def test_losses_of_answers_alone(text: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A model of answers is judged by answers, in bytes as in tokens."""
+def write_sums(text: Path) -> DataConfig:
+    """Questions and answers."""
     rng = np.random.default_rng(0)
-    for name, count in (("generic", 300), ("train", 60), ("valid", 20), ("test", 20)):
+    (text / "skill").mkdir()
+    for name, count in (("generic", 300), ("skill/train", 60), ("skill/valid", 20), ("skill/test", 20)):
         lines = [json.dumps({"q": f"{a} plus {b} = ", "a": f"{a + b}"}) for a, b in rng.integers(0, 500, (count, 2))]
         (text / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
-    (text / "skill").mkdir()
-    for name in ("train", "valid", "test"):
-        (text / f"{name}.jsonl").rename(text / "skill" / f"{name}.jsonl")
+    return DataConfig(
+        generic=str(text / "generic.jsonl"), specific=str(text / "skill"), length=24, field="a", prompt_field="q",
+        cache_dir=text / "cache",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("tokens", [False, True])
+def test_losses_of_answers_alone(tokens: bool, text: Path) -> None:
+    """A model of answers is judged by answers, in bytes as in tokens."""
+    data = write_sums(text)
+    if tokens:
+        data = dataclasses.replace(data, tokenizer=str(write_json_tokenizer(text / "tokenizer")))
+    config = LanguageConfig(data, ModelConfig(weighting_width=8))
+    splits = TASK.open(config, text)
+    rows = splits.test["specific"].rows(np.arange(20))
+    answers = [json.loads(line)["a"] for line in (text / "skill" / "test.jsonl").read_text().splitlines()]
+    np.testing.assert_array_equal(rows["size"], [len(a) for a in answers])
+    for row, length, first, answer in zip(rows["tokens"], rows["length"], rows["given"], answers, strict=True):
+        part = row[first:length]
+        shown = part.tobytes().decode() if splits.tokenizer is None else splits.tokenizer.decode(part)
+        assert shown == answer
+    model = TASK.model(config, splits, ModelOptions())
+    params, state = jax.jit(model.init)(jax.random.key(0))
+    guess = jax.tree.map(np.zeros_like, params)
+    found = TASK.evaluate(config, splits, model)(guess, state, splits.test["specific"], None)
+    count, size = (rows["length"] - rows["given"]).sum(), sum(map(len, answers))
+    nats = math.log(256 if splits.tokenizer is None else splits.tokenizer.size)
+    wanted = {"loss": nats * count / size} | ({"token_loss": nats} if tokens else {})
+    assert found == pytest.approx(wanted, rel=1e-5)
+
+
+@pytest.mark.slow
+def test_a_skill_is_learned_from_answers(text: Path) -> None:
+    write_sums(text)
     given = text_flags(
         text, compare="soba", data__generic=text / "generic.jsonl", data__specific=text / "skill", data__field="a",
         data__prompt_field="q", data__length=24,
     )  # fmt: skip
-    (row,) = compare("language_modeling", text / "run", **given | {"data__generic": text / "generic.jsonl"})
-    assert math.isfinite(row["test_loss"])
+    (row,) = compare("language_modeling", text / "run", **given)
+    assert 0 < row["test_loss"] < 7
+    assert "test_token_loss" not in row, "a byte is a token"
+
+
+def test_rows_that_cross_documents_keep_held_out_ones_apart(text: Path) -> None:
     data = DataConfig(
-        generic=str(text / "generic.jsonl"), specific=str(text / "skill"), length=24, field="a", prompt_field="q",
+        generic=str(text / "generic.txt"), specific=str(text / "specific"), length=LENGTH, crossing=True,
         cache_dir=text / "cache",
     )  # fmt: skip
-    for tokenizer in ("bytes", str(write_json_tokenizer(text / "tokenizer"))):
-        config = LanguageConfig(DataConfig(**{**vars(data), "tokenizer": tokenizer}), ModelConfig(weighting_width=8))
-        splits = TASK.open(config, text)
-        rows = splits.test["specific"].rows(np.arange(20))
-        answers = [json.loads(line)["a"] for line in (text / "skill" / "test.jsonl").read_text().splitlines()]
-        np.testing.assert_array_equal(rows["size"], [len(a) for a in answers])
-        for tokens, length, first, answer in zip(rows["tokens"], rows["length"], rows["given"], answers, strict=True):
-            part = tokens[first:length]
-            shown = part.tobytes().decode() if splits.tokenizer is None else splits.tokenizer.decode(part)
-            assert shown == answer
+    splits = TASK.open(LanguageConfig(data), text)
+    lines = (text / "generic.txt").read_text().splitlines()
+
+    def shown(rows: Any) -> str:
+        batch = rows.rows(np.arange(len(rows)))
+        return "".join(x[:n].tobytes().decode() for x, n in zip(batch["tokens"], batch["length"], strict=True))
+
+    train, held = shown(splits.train), shown(splits.valid["generic"])
+    assert {*train.split("\0")[:-1]} | {*held.split("\0")[:-1]} <= {*lines}
+    count = train.count("\0") + held.count("\0")
+    assert len(lines) - 2 <= count <= len(lines), "a last row that is short is dropped"
+    assert not {*train.split("\0")[:-1]} & {*held.split("\0")[:-1]}
+    batch = splits.train.rows(np.arange(len(splits.train)))
+    assert (batch["size"] < batch["length"]).any()
+    assert batch["size"].sum() == len(train) - train.count("\0")

@@ -22,9 +22,9 @@ from bilevel import cli
 from bilevel.data import PackedText, RowView
 from bilevel.devices import sharding
 from bilevel.nn.transformer import SIZES, Transformer, TransformerConfig, last_blocks
-from bilevel.study import ModelOptions, Splits, Text
+from bilevel.study import ModelOptions, Text
 from bilevel.study.run import Run
-from bilevel.tasks.language_modeling import TASK, DataConfig, LanguageConfig, ModelConfig
+from bilevel.tasks.language_modeling import TASK, DataConfig, LanguageConfig, ModelConfig, TextSplits
 from bilevel.types import UserError
 
 LENGTH = 16
@@ -40,7 +40,7 @@ def config_of(text: Path, model: ModelConfig | None = None, **data: Any) -> Lang
     return LanguageConfig(DataConfig(cache_dir=text / "cache", **given), model or ModelConfig(weighting_width=8))
 
 
-def splits_of(text: Path, **data: Any) -> Splits:
+def splits_of(text: Path, **data: Any) -> TextSplits:
     return TASK.open(config_of(text, **data), text)
 
 

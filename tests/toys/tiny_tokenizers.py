@@ -5,7 +5,13 @@ from pathlib import Path
 
 from tiny_text import WORDS
 
-TEXT = [*WORDS, *(word.upper() for word in WORDS), "the cat sat on a mat", "naïve café 日本語 😀", "0 1 2 3 4 plus = 5 6 7 8 9"]
+TEXT = [
+    *WORDS,
+    *(word.upper() for word in WORDS),
+    "the cat sat on a mat",
+    "naïve café 日本語 😀",
+    "0 1 2 3 4 plus = 5 6 7 8 9",
+]
 
 
 def write_json_tokenizer(folder: Path, size: int = 290) -> Path:

@@ -30,9 +30,10 @@ FORMAT_VERSION = 3
 class PackedText(PackedFolder):
     """Rows of bytes, or of a tokenizer's tokens, in memory-mapped arrays; made by `pack`.
 
-    A row is a window of T consecutive bytes, or tokens, of one document. The manifest has source, tokenizer, length, row_count,
-    document_count, empty_documents, byte_count, prompts, unanswered_rows, unknown_tokens, content_hash, label_names (None
-    without labels) and format_version.
+    A row is a window of T consecutive bytes, or tokens, of one document; of rows that cross the borders of documents, the
+    document, the hash and the label are those of the first one in it. The manifest has source, tokenizer, length, row_count,
+    document_count, empty_documents, byte_count, prompts, crossing, unanswered_rows, unknown_tokens, content_hash, label_names
+    (None without labels) and format_version.
     """
 
     tokens: NDArray[Any]
@@ -63,7 +64,8 @@ class PackedText(PackedFolder):
         with packed_folder(folder, "text", FORMAT_VERSION) as packed:
             manifest = packed.manifest
             labelled, prompts = manifest["label_names"] is not None, manifest["prompts"]
-            types = array_types(manifest["length"], tokenizer, labelled=labelled, prompts=prompts)
+            more = {"labelled": labelled, "prompts": prompts, "crossing": manifest["crossing"]}
+            types = array_types(manifest["length"], tokenizer, **more)
             found: dict[str, Any] = {
                 name: packed.array(name, dtype, manifest["row_count"], *shape) for name, (dtype, shape) in types.items()
             }
@@ -124,6 +126,7 @@ def pack(
     labels: str | Path | None = None,
     tokenizer: TextTokenizer | None = None,
     prompts: bool = False,
+    crossing: bool = False,
 ) -> PackedText:
     """Cut the documents of `source` into rows and keep them in `cache_dir`; a second call only opens them.
 
@@ -141,6 +144,8 @@ def pack(
             label of document i; by default the source's own labels, if it has any.
         tokenizer: what cuts documents into tokens; None: bytes.
         prompts: whether documents may begin with a prompt. Rows of nothing else are left out, and counted in a note.
+        crossing: whether a row goes on from one document to the next, with byte 0, or the tokenizer's end of a document, behind
+            each; not together with prompts. The 50th of the documents with the smallest hashes shares no row with the others.
 
     Returns:
         The rows.
@@ -156,11 +161,13 @@ def pack(
             f"The label file {table} does not exist; check the path, or leave the labels out (--data.generic-labels)."
         )
     parts = ["packed", FORMAT_VERSION, length, source.fingerprint(), file_fingerprint(table) if table else ""]
-    key = digest([*parts, "" if tokenizer is None else tokenizer.fingerprint, int(prompts)])
+    key = digest([*parts, "" if tokenizer is None else tokenizer.fingerprint, int(prompts), int(crossing)])
     packed = cached_folder(
         Path(cache_dir) / f"{'bytes' if tokenizer is None else 'tokens'}-{length}-{key}",
         lambda folder: PackedText.open(folder, tokenizer),
-        lambda temporary: _write(temporary, source, length, table, tokenizer, prompts),
+        lambda temporary: _write(
+            temporary, source, length, table, tokenizer=tokenizer, prompts=prompts, crossing=crossing
+        ),
         work=f"Packing {source.name}",
     )
     _note_what_is_missing(packed)
@@ -168,11 +175,19 @@ def pack(
 
 
 def _write(
-    folder: Path, source: Source, length: int, labels: Place | None, tokenizer: TextTokenizer | None, prompts: bool
+    folder: Path,
+    source: Source,
+    length: int,
+    labels: Place | None,
+    *,
+    tokenizer: TextTokenizer | None,
+    prompts: bool,
+    crossing: bool,
 ) -> None:
     documents = source.read()
     labelled = source.labelled or labels is not None
-    writer = PackedWriter(folder, length, labelled=labelled, tokenizer=tokenizer, prompts=prompts)
+    how: dict[str, Any] = {"tokenizer": tokenizer, "prompts": prompts, "crossing": crossing}
+    writer = PackedWriter(folder, length, labelled=labelled, **how)
     with contextlib.closing(writer):
         writer.add_all(documents if labels is None else with_labels(documents, labels, source.name))
     check_rows(writer.row_count, source.name)
@@ -186,6 +201,7 @@ def _write(
         "empty_documents": writer.empty_documents,
         "byte_count": writer.bytes,
         "prompts": prompts,
+        "crossing": crossing,
         "unanswered_rows": writer.unanswered_rows,
         "unknown_tokens": writer.unknown_tokens,
         "content_hash": writer.content_hash,

@@ -104,12 +104,21 @@ def cut_rows(
         yield Rows(found, count.astype(np.int32), owner, *(x.astype(np.int32) for x in others))
 
 
-def tokens_of(texts: list[bytes], tokenizer: TextTokenizer | None, prompts: Sequence[int] | None = None) -> Tokens:
-    """Return the tokens of texts; those of a prompt end where the prompt ends. For bytes without prompts there are no starts."""
+def tokens_of(
+    texts: list[bytes],
+    tokenizer: TextTokenizer | None,
+    prompts: Sequence[int] | None = None,
+    *,
+    with_starts: bool = False,
+) -> Tokens:
+    """Return the tokens of texts; those of a prompt end where the prompt ends.
+
+    Bytes without prompts have no starts, if they are not asked for `with_starts`.
+    """
     if tokenizer is None:
         counts = np.fromiter(map(len, texts), np.int64, len(texts))
         starts = np.zeros(0, np.int64)
-        if prompts is not None:
+        if with_starts or prompts is not None:
             starts = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
         return Tokens(np.frombuffer(b"".join(texts), np.uint8), starts, counts)
     if prompts is None or not any(prompts):

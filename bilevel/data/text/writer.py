@@ -13,7 +13,9 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from bilevel.data.digests import Document, text_hash
-from bilevel.data.text.rows import Rows, cut_rows, document_blocks
+from bilevel.data.loading.arrays import NumpyBatch
+from bilevel.data.text.joining import HELD_OUT_SHARE, RowJoiner, end_of, with_ends
+from bilevel.data.text.rows import cut_rows, document_blocks, tokens_of
 from bilevel.data.text.tokenizers import TextTokenizer, token_type
 from bilevel.types import UserError
 
@@ -58,6 +60,7 @@ class PackedWriter:
         labelled: whether documents have labels.
         tokenizer: what cuts documents into tokens; None: bytes.
         prompts: whether documents may begin with a prompt; rows of nothing else are left out, and counted.
+        crossing: whether a row goes on from one document to the next, instead of being of one alone.
     """
 
     def __init__(
@@ -68,6 +71,7 @@ class PackedWriter:
         labelled: bool,
         tokenizer: TextTokenizer | None = None,
         prompts: bool = False,
+        crossing: bool = False,
     ):
         self.length = length
         self.documents = 0
@@ -77,9 +81,10 @@ class PackedWriter:
         self.unknown_tokens = 0
         self.label_names: dict[str, int] = {}
         self._tokenizer, self._prompts = tokenizer, prompts
+        self._joiners = {side: RowJoiner(length) for side in (False, True)} if crossing else None
+        types = array_types(length, tokenizer, labelled=labelled, prompts=prompts, crossing=crossing)
         self._arrays = {
-            name: GrowingArray(folder / f"{name}.npy", dtype, shape)
-            for name, (dtype, shape) in array_types(length, tokenizer, labelled=labelled, prompts=prompts).items()
+            name: GrowingArray(folder / f"{name}.npy", dtype, shape) for name, (dtype, shape) in types.items()
         }
         self._hashes = {
             name: hashlib.blake2b(digest_size=16)
@@ -91,36 +96,55 @@ class PackedWriter:
         """Write all documents, about 1 MiB at a time."""
         for block in document_blocks(documents):
             self._add_block(block)
+        self._finish()
 
     def _add_block(self, block: list[Document]) -> None:
         self.empty_documents += sum(not document.text for document in block)
         self.bytes += sum(len(document.text) for document in block)
-        labels = np.array([self._label_number(document) for document in block], np.int32)
-        hashes = np.array([text_hash(document.text) >> 32 for document in block], np.uint32)
+        of_documents = {
+            "document": self.documents + np.arange(len(block)),
+            "hash": np.array([text_hash(document.text) >> 32 for document in block], np.uint32),
+            "label": np.array([self._label_number(document) for document in block], np.int32),
+        }
+        self.documents += len(block)
+        (self._cut if self._joiners is None else self._join)(block, of_documents)
+
+    def _cut(self, block: list[Document], of_documents: NumpyBatch) -> None:
+        """Write rows of one document each."""
         texts = [document.text for document in block]
         prompts = [document.prompt for document in block] if self._prompts else None
         for rows in cut_rows(texts, self.length, tokenizer=self._tokenizer, prompts=prompts):
             kept = rows.given < rows.length
             self.unanswered_rows += int((~kept).sum())
-            if not kept.all():
-                rows = Rows(*(x[kept] for x in rows))  # pyright: ignore[reportArgumentType]
-            self._append(rows, self.documents + rows.owner, hashes[rows.owner], labels[rows.owner])
-        self.documents += len(block)
+            found = rows._asdict() | {name: x[rows.owner] for name, x in of_documents.items()}
+            self._append({name: x[kept] for name, x in found.items()})
 
-    def _append(
-        self, rows: Rows, document: NDArray[np.int64], hashes: NDArray[np.uint32], labels: NDArray[np.int32]
-    ) -> None:
+    def _join(self, block: list[Document], of_documents: NumpyBatch) -> None:
+        """Write rows that cross the borders of documents, but not those between documents held out and others."""
+        assert self._joiners is not None
+        texts = [document.text for document in block]
+        sizes = np.fromiter(map(len, texts), np.int64, len(texts))
+        tokens = tokens_of(texts, self._tokenizer, with_starts=True)
+        found, owner = with_ends(tokens, sizes, end_of(self._tokenizer))
+        found |= {name: x[owner] for name, x in of_documents.items()}
+        apart = found["hash"] <= int(HELD_OUT_SHARE * 2**32)
+        for side, joiner in self._joiners.items():
+            self._append(joiner.add({name: x[apart == side] for name, x in found.items()}))
+
+    def _finish(self) -> None:
+        """Write what is left over when all documents were added."""
+        for joiner in (self._joiners or {}).values():
+            for rows in joiner.finish():
+                self._append(rows)
+
+    def _append(self, rows: NumpyBatch) -> None:
         if self._tokenizer is not None and self._tokenizer.unknown is not None:
-            real = np.arange(self.length) < rows.length[:, None]
-            self.unknown_tokens += int(((rows.tokens == self._tokenizer.unknown) & real).sum())
-        found = {
-            "tokens": rows.tokens, "length": rows.length, "size": rows.size, "given": rows.given, "document": document,
-            "hash": hashes, "label": labels,
-        }  # fmt: skip
+            real = np.arange(self.length) < rows["length"][:, None]
+            self.unknown_tokens += int(((rows["tokens"] == self._tokenizer.unknown) & real).sum())
         for name, array in self._arrays.items():
-            array.append(found[name])
+            array.append(rows[name])
         for name, hasher in self._hashes.items():
-            hasher.update(np.ascontiguousarray(found[name]).data)
+            hasher.update(np.ascontiguousarray(rows[name]).data)
 
     def _label_number(self, document: Document) -> int:
         label = document.label
@@ -154,7 +178,7 @@ class PackedWriter:
 
 
 def array_types(
-    length: int, tokenizer: TextTokenizer | None, *, labelled: bool, prompts: bool
+    length: int, tokenizer: TextTokenizer | None, *, labelled: bool, prompts: bool, crossing: bool
 ) -> dict[str, tuple[Any, tuple[int, ...]]]:
     """Return the type and the shape of a row of each array of a packed text."""
     found: dict[str, tuple[Any, tuple[int, ...]]] = {
@@ -163,7 +187,7 @@ def array_types(
         "document": (np.int64, ()),
         "hash": (np.uint32, ()),
     }
-    if tokenizer is not None or prompts:
+    if tokenizer is not None or prompts or crossing:
         found["size"] = (np.int32, ())
     if prompts:
         found["given"] = (np.int32, ())
