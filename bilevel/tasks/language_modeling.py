@@ -49,6 +49,8 @@ from bilevel.training.settings import Count, free
 from bilevel.types import Array, ModelState, Params, UserError
 
 _EVALUATED_AT_ONCE = 256
+_MOST_LOGITS = 1 << 28
+"""Of the rows that are evaluated at once: 1 GiB."""
 
 
 @dataclass(frozen=True)
@@ -299,7 +301,8 @@ class LanguageModeling:
                 found["token_loss"] = (nats, count.sum())
             return {"loss": (nats, (batch.get("size", batch["length"]) * batch["mask"]).sum())} | found
 
-        return evaluator(sums, _EVALUATED_AT_ONCE)
+        logits = config.data.length * _vocabulary(splits.tokenizer)
+        return evaluator(sums, max(1, min(_EVALUATED_AT_ONCE, _MOST_LOGITS // logits)))
 
     def show(self, config: LanguageConfig, splits: Splits, ids: NDArray[np.integer[Any]]) -> Sequence[Text]:
         """Return generic rows as texts, with their domain where it is known."""

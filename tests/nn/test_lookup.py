@@ -54,6 +54,14 @@ def plain_ngrams(params: Any, rows: Any, buckets: int) -> Any:
 CASES: dict[str, tuple[Any, Any]] = {
     "one convolution": (ConvWeighting(layers=1, width=WIDTH), lambda p, b: plain_conv(p, b, 1)),
     "two convolutions": (ConvWeighting(layers=2, width=WIDTH), lambda p, b: plain_conv(p, b, 2)),
+    "one convolution of tokens": (
+        ConvWeighting(layers=1, width=WIDTH, vocabulary=5000),
+        lambda p, b: plain_conv(p, b, 1),
+    ),
+    "two convolutions of tokens": (
+        ConvWeighting(layers=2, width=WIDTH, vocabulary=5000),
+        lambda p, b: plain_conv(p, b, 2),
+    ),
     "n-grams": (NGramWeighting(width=WIDTH, buckets=300, hidden=WIDTH), lambda p, b: plain_ngrams(p, b, 300)),
 }
 

@@ -10,8 +10,8 @@ import optax
 import pytest
 
 import bilevel
-from bilevel.nn.transformer import SIZES, Transformer, TransformerConfig, language_model_loss, token_losses
-from bilevel.nn.weighting import ConvWeighting, NGramWeighting, logit_fn
+from bilevel.nn.transformer import SIZES, Transformer, TransformerConfig, embedded, language_model_loss, token_losses
+from bilevel.nn.weighting import ConvWeighting, NGramWeighting, logit_fn, ngram_hashes
 from bilevel.types import UserError
 
 LENGTH = 24
@@ -152,3 +152,27 @@ def test_weighting_networks(module: Any) -> None:
     np.testing.assert_allclose(first, second, rtol=1e-5)
     longer = logits(params, short | {"tokens": jnp.pad(short["tokens"], ((0, 0), (0, 3 * LENGTH)))})
     np.testing.assert_allclose(first, longer, rtol=1e-5)
+
+
+def test_losses_over_a_large_vocabulary() -> None:
+    """Rows are looked up there instead of multiplied; values and gradients are the same."""
+    logits = np.random.default_rng(0).normal(size=(2, LENGTH, 2000)).astype(np.float32)
+    tokens = np.random.default_rng(1).integers(0, 2000, (2, LENGTH))
+    mean, total = jax.jit(token_losses)(logits, tokens, np.array([LENGTH, 4]), np.array([3, 0]))
+    nats = np.log(np.exp(logits).sum(-1)) - np.take_along_axis(logits, tokens[..., None], -1)[..., 0]
+    np.testing.assert_allclose(total, [nats[0, 3:].sum(), nats[1, :4].sum()], rtol=1e-5)
+    np.testing.assert_allclose(mean, [nats[0, 3:].mean(), nats[1, :4].mean()], rtol=1e-5)
+    table = jnp.asarray(logits[0])  # [24, 2000]: as an embedding of 2000 tokens
+    found = embedded(table.T, jnp.asarray(tokens), jnp.float32)
+    np.testing.assert_array_equal(found, np.asarray(table).T[tokens])
+
+
+def test_pairs_of_tokens_are_told_apart() -> None:
+    """With the factor of bytes, (a, b) and (a + 1, b - 257) were one pair."""
+    pairs = jnp.asarray([[1000, 700], [1001, 443], [3, 1]])
+    hashes = np.asarray(ngram_hashes(pairs, 2, 4096, 5000))[:, 0]
+    assert len(set(hashes.tolist())) == 3
+    many = jnp.arange(10_000)[:, None]
+    used = np.unique(np.asarray(ngram_hashes(many, 1, 4096, 10_000)))
+    assert len(used) > 3000, "tokens are spread over the buckets"
+    np.testing.assert_array_equal(ngram_hashes(many[:4096], 1, 4096, 4096), many[:4096])

@@ -18,6 +18,8 @@ from traced import fitting, setting_of, trace
 from bilevel import cli
 from bilevel.devices import sharding
 from bilevel.study import ModelOptions
+from bilevel.study.fitting import fit_of
+from bilevel.study.run import Run
 from bilevel.tasks.language_modeling import TASK, DataConfig, LanguageConfig, ModelConfig
 from bilevel.types import UserError
 
@@ -90,13 +92,16 @@ def test_training_begins_with_the_checkpoint(text: Path, model: Path) -> None:
         "model": {"network": "llama", "start_from": model, "weighting_width": 8},
     }  # fmt: skip
     setting = setting_of(TASK, text / "run", given)
-    from bilevel.study.run import Run
-
     run = Run(setting.context("uniform", 0))
     state = run.parts[1]
     np.testing.assert_array_equal(state.params["embedding"], stored(model)["model.embed_tokens.weight"])
     fresh = run.plan.init(*jax.random.split(jax.random.key(0), 3))
     assert np.abs(np.asarray(fresh.params["embedding"])).max() < 0.2
+    begun = fit_of(
+        setting.config.study, setting.mesh, setting.context("uniform", 0).model(), lambda *_: {}, setting.splits.specific,
+        setting.splits.deciding, {}, steps=1, seed=0,
+    ).begin()  # fmt: skip
+    np.testing.assert_array_equal(begun[0]["embedding"], state.params["embedding"])
     assert set(setting.splits.hashes) >= {"train", "start_config.json", "start_model.safetensors"}
 
 

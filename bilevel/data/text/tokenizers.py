@@ -169,7 +169,7 @@ class _SentencePieces:
     """A sentencepiece model."""
 
     def __init__(self, model: bytes, name: str):
-        self._processor = processor_of(model, name, "a tokenizer.json")
+        self._processor = processor_of(model, name, "a tokenizer.json", "tokenizers")
         self.name = name
         self.size: int = self._processor.get_piece_size()
         self.fingerprint = digest([model])

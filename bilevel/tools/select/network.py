@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, cast
 
 import jax
 
-from bilevel.data import NumpyBatch, Pack, digest
+from bilevel.data import NumpyBatch, Pack, digest, given_by
 from bilevel.study.context import RESULT
 from bilevel.study.domain_weights import NAME as DOMAINS
 from bilevel.study.resolve import default_config
@@ -48,14 +48,15 @@ def load_network(run: Path, name: str | None, load_task: Callable[[str], Task], 
     if whole.study.weigh == "domains":
         raise UserError(f"--weights {run} has weights of domains ({run / DOMAINS}), which score no documents.")
     config = whole.task
-    weighting = task.weighting(config, None)
+    with given_by("--weights"):  # what the run's settings name may be gone
+        weighting, pack = task.weighting(config, None), task.pack(config)
     logits = weighting.logits
     assert callable(logits)
     file = weights_file(run, at, "--at")
     params = load_weights(file, jax.eval_shape(weighting.init, jax.random.key(0)))
     compiled = jax.jit(logits)
     settings = {"task": task.name, **of_run(config), "parameters": digest(parts_of(file))}
-    return Network(lambda rows: compiled(params, rows), task.pack(config), settings)
+    return Network(lambda rows: compiled(params, rows), pack, settings)
 
 
 def _task(run: Path, name: str | None, load_task: Callable[[str], Task]) -> DocumentTask:
