@@ -32,6 +32,7 @@ from bilevel.data import (
 )
 from bilevel.data.text.joining import HELD_OUT_SHARE
 from bilevel.data.text.overlap import warn_of_overlap
+from bilevel.data.text.tokenizers import TOKENIZERS
 from bilevel.nn.decoder import Decoder, DecoderConfig
 from bilevel.nn.hugging_face import (
     CONFIG,
@@ -227,12 +228,9 @@ class LanguageModeling:
         m, size = config.model, options.network or config.model.network
         gathers = options.mesh is not None and m.scan_layers
         how: dict[str, Any] = {
-            "dtype": jnp.dtype(options.dtype or m.dtype),
-            "remat": m.remat,
-            "scan_layers": m.scan_layers,
-            "dropout": m.dropout,
-            **({"attention": "xla"} if options.forward else {}),
-        }  # fmt: skip  (fused kernels have no forward mode)
+            "dtype": jnp.dtype(options.dtype or m.dtype), "remat": m.remat, "scan_layers": m.scan_layers,
+            "dropout": m.dropout, "attention": "xla" if options.forward else "auto",  # fused kernels have no forward mode
+        }  # fmt: skip
         start = None
         if size == "llama":
             shape: Any = dataclasses.replace(_llama(config, splits.tokenizer), **how)
@@ -341,6 +339,9 @@ def _llama(config: LanguageConfig, tokenizer: TextTokenizer | None) -> DecoderCo
             f"--model.network llama and {found} of --model.start-from and --model.shape: give one of these."
         )
     shape = config_of(read_settings(place), str(place))
+    own = [file.name for file in files_beside(place) if file.name in TOKENIZERS]
+    if m.start_from is not None and tokenizer is None and own:
+        raise UserError(f"The model in {place} has a tokenizer, {own[0]}: give --data.tokenizer {place}.")
     if shape.vocabulary < _vocabulary(tokenizer):
         raise UserError(
             f"The model in {place} knows {shape.vocabulary:,} tokens, and --data.tokenizer {data.tokenizer} has "

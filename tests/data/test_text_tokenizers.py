@@ -1,5 +1,6 @@
 """Text in the tokens of files that the libraries wrote: what tokens stand for, and rows of them."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -184,3 +185,12 @@ def test_what_is_unknown_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[s
     ended = open_text_tokenizer(str(tmp_path / "words.json"))
     assert ended is not None
     assert (ended.end, tokenizer.end) == (0, None)
+
+
+@pytest.mark.parametrize("package", ["tokenizers", "sentencepiece"])
+def test_a_missing_package_is_named(package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write = write_json_tokenizer if package == "tokenizers" else write_sentencepieces
+    file = write(tmp_path)
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(UserError, match=rf"{package}: run `pip install 'bilevel\[tokenizers\]'`"):
+        open_text_tokenizer(str(file))

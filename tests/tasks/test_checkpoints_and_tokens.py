@@ -184,6 +184,10 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
         {"model__network": "llama", "model__start_from": "SMALL", "data__tokenizer": "MODEL"},
         "knows 100 tokens, and --data.tokenizer",
     ),
+    "bytes for a model of tokens": (
+        {"model__network": "llama", "model__start_from": "MODEL"},
+        "has a tokenizer, tokenizer.json: give --data.tokenizer MODEL",
+    ),
     "long rows": (
         {"model__network": "llama", "model__start_from": "MODEL", "data__tokenizer": "MODEL", "data__length": 65},
         "--data.length 65 is more than the 64 tokens",

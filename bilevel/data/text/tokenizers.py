@@ -15,7 +15,7 @@ from bilevel.data.sentencepieces import processor_of
 from bilevel.types import UserError
 
 BYTES = "bytes"
-_FILES = ("tokenizer.json", "tokenizer.model")
+TOKENIZERS = ("tokenizer.json", "tokenizer.model")
 """In the folder of a model."""
 _ENDS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|eos|>")
 """Tokens that stand behind a document, if tokenizer_config.json names none."""
@@ -102,10 +102,10 @@ def token_type(tokenizer: TextTokenizer | None) -> type[np.uint8] | type[np.uint
 def _file(spec: str) -> Place:
     place = place_of(spec)
     if is_folder(place):
-        inside = [f"{spec.rstrip('/')}/{name}" for name in _FILES]
+        inside = [f"{spec.rstrip('/')}/{name}" for name in TOKENIZERS]
         found = next((place_of(path) for path in inside if exists(place_of(path))), None)
         if found is None:
-            raise UserError(f"The folder {spec} holds no {' or '.join(_FILES)}; name the file as --data.tokenizer.")
+            raise UserError(f"The folder {spec} holds no {' or '.join(TOKENIZERS)}; name the file as --data.tokenizer.")
         return found
     if not exists(place):
         raise UserError(
