@@ -91,7 +91,7 @@ class Run:
         if self.plan.samples:
             return step.step, jax.jit(create)(start)
         split = context.study.shard_state
-        start = sharding.place_tree(context.mesh, start, split=split)
+        start = sharding.place_tree(context.mesh, start, split=split) if start else start
         state, step = sharding.placed(context.mesh, step, create, start, split=split)
         return step, state
 
