@@ -44,6 +44,7 @@ from bilevel.nn.image_text.weighting import image_weighting
 from bilevel.selection.known import known_labels
 from bilevel.selection.scoring import scoring_loss
 from bilevel.study import Evaluate, Measure, Model, ModelOptions, Picture, Splits, Text, Weighting, evaluator
+from bilevel.study.methods.learning import LEARNING
 from bilevel.study.task import Past
 from bilevel.training.settings import Count, free
 from bilevel.types import Array, Batch, LossFn, ModelState, Params
@@ -185,7 +186,8 @@ class ImageTextTask:
             "study": {
                 "run_dir": Path("runs/image_text"), "steps": 1500, "batch_size": 32, "big_batch_size": 256,
                 "optimizer": {"name": "adam", "learning_rate": 2e-3, "schedule": "cosine", "warmup": 100},
-            }
+            },
+            **{name: {"weight_learning_rate": 1e-3} for name in LEARNING},
         },
         "atd": _ATD,
     }  # fmt: skip

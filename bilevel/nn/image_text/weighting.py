@@ -1,7 +1,7 @@
 """The weighting network of image–text training: a few convolutions over small images; it sees no captions.
 
 Reference: ATD, section 5.4 and table 1 (4 convolutions of 32, 32, 32 and 64 channels on images of 32 × 32). Kernels, strides and
-what follows are not given there: 3 × 3, strides of 2 after the first, ReLU, the mean over pixels, a linear logit.
+what follows are not given there: 3 × 3, strides of 2 after the first, GELU, the mean over pixels, a linear logit.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class ImageWeighting(nn.Module):
         layers = Layers(jnp.float32, train=False)
         x = checked_images(images, jnp.float32)
         for i, features in enumerate(self.features):
-            x = nn.relu(layers.conv(features, stride=2 if i else 1, name=f"conv_{i}", use_bias=True)(x))
+            x = nn.gelu(layers.conv(features, stride=2 if i else 1, name=f"conv_{i}", use_bias=True)(x))
         return nn.Dense(1, kernel_init=nn.initializers.zeros, name="logit")(jnp.mean(x, axis=(1, 2)))[:, 0]
 
 
