@@ -14,6 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from bilevel.devices.sharding import gather
+from bilevel.selection.tokens import TokenLosses
 from bilevel.types import Array, Batch, LossAux, LossFn, ModelState, Params, UserError
 
 VOCABULARY = 256
@@ -196,18 +197,30 @@ def token_losses(logits: Array, tokens: Array, length: Array, given: Array | Non
     Returns:
       (mean over the row's predicted tokens, sum over them), both float32 `[b]`.
     """
+    return _over_rows(*nats_of_tokens(logits, tokens, length, given))
+
+
+def _over_rows(nats: Array, real: Array) -> tuple[Array, Array]:
+    sums = jnp.sum(jnp.where(real, nats, 0.0), axis=1)
+    return sums / jnp.maximum(jnp.sum(real, axis=1), 1).astype(sums.dtype), sums
+
+
+def nats_of_tokens(logits: Array, tokens: Array, length: Array, given: Array | None = None) -> tuple[Array, Array]:
+    """Negative log-likelihoods of tokens in nats; the arguments are those of `token_losses`.
+
+    Returns:
+      float32 `[b, T]`; and which tokens are predicted, bool `[b, T]`.
+    """
     targets = tokens.astype(jnp.int32)[..., None]
     if logits.shape[-1] > _MOST_PRODUCTS:
         chosen = jnp.take_along_axis(logits, targets, axis=-1)[..., 0]
     else:
         chosen = jnp.sum(jnp.where(targets == jnp.arange(logits.shape[-1]), logits, 0.0), axis=-1)
-    nats = jax.nn.logsumexp(logits, axis=-1) - chosen
-    place, count = jnp.arange(tokens.shape[1]), length
+    place = jnp.arange(tokens.shape[1])
     real = place < length[:, None]
     if given is not None:
-        real, count = real & (place >= given[:, None]), length - given
-    sums = jnp.sum(jnp.where(real, nats, 0.0), axis=1)
-    return sums / jnp.maximum(count, 1).astype(sums.dtype), sums
+        real = real & (place >= given[:, None])
+    return jax.nn.logsumexp(logits, axis=-1) - chosen, real
 
 
 def language_model_loss(model: Any, *, train: bool = True) -> LossFn:
@@ -223,16 +236,31 @@ def language_model_loss(model: Any, *, train: bool = True) -> LossFn:
       model: a `Transformer` or a `bilevel.nn.decoder.Decoder`.
       train: whether its dropout is on.
     """
-    dropout = train and model.config.dropout > 0
+    tokens = losses_of_tokens(model, train=train)
 
     def loss(params: Params, model_state: ModelState, batch: Batch, rng: Array) -> tuple[Array, LossAux]:
+        mean, _ = _over_rows(*tokens(params, model_state, batch, rng))
+        return mean, LossAux(model_state, {})
+
+    return loss
+
+
+def losses_of_tokens(model: Any, *, train: bool = True) -> TokenLosses:
+    """The losses of the tokens of a batch; see `language_model_loss`.
+
+    Args:
+      model: a `Transformer` or a `bilevel.nn.decoder.Decoder`.
+      train: whether its dropout is on.
+    """
+    dropout = train and model.config.dropout > 0
+
+    def tokens(params: Params, model_state: ModelState, batch: Batch, rng: Array) -> tuple[Array, Array]:
         logits = model.apply(
             {"params": params},
             batch["tokens"],
             deterministic=not dropout,
             rngs={"dropout": rng} if dropout else None,
         )
-        mean, _ = token_losses(logits, batch["tokens"], batch["length"], batch.get("given"))
-        return mean, LossAux(model_state, {})
+        return nats_of_tokens(logits, batch["tokens"], batch["length"], batch.get("given"))
 
-    return loss
+    return tokens

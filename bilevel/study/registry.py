@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from bilevel.study.methods import languages, learning, plain, sampling, selecting, weighing
+from bilevel.study.methods import languages, learning, plain, sampling, selecting, tokens, weighing
 from bilevel.study.spec import Spec
 from bilevel.study.task import Splits
 from bilevel.types import UserError
@@ -13,12 +13,12 @@ BASELINE = "uniform"
 """What other methods are compared with."""
 _KNOWN: dict[str, Spec] = {
     **plain.SPECS, **learning.SPECS, **weighing.SPECS, **selecting.SPECS, **sampling.SPECS,
-    **languages.SPECS,
+    **languages.SPECS, **tokens.SPECS,
 }  # fmt: skip
 _ORDER = (
     "uniform", "mixing", "contrastive", "classifier", "meta_weight_net", "learning_to_reweight", "dds", "retrained_dds",
     "anograd", "soba", "warm_soba", "penalty", "implicit_cg", "implicit_neumann", "spcl", "mentornet", "rho_loss",
-    "train_loss", "gradient_norm", "gradient_norm_is", "irreducible_loss", "svp", "rl_sampler",
+    "train_loss", "gradient_norm", "gradient_norm_is", "irreducible_loss", "token_selection", "svp", "rl_sampler",
     "uniform_pairs", "uniform_languages", "related", "tcs", "multilingual_dds", "tcs_dds", "frozen", "replayed",
 )  # fmt: skip
 METHODS: Mapping[str, Spec] = {name: _KNOWN[name] for name in (*_ORDER, *sorted(_KNOWN.keys() - {*_ORDER}))}

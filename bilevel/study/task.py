@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from bilevel.data import Dataset, Pack, PairsByTarget
 from bilevel.selection.known import Known as Known
 from bilevel.selection.scorers import Scorer
+from bilevel.selection.tokens import TokenLosses
 from bilevel.study.report import Picture as Picture
 from bilevel.study.report import Text as Text
 from bilevel.training.evaluation import Evaluate as Evaluate
@@ -134,6 +135,8 @@ class Model(NamedTuple):
     augmentation; None: `evaluation`."""
     part: Callable[[int], ParamFilter] | None = None
     """Number of blocks -> the parameters of the last ones, for cheap probes; None: the network has no such blocks."""
+    tokens: Callable[[bool], TokenLosses] | None = None
+    """Whether in training -> the losses of tokens; None: rows have none."""
     gather: ParamFilter | None = None
     """See `make_step`."""
     describe: str = ""

@@ -43,7 +43,15 @@ from bilevel.nn.hugging_face import (
     read_settings,
     write_folder,
 )
-from bilevel.nn.transformer import SIZES, VOCABULARY, Transformer, gathered_before, language_model_loss, last_blocks
+from bilevel.nn.transformer import (
+    SIZES,
+    VOCABULARY,
+    Transformer,
+    gathered_before,
+    language_model_loss,
+    last_blocks,
+    losses_of_tokens,
+)
 from bilevel.nn.weighting import ConvWeighting, NGramWeighting, logit_fn
 from bilevel.study import Evaluate, Known, Measure, Model, ModelOptions, Splits, Text, Weighting, evaluator
 from bilevel.training.settings import Count, free
@@ -253,6 +261,7 @@ class LanguageModeling:
 
         return Model(
             init, loss, loss, evaluation, part=None if m.scan_layers else lambda count: last_blocks(count, shape),
+            tokens=lambda train: losses_of_tokens(model, train=train),
             gather=gathered_before if gathers else None, describe=f"transformer {size}", start=start,
         )  # fmt: skip
 

@@ -31,7 +31,7 @@ from bilevel.types import Array, LossFn, ModelState, Params
 BEST = "best"
 """In the folder of a fit: a checkpoint of the best parameters."""
 FITTED = "fitted.json"
-"""In the folder of a fit by `best_of`: how good the model is on valid, and at which step."""
+"""In the folder of a fit by `best_of`: how good the model is on valid, at which step, and the seconds of its updates."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -130,10 +130,11 @@ def best_of(fit: Fit, folder: Path) -> Best:
     Raises:
         Stopped: a signal stopped it after saving.
     """
-    best, _ = fit(folder)
+    best, seconds = fit(folder)
     shown = f"valid {fit.title or fit.decides}"
     say(f"{folder}: {shown} {best.value:.{fit.digits}f}, best at step {best.steps}")
     if best.steps > fit.steps - fit.every:
         say(f"warning: {shown} still improved when the {fit.steps} steps of that model ended: allow it more.")
-    write_json(folder / FITTED, {fit.decides: best.value, "step": best.steps, "most_steps": fit.steps})
+    found = {fit.decides: best.value, "step": best.steps, "most_steps": fit.steps, "seconds": seconds}
+    write_json(folder / FITTED, found)
     return best

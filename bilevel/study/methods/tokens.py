@@ -1,0 +1,91 @@
+"""Token-level selection: training on the tokens that a reference model of the specific data finds worth learning (Rho-1)."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from bilevel import methods
+from bilevel.data import WithColumn, digest
+from bilevel.data.cache import cached_folder
+from bilevel.devices import sharding
+from bilevel.devices.processes import of_first
+from bilevel.offline.irreducible import ScoringClock, unwrapped
+from bilevel.offline.token_losses import open_token_losses, write_token_losses
+from bilevel.selection.tokens import REFERENCE, token_selection
+from bilevel.study.context import Context
+from bilevel.study.known_rows import fitted
+from bilevel.study.spec import RATE, Plan, Spec, Start, plan_over
+from bilevel.study.task import Model
+from bilevel.training.fit import FITTED, best_of
+from bilevel.training.random_search import Among
+from bilevel.training.run_dir import read_json, write_json
+from bilevel.training.settings import Count, Share, plain
+from bilevel.types import UserError
+
+_SCORED_AT_ONCE = 256
+_SECONDS = "seconds.json"
+
+
+@dataclass(frozen=True)
+class TokenSelection:
+    """Of each row the tokens whose loss exceeds most that of a reference model, which is trained on the specific rows (Rho-1)."""
+
+    share: Share = 0.6
+    """Share of a row's tokens that is trained on."""
+    reference_network: str | None = None
+    """Network of the reference model; none given: that of the target."""
+    reference_steps: Count = 10_000
+    """Its most training steps; it ends when valid has not improved for 500, and its best parameters are kept."""
+    reference_seed: int = 0
+    """Of its training: it is the same for all seeds of a comparison."""
+
+
+def _plan(s: TokenSelection, context: Context) -> Plan:
+    model, reference = context.trained_model(), context.model(network=s.reference_network)
+    if model.tokens is None or reference.tokens is None:
+        raise UserError("token_selection needs a task whose losses are of tokens (language_modeling): omit it.")
+    train = context.splits.train
+
+    def rows() -> WithColumn:
+        folder, _ = _scored(s, context, reference)
+        values = open_token_losses(folder, len(unwrapped(train)[0]))
+        return WithColumn(train, REFERENCE, values, folder.parent.name)
+
+    def start(state: object) -> Start:
+        _, seconds = _scored(s, context, reference)
+        return Start({}, {"preparation_seconds": seconds})
+
+    selecting = model._replace(loss=token_selection(model.tokens(True), s.share))
+    return plan_over(context, selecting, methods.uniform(), weighs=False, rows=rows, start=start)
+
+
+def _scored(s: TokenSelection, context: Context, model: Model) -> tuple[Path, float]:
+    """The folder of the reference losses, made now if there is none, and the seconds that it took to make them."""
+    rows, train = context.splits.held_out or context.splits.specific, context.splits.train
+    fit = fitted(context, model, s.reference_network, rows, s.reference_steps, s.reference_seed)
+    settings = plain({**fit.settings, "scored": train.content_hash})
+    folder = context.config.prepared / f"tokens-{digest([json.dumps(settings, sort_keys=True)])[:12]}"
+
+    def write(place: Path) -> None:
+        best, clock = best_of(fit, folder / "model"), ScoringClock()
+        params, model_state = sharding.local((best.params, best.model_state))
+        assert model.tokens is not None
+        write_token_losses(
+            place, model.tokens(False), params, model_state, train, batch_size=_SCORED_AT_ONCE, on_batch=clock
+        )
+        training = of_first(lambda: read_json(folder / "model" / FITTED)["seconds"])
+        write_json(place / _SECONDS, {"training": training, "scoring": clock.seconds})
+
+    table = cached_folder(
+        folder / "table", lambda place: (open_token_losses(place, len(unwrapped(train)[0])), place)[1], write,
+        work="Writing the reference model's losses of tokens",
+    )  # fmt: skip
+    seconds = of_first(lambda: read_json(table / _SECONDS))
+    return table, sum(seconds.values())
+
+
+SPECS: dict[str, Spec] = {
+    "token_selection": Spec(TokenSelection, _plan, {**RATE, "share": Among((0.3, 0.6, 0.8))}, in_all=False),
+}
