@@ -154,3 +154,24 @@ def _between(stream: S, part: str, low: int, high: int, key: Callable[[Any], int
         return (item for item in stream.read() if low <= key(item) < high)
 
     return changed(stream, f"{stream.name} ({part})", read, "between", low, high)
+
+
+def held_apart(source: S, parts: dict[str, S], share: float, usable: Callable[[Any], Any], unit: str) -> tuple[S, S]:
+    """Return the parts "train", under the name of the source, and "held out" of a stream.
+
+    Args:
+        source: the whole.
+        parts: of it.
+        share: that of the second, for messages.
+        usable: item -> whether packing keeps it.
+        unit: what the items are called, in the plural, for messages.
+
+    Raises:
+        UserError: no usable item is held out.
+    """
+    if not any(map(usable, parts["held out"].read())):
+        raise UserError(
+            f"{source.name} has too few different {unit} to hold {share:.0%} of them out: give more generic data "
+            "(--data.generic)."
+        )
+    return dataclasses.replace(parts["train"], name=source.name), parts["held out"]

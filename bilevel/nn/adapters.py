@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
 
 import flax.linen as nn
 import jax
@@ -13,14 +13,17 @@ from flax import nnx
 from bilevel import trees
 from bilevel.types import Array, Batch, LossAux, LossFn, ModelState, Params
 
+Inputs: TypeAlias = str | Sequence[str]
+"""Names of arrays in a batch."""
 
-def linen_loss(module: nn.Module, losses: Callable[[Any, Batch], Array], *, inputs: str, **apply: Any) -> LossFn:
+
+def linen_loss(module: nn.Module, losses: Callable[[Any, Batch], Array], *, inputs: Inputs, **apply: Any) -> LossFn:
     """The loss of a linen module; its mutable collections (`batch_stats`, …) are the model state.
 
     Args:
-      module: called on `batch[inputs]`.
+      module: called on the inputs.
       losses: (outputs, batch) -> per-example losses, float32 `[b]`.
-      inputs: name of the inputs in the batch.
+      inputs: name of the input in the batch, or names of several in the order of the call's arguments.
       **apply: keyword arguments of the module's call, such as `train=True`.
 
     Returns:
@@ -30,7 +33,7 @@ def linen_loss(module: nn.Module, losses: Callable[[Any, Batch], Array], *, inpu
     def loss(params: Params, model_state: ModelState, batch: Batch, rng: Array) -> tuple[Array, LossAux]:
         outputs, changed = module.apply(
             {"params": params, **model_state},
-            batch[inputs],
+            *_given(batch, inputs),
             mutable=list(model_state),
             rngs={"dropout": rng},
             **apply,
@@ -40,13 +43,13 @@ def linen_loss(module: nn.Module, losses: Callable[[Any, Batch], Array], *, inpu
     return loss
 
 
-def nnx_loss(graphdef: Any, losses: Callable[[Any, Batch], Array], *, inputs: str) -> LossFn:
+def nnx_loss(graphdef: Any, losses: Callable[[Any, Batch], Array], *, inputs: Inputs) -> LossFn:
     """The loss of an NNX module, split by `graphdef, params, model_state = nnx.split(module, nnx.Param, ...)`.
 
     Args:
       graphdef: the static part of the split.
       losses: (outputs, batch) -> per-example losses, float32 `[b]`.
-      inputs: name of the inputs in the batch.
+      inputs: name of the input in the batch, or names of several in the order of the call's arguments.
 
     Returns:
       A loss over params and model_state, the two states of the split. Dropout and other random layers draw from the key that
@@ -56,12 +59,16 @@ def nnx_loss(graphdef: Any, losses: Callable[[Any, Batch], Array], *, inputs: st
     def loss(params: Params, model_state: ModelState, batch: Batch, rng: Array) -> tuple[Array, LossAux]:
         # A copy: merged variables would otherwise be mutated across levels of differentiation.
         module = nnx.merge(graphdef, params, _reseeded(model_state, rng), copy=True)
-        outputs = module(batch[inputs])
+        outputs = module(*_given(batch, inputs))
         _, _, changed = nnx.split(module, nnx.Param, ...)
         kept = nnx.filter_state(model_state, nnx.RngState)
         return losses(outputs, batch), LossAux(nnx.merge_state(changed, kept), {})
 
     return loss
+
+
+def _given(batch: Batch, inputs: Inputs) -> list[Any]:
+    return [batch[name] for name in ([inputs] if isinstance(inputs, str) else inputs)]
 
 
 def _reseeded(model_state: ModelState, rng: Array) -> ModelState:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import heapq
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
@@ -16,7 +15,7 @@ from numpy.typing import NDArray
 
 from bilevel.data.digests import digest, text_hash
 from bilevel.data.opening import Place, open_bytes, read_errors
-from bilevel.data.streams import changed, hashed_parts, joined, labelled
+from bilevel.data.streams import changed, hashed_parts, held_apart, joined, labelled
 from bilevel.types import UserError
 
 Picture: TypeAlias = "Place | bytes | NDArray[np.uint8]"
@@ -130,11 +129,7 @@ def hold_out_captions(source: CaptionSource, share: float = 0.02) -> tuple[Capti
         UserError: there are too few images for one to be held out.
     """
     parts = parts_of_captions(source, {"held out": share, "train": 1 - share})
-    if not any(item.caption for item in parts["held out"].read()):
-        raise UserError(
-            f"{source.name} has too few different images to hold {share:.0%} of them out: give more (--data.generic)."
-        )
-    return dataclasses.replace(parts["train"], name=source.name), parts["held out"]
+    return held_apart(source, parts, share, lambda item: item.caption, "images")
 
 
 def parts_by_class(source: CaptionSource, sizes: Mapping[str, int], rest: str) -> dict[str, CaptionSource]:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from bilevel.data.digests import digest, text_hash
 from bilevel.data.opening import Place
-from bilevel.data.streams import changed, hashed_parts, joined, labelled
-from bilevel.types import UserError
+from bilevel.data.streams import changed, hashed_parts, held_apart, joined, labelled
 
 
 class Pair(NamedTuple):
@@ -91,12 +89,7 @@ def hold_out(source: PairSource, share: float = 0.02) -> tuple[PairSource, PairS
         UserError: there are too few pairs for one to be held out.
     """
     parts = parts_of_pairs(source, {"held out": share, "train": 1 - share})
-    train = parts["train"]
-    if not any(pair.source and pair.target for pair in parts["held out"].read()):
-        raise UserError(
-            f"{source.name} has too few different pairs to hold {share:.0%} of them out: give more generic data (--data.generic)."
-        )
-    return dataclasses.replace(train, name=source.name), parts["held out"]
+    return held_apart(source, parts, share, lambda pair: pair.source and pair.target, "pairs")
 
 
 def pairs_without(source: PairSource, others: Iterable[PairSource]) -> PairSource:
