@@ -5,7 +5,8 @@
       --compare uniform,soba,dds,classifier --steps 6000 --seeds 3 --run-dir runs/mine
 
 The default command compares soba with uniform, 1,500 steps each; it ended with a test accuracy of 0.095 (uniform) and 0.137
-(soba), a loss of 3.874 and 3.117 (2026-11-29, jax 0.10.2, an AMD EPYC). Figures of a larger comparison are in benchmarks/RESULTS.md.
+(soba), a loss of 3.874 and 3.117 (2026-11-29, jax 0.10.2, an AMD EPYC). More figures are in
+benchmarks/RESULTS.md.
 The paper (table 5, accuracy before and after fine-tuning): 41.1 and 54.9 (uniform), 41.1 and 53.9 (soba), 44.1 and 57.5
 (classifier), 55.1 (mixing).
 
