@@ -32,28 +32,27 @@ def program_of_steps(
     Returns:
         As `many_steps`. Which it is shows when it is called first.
     """
-    looped = many_steps(step, most, arguments)
+    looped = compiled(many_steps(step, most, arguments))
     chosen: list[Program] = []
 
     def program(*given: Any) -> tuple[Any, Mapping[str, Any]]:
         if not chosen:
-            slow = slow_in_loops(looped, *given)
-            chosen.append(one_by_one(step, arguments, compiled) if slow else compiled(looped))
+            chosen.append(one_by_one(step, arguments, compiled) if slow_in_loops(looped, *given) else looped)
         return chosen[0](*given)
 
     return program
 
 
-def slow_in_loops(function: Callable[..., Any], *arguments: Any) -> bool:
+def slow_in_loops(function: Any, *arguments: Any) -> bool:
     """Say whether a function has convolutions that XLA on CPU is slow at inside of loops: transposed ones, as gradients have.
 
     Args:
-        function: traced, not run.
+        function: what `jax.jit` made; traced, not run, and not traced again when it is called with the same arguments.
         arguments: arrays, or their shapes.
     """
     if jax.default_backend() != "cpu":
         return False
-    return any(map(_is_transposed, _equations(jax.make_jaxpr(function)(*arguments).jaxpr)))
+    return any(map(_is_transposed, _equations(function.trace(*arguments).jaxpr)))
 
 
 def one_by_one(step: Step | StepChoice, arguments: Arguments, compiled: Callable[[Step], Program]) -> Program:

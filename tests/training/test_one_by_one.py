@@ -47,7 +47,7 @@ def batch(given: jax.Array, made: jax.Array) -> tuple[jax.Array]:
 
 @pytest.mark.parametrize(("loss", "slow"), [(convolved, True), (multiplied, False)])
 def test_gradients_of_convolutions_are_slow_in_loops(loss: Any, slow: bool) -> None:
-    step = many_steps(Alternating(loss), 5, batch)
+    step = jax.jit(many_steps(Alternating(loss), 5, batch))
     assert slow_in_loops(step, KERNEL, IMAGES, jnp.int32(0), jnp.int32(5)) == slow
     assert not slow_in_loops(jax.jit(loss), KERNEL, IMAGES[0])  # without a gradient
 
@@ -75,8 +75,23 @@ def test_a_call_of_no_steps_leaves_the_state_and_compiles_all_kinds() -> None:
     kernel = jnp.copy(KERNEL)
     state, _ = program(kernel, IMAGES, jnp.int32(0), jnp.int32(0))
     np.testing.assert_array_equal(state, KERNEL)
-    assert len(compiled) == 2
+    assert len(compiled) == 3, "the loop, which is not called, and two kinds"
     after, metrics = program(state, IMAGES, jnp.int32(0), jnp.int32(4))
-    assert len(compiled) == 2
+    assert len(compiled) == 3
     assert metrics["rate"].tolist() == pytest.approx([1e-2, 1e-3, 1e-3, 1e-2])
     assert not np.allclose(after, KERNEL)
+
+
+def test_what_is_asked_is_not_traced_again() -> None:
+    traces: list[int] = []
+
+    def counted(kernel: Any, images: Any, *others: Any) -> Any:
+        traces.append(1)
+        return descent(multiplied, 1e-2, kernel, images)
+
+    compiled: Any = partial(jax.jit, donate_argnums=0)
+    call = (IMAGES, jnp.int32(0), jnp.int32(2))
+    compiled(many_steps(counted, 5, batch))(jnp.copy(KERNEL), *call)
+    once = len(traces)
+    program_of_steps(counted, 5, batch, compiled)(jnp.copy(KERNEL), *call)
+    assert len(traces) == 2 * once
