@@ -132,8 +132,8 @@ def test_seeds_and_reproducibility(tmp_path: Path) -> None:
 
 ELSEWHERE = ("uniform", "soba", "spcl", "contrastive", "retrained_dds", "frozen", "replayed", "rho_loss", "svp", "mixing", "dds",
              "warm_soba", "rl_sampler", "uniform_pairs", "uniform_languages", "related", "tcs", "multilingual_dds",
-             "tcs_dds")  # fmt: skip
-"""Methods that other tests run, those of languages among the tests of translation."""
+             "tcs_dds", "token_selection")  # fmt: skip
+"""Methods that other tests run, those of languages among the tests of translation, that of tokens among those of text."""
 
 
 @pytest.mark.slow

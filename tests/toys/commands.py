@@ -20,6 +20,7 @@ RHYTHM = {"steps": 6, "batch-size": 4, "big-batch-size": 16, "log-every": 2, "ev
 DYING = """
 import os, signal, sys
 import pytest
+from tiny_pictures import shrink_towers
 from tiny_text import shrink
 from bilevel.cli import main
 from bilevel.study import run
@@ -33,6 +34,7 @@ def dying(state, mesh):
 
 run.trained = dying
 shrink(pytest.MonkeyPatch())
+shrink_towers(pytest.MonkeyPatch())
 main(sys.argv[2:])
 """
 
