@@ -26,6 +26,7 @@ from bilevel.devices import sharding
 from bilevel.study import Splits, registry
 from bilevel.study.context import Setting
 from bilevel.study.run import Run
+from bilevel.tasks.language_modeling import TextSplits
 
 ROWS = 1 << 15
 """Rows of the training set: more than any big batch."""
@@ -35,7 +36,8 @@ COLUMNS = {"method": "method", "flops": "operations of a step", "ratio": "over t
 def rows_of_text(length: int) -> Splits:
     """Empty rows as all sets."""
     rows = ArrayDataset({"tokens": np.zeros((ROWS, length), np.uint8), "length": np.full(ROWS, length, np.int32)})
-    return Splits(rows, rows, {"specific": rows}, {"specific": rows}, held_out=rows)
+    sets = {"specific": rows}
+    return TextSplits(train=rows, specific=rows, valid=sets, test=sets, held_out=rows, tokenizer=None, started={})
 
 
 def operations(setting: Setting, method: str) -> float:
