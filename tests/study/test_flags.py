@@ -137,7 +137,7 @@ def study_plain(value: Any) -> Any:
 def test_messages_name_flags_that_exist(path: str, names: None) -> None:
     """In the texts of the study layer and of its settings; {name} and {flag} stand for the name of a method."""
     known = all_flags() | {"--help", "--METHOD.NAME", "--data.held-out", "--data.generic-faults", "--hosts"}
-    known |= {"--data.source-language"}
+    known |= {"--data.source-language", "--data.generic-labels"}
     fields = {flag.rpartition(".")[2] for flag in known}
     root = Path(study.__file__).parent
     for file in [*sorted(root.rglob("*.py")), *(Path(str(module.__file__)) for module in (optimizers, settings))]:
@@ -180,7 +180,7 @@ def test_methods_by_name(tmp_path: Path) -> None:
     faults = dataclasses.replace(plain, known={"noisy": plain.known["noisy"]._replace(taught=True)})
     assert chosen("soba, uniform,soba", plain) == ["soba", "uniform"]
     everything = chosen("all", full)
-    assert set(METHODS) - set(everything) == {"frozen", "replayed"}
+    assert set(METHODS) - set(everything) == {"frozen", "replayed", "token_selection"}
     assert everything == chosen("all", None)
     missing = {"svp", "mentornet", "gradient_norm", "gradient_norm_is", "rl_sampler"}
     missing |= {"uniform_pairs", "uniform_languages", "related", "tcs", "multilingual_dds", "tcs_dds"}
@@ -244,7 +244,7 @@ def test_an_error_of_the_system_is_no_mistake_of_the_user(monkeypatch: pytest.Mo
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["compete"], "bilevel compete does not exist: choose from compare, diagnose, analyse, select."),
+        (["compete"], "bilevel compete does not exist: choose from compare, diagnose, analyse, select, export."),
         (["compare"], "bilevel compare needs a task: one of language_modeling"),
         (["compare", "--steps", "3"], "bilevel compare needs a task"),
         (["compare", "chess"], "There is no task chess: choose from language_modeling"),

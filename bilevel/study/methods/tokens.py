@@ -45,7 +45,9 @@ class TokenSelection:
 def _plan(s: TokenSelection, context: Context) -> Plan:
     model, reference = context.trained_model(), context.model(network=s.reference_network)
     if model.tokens is None or reference.tokens is None:
-        raise UserError("token_selection needs a task whose losses are of tokens (language_modeling): omit it.")
+        raise UserError(
+            "token_selection needs a task whose losses are of tokens, and those of this one are not: omit it."
+        )
     train = context.splits.train
 
     def rows() -> WithColumn:
