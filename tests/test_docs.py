@@ -71,7 +71,7 @@ def modules(page: Path) -> Iterator[str]:
 @cache
 def known_flags() -> frozenset[str]:
     """All flags of all commands, from their --help."""
-    every = "all,frozen,replayed"
+    every = "all,frozen,replayed,token_selection"
     asked = [["compare", task, "--compare", every] for task in TASKS] + [["compare", "my_task.py"]]
     asked += [["diagnose", TASKS[0]], *(["analyse", name, TASKS[0]] for name in cli.ANALYSES), ["select"], ["export"]]
     found: set[str] = set()

@@ -540,7 +540,12 @@ def test_rows_are_ranked_by_logits_of_batches_drawn_at_random(tmp_path: Path) ->
     class_of, count = label_of(splits.train), len(splits.train)
     assert count % 16, "the last batch is filled"
     context: Any = SimpleNamespace(
-        splits=splits, task=TASK, directory=tmp_path, mesh=None, weighting=Weighting(lambda key: {}, logits)
+        splits=splits,
+        task=TASK,
+        directory=tmp_path,
+        mesh=None,
+        weighting=Weighting(lambda key: {}, logits),
+        study=SimpleNamespace(weigh="rows"),
     )
     ids, found = logits_of_rows(logits, {}, splits.train, batch_size=16, most=1000)
     assert sorted(ids) == list(range(count))
