@@ -68,5 +68,7 @@ class LossFn(Protocol):
         ...
 
 
+TokenLosses: TypeAlias = Callable[[Params, ModelState, Batch, Array], tuple[Array, Array]]
+"""(θ, model state, batch, key) -> the nats of each token, float32 `[b, T]`, and whether it is predicted, bool `[b, T]`."""
 LogitFn: TypeAlias = Callable[[Params, Batch], Array]
 """The weighting network: `weighting(weight_params, batch) -> logits`, float32 `[b]`. It never sees θ."""

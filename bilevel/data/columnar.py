@@ -102,17 +102,10 @@ def _parquet_batches(path: Place, choose: Choose | None, at_once: int | None) ->
 
 def _rows_of_group(group: Any, names: list[str] | None) -> int:
     columns = [group.column(i) for i in range(group.num_columns)]
-    wanted = None if names is None else tuple(names)
-    within = None if wanted is None else tuple(f"{name}." for name in wanted)
-    size = sum(
-        column.total_uncompressed_size
-        for column in columns
-        if wanted is None
-        or within is None
-        or column.path_in_schema in wanted
-        or column.path_in_schema.startswith(within)
-    )
-    return _rows_at_once(group.num_rows, size)
+    if names is not None:
+        begins = tuple(f"{name}." for name in names)
+        columns = [column for column in columns if f"{column.path_in_schema}.".startswith(begins)]
+    return _rows_at_once(group.num_rows, sum(column.total_uncompressed_size for column in columns))
 
 
 def _rows_at_once(rows: int, size: int) -> int:

@@ -14,8 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from bilevel.devices.sharding import gather
-from bilevel.selection.tokens import TokenLosses
-from bilevel.types import Array, Batch, LossAux, LossFn, ModelState, Params, UserError
+from bilevel.types import Array, Batch, LossAux, LossFn, ModelState, Params, TokenLosses, UserError
 
 VOCABULARY = 256
 """Bytes. Byte 0, or token 0, stands before the first position, as in flax's own language model."""

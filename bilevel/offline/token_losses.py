@@ -11,8 +11,7 @@ from numpy.typing import NDArray
 
 from bilevel.data.loading.arrays import Dataset
 from bilevel.offline.irreducible import OnBatch, unwrapped
-from bilevel.selection.tokens import TokenLosses
-from bilevel.types import Array, Batch, ModelState, Params, UserError
+from bilevel.types import Array, Batch, ModelState, Params, TokenLosses, UserError
 
 NAME = "tokens.npy"
 

@@ -8,16 +8,11 @@ batch; here it is of each row, so that micro-batches and devices select what one
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TypeAlias
-
 import jax
 import jax.numpy as jnp
 
-from bilevel.types import Array, Batch, LossAux, LossFn, ModelState, Params, UserError
+from bilevel.types import Array, Batch, LossAux, LossFn, ModelState, Params, TokenLosses, UserError
 
-TokenLosses: TypeAlias = Callable[[Params, ModelState, Batch, Array], tuple[Array, Array]]
-"""(θ, model state, batch, key) -> the nats of each token, float32 `[b, T]`, and whether it is predicted, bool `[b, T]`."""
 REFERENCE = "reference"
 """Name, in a batch, of the reference model's nats of each token, floating-point `[b, T]`."""
 

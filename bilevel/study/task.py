@@ -18,13 +18,12 @@ from numpy.typing import NDArray
 from bilevel.data import Dataset, Pack, PairsByTarget
 from bilevel.selection.known import Known as Known
 from bilevel.selection.scorers import Scorer
-from bilevel.selection.tokens import TokenLosses
 from bilevel.study.report import Picture as Picture
 from bilevel.study.report import Text as Text
 from bilevel.training.evaluation import Evaluate as Evaluate
 from bilevel.training.evaluation import evaluator as evaluator
 from bilevel.training.evaluation import mean_evaluator as mean_evaluator
-from bilevel.types import Array, LogitFn, LossFn, ModelState, Params, UserError
+from bilevel.types import Array, LogitFn, LossFn, ModelState, Params, TokenLosses, UserError
 
 ParamFilter: TypeAlias = Callable[[str], bool]
 """Path of a parameter ("block_1/mlp/kernel") -> whether it is meant."""

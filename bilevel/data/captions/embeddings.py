@@ -234,9 +234,8 @@ def _fit(folder: Path, captions: Sequence[str], counts: NDArray[np.int64], dimen
         )
     words = list(vectorizer.get_feature_names_out())
     weighed = _vectorizer(vocabulary=words)
-    weighed.idf_ = (
-        np.log((1 + counts.sum()) / (1 + counts @ (matrix > 0))) + 1
-    )  # scikit-learn's, with each image counted
+    # As scikit-learn has it, with each image counted.
+    weighed.idf_ = np.log((1 + counts.sum()) / (1 + counts @ (matrix > 0))) + 1
     # A row that stands n times counts as one times √n does.
     matrix = weighed.transform(captions).multiply(np.sqrt(counts)[:, None]).tocsr()
     # One thread: sums in another order give other vectors, and on busy processors several threads took seven times as long.

@@ -7,18 +7,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bilevel import methods
-from bilevel.data import WithColumn, digest
+from bilevel.data import Dataset, WithColumn, digest
 from bilevel.data.cache import cached_folder
 from bilevel.devices import sharding
 from bilevel.devices.processes import of_first
 from bilevel.offline.irreducible import ScoringClock, unwrapped
-from bilevel.offline.token_losses import open_token_losses, write_token_losses
+from bilevel.offline.token_losses import NAME, open_token_losses, write_token_losses
 from bilevel.selection.tokens import REFERENCE, token_selection
 from bilevel.study.context import Context
 from bilevel.study.known_rows import fitted
 from bilevel.study.spec import RATE, Plan, Spec, Start, plan_over
 from bilevel.study.task import Model
-from bilevel.training.fit import FITTED, best_of
+from bilevel.training.fit import FITTED, Fit, best_of
 from bilevel.training.random_search import Among
 from bilevel.training.run_dir import read_json, write_json
 from bilevel.training.settings import Count, Share, plain
@@ -69,23 +69,27 @@ def _scored(s: TokenSelection, context: Context, model: Model) -> tuple[Path, fl
     fit = fitted(context, model, s.reference_network, rows, s.reference_steps, s.reference_seed)
     settings = plain({**fit.settings, "scored": train.content_hash})
     folder = context.config.prepared / f"tokens-{digest([json.dumps(settings, sort_keys=True)])[:12]}"
+    table = folder / "table"
+    if not of_first((table / NAME).exists):
+        _score(fit, model, train, folder / "model", table)
+    return table, sum(of_first(lambda: read_json(table / _SECONDS)).values())
+
+
+def _score(fit: Fit, model: Model, train: Dataset, fitted_in: Path, table: Path) -> None:
+    """Train the reference model, which all processes do together, and write its losses, which each does for itself."""
+    best, clock = best_of(fit, fitted_in), ScoringClock()
+    training = of_first(lambda: read_json(fitted_in / FITTED)["seconds"])
+    params, model_state = sharding.local((best.params, best.model_state))
+    assert model.tokens is not None
+    tokens = model.tokens(False)
 
     def write(place: Path) -> None:
-        best, clock = best_of(fit, folder / "model"), ScoringClock()
-        params, model_state = sharding.local((best.params, best.model_state))
-        assert model.tokens is not None
-        write_token_losses(
-            place, model.tokens(False), params, model_state, train, batch_size=_SCORED_AT_ONCE, on_batch=clock
-        )
-        training = of_first(lambda: read_json(folder / "model" / FITTED)["seconds"])
+        write_token_losses(place, tokens, params, model_state, train, batch_size=_SCORED_AT_ONCE, on_batch=clock)
         write_json(place / _SECONDS, {"training": training, "scoring": clock.seconds})
 
-    table = cached_folder(
-        folder / "table", lambda place: (open_token_losses(place, len(unwrapped(train)[0])), place)[1], write,
-        work="Writing the reference model's losses of tokens",
-    )  # fmt: skip
-    seconds = of_first(lambda: read_json(table / _SECONDS))
-    return table, sum(seconds.values())
+    rows = len(unwrapped(train)[0])
+    work = "Writing the reference model's losses of tokens"
+    cached_folder(table, lambda place: open_token_losses(place, rows), write, work=work)
 
 
 SPECS: dict[str, Spec] = {
