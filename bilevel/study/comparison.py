@@ -74,7 +74,8 @@ def columns_of(task: Task, rows: Sequence[Mapping[str, Any]]) -> dict[str, Colum
 def table(rows: Sequence[Row], task: Task, more: Mapping[str, Column] = MappingProxyType({})) -> str:
     """Return a Markdown table: one line a method, mean ± standard deviation over seeds; `more` are columns besides."""
     flat = [flatten(row) for row in rows]
-    units = "; ".join(f"{m.title} in {m.unit}" for m in task.measures if m.unit)
+    shown = [m for m in task.measures if m.unit and any(f"test_{m.name}" in row for row in flat)]
+    units = "; ".join(f"{m.title} in {m.unit}" for m in shown)
     note = f"{units[:1].upper()}{units[1:]}; seconds of training." if units else "Seconds of training."
     return f"{by_method(flat, {**columns_of(task, flat), **more})}\n\n{note}"
 
