@@ -27,6 +27,8 @@ FENCE = re.compile(
 )
 FLAG = re.compile(r"(?<![\w-])--[a-z][a-z0-9.-]*[a-z0-9]")
 TASKS = tuple(cli.TASKS)
+SLOW = ("docs/own_pipeline.md", "docs/pairs.md")
+"""Pages whose Python blocks take some ten seconds."""
 
 
 class Block(NamedTuple):
@@ -103,7 +105,12 @@ def given(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
 
 
 @pytest.mark.parametrize(
-    "name", [n for n, page in zip(NAMES, PAGES, strict=True) if any(b.language == "python" for b in blocks(page))]
+    "name",
+    [
+        pytest.param(n, marks=[pytest.mark.slow] if n in SLOW else [])
+        for n, page in zip(NAMES, PAGES, strict=True)
+        if any(b.language == "python" for b in blocks(page))
+    ],
 )
 def test_python_blocks_run(name: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     names: dict[str, Any] = {}

@@ -162,6 +162,7 @@ def cross_scored(
     settings: Settings,
     seed: int = 0,
     read: ReadFn = _losses,
+    on_batch: OnBatch | None = None,
 ) -> LossTable:
     """Score each half of the rows by the model trained on the other half.
 
@@ -175,17 +176,21 @@ def cross_scored(
       settings: see there; the seed is added as `half_seed`.
       seed: that of the halves.
       read: see there.
+      on_batch: see there; the rows of both halves count.
 
     Reference: RHO-LOSS, section 5.3 ("do not require any holdout data").
     """
     size = len(unwrapped(dataset)[0])
-    tables = [
-        score_rows(
-            loss, *models[1 - which], half(dataset, which, seed), batch_size=batch_size, num_examples=size,
-            settings={**settings, "half_seed": seed}, read=read,
-        )
-        for which in (0, 1)
-    ]  # fmt: skip
+    parts = [half(dataset, which, seed) for which in (0, 1)]
+    tables = []
+    for which, before in ((0, 0), (1, len(parts[0]))):
+        told = None if on_batch is None else lambda done, _, before=before: on_batch(before + done, len(dataset))
+        tables.append(
+            score_rows(
+                loss, *models[1 - which], parts[which], batch_size=batch_size, num_examples=size,
+                settings={**settings, "half_seed": seed}, read=read, on_batch=told,
+            )
+        )  # fmt: skip
     return combine(*tables)
 
 

@@ -5,18 +5,19 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeAlias
 
 from bilevel.data import Dataset, RowView, digest, given_by
 from bilevel.devices import sharding
 from bilevel.devices.processes import of_first
-from bilevel.offline.irreducible import cross_scored, half, score_rows
+from bilevel.offline.irreducible import ScoringClock, cross_scored, half, score_rows
 from bilevel.offline.loss_table import LossTable, highest
 from bilevel.selection.scoring import entropies
 from bilevel.study.context import Context
 from bilevel.study.fitting import fit_of
 from bilevel.study.task import Model
-from bilevel.training.fit import Fit, best_of
+from bilevel.training.fit import FITTED, Fit, best_of
+from bilevel.training.run_dir import read_json, write_json
 from bilevel.training.settings import plain
 from bilevel.types import ModelState, Params, UserError
 
@@ -24,6 +25,19 @@ TABLE = "table.safetensors"
 _NUMBER = "number"
 """Setting of tables that hold no losses: what they hold."""
 _BATCH = 512
+SECONDS = "seconds.json"
+"""Beside a table: the seconds of the updates of the models that it is from, and of their scoring the rows, as estimated."""
+
+
+_Fitted: TypeAlias = tuple[Params, ModelState]
+
+
+class Known(NamedTuple):
+    """Numbers of rows, and what they cost."""
+
+    table: LossTable
+    seconds: float
+    """Of training and scoring; 0 for a table without SECONDS beside it."""
 
 
 def fitted(context: Context, model: Model, network: str | None, rows: Dataset, steps: int, seed: int) -> Fit:
@@ -36,28 +50,33 @@ def fitted(context: Context, model: Model, network: str | None, rows: Dataset, s
     )  # fmt: skip
 
 
-def irreducible_losses(context: Context, s: Any) -> LossTable:
+def trained_seconds(folder: Path) -> float:
+    """Return the seconds of the updates of a model that was fitted in a folder."""
+    return of_first(lambda: read_json(folder / FITTED)["seconds"])
+
+
+def irreducible_losses(context: Context, s: Any) -> Known:
     """Return the irreducible losses of the training rows: from the file given, an earlier start, or learned now.
 
     Reference: RHO-LOSS, algorithm 1, lines 1 to 4; for `halves`, section 5.3.
     """
     train, seed = context.splits.train, s.held_out_seed
     if s.table is not None:
-        return given_losses(context, s)
+        return Known(given_losses(context, s), _seconds(s.table.parent))
     rows = [half(train, i, seed) for i in (0, 1)] if s.halves else [context.splits.held_out]
     model, about = context.model(network=s.held_out_network), (s.held_out_steps, seed)
     fits = [fitted(context, model, s.held_out_network, part, *about) for part in rows if part is not None]
     settings = {**fits[0].settings, **({"halves": True, "half_seed": seed} if s.halves else {})}
     loss = model.evaluation
 
-    def compute(folder: Path) -> LossTable:
+    def compute(models: list[_Fitted]) -> tuple[LossTable, float]:
+        clock = ScoringClock()
+        given: dict[str, Any] = {"batch_size": _BATCH, "settings": settings, "on_batch": clock}
         if not s.halves:
-            found = _trained(fits[0], folder / "model")
-            return score_rows(loss, *found, train, batch_size=_BATCH, settings=settings)
-        one, two = (_trained(fit, folder / f"half{i}") for i, fit in enumerate(fits))
-        return cross_scored(loss, (one, two), train, batch_size=_BATCH, settings=settings, seed=seed)
+            return score_rows(loss, *models[0], train, **given), clock.seconds
+        return cross_scored(loss, (models[0], models[1]), train, seed=seed, **given), clock.seconds
 
-    return _kept(context, "irreducible", settings, compute)
+    return _kept(context, "irreducible", settings, fits, compute)
 
 
 def check_irreducible(context: Context, s: Any) -> dict[str, str]:
@@ -88,8 +107,10 @@ def given_losses(context: Context, s: Any) -> LossTable:
     return table
 
 
-def uncertain_rows(context: Context, s: Any) -> RowView:
+def uncertain_rows(context: Context, s: Any) -> tuple[RowView, float]:
     """Return the training rows that a proxy, trained on all of them, is least sure of: the largest entropies.
+
+    And the seconds of its training and scoring.
 
     Reference: Coleman et al., "Selection via proxy", ICLR 2020, section 3 (maximum entropy); the baseline SVP of RHO-LOSS.
     """
@@ -97,27 +118,37 @@ def uncertain_rows(context: Context, s: Any) -> RowView:
     fit = fitted(context, model, s.network, train, s.steps, s.seed)
     settings = {**fit.settings, _NUMBER: "entropy"}
 
-    def compute(folder: Path) -> LossTable:
+    def compute(models: list[_Fitted]) -> tuple[LossTable, float]:
         assert model.scoring is not None
-        return score_rows(
-            model.scoring("running"), *_trained(fit, folder / "model"), train, batch_size=_BATCH, settings=settings,
-            read=lambda losses, metrics, batch: entropies(metrics["logits"]),
+        clock = ScoringClock()
+        table = score_rows(
+            model.scoring("running"), *models[0], train, batch_size=_BATCH, settings=settings,
+            read=lambda losses, metrics, batch: entropies(metrics["logits"]), on_batch=clock,
         )  # fmt: skip
+        return table, clock.seconds
 
-    table = _kept(context, "svp", settings, compute)
+    table, seconds = _kept(context, "svp", settings, [fit], compute)
     count = max(context.study.batch_size, round(s.fraction * len(train)))
-    return RowView(train, highest(table, min(count, len(train))))
+    return RowView(train, highest(table, min(count, len(train)))), seconds
 
 
-def _trained(fit: Fit, folder: Path) -> tuple[Params, ModelState]:
-    best = best_of(fit, folder)
-    return sharding.local((best.params, best.model_state))
-
-
-def _kept(context: Context, name: str, settings: dict[str, Any], compute: Callable[[Path], LossTable]) -> LossTable:
-    """The table in a folder that is named after its settings, made now if there is none."""
+def _kept(
+    context: Context, name: str, settings: dict[str, Any], fits: list[Fit],
+    compute: Callable[[list[_Fitted]], tuple[LossTable, float]],
+) -> Known:  # fmt: skip
+    """The table in a folder that is named after its settings, made now if there is none; `compute` also counts its seconds."""
     settings = plain(settings)
     folder = context.config.prepared / f"{name}-{digest([json.dumps(settings, sort_keys=True)])[:12]}"
     if not of_first((folder / TABLE).exists):
-        compute(folder).save(folder / TABLE)
-    return LossTable.load(folder / TABLE, content_hash=context.splits.train.content_hash, settings=settings)
+        places = [folder / ("model" if len(fits) == 1 else f"half{i}") for i in range(len(fits))]
+        best = [best_of(fit, place) for fit, place in zip(fits, places, strict=True)]
+        table, scoring = compute([sharding.local((b.params, b.model_state)) for b in best])
+        write_json(folder / SECONDS, {"training": sum(map(trained_seconds, places)), "scoring": scoring})
+        table.save(folder / TABLE)
+    table = LossTable.load(folder / TABLE, content_hash=context.splits.train.content_hash, settings=settings)
+    return Known(table, _seconds(folder))
+
+
+def _seconds(folder: Path) -> float:
+    file = folder / SECONDS
+    return of_first(lambda: sum(read_json(file).values()) if file.exists() else 0.0)

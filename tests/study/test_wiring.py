@@ -127,7 +127,14 @@ def test_irreducible_losses_are_computed_once(tmp_path: Path, capsys: pytest.Cap
     shutil.copy(table, moved)
     call(tmp_path / "again", "rho_loss", *steps, "--rho-loss.table", table)
     assert tables(tmp_path / "again") == []
-    assert result(tmp_path / "again", "rho_loss")["test_loss"] == result(tmp_path / "run", "rho_loss")["test_loss"]
+    first, other = result(tmp_path / "run", "rho_loss"), result(tmp_path / "again", "rho_loss")
+    assert other["test_loss"] == first["test_loss"]
+    counted = json.loads((table.parent / known_rows.SECONDS).read_text())
+    assert counted["training"] > 0 <= counted["scoring"], "the first batch of scoring is not counted"
+    for row in (first, other, result(tmp_path / "run", "irreducible_loss", seed=1)):
+        assert row["preparation_seconds"] == pytest.approx(sum(counted.values())), (
+            "a table is no cheaper where it is used again"
+        )
     call(tmp_path / "again", "rho_loss", *steps, "--rho-loss.table", moved)  # the same table elsewhere
     known = LossTable.load(moved, content_hash=setting_of(tmp_path).splits.train.content_hash, settings=None)
     LossTable(-known.losses, known.content_hash, known.settings).save(moved)
@@ -172,7 +179,7 @@ def test_each_half_is_scored_by_the_model_of_the_other(tmp_path: Path, monkeypat
 
     monkeypatch.setattr(known_rows.Fit, "__call__", fit)
     context = setting.context("rho_loss", 0)
-    losses = known_rows.irreducible_losses(context, setting.config.methods["rho_loss"]).losses
+    losses = known_rows.irreducible_losses(context, setting.config.methods["rho_loss"]).table.losses
     (first, one), (second, two) = fitted
     assert sorted([*first, *second]) == list(range(240))
     everything = setting.splits.train.rows(np.arange(240))

@@ -142,7 +142,11 @@ def _contrastive(s: Contrastive, context: Context) -> Plan:
 
 def _svp(s: Svp, context: Context) -> Plan:
     context.model(network=s.network)
-    return _uniform(s, context, rows=lambda: uncertain_rows(context, s))
+
+    def start(state: Any) -> Start:
+        return Start({}, {"preparation_seconds": uncertain_rows(context, s)[1]})
+
+    return _uniform(s, context, rows=lambda: uncertain_rows(context, s)[0], start=start)
 
 
 def _picked(s: Picking, context: Context, start: Callable[[Any], Start], **fields: Any) -> Plan:

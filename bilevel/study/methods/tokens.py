@@ -15,17 +15,16 @@ from bilevel.offline.irreducible import ScoringClock, unwrapped
 from bilevel.offline.token_losses import NAME, open_token_losses, write_token_losses
 from bilevel.selection.tokens import REFERENCE, token_selection
 from bilevel.study.context import Context
-from bilevel.study.known_rows import fitted
+from bilevel.study.known_rows import SECONDS, fitted, trained_seconds
 from bilevel.study.spec import RATE, Plan, Spec, Start, plan_over
 from bilevel.study.task import Model
-from bilevel.training.fit import FITTED, Fit, best_of
+from bilevel.training.fit import Fit, best_of
 from bilevel.training.random_search import Among
 from bilevel.training.run_dir import read_json, write_json
 from bilevel.training.settings import Count, Share, plain
 from bilevel.types import UserError
 
 _SCORED_AT_ONCE = 256
-_SECONDS = "seconds.json"
 
 
 @dataclass(frozen=True)
@@ -72,20 +71,20 @@ def _scored(s: TokenSelection, context: Context, model: Model) -> tuple[Path, fl
     table = folder / "table"
     if not of_first((table / NAME).exists):
         _score(fit, model, train, folder / "model", table)
-    return table, sum(of_first(lambda: read_json(table / _SECONDS)).values())
+    return table, sum(of_first(lambda: read_json(table / SECONDS)).values())
 
 
 def _score(fit: Fit, model: Model, train: Dataset, fitted_in: Path, table: Path) -> None:
     """Train the reference model, which all processes do together, and write its losses, which each does for itself."""
     best, clock = best_of(fit, fitted_in), ScoringClock()
-    training = of_first(lambda: read_json(fitted_in / FITTED)["seconds"])
+    training = trained_seconds(fitted_in)
     params, model_state = sharding.local((best.params, best.model_state))
     assert model.tokens is not None
     tokens = model.tokens(False)
 
     def write(place: Path) -> None:
         write_token_losses(place, tokens, params, model_state, train, batch_size=_SCORED_AT_ONCE, on_batch=clock)
-        write_json(place / _SECONDS, {"training": training, "scoring": clock.seconds})
+        write_json(place / SECONDS, {"training": training, "scoring": clock.seconds})
 
     rows = len(unwrapped(train)[0])
     work = "Writing the reference model's losses of tokens"
