@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import importlib
-import importlib.util
 import io
 import os
 import sys
@@ -13,15 +12,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from bilevel.tasks import TASKS, load_task
 from bilevel.types import UserError
 
-TASKS = {
-    "language_modeling": "bilevel.tasks.language_modeling:TASK",
-    "image_classification": "bilevel.tasks.classification:TASK",
-    "tabular": "bilevel.tasks.classification:TABULAR",
-    "translation": "bilevel.tasks.translation:TASK",
-    "image_text": "bilevel.tasks.image_text:TASK",
-}
 ANALYSES = ("curriculum", "filters", "acceleration", "transfer", "multi_task")
 USAGE = f"""usage: bilevel COMMAND …
 
@@ -101,33 +94,6 @@ def parse(arguments: Sequence[str]) -> Command:
     return parsers[name](rest)
 
 
-def load_task(name: str) -> Any:
-    """Return a task by its name, or from a user's file.
-
-    Raises:
-      UserError: there is none.
-    """
-    from bilevel.study.task import check_task
-
-    if name in TASKS:
-        module, _, attribute = TASKS[name].partition(":")
-        return getattr(importlib.import_module(module), attribute)
-    path = Path(name)
-    if path.suffix != ".py":
-        raise UserError(f"There is no task {name}: choose from {', '.join(TASKS)}, or give a file my_task.py.")
-    if not path.is_file():
-        raise UserError(f"The file {path} does not exist: check the path of the task.")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    if not hasattr(module, "TASK"):
-        raise UserError(f"{path} defines no TASK: end it with TASK = MyTask().")
-    return check_task(module.TASK, str(path))
-
-
 def _compare(arguments: Sequence[str]) -> Command:
     from bilevel.study.flags import parse as flags
     from bilevel.study.suite import compare
@@ -166,7 +132,15 @@ def _select(arguments: Sequence[str]) -> Command:
     _check_installed("pyarrow", "The selection")
     from bilevel.tools import select
 
-    return Command(*select.command(arguments, "bilevel select", load_task))
+    return Command(*select.command(arguments, "bilevel select", load_task, _open_executor))
+
+
+def _open_executor(config: Any) -> Any:
+    """Return what runs the phases of a selection by the executor of its flags."""
+    _check_installed("datatrove", f"--executor {config.executor}", "datatrove")
+    from bilevel.integrations import executors
+
+    return executors.open_executor(config)
 
 
 def _export(arguments: Sequence[str]) -> Command:
@@ -183,11 +157,11 @@ def _task(arguments: Sequence[str], command: str) -> tuple[Any, Sequence[str]]:
     return load_task(arguments[0]), arguments[1:]
 
 
-def _check_installed(package: str, what: str) -> None:
+def _check_installed(package: str, what: str, extra: str = "experiments") -> None:
     try:
         importlib.import_module(package)
     except ImportError as error:
-        raise UserError(f"{what} needs {package}: pip install 'bilevel[experiments]'.") from error
+        raise UserError(f"{what} needs {package}: pip install 'bilevel[{extra}]'.") from error
 
 
 def _join(hosts: Any) -> None:

@@ -49,7 +49,6 @@ def prepare_run_dir(
     *,
     may_change: Collection[str] = (),
     flag: str = "--run-dir",
-    patience: float = 0.0,
 ) -> Path:
     """Create the directory of a run and write its settings to `config.yaml`, or compare them with it.
 
@@ -63,7 +62,6 @@ def prepare_run_dir(
         may_change: dotted names of settings that may differ when the run continues (the number of steps, how
             often to log); a name also covers everything below it.
         flag: that gave the path, for messages.
-        patience: seconds to wait for other processes that do the same.
 
     Returns:
         `path` as a `Path`.
@@ -79,7 +77,7 @@ def prepare_run_dir(
     if jax.process_index() != 0:
         return path
     settings = json.loads(json.dumps(config, default=str))
-    with hold_run_dir(path, flag, patience):
+    with hold_run_dir(path, flag):
         if (path / CONFIG_NAME).exists() and anything_saved(path):
             _check_same(path, read_settings(path), settings, may_change, flag)
         text = yaml.safe_dump({_FORMAT_KEY: FORMAT, **settings}, sort_keys=False, allow_unicode=True)
@@ -110,13 +108,12 @@ def read_settings(path: Path) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def hold_run_dir(path: Path, flag: str = "--run-dir", patience: float = 0.0) -> Iterator[None]:
+def hold_run_dir(path: Path, flag: str = "--run-dir") -> Iterator[None]:
     """Hold the lock of a run directory (created if needed); it is released however the process dies.
 
     Args:
         path: the directory.
         flag: that gave it, for messages.
-        patience: seconds to wait for another process.
 
     Raises:
         UserError: another process holds it, or the directory cannot be written, or has a path that checkpoints cannot have.
@@ -124,7 +121,7 @@ def hold_run_dir(path: Path, flag: str = "--run-dir", patience: float = 0.0) -> 
     check_path(path, flag)
     # Not FileLock: without fcntl it is a lock that a killed process leaves.
     kind = WindowsFileLock if sys.platform == "win32" else UnixFileLock
-    lock = kind(path / _LOCK_NAME, timeout=patience, fallback_to_soft=False)
+    lock = kind(path / _LOCK_NAME, timeout=0.0, fallback_to_soft=False)
     try:
         path.mkdir(parents=True, exist_ok=True)
         (path / _LOCK_NAME).touch()

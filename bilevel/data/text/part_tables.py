@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from bilevel.data.text.parts import Part
-from bilevel.files import appearing, remove_abandoned
+from bilevel.files import appearing
 from bilevel.types import UserError
 
 _NOTE = b"bilevel"
@@ -23,17 +23,16 @@ class PartTables:
     """The tables of a corpus, in a folder that several processes may share.
 
     Args:
-        folder: where they are, or will be; it must exist.
+        folder: where they are, or will be.
         schema: of each table.
     """
 
     def __init__(self, folder: Path, schema: pa.Schema):
-        self._folder, self.schema = folder, schema
-        remove_abandoned(folder)
+        self.folder, self.schema = folder, schema
 
     def file(self, part: Part) -> Path:
         """Where the table of a part is, or will be."""
-        return self._folder / f"{part.stem}.parquet"
+        return self.folder / f"{part.stem}.parquet"
 
     def noted(self, part: Part) -> dict[str, Any] | None:
         """Return the state and the content that a part had when its table was made; None without one, or with a damaged one."""
@@ -42,16 +41,15 @@ class PartTables:
         except (OSError, ValueError, KeyError, TypeError, pa.ArrowException):
             return None
 
-    def found(self, part: Part, exact: bool = True) -> bool:
+    def found(self, part: Part) -> bool:
         """Whether the table of a part is there, and of the text that it has now.
 
-        If its files have other times than those noted, they are read to see whether they are the same. Without `exact`, sizes
-        decide: for parts that other processes work on, which may lie on a machine of their own.
+        If its files have other times than those noted, they are read to see whether they are the same.
         """
         before, now = self.noted(part), part.state()
         if before is None or before["sizes"] != now["sizes"]:
             return False
-        return not exact or before["times"] == now["times"] or before["content"] == part.content()
+        return before["times"] == now["times"] or before["content"] == part.content()
 
     @contextlib.contextmanager
     def writing(self, part: Part) -> Iterator[pq.ParquetWriter]:

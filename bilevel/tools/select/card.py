@@ -20,7 +20,7 @@ from bilevel.types import UserError
 
 CARD = "README.md"
 _LICENCE = re.compile(r"(LICEN[SC]E|COPYING)(\.(txt|md))?", re.IGNORECASE)
-_NOT_SHOWN = ("output", "scores", "shard", "shards", "wait", "progress", "batch_size")
+_NOT_SHOWN = ("output", "scores", "executor", "tasks", "workers", "slurm", "progress", "batch_size")
 """Flags that decide nothing about the weights, or where they are written."""
 
 

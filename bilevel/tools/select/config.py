@@ -8,13 +8,33 @@ from typing import Literal
 
 from pydantic import NonNegativeInt, PositiveFloat
 
+from bilevel.offline.choice import KEEP, Rule
 from bilevel.study.weights import At
-from bilevel.training.settings import Count, Quantile, Share, check_bounds, flag_of
+from bilevel.training.settings import Count, Quantile, Share, check_bounds, flag_of, part_of
 from bilevel.types import UserError
 
 Format = Literal["parquet", "documents", "weights", "attributes"]
-KEEP = ("keep_fraction", "keep_count", "keep_quantile")
-"""Flags of which one says how many documents are kept."""
+Executor = Literal["local", "slurm", "ray"]
+
+
+@dataclass(frozen=True)
+class Slurm:
+    """What the jobs of --executor slurm ask for."""
+
+    partition: str | None = None
+    """Partition; Slurm needs one."""
+    time: str = "24:00:00"
+    """Longest time of a task, as hours:minutes:seconds."""
+    cpus_per_task: Count = 1
+    """Processors of a task."""
+    memory: Count = 4
+    """GB of memory for each processor."""
+    qos: str | None = None
+    """Quality of service (default: that of the cluster)."""
+    account: str | None = None
+    """Account that is charged (default: that of the user)."""
+    setup: str | None = None
+    """Shell command that makes bilevel available to a job, such as "source venv/bin/activate"."""
 
 
 @dataclass(frozen=True)
@@ -25,8 +45,8 @@ class Config:
     document is the mean of the network's logits over the rows that the run's task cuts it into, weighted by their bytes; blank
     documents are not scored and never kept.
 
-    The same command continues a selection that was stopped or killed. Several processes share the work: start the same
-    command once for each, with --shards N and --shard 0 … N-1.
+    The same command continues a selection that was stopped or killed. One process does all, or many do with --executor, which
+    needs the extra [datatrove].
     """
 
     weights: Path
@@ -76,12 +96,17 @@ class Config:
     """Where scores are kept (default: OUTPUT/scores). Give those of an earlier selection to choose again without scoring."""
     batch_size: Count = 1024
     """Rows scored in one program call."""
-    shard: int = 0
-    """Number of this process, from 0: it takes every SHARDS-th file."""
-    shards: Count = 1
-    """Number of processes that share the work."""
-    wait: float = 0.0
-    """Seconds to wait for the scores of other shards; without them the same command has to be given again later."""
+    executor: Executor | None = None
+    """Share the work among processes of this machine, jobs of Slurm or tasks of Ray (the cluster of RAY_ADDRESS), by datatrove;
+    the files that are written are the same. All must see --weights, --corpus and --output under the same paths."""
+    tasks: Count | None = None
+    """With --executor: number of tasks, of which each takes every TASKS-th file (default: as --workers, or one for each file, at
+    most 1000)."""
+    workers: Count | None = None
+    """With --executor: most tasks that run at the same time (default: with local, the processors of this machine; else
+    no limit)."""
+    slurm: Slurm = Slurm()
+    """What the jobs of --executor slurm ask for."""
     progress: bool = True
     """Show the progress."""
 
@@ -102,7 +127,17 @@ class Config:
                 f"--id-field is for --format parquet and attributes; --format {self.format} keeps all fields: leave --id-field "
                 "out."
             )
-        if not 0 <= self.shard < self.shards:
+        given = [flag_of(name) for name in ("tasks", "workers") if getattr(self, name) is not None]
+        if given and self.executor is None:
+            raise UserError(f"{given[0]} is for --executor: give local, slurm or ray, or leave {given[0]} out.")
+        if (self.executor == "slurm") != (self.slurm != Slurm()):
             raise UserError(
-                f"--shard {self.shard} --shards {self.shards}: number the processes from 0 to one less than --shards."
+                "--slurm.… is for --executor slurm: give both."
+                if self.executor != "slurm"
+                else "--executor slurm needs --slurm.partition: give the name of one (sinfo lists them)."
             )
+
+    @property
+    def choice(self) -> Rule:
+        """How documents are chosen by their scores."""
+        return part_of(Rule, self)

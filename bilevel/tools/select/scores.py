@@ -11,6 +11,7 @@ import pyarrow as pa
 from bilevel.data import digest
 from bilevel.data.text.part_tables import PartTables
 from bilevel.data.text.parts import Part
+from bilevel.files import remove_abandoned
 from bilevel.offline.documents import score_documents
 from bilevel.tools.select.config import Config
 from bilevel.tools.select.network import Network
@@ -19,8 +20,6 @@ from bilevel.training.progress import Progress
 from bilevel.types import UserError
 
 SCHEMA = pa.schema([("document", pa.int64()), ("bytes", pa.int64()), ("score", pa.float32())])
-PATIENCE = 60.0
-"""Seconds to wait for other shards that begin at the same time."""
 
 
 class ScoreFiles(PartTables):
@@ -32,9 +31,14 @@ class ScoreFiles(PartTables):
             "network": network.settings, "field": config.field, "documents": config.documents,
             "files": {"count": len(names), "names": digest(names)},
         }  # fmt: skip
-        self._config, self._network, flag = config, network, "--scores" if config.scores else "--output"
-        folder = config.scores or config.output / "scores"
-        super().__init__(prepare_run_dir(folder, self.settings, flag=flag, patience=PATIENCE), SCHEMA)
+        self._config, self._network = config, network
+        super().__init__(config.scores or config.output / "scores", SCHEMA)
+
+    def prepare(self) -> None:
+        """Begin or continue the folder; a `UserError` says that it holds the scores of another network or corpus."""
+        flag = "--scores" if self._config.scores else "--output"
+        prepare_run_dir(self.folder, self.settings, flag=flag)
+        remove_abandoned(self.folder)
 
     def score(self, part: Part, progress: Progress) -> None:
         """Score a part and write its table; a `UserError` says that the network gives no number."""

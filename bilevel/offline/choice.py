@@ -1,0 +1,160 @@
+"""Which documents of a corpus are kept, and what their scores mean there: quantiles and weights."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bilevel.files import appearing
+from bilevel.offline.documents import drawn_ranks, highest_documents
+from bilevel.types import UserError
+
+KEEP = ("keep_fraction", "keep_count", "keep_quantile")
+"""Fields of which one says how many documents are kept."""
+_SCORES, _FOUND = "scores.npy", "choice.json"
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How documents are chosen by their scores; without one of the first three fields, all are kept."""
+
+    keep_fraction: float | None = None
+    """Share of the documents, rounded to a whole number of at least 1."""
+    keep_count: int | None = None
+    """Number of documents."""
+    keep_quantile: float | None = None
+    """Least quantile: the share of the documents of the corpus with a lower score."""
+    rule: Literal["top", "gumbel"] = "top"
+    """Those with the highest scores; or a draw without replacement, in proportion to exp(score / temperature)."""
+    temperature: float = 1.0
+    seed: int = 0
+    """Decides the draw, together with the positions of a document's part and of the document in it."""
+
+    def ranks(self, scores: NDArray[np.float32], part: int) -> NDArray[np.float32]:
+        """Return what the threshold is of, float32 `[n]`: the scores of a part, or these with noise (`drawn_ranks`)."""
+        return drawn_ranks(scores, self.temperature, (self.seed, part)) if self.rule == "gumbel" else scores
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A rule applied to all scores of a corpus: what is needed to judge each part by itself."""
+
+    rule: Rule
+    scores: NDArray[np.float32]
+    """float32 `[n]`: of all documents, in order."""
+    threshold: float
+    """The lowest kept rank."""
+    ties: tuple[int, ...]
+    """How many documents of each part are kept of those whose rank is the threshold: its first ones."""
+    documents: tuple[int, ...]
+    """How many scored documents each part has."""
+    kept: tuple[int, ...]
+    """How many documents of each part are kept."""
+    highest: float
+    """Of the kept scores."""
+    mean: float
+    """Of exp((score − highest) / temperature) over the kept documents."""
+    effective_sample_size: float
+    """Of the weights of the kept documents."""
+
+    def kept_of(self, scores: NDArray[np.float32], part: int) -> NDArray[np.bool_]:
+        """Return which documents of a part are kept, bool `[n]`, given its scores, float32 `[n]`."""
+        ranks = self.rule.ranks(scores, part)
+        kept = ranks > self.threshold
+        kept[np.flatnonzero(ranks == self.threshold)[: self.ties[part]]] = True
+        return kept
+
+    def quantiles(self, scores: NDArray[np.float32]) -> NDArray[np.float64]:
+        """Return the share of the scored documents of the corpus with a lower score, float64 `[n]`, from 0 to below 1."""
+        return np.searchsorted(self.scores, scores) / len(self.scores)
+
+    def weights(self, scores: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return exp(score / temperature), float32 `[n]`, divided by its mean over the kept documents."""
+        return (_unscaled(scores, self.highest, self.rule) / self.mean).astype(np.float32)
+
+    def scores_at(self, quantiles: Sequence[float]) -> dict[str, float]:
+        """Return the scores at some quantiles, by these."""
+        values = np.quantile(self.scores, quantiles)
+        return {str(q): float(value) for q, value in zip(quantiles, values, strict=True)}
+
+    def save(self, folder: Path) -> None:
+        """Write the choice to a folder, which must exist, for processes that judge one part each."""
+        with appearing(folder / _SCORES) as path, path.open("wb") as file:
+            np.save(file, self.scores)
+        found = {name: value for name, value in vars(self).items() if name not in ("rule", "scores")}
+        with appearing(folder / _FOUND) as path:
+            path.write_text(json.dumps({"rule": asdict(self.rule), **found}), encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: Path) -> Choice:
+        """Read what `save` wrote; the scores stay on disk, memory-mapped.
+
+        Raises:
+            UserError: the folder holds no choice, or a damaged one.
+        """
+        try:
+            found: dict[str, Any] = json.loads((folder / _FOUND).read_text(encoding="utf-8"))
+            found["rule"], found["scores"] = Rule(**found["rule"]), np.load(folder / _SCORES, mmap_mode="r")
+            lists = {name: tuple(value) for name, value in found.items() if isinstance(value, list)}
+            return cls(**{**found, **lists})
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise UserError(f"{folder} holds no choice of documents ({error}): choose again.") from error
+
+
+def choose(scores: Sequence[NDArray[np.float32]], rule: Rule, corpus: str, shown: Callable[[str], str] = str) -> Choice:
+    """Find which documents of a corpus are kept, exactly: of equal ranks, the first in the corpus.
+
+    Args:
+        scores: of the documents of each part, in memory.
+        rule: how many, and which.
+        corpus: its name, for messages.
+        shown: the name of a field of the rule -> what the user calls it, for messages.
+
+    Raises:
+        UserError: the corpus has no text, or fewer documents than are to be kept.
+    """
+    whole = np.sort(np.concatenate(scores)) if len(scores) else np.zeros(0, np.float32)
+    if not len(whole):
+        raise UserError(f"{corpus} holds no text: give files with text in them.")
+    ranks = [rule.ranks(own, part) for part, own in enumerate(scores)]
+    threshold, kept = highest_documents(ranks, _count(whole, rule, corpus, shown))
+    chosen = np.concatenate([own[which] for own, which in zip(scores, kept, strict=True)])
+    unscaled = _unscaled(chosen, float(chosen.max()), rule)
+    return Choice(
+        rule=rule, scores=whole, threshold=threshold,
+        ties=tuple(int((own[which] == threshold).sum()) for own, which in zip(ranks, kept, strict=True)),
+        documents=tuple(map(len, scores)), kept=tuple(int(which.sum()) for which in kept),
+        highest=float(chosen.max()), mean=float(unscaled.mean()),
+        effective_sample_size=float(unscaled.sum() ** 2 / np.square(unscaled).sum()),
+    )  # fmt: skip
+
+
+def _count(whole: NDArray[np.float32], rule: Rule, corpus: str, shown: Callable[[str], str]) -> int:
+    """How many documents are kept of those with the scores `whole`, which are in order."""
+    if rule.keep_quantile is not None:
+        quantiles = np.searchsorted(whole, whole) / len(whole)
+        count = int((quantiles >= rule.keep_quantile).sum())
+        if not count:
+            raise UserError(
+                f"{shown('keep_quantile')} {rule.keep_quantile} is more than the highest quantile of {corpus}, "
+                f"{quantiles[-1]:g}, which several documents share: give less, or {shown('keep_count')}."
+            )
+        return count
+    share = 1.0 if rule.keep_fraction is None else rule.keep_fraction
+    count = rule.keep_count or max(1, round(share * len(whole)))
+    if count > len(whole):
+        raise UserError(
+            f"{shown('keep_count')} {count} is more than the {len(whole)} documents in {corpus}: give at most {len(whole)} "
+            "(what is scored is used again)."
+        )
+    return count
+
+
+def _unscaled(scores: NDArray[np.float32], highest: float, rule: Rule) -> NDArray[np.float64]:
+    return np.exp((scores.astype(np.float64) - highest) / rule.temperature)
