@@ -85,7 +85,8 @@ def _check_done(executor: PipelineExecutor, phase: Phase, logs: Path) -> None:
 
 def _local(config: Config, phase: Phase, logs: str, before: Any) -> PipelineExecutor:
     workers = min(phase.tasks, config.workers or os.cpu_count() or 1)
-    multiprocess.set_start_method("forkserver", force=True)  # also for its queues: jax's threads do not survive a fork
+    # For the queues of the executor too: jax's threads do not survive a fork.
+    multiprocess.set_start_method("forkserver", force=True)  # pyright: ignore[reportAttributeAccessIssue]
     return LocalPipelineExecutor([PhaseStep(phase)], phase.tasks, workers, logs, skip_completed=False)
 
 
@@ -100,7 +101,7 @@ def _slurm(config: Config, phase: Phase, logs: str, before: Any) -> PipelineExec
     return SlurmPipelineExecutor(
         [PhaseStep(phase)], phase.tasks, slurm.time, slurm.partition, slurm.cpus_per_task, slurm.memory,
         workers=config.workers or -1, job_name=f"bilevel-{phase.name}", qos=slurm.qos or "",
-        env_command=slurm.setup, sbatch_args={} if slurm.account is None else {"account": slurm.account},
+        env_command=slurm.setup or "", sbatch_args={} if slurm.account is None else {"account": slurm.account},
         depends=before, logging_dir=logs, skip_completed=False,
     )  # fmt: skip
 

@@ -18,11 +18,23 @@ from bilevel.types import UserError
 KEEP = ("keep_fraction", "keep_count", "keep_quantile")
 """Fields of which one says how many documents are kept."""
 _SCORES, _FOUND = "scores.npy", "choice.json"
+_MUST: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "keep_fraction": ("lie in (0, 1]", lambda x: 0 < x <= 1),
+    "keep_count": ("be at least 1", lambda x: x >= 1),
+    "keep_quantile": ("lie in [0, 1)", lambda x: 0 <= x < 1),
+    "rule": ("be top or gumbel", lambda x: x in ("top", "gumbel")),
+    "temperature": ("be greater than 0", lambda x: x > 0),
+    "seed": ("be at least 0", lambda x: x >= 0),
+}
 
 
 @dataclass(frozen=True)
 class Rule:
-    """How documents are chosen by their scores; without one of the first three fields, all are kept."""
+    """How documents are chosen by their scores; without one of the first three fields, all are kept.
+
+    Raises:
+        UserError: a value is out of range.
+    """
 
     keep_fraction: float | None = None
     """Share of the documents, rounded to a whole number of at least 1."""
@@ -35,6 +47,12 @@ class Rule:
     temperature: float = 1.0
     seed: int = 0
     """Decides the draw, together with the positions of a document's part and of the document in it."""
+
+    def __post_init__(self) -> None:
+        for name, (must, right) in _MUST.items():
+            value = getattr(self, name)
+            if value is not None and not right(value):
+                raise UserError(f"{name} {value} must {must}.")
 
     def ranks(self, scores: NDArray[np.float32], part: int) -> NDArray[np.float32]:
         """Return what the threshold is of, float32 `[n]`: the scores of a part, or these with noise (`drawn_ranks`)."""

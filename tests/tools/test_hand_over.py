@@ -10,18 +10,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pyarrow as pa
 import pyarrow.feather
 import pyarrow.parquet as pq
 import pytest
+from random_run import random_run
 
 from bilevel import cli
-from bilevel.files import save_tree
-from bilevel.nn.weighting import NGramWeighting
-from bilevel.training import prepare_run_dir
 
 COUNT = 40
 BLANK = (3, COUNT - 1)
@@ -35,15 +31,8 @@ Read = Callable[[Path], list[dict[str, Any]]]
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run with random weights."""
-    path, length = tmp_path_factory.mktemp("run") / "soba-seed0", 24
-    model = {"weighting_width": 4}
-    data = {"length": length, "specific": "my|domain/", "generic": "heap.txt"}
-    prepare_run_dir(path, {"task": "language_modeling", "method": "soba", "seed": 0, "data": data, "model": model})
-    module = NGramWeighting(width=4, hidden=4)
-    rows = jnp.zeros((1, length), jnp.uint8), jnp.zeros((1,), jnp.int32)
-    shapes = jax.eval_shape(module.init, jax.random.key(0), *rows)["params"]
-    rng = np.random.default_rng(0)
-    save_tree(path / "weights.safetensors", jax.tree.map(lambda x: rng.normal(size=x.shape).astype("f4"), shapes))
+    data = {"specific": "my|domain/", "generic": "heap.txt"}
+    path = random_run(tmp_path_factory.mktemp("run") / "soba-seed0", **data)
     (path / "result.json").write_text(json.dumps({"method": "soba", "test_loss": 1.25, "steps": 3}))
     return path
 

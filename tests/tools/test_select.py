@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import gzip
 import hashlib
 import json
@@ -32,7 +31,6 @@ from bilevel.nn.weighting import ConvWeighting, NGramWeighting
 from bilevel.offline import documents as offline
 from bilevel.tools.select.network import load_network
 from bilevel.tools.select.scores import ScoreFiles
-from bilevel.training.signals import STOPPED
 
 T = 24
 MODULES = {"ngram": NGramWeighting(width=4, hidden=4), "conv": ConvWeighting(layers=2, width=4)}
@@ -306,33 +304,6 @@ def test_killed_and_continued(run: Path, folder: Path, tmp_path: Path, monkeypat
     assert everything(tmp_path / "out") == everything(tmp_path / "whole")
 
 
-def test_two_processes_give_what_one_gives(run: Path, folder: Path, tmp_path: Path) -> None:
-    spec = f"{folder}/a.txt,{folder}/b.txt.gz"
-    given: dict[str, object] = {"shards": 2, "wait": 100, "format": "documents"}
-    processes = [command(*flags(run, spec, tmp_path / "two", shard=i, **given)) for i in range(2)]
-    call(run, spec, tmp_path / "one", format="documents")
-    for process in processes:
-        _, error = process.communicate(timeout=120)
-        assert process.returncode == 0, error
-    assert everything(tmp_path / "two") == everything(tmp_path / "one")
-    assert len(lines_in(tmp_path / "two")) == 10
-
-
-def test_a_shard_says_what_it_waits_for(
-    run: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    spec = f"{folder}/a.txt,{folder}/b.txt.gz"
-    with pytest.raises(SystemExit) as stop:
-        call(run, spec, tmp_path / "out", shard=0, shards=2, wait=0.1)
-    assert stop.value.code == STOPPED
-    assert "1 of 2 files are not scored yet" in capsys.readouterr().err
-    call(run, spec, tmp_path / "out", shard=1, shards=2)
-    assert "1 of 2 files." in capsys.readouterr().out
-    call(run, spec, tmp_path / "out", shard=0, shards=2)
-    assert "2 of 2 files." in capsys.readouterr().out
-    assert sum(row["kept"] for row in rows_in(tmp_path / "out")) == 10
-
-
 def test_a_changed_file_is_scored_again(
     run: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -358,18 +329,6 @@ def large(folder: Path, seconds: int, text: str = "ab") -> Path:
     for path in folder.iterdir():
         os.utime(path, (seconds, seconds))
     return folder
-
-
-def test_each_host_may_have_its_own_copy_of_the_corpus(run: Path, tmp_path: Path) -> None:
-    copies = [large(tmp_path / f"copy{i}", 1_000_000 + i) for i in range(2)]
-    for i in (0, 1, 0):
-        with contextlib.suppress(SystemExit):
-            call(run, copies[i], tmp_path / "out", shard=i, shards=2)
-    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
-    assert (summary["documents"], summary["kept"]) == (1202, 10)
-    written = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.parquet")}
-    call(run, copies[1], tmp_path / "out", shard=0, shards=2)
-    assert written == {path: path.stat().st_mtime_ns for path in written}, "the same bytes, at another time"
 
 
 @pytest.mark.slow
@@ -441,7 +400,9 @@ BAD_FLAGS: dict[str, tuple[dict[str, object], str]] = {
     ),
     "fraction": ({"keep_fraction": 1.5}, "--keep-fraction 1.5 must lie in (0, 1]"),
     "count": ({"keep_count": 0}, "--keep-count 0 must be at least 1"),
-    "shard": ({"shard": 2, "shards": 2}, "--shard 2 --shards 2"),
+    "tasks": ({"tasks": 2}, "--tasks is for --executor"),
+    "no partition": ({"executor": "slurm"}, "--executor slurm needs --slurm.partition"),
+    "slurm": ({"executor": "ray", "slurm.partition": "cpu"}, "--slurm.… is for --executor slurm"),
     "batch": ({"batch_size": 0}, "--batch-size 0"),
     "temperature": ({"temperature": 0}, "--temperature 0.0 must be greater than 0"),
     "more than there are": ({"keep_count": 39}, "--keep-count 39 is more than the 38 documents"),

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
-from bilevel.data.digests import Document
 from bilevel.data.loading.arrays import NumpyBatch
 from bilevel.data.text.tokenizers import TextTokenizer, Tokens
 
@@ -50,9 +49,21 @@ Pack: TypeAlias = Callable[[list[bytes], int], Iterator[DocumentRows]]
 """(documents in UTF-8, most rows) -> their rows, in batches of that size, the last one excepted; none for `b""`."""
 
 
-def document_blocks(documents: Iterable[Document], block_bytes: int = _BLOCK_BYTES) -> Iterator[list[Document]]:
+class WithText(Protocol):
+    """A document of ours, or of another library."""
+
+    @property
+    def text(self) -> Sized:
+        """What its size is of."""
+        ...
+
+
+D = TypeVar("D", bound=WithText)
+
+
+def document_blocks(documents: Iterable[D], block_bytes: int = _BLOCK_BYTES) -> Iterator[list[D]]:
     """Group documents into lists of at least `block_bytes` bytes (the last one excepted), or of 65,536 documents."""
-    block: list[Document] = []
+    block: list[D] = []
     size = 0
     for document in documents:
         block.append(document)

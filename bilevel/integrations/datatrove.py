@@ -1,0 +1,203 @@
+"""Steps for pipelines of datatrove: score documents, choose among those of all tasks, and keep the chosen ones."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from bilevel.data.text.rows import document_blocks
+from bilevel.files import appearing, remove_abandoned
+from bilevel.integrations.scorer import DocumentScorer as DocumentScorer
+from bilevel.offline.choice import KEEP, Choice, Rule, choose
+from bilevel.tools.select.scores import SCHEMA
+from bilevel.types import UserError
+
+try:
+    from datatrove.data import Document
+    from datatrove.pipeline.base import PipelineStep
+except ImportError as error:
+    raise ImportError('bilevel.integrations.datatrove needs datatrove: pip install "bilevel[datatrove]".') from error
+
+_COUNT = b"documents"
+"""In the metadata of a table of scores: how many documents the task had, blank ones counted."""
+_BLOCK = 1 << 24
+_TYPE = "bilevel"
+
+
+class ScoreDocuments(PipelineStep):
+    """Give each document a score, and write those of a task to SCORES/NNNNN.parquet when its last document has passed.
+
+    The tables are those of `bilevel select`: `document` (its number in the task, from 0), `bytes`, `score`. Blank documents pass
+    without a score.
+
+    Args:
+        scorer: list of n texts -> float32 `[n]`, NaN for blank ones: a `DocumentScorer`, or your own.
+        scores: a folder that all tasks see.
+        field: name of the score in the metadata of a document.
+    """
+
+    type, name = _TYPE, "score documents"
+
+    def __init__(
+        self, scorer: Callable[[Sequence[str]], NDArray[np.float32]], scores: str | Path, *, field: str = "score"
+    ):
+        super().__init__()
+        self.scorer, self.scores, self.field = scorer, Path(scores).absolute(), field
+
+    def run(self, data: Any, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
+        """Score the documents of a task, about 16 MiB of text at once."""
+        self.scores.mkdir(parents=True, exist_ok=True)
+        remove_abandoned(self.scores)
+        with _table(_file(self.scores, rank)) as writer:
+            count = 0
+            for block in document_blocks(data or (), _BLOCK):
+                with self.track_time("block"):
+                    scores = np.asarray(self.scorer([document.text for document in block]), np.float32)
+                place = np.flatnonzero(~np.isnan(scores))
+                sizes = np.array([_size(block[i]) for i in place], np.int64)
+                writer.write_table(pa.table([count + place, sizes, scores[place]], schema=writer.schema))
+                for i in place:
+                    block[i].metadata[self.field] = float(scores[i])
+                self.stat_update("scored", value=len(place))
+                count += len(block)
+                yield from block
+            writer.add_key_value_metadata({_COUNT: str(count)})
+
+
+class ChooseDocuments(PipelineStep):
+    """Find, in one task, which of the scored documents of all tasks are kept: exactly, and as `bilevel select` does.
+
+    With one file for each task the documents are those that `bilevel select` keeps; the noise of `rule="gumbel"` depends on the
+    seed, the task and the position of a document in it.
+
+    Args:
+        scores: the folder that `ScoreDocuments` wrote to.
+        choice: a folder for what is found.
+        tasks: how many tasks scored.
+        keep_fraction: share of the documents to keep. Give this, `keep_count` or `keep_quantile`.
+        keep_count: number of documents to keep.
+        keep_quantile: keep the documents whose quantile, the share of the documents with a lower score, is at least this.
+        rule: "top" for the highest scores, "gumbel" for a draw in proportion to exp(score / temperature).
+        temperature: with "gumbel": higher is closer to uniform.
+        seed: with "gumbel": decides the draw.
+
+    Raises:
+        UserError: not exactly one of the three is given, or one out of range; later, scores of a task are missing.
+    """
+
+    type, name = _TYPE, "choose documents"
+
+    def __init__(
+        self,
+        scores: str | Path,
+        choice: str | Path,
+        *,
+        tasks: int,
+        keep_fraction: float | None = None,
+        keep_count: int | None = None,
+        keep_quantile: float | None = None,
+        rule: Literal["top", "gumbel"] = "top",
+        temperature: float = 1.0,
+        seed: int = 0,
+    ):
+        super().__init__()
+        self.scores, self.choice, self.tasks = Path(scores).absolute(), Path(choice).absolute(), tasks
+        self.rule = Rule(keep_fraction, keep_count, keep_quantile, rule, temperature, seed)
+        given = [name for name in KEEP if getattr(self.rule, name) is not None]
+        if len(given) != 1:
+            raise UserError(f"Found {' and '.join(given) or 'none'}: give exactly one of {', '.join(KEEP)}.")
+
+    def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
+        """Write the choice; a document that is given passes."""
+        if world_size != 1:
+            raise UserError(f"ChooseDocuments sees the scores of all tasks, so it runs with tasks=1, not {world_size}.")
+        found = [_read(self.scores, task)["score"].to_numpy() for task in range(self.tasks)]
+        self.choice.mkdir(parents=True, exist_ok=True)
+        choice = choose(found, self.rule, str(self.scores))
+        choice.save(self.choice)
+        self.stat_update("documents", value=sum(choice.documents))
+        self.stat_update("kept", value=sum(choice.kept))
+        yield from data or ()
+
+
+class KeepDocuments(PipelineStep):
+    """Let those documents pass that `ChooseDocuments` chose, with their scores.
+
+    The documents must come as they were scored: the same ones, in the same order, in the same tasks.
+
+    Args:
+        scores: the folder that `ScoreDocuments` wrote to.
+        choice: the folder that `ChooseDocuments` wrote to.
+        field: name of the score in the metadata of a document.
+
+    Raises:
+        UserError: in its task, that the documents are not those that were scored.
+    """
+
+    type, name = _TYPE, "keep documents"
+
+    def __init__(self, scores: str | Path, choice: str | Path, *, field: str = "score"):
+        super().__init__()
+        self.scores, self.choice, self.field = Path(scores).absolute(), Path(choice).absolute(), field
+
+    def run(self, data: Any, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
+        """Keep documents by their positions in the task."""
+        choice, table = Choice.load(self.choice), _read(self.scores, rank)
+        numbers, sizes, scores = (column.to_numpy() for column in table.columns)
+        if world_size != len(choice.documents) or len(scores) != choice.documents[rank]:
+            raise UserError(
+                f"{self.choice} is a choice of the documents of {len(choice.documents)} tasks, {sum(choice.documents)} in all, "
+                f"and task {rank} of {world_size} has {len(scores)}: score, choose and keep with the same tasks."
+            )
+        count = int(table.schema.metadata[_COUNT])
+        place = np.full(count, -1)
+        place[numbers] = np.arange(len(numbers))
+        kept, seen = choice.kept_of(scores, rank), 0
+        for seen, document in enumerate(data or (), start=1):
+            i = place[seen - 1] if seen <= count else -1
+            if seen > count or (i >= 0 and _size(document) != sizes[i]):
+                break
+            if i >= 0 and kept[i]:
+                document.metadata[self.field] = float(scores[i])
+                self.stat_update("kept")
+                yield document
+        else:
+            if seen == count:
+                return
+        raise UserError(
+            f"The documents of task {rank} are not the {count} that were scored in {_file(self.scores, rank)} (they differ at "
+            f"number {seen}, or in how many there are): read them in the same order, or score again."
+        )
+
+
+def _size(document: Document) -> int:
+    return len(document.text.encode("utf-8", "surrogatepass"))
+
+
+def _file(folder: Path, task: int) -> Path:
+    return folder / f"{task:05d}.parquet"
+
+
+@contextlib.contextmanager
+def _table(path: Path) -> Iterator[pq.ParquetWriter]:
+    """Write a table of scores in one piece; if something is raised, or the task is killed, there is none."""
+    with appearing(path) as file, pq.ParquetWriter(file, SCHEMA, compression="zstd") as writer:
+        yield writer
+
+
+def _read(folder: Path, task: int) -> pa.Table:
+    file = _file(folder, task)
+    try:
+        found = pq.read_table(file)
+        return found.replace_schema_metadata(pq.read_metadata(file).metadata)
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(
+            f"The scores of task {task} are missing or damaged ({error}): run ScoreDocuments for it."
+        ) from error
