@@ -1,6 +1,7 @@
 """What the pages say is true: Python blocks run, commands parse, and flags, extras and links exist."""
 
 import contextlib
+import importlib
 import importlib.util
 import io
 import re
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from random_run import random_run
 
 from bilevel import cli
 from bilevel.training import prepare_run_dir
@@ -84,15 +86,24 @@ def known_flags() -> frozenset[str]:
     return frozenset(found | {"--config", "--help"})
 
 
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of the weighting network that pages score with, of random parameters."""
+    return random_run(tmp_path_factory.mktemp("weights") / "soba-seed0", length=64, width=32)
+
+
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working directory with the files that pages show, and the run that they measure."""
+def folder(tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with the files that pages show, and the runs that they measure or score with."""
     for page in PAGES:
         for block in blocks(page):
             if block.title is not None:
                 (tmp_path / block.title).write_text(block.text, encoding="utf-8")
     prepare_run_dir(tmp_path / "runs/my_domain/uniform-seed0", {"task": TASKS[0], "method": "uniform", "seed": 0})
+    (tmp_path / "runs/my_domain/soba-seed0").symlink_to(weights)
     monkeypatch.chdir(tmp_path)
+    with contextlib.suppress(ImportError):  # executors of datatrove start processes, and jax's threads survive no fork
+        importlib.import_module("multiprocess").set_start_method("forkserver", force=True)
     return tmp_path
 
 

@@ -3,7 +3,17 @@
 import subprocess
 import sys
 
-BLOCKED = ("tyro", "tensorflow", "tensorflow_datasets", "matplotlib", "jinja2", "fsspec", "tqdm", "tensorboardX")
+BLOCKED = (
+    "tyro",
+    "tensorflow",
+    "tensorflow_datasets",
+    "matplotlib",
+    "jinja2",
+    "fsspec",
+    "tqdm",
+    "tensorboardX",
+    "datatrove",
+)
 SCRIPT = f"""
 import sys
 for name in {BLOCKED!r}:

@@ -55,7 +55,8 @@ def test_bad_texts_and_runs(run: Path, tmp_path: Path) -> None:
 
 
 def test_steps_without_datatrove(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "datatrove", None)
+    for name in ("datatrove", "datatrove.data"):
+        monkeypatch.setitem(sys.modules, name, None)
     monkeypatch.delitem(sys.modules, "bilevel.integrations.datatrove", raising=False)
     with pytest.raises(ImportError, match=r'needs datatrove: pip install "bilevel\[datatrove\]"'):
         importlib.import_module("bilevel.integrations.datatrove")
