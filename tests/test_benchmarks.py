@@ -8,7 +8,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from random_run import random_run
 
 ROOT = Path(__file__).parents[1]
 
@@ -175,3 +177,15 @@ def test_a_sampler_finds_right_labels_by_its_rewards(tmp_path: Path) -> None:
         assert learned["right_last"] > 0.8
         assert learned["validation_loss"] < uniform["validation_loss"] - 0.1
     assert alone["effective_sample_size"] < 10 < 25 < bonus["effective_sample_size"]
+
+
+@pytest.mark.slow
+def test_select_speed(tmp_path: Path) -> None:
+    """The default network scores at least 8 MB of plain text in a second of one core."""
+    weights = random_run(tmp_path / "soba-seed0", length=64, width=32)
+    letters = np.random.default_rng(0).choice(np.frombuffer(b"abcdefghij klmnopqrst", np.uint8), (100_000, 400))
+    letters[:, -1] = ord("\n")
+    (tmp_path / "corpus.txt").write_bytes(letters.tobytes())
+    table = run("select_speed", "--weights", str(weights), "--corpus", str(tmp_path / "corpus.txt"), "--rounds", "1")
+    seconds = [float(line.split("|")[2]) for line in table.splitlines()[2:]]
+    assert 40 / (seconds[0] - seconds[1]) > 8
