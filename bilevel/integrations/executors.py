@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import shutil
+import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import multiprocess
 from datatrove.executor.base import PipelineExecutor
 from datatrove.executor.local import LocalPipelineExecutor
 from datatrove.executor.ray import RayPipelineExecutor
@@ -37,6 +40,49 @@ class PhaseStep(PipelineStep):
         """Do the share of a task."""
         self.phase(rank)
         return ()
+
+
+class LocalExecutor(LocalPipelineExecutor):
+    """datatrove's local executor with processes whose end is noticed: its own pool waits for a killed one for ever.
+
+    They end with the process that started them, also if that is killed.
+    """
+
+    def run(self) -> None:
+        """Run all tasks; the first exception of one is raised when those that began before have ended.
+
+        Raises:
+            UserError: a process was killed.
+        """
+        if self.workers == 1:
+            for rank in range(self.tasks):
+                self._run_for_rank(rank)
+            return
+        spawn = multiprocessing.get_context("spawn")  # jax's threads do not survive a fork
+        with ProcessPoolExecutor(self.workers, spawn, _end_with_parent) as pool:
+            begun = [pool.submit(self._run_for_rank, rank, rank) for rank in range(self.tasks)]
+            try:
+                for one in begun:
+                    one.result()
+            except BrokenProcessPool as error:
+                raise UserError(
+                    "A process of --executor local was killed, perhaps for want of memory: give the same command again, with "
+                    "fewer --workers; it continues."
+                ) from error
+            finally:
+                pool.shutdown(cancel_futures=True)
+
+
+def _end_with_parent() -> None:
+    """End this process when the one that started it has ended."""
+    parent = multiprocessing.parent_process()
+
+    def watch() -> None:
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def open_executor(config: Config) -> RunPhases:
@@ -85,9 +131,7 @@ def _check_done(executor: PipelineExecutor, phase: Phase, logs: Path) -> None:
 
 def _local(config: Config, phase: Phase, logs: str, before: Any) -> PipelineExecutor:
     workers = min(phase.tasks, config.workers or os.cpu_count() or 1)
-    # For the queues of the executor too: jax's threads do not survive a fork.
-    multiprocess.set_start_method("forkserver", force=True)  # pyright: ignore[reportAttributeAccessIssue]
-    return LocalPipelineExecutor([PhaseStep(phase)], phase.tasks, workers, logs, skip_completed=False)
+    return LocalExecutor([PhaseStep(phase)], phase.tasks, workers, logs, skip_completed=False)
 
 
 def _ray(config: Config, phase: Phase, logs: str, before: Any) -> PipelineExecutor:

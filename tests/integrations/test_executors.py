@@ -86,6 +86,36 @@ def test_killed_local_tasks_are_done_again(run: Path, corpus: Path, tmp_path: Pa
     assert times == {path: path.stat().st_mtime_ns for path in times}, "something was done again"
 
 
+KILLED = """
+import multiprocessing, os, pathlib, signal, time
+from bilevel.tasks.language_modeling import LanguageModeling
+
+if multiprocessing.parent_process() is not None and not pathlib.Path({mark!r}).exists():
+    pathlib.Path({mark!r}).touch()
+    os.kill({pid}, signal.SIGKILL)
+    time.sleep(2)
+    pathlib.Path({mark!r}).write_text("alive")
+TASK = LanguageModeling()
+"""
+
+
+@pytest.mark.slow
+def test_killed_workers_are_noticed(run: Path, corpus: Path, tmp_path: Path) -> None:
+    """A worker that is killed ends the command, and a command that is killed ends its workers."""
+    select(run, corpus, tmp_path / "one", keep_count=17)
+    task, mark = tmp_path / "my_task.py", tmp_path / "mark"
+    given = flags(run, corpus, tmp_path / "many", keep_count=17, task=task, executor="local", tasks=2, workers=2)
+    for pid, wanted in (("os.getpid()", 2), ("os.getppid()", -signal.SIGKILL)):
+        task.write_text(KILLED.format(mark=str(mark), pid=pid))
+        mark.unlink(missing_ok=True)
+        assert code_of([sys.executable, "-c", MAIN, *given], tmp_path / "log", grace=3) == wanted
+        assert mark.read_text() == ""
+        if wanted == 2:
+            assert "A process of --executor local was killed" in (tmp_path / "log").read_text().splitlines()[-1]
+    assert code_of([sys.executable, "-c", MAIN, *given], tmp_path / "log") == 0, (tmp_path / "log").read_text()
+    assert everything(tmp_path / "many") == everything(tmp_path / "one")
+
+
 SBATCH = """#!/bin/bash
 # Runs the tasks of the array in turn, instead of Slurm.
 echo "$@" >> "$CALLS"

@@ -31,8 +31,7 @@ Read = Callable[[Path], list[dict[str, Any]]]
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run with random weights."""
-    data = {"specific": "my|domain/", "generic": "heap.txt"}
-    path = random_run(tmp_path_factory.mktemp("run") / "soba-seed0", **data)
+    path = random_run(tmp_path_factory.mktemp("run") / "soba-seed0", specific="my|domain/", generic="heap.txt")
     (path / "result.json").write_text(json.dumps({"method": "soba", "test_loss": 1.25, "steps": 3}))
     return path
 

@@ -7,6 +7,7 @@ import hashlib
 import os
 import signal
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +46,8 @@ def everything(output: Path) -> dict[str, str]:
     return {str(path.relative_to(output)): hashlib.sha256(path.read_bytes()).hexdigest() for path in kept}
 
 
-def code_of(command: list[str], log: Path, **environment: str) -> int:
-    """Run a command to its end and return its exit code, also if it dies: what it started is killed then."""
+def code_of(command: list[str], log: Path, grace: float = 0.0, **environment: str) -> int:
+    """Run a command to its end and return its exit code; what it started is killed `grace` seconds later."""
     with log.open("wb") as file:
         process = subprocess.Popen(
             command, stdout=file, stderr=file, start_new_session=True, env={**os.environ, **environment}
@@ -54,5 +55,6 @@ def code_of(command: list[str], log: Path, **environment: str) -> int:
         try:
             return process.wait(timeout=240)
         finally:
+            time.sleep(grace)
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
