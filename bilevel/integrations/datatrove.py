@@ -49,7 +49,7 @@ class ScoreDocuments(PipelineStep):
         self, scorer: Callable[[Sequence[str]], NDArray[np.float32]], scores: str | Path, *, field: str = "score"
     ):
         super().__init__()
-        self.scorer, self.scores, self.field = scorer, Path(scores).absolute(), field
+        self.scorer, self.scores, self.field = scorer, _folder(scores), field
 
     def run(self, data: Any, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
         """Score the documents of a task, about 16 MiB of text at once."""
@@ -60,11 +60,15 @@ class ScoreDocuments(PipelineStep):
             for block in document_blocks(data or (), _BLOCK):
                 with self.track_time("block"):
                     scores = np.asarray(self.scorer([document.text for document in block]), np.float32)
+                if scores.shape != (len(block),):
+                    raise UserError(
+                        f"The scorer gives {scores.shape} numbers for {len(block)} texts: let it give one for each."
+                    )
                 place = np.flatnonzero(~np.isnan(scores))
                 sizes = np.array([_size(block[i]) for i in place], np.int64)
                 writer.write_table(pa.table([count + place, sizes, scores[place]], schema=writer.schema))
                 for i in place:
-                    block[i].metadata[self.field] = float(scores[i])
+                    _note(block[i], self.field, float(scores[i]))
                 self.stat_update("scored", value=len(place))
                 count += len(block)
                 yield from block
@@ -108,7 +112,7 @@ class ChooseDocuments(PipelineStep):
         seed: int = 0,
     ):
         super().__init__()
-        self.scores, self.choice, self.tasks = Path(scores).absolute(), Path(choice).absolute(), tasks
+        self.scores, self.choice, self.tasks = _folder(scores), _folder(choice), tasks
         self.rule = Rule(keep_fraction, keep_count, keep_quantile, rule, temperature, seed)
         given = [name for name in KEEP if getattr(self.rule, name) is not None]
         if len(given) != 1:
@@ -145,7 +149,7 @@ class KeepDocuments(PipelineStep):
 
     def __init__(self, scores: str | Path, choice: str | Path, *, field: str = "score"):
         super().__init__()
-        self.scores, self.choice, self.field = Path(scores).absolute(), Path(choice).absolute(), field
+        self.scores, self.choice, self.field = _folder(scores), _folder(choice), field
 
     def run(self, data: Any, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
         """Keep documents by their positions in the task."""
@@ -165,7 +169,7 @@ class KeepDocuments(PipelineStep):
             if seen > count or (i >= 0 and _size(document) != sizes[i]):
                 break
             if i >= 0 and kept[i]:
-                document.metadata[self.field] = float(scores[i])
+                _note(document, self.field, float(scores[i]))
                 self.stat_update("kept")
                 yield document
         else:
@@ -174,6 +178,19 @@ class KeepDocuments(PipelineStep):
         raise UserError(
             f"The documents of task {rank} are not the {count} that were scored in {_file(self.scores, rank)} (they differ at "
             f"number {seen}, or in how many there are): read them in the same order, or score again."
+        )
+
+
+def _folder(given: str | Path) -> Path:
+    if "://" in str(given):
+        raise UserError(f"{given} is a URL: give a folder of a file system that all tasks see.")
+    return Path(given).absolute()
+
+
+def _note(document: Document, field: str, score: float) -> None:
+    if document.metadata.setdefault(field, score) != score:
+        raise UserError(
+            f"Document {document.id} has another {field!r} in its metadata: give the score another name (field=…)."
         )
 
 

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from random_run import random_run
 from selections import three_files
@@ -16,6 +18,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def corpus(tmp_path: Path) -> Path:
     folder = tmp_path / "corpus"
     folder.mkdir()
-    for name, lines in zip("abc", three_files(), strict=True):
+    *plain, rows = three_files()
+    for name, lines in zip("ab", plain, strict=True):
         (folder / f"{name}.txt").write_text("\n".join(lines) + "\n", "utf-8")
+    pq.write_table(pa.table({"text": rows}), folder / "c.parquet")
     return folder

@@ -66,6 +66,16 @@ def test_any_function_of_texts_scores(tmp_path: Path) -> None:
     assert {x.id for x in keep(tmp_path, keep_count=9)} == set(sorted(lengths, key=lambda i: -lengths[i])[:9])
 
 
+def test_what_documents_have_is_kept(tmp_path: Path) -> None:
+    own = [Document("a", "x", metadata={"score": 2.0})]
+    with pytest.raises(UserError, match="Document x has another 'score' in its metadata"):
+        list(ScoreDocuments(lambda texts: np.ones(len(texts), np.float32), tmp_path)(own))
+    step = ScoreDocuments(lambda texts: np.ones(len(texts), np.float32), tmp_path, field="bilevel")
+    assert [x.metadata for x in step(own)] == [{"score": 2.0, "bilevel": 1.0}]
+    with pytest.raises(UserError, match=r"gives \(3,\) numbers for 1 texts"):
+        list(ScoreDocuments(lambda texts: np.ones(3, np.float32), tmp_path)(own))
+
+
 def test_other_documents_are_refused(scored: Path) -> None:
     keep(scored, keep_count=17)
     step, own = KeepDocuments(scored / "scores", scored / "choice"), list(documents(1))
@@ -88,6 +98,8 @@ def test_choices_that_cannot_be_made(scored: Path) -> None:
         list(ChooseDocuments(*where, tasks=4, keep_count=1)())
     with pytest.raises(UserError, match="tasks=1, not 3"):
         list(ChooseDocuments(*where, tasks=3, keep_count=1)(None, 0, 3))
+    with pytest.raises(UserError, match="s3://bucket/scores is a URL"):
+        ScoreDocuments(len, "s3://bucket/scores")  # pyright: ignore[reportArgumentType]
     with pytest.raises(UserError, match="holds no choice"):
         list(KeepDocuments(*where)(documents(0), 0, 3))
 

@@ -130,12 +130,10 @@ class Config:
         given = [flag_of(name) for name in ("tasks", "workers") if getattr(self, name) is not None]
         if given and self.executor is None:
             raise UserError(f"{given[0]} is for --executor: give local, slurm or ray, or leave {given[0]} out.")
-        if (self.executor == "slurm") != (self.slurm != Slurm()):
-            raise UserError(
-                "--slurm.… is for --executor slurm: give both."
-                if self.executor != "slurm"
-                else "--executor slurm needs --slurm.partition: give the name of one (sinfo lists them)."
-            )
+        if self.executor != "slurm" and self.slurm != Slurm():
+            raise UserError("Flags --slurm.… are for --executor slurm: give it, or leave them out.")
+        if self.executor == "slurm" and self.slurm.partition is None:
+            raise UserError("--executor slurm needs --slurm.partition: give the name of one (sinfo lists them).")
 
     @property
     def choice(self) -> Rule:
