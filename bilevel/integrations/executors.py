@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import multiprocessing
 import os
 import shutil
@@ -98,7 +99,7 @@ def open_executor(config: Config) -> RunPhases:
         raise UserError("--executor slurm needs the program sbatch: give the command on a login node of the cluster.")
     if config.executor == "ray":
         try:
-            import ray
+            ray = importlib.import_module("ray")  # of no extra
         except ImportError as error:
             raise UserError("--executor ray needs ray: pip install 'ray[default]'.") from error
         ray.init(ignore_reinit_error=True)
