@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -189,3 +190,44 @@ def test_select_speed(tmp_path: Path) -> None:
     table = run("select_speed", "--weights", str(weights), "--corpus", str(tmp_path / "corpus.txt"), "--rounds", "1")
     seconds = [float(line.split("|")[2]) for line in table.splitlines()[2:]]
     assert 40 / (seconds[0] - seconds[1]) > 8
+
+
+@pytest.mark.slow
+def test_selection_baselines(tmp_path: Path) -> None:
+    """DSIR, fastText and the classifier find the one of three kinds of documents that the target documents are of."""
+    pytest.importorskip("data_selection")
+    pytest.importorskip("fasttext")
+    words = {kind: [f"{kind}{i}" for i in range(30)] for kind in ("red", "green", "blue")}
+    draws = np.random.default_rng(0)
+
+    def write(file: str, kinds: Iterable[str]) -> None:
+        path = tmp_path / "data" / "lm" / f"{file}.txt.gz"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        documents = (" ".join(draws.choice(words[kind], 12)) for kind in kinds)
+        path.write_bytes(gzip.compress("".join(f"{document}\n" for document in documents).encode()))
+
+    write("generic/train", draws.permutation(["red", "green", "blue"] * 200))
+    for part, count in (("train", 200), ("valid", 40), ("test", 40)):
+        write(f"specific/reuters/{part}", ["green"] * count)
+    folder, selectors = tmp_path / "runs", ["random", "dsir", "fasttext_long", "classifier", "soba_gumbel"]
+    small = ["--steps", "6", "--finetune-steps", "3", "--flags=--batch-size 8 --big-batch-size 32"]
+    flags = ["--data-dir", str(tmp_path / "data"), "--run-dir", str(folder), "--sets", "reuters", "--documents", "50"]
+    flags += ["--seeds", "0", "--selectors", *selectors, *small]
+    output = run("selection_baselines", *flags)
+    case = folder / "reuters-50-seed0"
+    kept = {name: (case / name / "selected.txt").read_text().splitlines() for name in selectors}
+    assert {len(documents) for documents in kept.values()} == {60}
+    right = {name: sum("green" in document for document in documents) for name, documents in kept.items()}
+    assert right["random"] < 35
+    for name in ("dsir", "fasttext_long", "classifier"):
+        assert right[name] >= 57, right
+    losses, seconds = output.split("\n\n")
+    assert [line.split(" | ")[0] for line in losses.splitlines()[2:]] == [f"| {name}" for name in selectors]
+    assert all(3 < float(cell) < 7 for line in losses.splitlines()[2:] for cell in line.strip("| ").split(" | ")[1:])
+    assert float(seconds.splitlines()[-2].split(" | ")[1]) > 0, "the classifier took a while"
+    before = (case / "dsir" / "selected.json").stat().st_mtime_ns
+    assert run("selection_baselines", *flags) == output, "nothing is done again"
+    assert (case / "dsir" / "selected.json").stat().st_mtime_ns == before
+    (case / "dsir" / "selected.json").unlink()
+    run("selection_baselines", *flags)
+    assert (case / "dsir" / "selected.txt").read_text().splitlines() == kept["dsir"], "the seed decides the draw"
