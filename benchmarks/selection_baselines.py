@@ -347,10 +347,17 @@ def command(*arguments: str) -> None:
 
 
 def result(case: Case, selector: str) -> dict[str, float] | None:
-    """Return the losses of a finished training; None before its end."""
-    file = case.folder / selector / "model" / f"uniform-seed{case.seed}" / "result.json"
-    found = json.loads(file.read_text()) if file.exists() else {}
-    return found if "test_loss" in found and "finetuned_test_loss" in found else None
+    """Return the losses of a finished training, before and after fine-tuning; None before its end."""
+    run = case.folder / selector / "model" / f"uniform-seed{case.seed}"
+    files = [run / "result.json", run / "finetuned.json"]
+    if not all(file.exists() for file in files):
+        return None
+    trained, finetuned = (json.loads(file.read_text()) for file in files)
+    found = trained | finetuned["results"]
+    return {name: found[name] for name in LOSSES}
+
+
+LOSSES = ("test_loss", "finetuned_test_loss")
 
 
 def tables(config: BaselinesConfig) -> Iterator[str]:
@@ -363,7 +370,7 @@ def tables(config: BaselinesConfig) -> Iterator[str]:
             for name in config.sets:
                 cases = [Case(config, name, documents, seed) for seed in config.seeds]
                 found = [each for case in cases if (each := result(case, selector))]
-                for measure in ("test_loss", "finetuned_test_loss"):
+                for measure in LOSSES:
                     cells.append(summary([each[measure] for each in found], len(config.seeds), 3))
             rows.append([selector, *cells])
         yield table([f"{documents:,} documents", *heads], rows)
