@@ -223,11 +223,16 @@ def test_selection_baselines(tmp_path: Path) -> None:
         assert right[name] >= 57, right
     losses, seconds = output.split("\n\n")
     assert [line.split(" | ")[0] for line in losses.splitlines()[2:]] == [f"| {name}" for name in selectors]
-    assert all(3 < float(cell) < 7 for line in losses.splitlines()[2:] for cell in line.strip("| ").split(" | ")[1:])
+    for line, name in zip(losses.splitlines()[2:], selectors, strict=True):
+        trained = case / name / "model" / "uniform-seed0"
+        before = json.loads((trained / "result.json").read_text())["test_loss"]
+        after = json.loads((trained / "finetuned.json").read_text())["results"]["finetuned_test_loss"]
+        assert line == f"| {name} | {before:.3f} | {after:.3f} |"
     assert float(seconds.splitlines()[-2].split(" | ")[1]) > 0, "the classifier took a while"
-    before = (case / "dsir" / "selected.json").stat().st_mtime_ns
-    assert run("selection_baselines", *flags) == output, "nothing is done again"
-    assert (case / "dsir" / "selected.json").stat().st_mtime_ns == before
-    (case / "dsir" / "selected.json").unlink()
+    note = case / "dsir" / "selected.json"
+    written = note.stat().st_mtime_ns
+    assert run("selection_baselines", *flags) == output
+    assert note.stat().st_mtime_ns == written, "nothing is done again"
+    note.unlink()
     run("selection_baselines", *flags)
     assert (case / "dsir" / "selected.txt").read_text().splitlines() == kept["dsir"], "the seed decides the draw"
