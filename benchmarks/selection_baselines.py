@@ -38,20 +38,15 @@ from typing import Any, Literal
 import numpy as np
 import tyro
 
+from bilevel.devices.processes import say
 from bilevel.types import UserError
 
 Selector = Literal[
     "random", "dsir", "fasttext", "fasttext_long", "classifier", "soba", "soba_gumbel", "warm_soba", "warm_soba_gumbel"
 ]  # fmt: skip
 Name = Literal["rct_abstracts", "reuters", "kjv_bible"]
-LEARNED: dict[str, tuple[str, ...]] = {
-    "classifier": (),
-    "soba": (),
-    "soba_gumbel": ("--rule", "gumbel"),
-    "warm_soba": (),
-    "warm_soba_gumbel": ("--rule", "gumbel"),
-}
-"""Selectors that are weighting networks, with their flags of `bilevel select`."""
+LEARNED = ("classifier", "soba", "warm_soba")
+"""Methods whose weighting networks select."""
 LONG_EXAMPLES, LONG_RATE = 100_000, 0.5
 """fasttext_long: examples seen in training, at least, and the learning rate; fastText's defaults are 5 epochs and 0.1."""
 SEED_OF_TARGETS, SEED_OF_RANDOM, SEED_OF_NEGATIVES = 1_000, 2_000, 3_000
@@ -169,9 +164,10 @@ def write_json(file: Path, content: Any) -> None:
 
 
 def lines(file: Path) -> list[str]:
-    """Return the documents of a text file."""
-    with gzip.open(file, "rt", encoding="utf-8", newline="\n") as text:
-        return text.read().removesuffix("\n").split("\n")
+    """Return the documents of a text file, compressed or not."""
+    data = file.read_bytes()
+    text = (gzip.decompress(data) if file.suffix == ".gz" else data).decode()
+    return text.removesuffix("\n").split("\n")  # splitlines would also split within documents
 
 
 def write_lines(file: Path, documents: Sequence[str]) -> None:
@@ -187,10 +183,7 @@ def write_target(case: Case) -> None:
     case.target.mkdir(parents=True, exist_ok=True)
     found = lines(source / "train.txt.gz")
     if case.documents > len(found):
-        print(
-            f"note: {case.name} has {len(found):,} training documents, not {case.documents:,}: all are taken.",
-            file=sys.stderr,
-        )
+        say(f"note: {case.name} has {len(found):,} training documents, not {case.documents:,}: all are taken.")
     order = case.rng(SEED_OF_TARGETS).permutation(len(found))[: case.documents]
     for part in ("valid", "test"):
         shutil.copyfile(source / f"{part}.txt.gz", case.target / f"{part}.txt.gz")
@@ -205,8 +198,8 @@ def select(case: Case, selector: Selector) -> Path:
         return file
     shutil.rmtree(folder, ignore_errors=True)  # a part of a selection that was stopped
     folder.mkdir(parents=True)
-    print(f"{case.folder.name}: {selector} selects", file=sys.stderr, flush=True)
-    if selector in LEARNED:
+    say(f"{case.folder.name}: {selector} selects")
+    if selector.removesuffix("_gumbel") in LEARNED:
         kept, seconds = by_network(case, selector, folder)
     else:
         kept, seconds = SELECTING[selector](case, folder)
@@ -237,7 +230,7 @@ def by_dsir(case: Case, folder: Path) -> tuple[list[str], dict[str, Any]]:
         from data_selection import HashedNgramDSIR  # pyright: ignore[reportMissingImports]
 
     def load(path: str) -> Iterator[str]:
-        yield from lines(Path(path)) if path.endswith(".gz") else Path(path).read_text(encoding="utf-8").splitlines()
+        yield from lines(Path(path))
 
     with Seconds() as learning:
         dsir = HashedNgramDSIR(
@@ -251,7 +244,7 @@ def by_dsir(case: Case, folder: Path) -> tuple[list[str], dict[str, Any]]:
         np.random.seed(case.seed)  # noqa: NPY002 (the package draws by numpy's global state)
         dsir.resample(str(folder / "drawn"), to_keep(case, lines(case.generic)), cache_dir=str(folder / "resampled"))
     files = sorted((folder / "drawn").rglob("*.jsonl"))
-    kept = [json.loads(line) for file in files for line in file.read_text(encoding="utf-8").splitlines()]
+    kept = [json.loads(line) for file in files for line in lines(file)]
     return kept, {"learning": learning, "scoring": scoring}
 
 
@@ -261,7 +254,7 @@ def by_fasttext(case: Case, folder: Path, long: bool = False) -> tuple[list[str]
         import fasttext  # pyright: ignore[reportMissingImports]
 
     with Seconds() as learning:
-        generic, target = lines(case.generic), (case.target / "train.txt").read_text(encoding="utf-8").splitlines()
+        generic, target = lines(case.generic), lines(case.target / "train.txt")
         count = min(len(target), len(generic))
         negatives = case.rng(SEED_OF_NEGATIVES).permutation(len(generic))[:count]
         examples = [f"__label__target {text}" for text in target]
@@ -283,17 +276,17 @@ def by_network(case: Case, selector: str, folder: Path) -> tuple[list[str], dict
     learned, note = case.folder / "learned" / method, case.folder / "learned" / f"{method}.json"
     if not note.exists():
         shutil.rmtree(learned, ignore_errors=True)  # its seconds would be those of a part
+        steps = (
+            1 if method == "classifier" else case.config.steps
+        )  # it is trained before the model, which is not needed
         with Seconds() as learning:
-            # The classifier is trained before the model, which is not needed.
-            compare(
-                case, method, case.generic, learned, "--steps", str(1 if method == "classifier" else case.config.steps)
-            )
+            compare(case, method, case.generic, learned, "--steps", str(steps))
         write_json(note, learning)
     with Seconds() as scoring:
         command(
             "select", "--weights", f"{learned / method}-seed{case.seed}", "--corpus", str(case.generic),
             "--output", str(folder / "select"), "--keep-fraction", str(case.config.keep), "--format", "documents",
-            "--seed", str(case.seed), "--no-progress", *LEARNED[selector],
+            "--seed", str(case.seed), "--no-progress", "--rule", "gumbel" if selector.endswith("_gumbel") else "top",
         )  # fmt: skip
     (file,) = (folder / "select" / "selected").glob("*.txt.gz")
     return lines(file), {"learning": json.loads(note.read_text()), "scoring": scoring}
@@ -321,7 +314,7 @@ def train(case: Case, selector: str, selected: Path) -> None:
     """Train on a selection, drawn uniformly, and fine-tune on the target documents."""
     run = case.folder / selector / "model"
     if result(case, selector) is None:
-        print(f"{case.folder.name}: training on what {selector} kept", file=sys.stderr, flush=True)
+        say(f"{case.folder.name}: training on what {selector} kept")
         config = case.config
         steps = ("--steps", str(config.steps), "--finetune.steps", str(config.finetune_steps))
         compare(case, "uniform", selected, run, *steps)
@@ -379,12 +372,13 @@ def tables(config: BaselinesConfig) -> Iterator[str]:
     for selector in config.selectors:
         notes = sorted(config.run_dir.glob(f"*-seed*/{selector}/selected.json"))
         found = [json.loads(note.read_text())["seconds"] for note in notes]
-        parts = [[each[part].get(kind, 0.0) for each in found] for part in ("learning", "scoring") for kind in KINDS]
+        parts = [
+            [each[part].get(kind, 0.0) for each in found]
+            for part in ("learning", "scoring")
+            for kind in ("processor", "wall")
+        ]
         rows.append([selector, *(summary(part, len(part), 0) for part in parts)])
     yield table(["all selections", *heads], rows)
-
-
-KINDS = ("processor", "wall")
 
 
 def summary(values: Sequence[float], wanted: int, digits: int) -> str:
