@@ -32,15 +32,16 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import tyro
 
-from bilevel.devices.processes import say
 from bilevel.types import UserError
 
+say = partial(print, file=sys.stderr, flush=True)
 Selector = Literal[
     "random", "dsir", "fasttext", "fasttext_long", "classifier", "soba", "soba_gumbel", "warm_soba", "warm_soba_gumbel"
 ]  # fmt: skip
@@ -49,6 +50,7 @@ LEARNED = ("classifier", "soba", "warm_soba")
 """Methods whose weighting networks select."""
 LONG_EXAMPLES, LONG_RATE = 100_000, 0.5
 """fasttext_long: examples seen in training, at least, and the learning rate; fastText's defaults are 5 epochs and 0.1."""
+LOSSES = ("test_loss", "finetuned_test_loss")
 SEED_OF_TARGETS, SEED_OF_RANDOM, SEED_OF_NEGATIVES = 1_000, 2_000, 3_000
 """Added to the seed, so that the draws differ."""
 
@@ -348,9 +350,6 @@ def result(case: Case, selector: str) -> dict[str, float] | None:
     trained, finetuned = (json.loads(file.read_text()) for file in files)
     found = trained | finetuned["results"]
     return {name: found[name] for name in LOSSES}
-
-
-LOSSES = ("test_loss", "finetuned_test_loss")
 
 
 def tables(config: BaselinesConfig) -> Iterator[str]:
