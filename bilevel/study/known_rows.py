@@ -19,12 +19,13 @@ from bilevel.study.task import Model
 from bilevel.training.fit import FITTED, Fit, best_of
 from bilevel.training.run_dir import read_json, write_json
 from bilevel.training.settings import plain
-from bilevel.types import ModelState, Params, UserError
+from bilevel.types import LossFn, ModelState, Params, UserError
 
 TABLE = "table.safetensors"
 _NUMBER = "number"
 """Setting of tables that hold no losses: what they hold."""
 _BATCH = 512
+_IRREDUCIBLE, _MODEL = "irreducible", "model"
 SECONDS = "seconds.json"
 """Beside a table: the seconds of the updates of the models that it is from, and of their scoring the rows, as estimated."""
 
@@ -63,11 +64,7 @@ def irreducible_losses(context: Context, s: Any) -> Known:
     train, seed = context.splits.train, s.held_out_seed
     if s.table is not None:
         return Known(given_losses(context, s), _seconds(s.table.parent))
-    rows = [half(train, i, seed) for i in (0, 1)] if s.halves else [context.splits.held_out]
-    model, about = context.model(network=s.held_out_network), (s.held_out_steps, seed)
-    fits = [fitted(context, model, s.held_out_network, part, *about) for part in rows if part is not None]
-    settings = {**fits[0].settings, **({"halves": True, "half_seed": seed} if s.halves else {})}
-    loss = model.evaluation
+    loss, fits, settings = _irreducible(context, s)
 
     def compute(models: list[_Fitted]) -> tuple[LossTable, float]:
         clock = ScoringClock()
@@ -76,7 +73,23 @@ def irreducible_losses(context: Context, s: Any) -> Known:
             return score_rows(loss, *models[0], train, **given), clock.seconds
         return cross_scored(loss, (models[0], models[1]), train, seed=seed, **given), clock.seconds
 
-    return _kept(context, "irreducible", settings, fits, compute)
+    return _kept(context, _IRREDUCIBLE, settings, fits, compute)
+
+
+def held_out_model(context: Context, s: Any) -> tuple[Params, ModelState]:
+    """Return the model of the irreducible losses, without halves or a table, on this process's devices."""
+    _, (fit,), settings = _irreducible(context, s)
+    best, _ = fit(_place(context, _IRREDUCIBLE, settings) / _MODEL)
+    return sharding.local((best.params, best.model_state))
+
+
+def _irreducible(context: Context, s: Any) -> tuple[LossFn, list[Fit], dict[str, Any]]:
+    """The loss that scores, the models that are fitted for it, and what the table depends on."""
+    rows = [half(context.splits.train, i, s.held_out_seed) for i in (0, 1)] if s.halves else [context.splits.held_out]
+    model, about = context.model(network=s.held_out_network), (s.held_out_steps, s.held_out_seed)
+    fits = [fitted(context, model, s.held_out_network, part, *about) for part in rows if part is not None]
+    of_halves = {"halves": True, "half_seed": s.held_out_seed} if s.halves else {}
+    return model.evaluation, fits, {**fits[0].settings, **of_halves}
 
 
 def check_irreducible(context: Context, s: Any) -> dict[str, str]:
@@ -137,16 +150,19 @@ def _kept(
     compute: Callable[[list[_Fitted]], tuple[LossTable, float]],
 ) -> Known:  # fmt: skip
     """The table in a folder that is named after its settings, made now if there is none; `compute` also counts its seconds."""
-    settings = plain(settings)
-    folder = context.config.prepared / f"{name}-{digest([json.dumps(settings, sort_keys=True)])[:12]}"
+    folder = _place(context, name, settings)
     if not of_first((folder / TABLE).exists):
-        places = [folder / ("model" if len(fits) == 1 else f"half{i}") for i in range(len(fits))]
+        places = [folder / (_MODEL if len(fits) == 1 else f"half{i}") for i in range(len(fits))]
         best = [best_of(fit, place) for fit, place in zip(fits, places, strict=True)]
         table, scoring = compute([sharding.local((b.params, b.model_state)) for b in best])
         write_json(folder / SECONDS, {"training": sum(map(trained_seconds, places)), "scoring": scoring})
         table.save(folder / TABLE)
-    table = LossTable.load(folder / TABLE, content_hash=context.splits.train.content_hash, settings=settings)
+    table = LossTable.load(folder / TABLE, content_hash=context.splits.train.content_hash, settings=plain(settings))
     return Known(table, _seconds(folder))
+
+
+def _place(context: Context, name: str, settings: dict[str, Any]) -> Path:
+    return context.config.prepared / f"{name}-{digest([json.dumps(plain(settings), sort_keys=True)])[:12]}"
 
 
 def _seconds(folder: Path) -> float:

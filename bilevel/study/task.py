@@ -240,6 +240,10 @@ class Task(Protocol):
 class DocumentTask(Task, Protocol):
     """A task whose rows are documents or parts of them, so that `bilevel select` scores any corpus."""
 
+    def model(self, config: Any, splits: Any, options: ModelOptions) -> Model:
+        """Build the main model, without data too (`splits` is None then)."""
+        ...
+
     def weighting(self, config: Any, splits: Splits | None) -> Weighting:
         """Build the weighting network over rows, without data too."""
         ...

@@ -231,8 +231,9 @@ class LanguageModeling:
             started=started,
         )
 
-    def model(self, config: LanguageConfig, splits: TextSplits, options: ModelOptions) -> Model:
+    def model(self, config: LanguageConfig, splits: TextSplits | None, options: ModelOptions) -> Model:
         """Build the decoder."""
+        tokenizer = _tokenizer(config, splits)
         m, size = config.model, options.network or config.model.network
         gathers = options.mesh is not None and m.scan_layers
         how: dict[str, Any] = {
@@ -241,12 +242,12 @@ class LanguageModeling:
         }  # fmt: skip
         start = None
         if size == "llama":
-            shape: Any = dataclasses.replace(_llama(config, splits.tokenizer), **how)
+            shape: Any = dataclasses.replace(_llama(config, tokenizer), **how)
             network: Any = Decoder
             if (folder := m.start_from) is not None:
                 start = partial(read_parameters, folder, shape)
         elif size in SIZES:
-            network, vocabulary = Transformer, _vocabulary(splits.tokenizer)
+            network, vocabulary = Transformer, _vocabulary(tokenizer)
             shape = dataclasses.replace(SIZES[size], vocabulary=vocabulary, **how)
         else:
             raise UserError(f'There is no language model "{size}": choose from {", ".join(SIZES)}, llama.')
@@ -268,12 +269,10 @@ class LanguageModeling:
     def weighting(self, config: LanguageConfig, splits: TextSplits | None) -> Weighting:
         """Build the weighting network over bytes or tokens."""
         m, length = config.model, config.data.length
-        tokenizer = open_text_tokenizer(config.data.tokenizer) if splits is None else splits.tokenizer
-        size: dict[str, Any] = {"width": m.weighting_width, "vocabulary": _vocabulary(tokenizer)}
-        if m.weighting == "conv":
-            module: Any = ConvWeighting(layers=m.weighting_layers, **size)
-        else:
-            module = NGramWeighting(hidden=m.weighting_width, **size)
+        size: dict[str, Any] = {"width": m.weighting_width, "vocabulary": _vocabulary(_tokenizer(config, splits))}
+        conv = m.weighting == "conv"
+        own: Any = {"layers": m.weighting_layers} if conv else {"hidden": m.weighting_width}
+        module: Any = (ConvWeighting if conv else NGramWeighting)(**size, **own)
         tokens, count = jnp.zeros((1, length), jnp.int32), jnp.full((1,), length, jnp.int32)
         return Weighting(lambda key: module.init(key, tokens, count)["params"], logit_fn(module))
 
@@ -319,6 +318,10 @@ class LanguageModeling:
         domain = splits.known.get("domain")
         labels = [domain.names[domain.values[i]] if domain is not None else "" for i in ids]
         return [Text(0.0, label, train.dataset.text(int(i))) for i, label in zip(ids, labels, strict=True)]
+
+
+def _tokenizer(config: LanguageConfig, splits: TextSplits | None) -> TextTokenizer | None:
+    return open_text_tokenizer(config.data.tokenizer) if splits is None else splits.tokenizer
 
 
 def _vocabulary(tokenizer: TextTokenizer | None) -> int:

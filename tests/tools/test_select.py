@@ -26,9 +26,13 @@ from bilevel.data import Document, document_blocks, open_source
 from bilevel.data.text import parts
 from bilevel.data.text.parts import Part
 from bilevel.devices import sharding
+from bilevel.devices.sharding import make_mesh
 from bilevel.files import load_tree, save_tree
 from bilevel.nn.weighting import ConvWeighting, NGramWeighting
 from bilevel.offline import documents as offline
+from bilevel.study import ModelOptions
+from bilevel.study.resolve import default_config
+from bilevel.tasks.language_modeling import TASK
 from bilevel.tools.select.network import load_network
 from bilevel.tools.select.scores import ScoreFiles
 
@@ -43,19 +47,23 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("trained")
     (path / "generic.txt").write_text("\n".join(texts(200, 1)), "utf-8")
     (path / "specific.txt").write_text("\n".join(texts(200, 2)), "utf-8")
+    train_tiny(path)
+    return path / "run" / "soba-seed0"
+
+
+def train_tiny(path: Path, **own: object) -> None:
     given = {
         "compare": "soba", "steps": 2, "batch-size": 2, "big-batch-size": 4, "log-every": 1, "evaluate-rows": 8,
         "run-dir": path / "run", "data.generic": path / "generic.txt", "data.specific": path / "specific.txt",
         "data.cache-dir": path / "cache", "data.length": T, "model.weighting-width": 4, "model.weighting-layers": 2,
-        "optimizer.warmup": 0,
+        "optimizer.warmup": 0, **own,
     }  # fmt: skip
-    mesh = sharding.make_mesh(jax.devices()[:1])
+    mesh = make_mesh(jax.devices()[:1])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sharding, "make_mesh", lambda *devices: mesh)
         shrink(patch)
         more = [x for name, value in given.items() for x in (f"--{name}", str(value))]
         cli.main(["compare", "language_modeling", *more, "--no-progress"])
-    return path / "run" / "soba-seed0"
 
 
 def make_run(path: Path, like: Path, *, weighting: str = "ngram", seed: int = 0, **settings: object) -> Path:
@@ -156,6 +164,29 @@ def test_scores_are_those_of_the_network(trained: Path, tmp_path: Path, weightin
     assert np.ptp(wanted) > (1e-6 if weighting == "trained" else 1e-2)
     best = sorted(range(len(wanted)), key=lambda i: -wanted[i])[:4]
     assert {row["document"] for row in rows if row["kept"]} == set(best)
+
+
+@pytest.mark.parametrize("method", ["rho_loss", "irreducible_loss"])
+def test_reducible_losses(method: str, trained: Path, tmp_path: Path) -> None:
+    """Those of the run's two models, or the negative irreducible ones."""
+    own = {"compare": method, f"{method.replace('_', '-')}.held-out-steps": 2, "run-dir": tmp_path / "run"}
+    documents = [*texts(6, 5), "long " * 80]
+    (tmp_path / "text.txt").write_text("\n".join(documents) + "\n")
+    train_tiny(trained.parents[1], **own)
+    run = tmp_path / "run" / f"{method}-seed0"
+    call(run, tmp_path / "text.txt", tmp_path / "out", batch_size=3, keep_count=2)
+    config = default_config(TASK, settings=("--weights", run / "config.yaml")).task
+    model = TASK.model(config, None, ModelOptions())
+    kept = load_tree(run / "losses.safetensors")[0]
+    assert set(kept) == ({"held_out", "target"} if method == "rho_loss" else {"held_out"})
+    for row, document in zip(rows_in(tmp_path / "out"), documents, strict=True):
+        (rows,) = TASK.pack(config)([document.encode()], 99)
+        losses = {
+            name: model.evaluation(found["0"], {}, rows.batch, jax.random.key(0))[0] for name, found in kept.items()
+        }
+        wanted = losses.get("target", 0) - losses["held_out"]
+        weights = rows.size / rows.size.sum()
+        assert row["score"] == pytest.approx(float((wanted[: len(weights)] * weights).sum()), rel=1e-4, abs=1e-5)
 
 
 def test_scores_do_not_depend_on_how_the_stream_is_cut(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

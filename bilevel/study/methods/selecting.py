@@ -18,6 +18,7 @@ from bilevel.selection import filters, scoring
 from bilevel.selection.scorers import Scorer
 from bilevel.study.context import Context
 from bilevel.study.known_rows import check_irreducible, irreducible_losses
+from bilevel.study.reducible import save_models
 from bilevel.study.spec import Plan, Spec, Start, labels, plan_over
 from bilevel.study.task import Model, Weighting
 from bilevel.training.settings import Count, free
@@ -133,7 +134,8 @@ def _picked(
     alpha = {}
     if isinstance(s, IrreducibleLosses):
         alpha = {"table": np.zeros(len(unwrapped(context.splits.train)[0]), np.float32)}
-        fields |= {"identity": check_irreducible(context, s), "start": partial(_known, s, context)}
+        known, finish = partial(_known, s, context), partial(save_models, context, s)
+        fields |= {"identity": check_irreducible(context, s), "start": known, "finish": finish}
     return plan_over(
         context, model, methods.frozen(), Weighting(lambda key: alpha, scorer), {"filter": rule or filters.top_k()},
         picks=True, reads_rows=True, **fields,

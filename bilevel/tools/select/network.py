@@ -1,30 +1,35 @@
-"""The weighting network of a finished run."""
+"""What scores the rows of documents: the weighting network of a finished run, or its losses."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, TypeAlias, cast
 
 import jax
 
 from bilevel.data import NumpyBatch, Pack, digest, given_by
 from bilevel.study.context import RESULT
 from bilevel.study.domain_weights import NAME as DOMAINS
+from bilevel.study.reducible import NAME as LOSSES
+from bilevel.study.reducible import reducible_losses
 from bilevel.study.resolve import default_config
 from bilevel.study.task import DocumentTask, Task
 from bilevel.study.weights import NAME as WEIGHTS
 from bilevel.study.weights import At, load_weights, parts_of, weights_file
 from bilevel.training.run_dir import CONFIG_NAME, read_settings
 from bilevel.training.settings import of_run
-from bilevel.types import Array, UserError
+from bilevel.types import Array, Params, UserError
+
+_Scores: TypeAlias = tuple[Callable[[Params, Any], Array], Params]
+"""Parameters and rows -> float32 `[b]`; and the parameters."""
 
 
 class Network(NamedTuple):
-    """A trained weighting network."""
+    """A trained weighting network, or the models of a run of RHO-LOSS."""
 
     logits: Callable[[NumpyBatch], Array]
-    """Rows -> logits, float32 `[b]`; one compiled program for each b."""
+    """Rows -> logits or reducible losses, float32 `[b]`; one compiled program for each b."""
     pack: Pack
     """Cuts documents into rows, as in training."""
     settings: dict[str, Any]
@@ -32,7 +37,7 @@ class Network(NamedTuple):
 
 
 def load_network(run: Path, name: str | None, load_task: Callable[[str], Task], at: At = "end") -> Network:
-    """Load the weighting network of a finished run.
+    """Load the weighting network of a finished run, or the models of one that selected by irreducible losses.
 
     Args:
       run: the run's directory METHOD-seedN.
@@ -41,7 +46,7 @@ def load_network(run: Path, name: str | None, load_task: Callable[[str], Task], 
       at: the network of its end, or of its best evaluation.
 
     Raises:
-      UserError: if the run is missing or not finished, or learned no network that scores documents.
+      UserError: if the run is missing or not finished, or learned nothing that scores documents.
     """
     task = _task(run, name, load_task)
     whole = default_config(task, settings=("--weights", run / CONFIG_NAME))
@@ -49,14 +54,29 @@ def load_network(run: Path, name: str | None, load_task: Callable[[str], Task], 
         raise UserError(f"--weights {run} has weights of domains ({run / DOMAINS}), which score no documents.")
     config = whole.task
     with given_by("--weights"):  # what the run's settings name may be gone
-        weighting, pack = task.weighting(config, None), task.pack(config)
-    logits = weighting.logits
-    assert callable(logits)
-    file = weights_file(run, at, "--at")
-    params = load_weights(file, jax.eval_shape(weighting.init, jax.random.key(0)))
-    compiled = jax.jit(logits)
+        pack = task.pack(config)
+        if (run / LOSSES).exists():
+            file = run / LOSSES
+            scores, params = _losses(task, whole, run, at)
+        else:
+            file = weights_file(run, at, "--at")
+            scores, params = _weighting(task, config, file)
+    compiled = jax.jit(scores)
     settings = {"task": task.name, **of_run(config), "parameters": digest(parts_of(file))}
     return Network(lambda rows: compiled(params, rows), pack, settings)
+
+
+def _weighting(task: DocumentTask, config: Any, file: Path) -> _Scores:
+    weighting = task.weighting(config, None)
+    assert callable(weighting.logits)
+    return weighting.logits, load_weights(file, jax.eval_shape(weighting.init, jax.random.key(0)))
+
+
+def _losses(task: DocumentTask, config: Any, run: Path, at: At) -> _Scores:
+    if at != "end":
+        raise UserError(f"--weights {run} keeps the models of its end alone: give --at end.")
+    method = read_settings(run)["method"]
+    return reducible_losses(task, config.task, run / LOSSES, config.methods[method], trained=method == "rho_loss")
 
 
 def _task(run: Path, name: str | None, load_task: Callable[[str], Task]) -> DocumentTask:
@@ -68,10 +88,10 @@ def _task(run: Path, name: str | None, load_task: Callable[[str], Task]) -> Docu
     settings = read_settings(run)
     if "task" not in settings:
         raise UserError(f"{run / CONFIG_NAME} names no task: give --weights the directory of a run of bilevel compare.")
-    if not (run / WEIGHTS).exists():
+    if not ((run / WEIGHTS).exists() or (run / LOSSES).exists()):
         hint = "so it is not finished: continue it with the command that began it"
         if (run / RESULT).exists():
-            hint = f"as {settings.get('method')} learns no network that scores rows: give a run of soba, dds or anograd"
+            hint = f"as {settings.get('method')} leaves nothing that scores rows: give a run of soba, dds, anograd or rho_loss"
         raise UserError(f"--weights {run} holds no {WEIGHTS}, {hint}.")
     try:
         task = load_task(name or settings["task"])
