@@ -484,7 +484,7 @@ def test_bad_weights(trained: Path, folder: Path, tmp_path: Path, capsys: pytest
     assert "it is not finished: continue it" in told(good)
     shutil.copy(trained / "result.json", good)
     (good / "config.yaml").write_text((good / "config.yaml").read_text().replace("method: soba", "method: uniform"))
-    assert "uniform learns no network" in told(good)
+    assert "uniform leaves nothing that scores rows" in told(good)
 
 
 def test_the_network_of_the_best_evaluation(

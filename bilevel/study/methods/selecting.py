@@ -134,7 +134,7 @@ def _picked(
     alpha = {}
     if isinstance(s, IrreducibleLosses):
         alpha = {"table": np.zeros(len(unwrapped(context.splits.train)[0]), np.float32)}
-        known, finish = partial(_known, s, context), partial(save_models, context, s)
+        known, finish = partial(_known, s, context), partial(save_models, context, s, isinstance(s, RhoLoss))
         fields |= {"identity": check_irreducible(context, s), "start": known, "finish": finish}
     return plan_over(
         context, model, methods.frozen(), Weighting(lambda key: alpha, scorer), {"filter": rule or filters.top_k()},

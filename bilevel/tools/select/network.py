@@ -75,8 +75,7 @@ def _weighting(task: DocumentTask, config: Any, file: Path) -> _Scores:
 def _losses(task: DocumentTask, config: Any, run: Path, at: At) -> _Scores:
     if at != "end":
         raise UserError(f"--weights {run} keeps the models of its end alone: give --at end.")
-    method = read_settings(run)["method"]
-    return reducible_losses(task, config.task, run / LOSSES, config.methods[method], trained=method == "rho_loss")
+    return reducible_losses(task, config.task, run / LOSSES, config.methods[read_settings(run)["method"]])
 
 
 def _task(run: Path, name: str | None, load_task: Callable[[str], Task]) -> DocumentTask:
