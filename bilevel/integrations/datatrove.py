@@ -16,6 +16,7 @@ from bilevel.data.text.rows import document_blocks
 from bilevel.files import appearing, remove_abandoned
 from bilevel.integrations.scorer import DocumentScorer as DocumentScorer
 from bilevel.offline.choice import KEEP, Choice, Rule, choose
+from bilevel.offline.documents import digests
 from bilevel.tools.select.scores import SCHEMA
 from bilevel.types import UserError
 
@@ -34,8 +35,8 @@ _TYPE = "bilevel"
 class ScoreDocuments(PipelineStep):
     """Give each document a score, and write those of a task to SCORES/NNNNN.parquet when its last document has passed.
 
-    The tables are those of `bilevel select`: `document` (its number in the task, from 0), `bytes`, `score`. Blank documents pass
-    without a score.
+    The tables are those of `bilevel select`: `document` (its number in the task, from 0), `bytes`, `score`, `text` (a number,
+    equal for equal texts). Blank documents pass without a score.
 
     Args:
         scorer: list of n texts -> float32 `[n]`, NaN for blank ones: a `DocumentScorer`, or your own.
@@ -65,8 +66,9 @@ class ScoreDocuments(PipelineStep):
                         f"The scorer gives {scores.shape} numbers for {len(block)} texts: let it give one for each."
                     )
                 place = np.flatnonzero(~np.isnan(scores))
-                sizes = np.array([_size(block[i]) for i in place], np.int64)
-                writer.write_table(pa.table([count + place, sizes, scores[place]], schema=writer.schema))
+                sizes = np.array([len(_bytes(block[i])) for i in place], np.int64)
+                texts = digests([_bytes(block[i]) for i in place])
+                writer.write_table(pa.table([count + place, sizes, scores[place], texts], schema=writer.schema))
                 for i in place:
                     _note(block[i], self.field, float(scores[i]))
                 self.stat_update("scored", value=len(place))
@@ -88,6 +90,7 @@ class ChooseDocuments(PipelineStep):
         keep_fraction: share of the documents to keep. Give this, `keep_count` or `keep_quantile`.
         keep_count: number of documents to keep.
         keep_quantile: keep the documents whose quantile, the share of the documents with a lower score, is at least this.
+        max_copies: most documents of the same text that are kept, the first ones of the tasks in turn (default: all).
         rule: "top" for the highest scores, "gumbel" for a draw in proportion to exp(score / temperature).
         temperature: with "gumbel": higher is closer to uniform.
         seed: with "gumbel": decides the draw.
@@ -107,13 +110,14 @@ class ChooseDocuments(PipelineStep):
         keep_fraction: float | None = None,
         keep_count: int | None = None,
         keep_quantile: float | None = None,
+        max_copies: int | None = None,
         rule: Literal["top", "gumbel"] = "top",
         temperature: float = 1.0,
         seed: int = 0,
     ):
         super().__init__()
         self.scores, self.choice, self.tasks = _folder(scores), _folder(choice), tasks
-        self.rule = Rule(keep_fraction, keep_count, keep_quantile, rule, temperature, seed)
+        self.rule = Rule(keep_fraction, keep_count, keep_quantile, max_copies, rule, temperature, seed)
         given = [name for name in KEEP if getattr(self.rule, name) is not None]
         if len(given) != 1:
             raise UserError(f"Found {' and '.join(given) or 'none'}: give exactly one of {', '.join(KEEP)}.")
@@ -122,9 +126,10 @@ class ChooseDocuments(PipelineStep):
         """Write the choice; a document that is given passes."""
         if world_size != 1:
             raise UserError(f"ChooseDocuments sees the scores of all tasks, so it runs with tasks=1, not {world_size}.")
-        found = [_read(self.scores, task)["score"].to_numpy() for task in range(self.tasks)]
+        tables = [_read(self.scores, task) for task in range(self.tasks)]
+        found, texts = ([table[name].to_numpy() for table in tables] for name in ("score", "text"))
         self.choice.mkdir(parents=True, exist_ok=True)
-        choice = choose(found, self.rule, str(self.scores))
+        choice = choose(found, self.rule, str(self.scores), texts=texts)
         choice.save(self.choice)
         self.stat_update("documents", value=sum(choice.documents))
         self.stat_update("kept", value=sum(choice.kept))
@@ -154,7 +159,7 @@ class KeepDocuments(PipelineStep):
     def run(self, data: Any, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
         """Keep documents by their positions in the task."""
         choice, table = Choice.load(self.choice), _read(self.scores, rank)
-        numbers, sizes, scores = (column.to_numpy() for column in table.columns)
+        numbers, sizes, scores = (table[name].to_numpy() for name in ("document", "bytes", "score"))
         if world_size != len(choice.documents) or len(scores) != choice.documents[rank]:
             raise UserError(
                 f"{self.choice} is a choice of the documents of {len(choice.documents)} tasks, {sum(choice.documents)} in all, "
@@ -166,7 +171,7 @@ class KeepDocuments(PipelineStep):
         kept, seen = choice.kept_of(scores, rank), 0
         for seen, document in enumerate(data or (), start=1):
             i = place[seen - 1] if seen <= count else -1
-            if seen > count or (i >= 0 and _size(document) != sizes[i]):
+            if seen > count or (i >= 0 and len(_bytes(document)) != sizes[i]):
                 break
             if i >= 0 and kept[i]:
                 _note(document, self.field, float(scores[i]))
@@ -194,8 +199,8 @@ def _note(document: Document, field: str, score: float) -> None:
         )
 
 
-def _size(document: Document) -> int:
-    return len(document.text.encode("utf-8", "surrogatepass"))
+def _bytes(document: Document) -> bytes:
+    return document.text.encode("utf-8", "surrogatepass")
 
 
 def _file(folder: Path, task: int) -> Path:

@@ -17,11 +17,12 @@ from bilevel.types import UserError
 
 KEEP = ("keep_fraction", "keep_count", "keep_quantile")
 """Fields of which one says how many documents are kept."""
-_SCORES, _FOUND = "scores.npy", "choice.json"
+_SCORES, _EXCESS, _FOUND = "scores.npy", "excess.npy", "choice.json"
 _MUST: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "keep_fraction": ("lie in (0, 1]", lambda x: 0 < x <= 1),
     "keep_count": ("be at least 1", lambda x: x >= 1),
     "keep_quantile": ("lie in [0, 1)", lambda x: 0 <= x < 1),
+    "max_copies": ("be at least 1", lambda x: x >= 1),
     "rule": ("be top or gumbel", lambda x: x in ("top", "gumbel")),
     "temperature": ("be greater than 0", lambda x: x > 0),
     "seed": ("be at least 0", lambda x: x >= 0),
@@ -42,6 +43,8 @@ class Rule:
     """Number of documents."""
     keep_quantile: float | None = None
     """Least quantile: the share of the documents of the corpus with a lower score."""
+    max_copies: int | None = None
+    """Most documents of the same text that can be kept, the first ones of the corpus; None: any number."""
     rule: Literal["top", "gumbel"] = "top"
     """Those with the highest scores; or a draw without replacement, in proportion to exp(score / temperature)."""
     temperature: float = 1.0
@@ -80,10 +83,15 @@ class Choice:
     """Of exp((score − highest) / temperature) over the kept documents."""
     effective_sample_size: float
     """Of the weights of the kept documents."""
+    excess: NDArray[np.bool_] | None = None
+    """bool `[n]`: of the documents of all parts, in order, the copies that cannot be kept; None: there is no limit."""
 
     def kept_of(self, scores: NDArray[np.float32], part: int) -> NDArray[np.bool_]:
         """Return which documents of a part are kept, bool `[n]`, given its scores, float32 `[n]`."""
         ranks = self.rule.ranks(scores, part)
+        if self.excess is not None:
+            first = sum(self.documents[:part])
+            ranks = np.where(self.excess[first : first + len(ranks)], -np.inf, ranks)
         kept = ranks > self.threshold
         kept[np.flatnonzero(ranks == self.threshold)[: self.ties[part]]] = True
         return kept
@@ -105,7 +113,10 @@ class Choice:
         """Write the choice to a folder, which must exist, for processes that judge one part each."""
         with appearing(folder / _SCORES) as path, path.open("wb") as file:
             np.save(file, self.scores)
-        found = {name: value for name, value in vars(self).items() if name not in ("rule", "scores")}
+        if self.excess is not None:
+            with appearing(folder / _EXCESS) as path, path.open("wb") as file:
+                np.save(file, self.excess)
+        found = {name: value for name, value in vars(self).items() if name not in ("rule", "scores", "excess")}
         with appearing(folder / _FOUND) as path:
             path.write_text(json.dumps({"rule": asdict(self.rule), **found}), encoding="utf-8")
 
@@ -119,13 +130,21 @@ class Choice:
         try:
             found: dict[str, Any] = json.loads((folder / _FOUND).read_text(encoding="utf-8"))
             found["rule"], found["scores"] = Rule(**found["rule"]), np.load(folder / _SCORES, mmap_mode="r")
+            if found["rule"].max_copies is not None:
+                found["excess"] = np.load(folder / _EXCESS, mmap_mode="r")
             lists = {name: tuple(value) for name, value in found.items() if isinstance(value, list)}
             return cls(**{**found, **lists})
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise UserError(f"{folder} holds no choice of documents ({error}): choose again.") from error
 
 
-def choose(scores: Sequence[NDArray[np.float32]], rule: Rule, corpus: str, shown: Callable[[str], str] = str) -> Choice:
+def choose(
+    scores: Sequence[NDArray[np.float32]],
+    rule: Rule,
+    corpus: str,
+    shown: Callable[[str], str] = str,
+    texts: Sequence[NDArray[np.int64]] | None = None,
+) -> Choice:
     """Find which documents of a corpus are kept, exactly: of equal ranks, the first in the corpus.
 
     Args:
@@ -133,6 +152,7 @@ def choose(scores: Sequence[NDArray[np.float32]], rule: Rule, corpus: str, shown
         rule: how many, and which.
         corpus: its name, for messages.
         shown: the name of a field of the rule -> what the user calls it, for messages.
+        texts: `digests` of the documents, with `max_copies`.
 
     Raises:
         UserError: the corpus has no text, or fewer documents than are to be kept.
@@ -141,7 +161,13 @@ def choose(scores: Sequence[NDArray[np.float32]], rule: Rule, corpus: str, shown
     if not len(whole):
         raise UserError(f"{corpus} holds no text: give files with text in them.")
     ranks = [rule.ranks(own, part) for part, own in enumerate(scores)]
-    threshold, kept = highest_documents(ranks, _count(whole, rule, corpus, shown))
+    excess = None
+    if rule.max_copies is not None:
+        assert texts is not None
+        excess = _excess(np.concatenate(texts), rule.max_copies)
+        parts = np.split(excess, np.cumsum([len(x) for x in ranks])[:-1])
+        ranks = [np.where(out, np.float32(-np.inf), own) for out, own in zip(parts, ranks, strict=True)]
+    threshold, kept = highest_documents(ranks, _count(whole, scores, excess, rule, corpus, shown))
     chosen = np.concatenate([own[which] for own, which in zip(scores, kept, strict=True)])
     unscaled = _unscaled(chosen, float(chosen.max()), rule)
     return Choice(
@@ -149,26 +175,42 @@ def choose(scores: Sequence[NDArray[np.float32]], rule: Rule, corpus: str, shown
         ties=tuple(int((own[which] == threshold).sum()) for own, which in zip(ranks, kept, strict=True)),
         documents=tuple(map(len, scores)), kept=tuple(int(which.sum()) for which in kept),
         highest=float(chosen.max()), mean=float(unscaled.mean()),
-        effective_sample_size=float(unscaled.sum() ** 2 / np.square(unscaled).sum()),
+        effective_sample_size=float(unscaled.sum() ** 2 / np.square(unscaled).sum()), excess=excess,
     )  # fmt: skip
 
 
-def _count(whole: NDArray[np.float32], rule: Rule, corpus: str, shown: Callable[[str], str]) -> int:
-    """How many documents are kept of those with the scores `whole`, which are in order."""
+def _excess(texts: NDArray[np.int64], most: int) -> NDArray[np.bool_]:
+    """Which documents have so many of the same text before them, bool `[n]`."""
+    order = np.argsort(texts, kind="stable")
+    grouped = texts[order]
+    found = np.zeros(len(texts), np.bool_)
+    found[order[most:]] = grouped[most:] == grouped[: len(grouped) - most]
+    return found
+
+
+def _count(
+    whole: NDArray[np.float32], scores: Sequence[NDArray[np.float32]], excess: NDArray[np.bool_] | None, rule: Rule,
+    corpus: str, shown: Callable[[str], str],
+) -> int:  # fmt: skip
+    """How many documents are kept of those with some scores, `whole` in order, without those in excess."""
+    left = len(whole) if excess is None else int((~excess).sum())
     if rule.keep_quantile is not None:
-        quantiles = np.searchsorted(whole, whole) / len(whole)
+        own = whole if excess is None else np.concatenate(scores)[~excess]
+        quantiles = np.searchsorted(whole, own) / len(whole)
         count = int((quantiles >= rule.keep_quantile).sum())
         if not count:
             raise UserError(
                 f"{shown('keep_quantile')} {rule.keep_quantile} is more than the highest quantile of {corpus}, "
-                f"{quantiles[-1]:g}, which several documents share: give less, or {shown('keep_count')}."
+                f"{quantiles.max():g}, which several documents share: give less, or {shown('keep_count')}."
             )
         return count
-    share = 1.0 if rule.keep_fraction is None else rule.keep_fraction
-    count = rule.keep_count or max(1, round(share * len(whole)))
-    if count > len(whole):
+    if rule.keep_fraction is not None:
+        return min(left, max(1, round(rule.keep_fraction * len(whole))))
+    count = rule.keep_count or left
+    if count > left:
+        kind = "documents" if excess is None else f"documents with {shown('max_copies')} {rule.max_copies}"
         raise UserError(
-            f"{shown('keep_count')} {count} is more than the {len(whole)} documents in {corpus}: give at most {len(whole)} "
+            f"{shown('keep_count')} {count} is more than the {left} {kind} in {corpus}: give at most {left} "
             "(what is scored is used again)."
         )
     return count

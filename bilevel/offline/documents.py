@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from hashlib import blake2b
 from typing import NamedTuple
 
 import numpy as np
@@ -23,6 +24,8 @@ class Scored(NamedTuple):
     """int64 `[n]`: bytes of each document."""
     score: NDArray[np.float32]
     """float32 `[n]`."""
+    text: NDArray[np.int64]
+    """int64 `[n]`: equal for equal texts, a digest of 8 bytes."""
 
 
 def score_documents(
@@ -40,7 +43,7 @@ def score_documents(
     """
     first = 0
     with read_ahead(enumerate(_cut(pack, documents, batch_size))) as blocks:
-        for _, (sizes, batches) in blocks:
+        for _, (sizes, texts, batches) in blocks:
             if batches:
                 owner = np.concatenate([rows.owner for rows in batches])
                 size = np.concatenate([rows.size for rows in batches])
@@ -48,8 +51,17 @@ def score_documents(
                 found = np.concatenate([np.asarray(x) for x in begun], dtype=np.float64)[: len(owner)]
                 weight, total = (np.bincount(owner, x, len(sizes)) for x in (size, size * found))
                 chosen = np.flatnonzero(weight)
-                yield Scored(first + chosen, sizes[chosen], (total[chosen] / weight[chosen]).astype(np.float32))
+                score = (total[chosen] / weight[chosen]).astype(np.float32)
+                yield Scored(first + chosen, sizes[chosen], score, texts[chosen])
             first += len(sizes)
+
+
+def digests(texts: Sequence[bytes]) -> NDArray[np.int64]:
+    """Return a number for each text, int64 `[n]`, equal for equal ones: BLAKE2b of 8 bytes.
+
+    Of a billion different texts, two have the same number with a chance of 3 %.
+    """
+    return np.frombuffer(b"".join(blake2b(text, digest_size=8).digest() for text in texts), "<i8").astype(np.int64)
 
 
 def drawn_ranks(scores: NDArray[np.float32], temperature: float, seed: Sequence[int]) -> NDArray[np.float32]:
@@ -83,8 +95,8 @@ def highest_documents(ranks: Sequence[NDArray[np.float32]], count: int) -> tuple
 
 def _cut(
     pack: Pack, documents: Iterable[Document], batch_size: int
-) -> Iterator[tuple[NDArray[np.int64], list[DocumentRows]]]:
-    """Stream the sizes of some documents, and their rows in batches of one size, the last one padded."""
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64], list[DocumentRows]]]:
+    """Stream sizes and digests of some documents, and their rows in batches of one size, the last one padded."""
     for block in document_blocks(documents, _BLOCK_BYTES):
         texts, batches = [document.text for document in block], []
         for rows in pack(texts, batch_size):
@@ -92,4 +104,4 @@ def _cut(
                 place = np.minimum(np.arange(batch_size), len(rows.owner) - 1)
                 rows = rows._replace(batch={name: x[place] for name, x in rows.batch.items()})
             batches.append(rows)
-        yield np.fromiter(map(len, texts), np.int64, len(texts)), batches
+        yield np.fromiter(map(len, texts), np.int64, len(texts)), digests(texts), batches

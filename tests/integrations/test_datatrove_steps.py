@@ -19,6 +19,7 @@ from datatrove.data import Document
 from bilevel.integrations.datatrove import ChooseDocuments, DocumentScorer, KeepDocuments, ScoreDocuments
 
 RULES: dict[str, dict[str, Any]] = {
+    "one of each text": {"keep_count": 20, "max_copies": 1},
     "count": {"keep_count": 17}, "fraction": {"keep_fraction": 0.3}, "quantile": {"keep_quantile": 0.8},
     "gumbel": {"keep_count": 20, "rule": "gumbel", "temperature": 0.5, "seed": 3},
 }  # fmt: skip

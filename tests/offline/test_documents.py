@@ -1,9 +1,14 @@
 """The choice of documents by their scores."""
 
+from pathlib import Path
+
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 
-from bilevel.offline.documents import drawn_ranks, highest_documents
+from bilevel.offline.choice import Choice, Rule, choose
+from bilevel.offline.documents import digests, drawn_ranks, highest_documents
+from bilevel.types import UserError
 
 
 def test_the_choice_is_that_of_a_stable_sort() -> None:
@@ -31,3 +36,30 @@ def test_documents_are_drawn_in_proportion() -> None:
     np.testing.assert_array_equal(noise, drawn(1, 2, [0.0] * 1000))
     for seed, part in ((2, 2), (1, 3)):
         assert abs(np.corrcoef(noise, drawn(seed, part, [0.0] * 1000))[0, 1]) < 0.15
+
+
+def test_copies_beyond_the_limit_are_never_kept(tmp_path: Path) -> None:
+    """The rest is chosen as if they were not there, also by a choice that was saved; the quantiles stay those of all."""
+    rng = np.random.default_rng(1)
+    owner = [rng.integers(0, 12, count) for count in (20, 5, 15)]
+    texts, scores = [digests([b"%d" % i for i in own]) for own in owner], [own.astype(np.float32) for own in owner]
+    whole, first = np.concatenate(owner), np.zeros(40, bool)
+    for text in range(12):
+        first[np.flatnonzero(whole == text)[:2]] = True
+    for rule, count in ((Rule(keep_count=7, max_copies=2), 7), (Rule(keep_fraction=0.9, max_copies=2), first.sum())):
+        choice = choose(scores, rule, "corpus", texts=texts)
+        choice.save(tmp_path)
+        for found in (choice, Choice.load(tmp_path)):
+            kept = np.concatenate([found.kept_of(own, part) for part, own in enumerate(scores)])
+            order = [i for i in np.argsort(-whole, kind="stable") if first[i]][:count]
+            assert np.flatnonzero(kept).tolist() == sorted(order)
+            assert sum(found.kept) == count
+    above = choose(scores, Rule(keep_quantile=0.5, max_copies=2), "corpus", texts=texts)
+    assert sum(above.kept) == (first & (above.quantiles(whole.astype(np.float32)) >= 0.5)).sum()
+    drawn = choose(scores, Rule(keep_count=10, max_copies=1, rule="gumbel", temperature=5.0), "corpus", texts=texts)
+    texts_kept = np.concatenate(
+        [own[drawn.kept_of(s, part)] for part, (own, s) in enumerate(zip(owner, scores, strict=True))]
+    )
+    assert len(texts_kept) == len({*texts_kept}) == 10
+    with pytest.raises(UserError, match=f"41 is more than the {first.sum()} documents with max_copies 2 in corpus"):
+        choose(scores, Rule(keep_count=41, max_copies=2), "corpus", texts=texts)

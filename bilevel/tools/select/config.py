@@ -82,6 +82,8 @@ class Config:
     keep_quantile: Quantile | None = None
     """Keep the documents whose quantile is at least this: 0.9 keeps a tenth, and all that share its lowest score. The quantile of
     a document is the share of the documents of the corpus with a lower score."""
+    max_copies: Count | None = None
+    """Keep at most this many documents of the same text, the first ones of the corpus (default: all that are chosen)."""
     rule: Literal["top", "gumbel"] = "top"
     """top: those with the highest scores (ties: the first in the corpus); gumbel: drawn without replacement, with
     probabilities proportional to exp(score / temperature), as training draws its batches."""

@@ -19,7 +19,8 @@ from bilevel.training import prepare_run_dir
 from bilevel.training.progress import Progress
 from bilevel.types import UserError
 
-SCHEMA = pa.schema([("document", pa.int64()), ("bytes", pa.int64()), ("score", pa.float32())])
+SCHEMA = pa.schema([("document", pa.int64()), ("bytes", pa.int64()), ("score", pa.float32()), ("text", pa.int64())])
+"""The columns of `offline.documents.Scored`."""
 
 
 class ScoreFiles(PartTables):

@@ -71,7 +71,9 @@ class Work:
                 "meanwhile: give the same command again."
             )
         scores = [self._files.read(part)["score"].to_numpy() for part in self.parts]
-        choice = choose(scores, config.choice, config.corpus, flag_of)
+        capped = config.max_copies is not None
+        texts = [self._files.read(part)["text"].to_numpy() for part in self.parts] if capped else None
+        choice = choose(scores, config.choice, config.corpus, flag_of, texts)
         self._selection.prepare()
         return choice
 
