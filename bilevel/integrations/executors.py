@@ -49,6 +49,9 @@ class LocalExecutor(LocalPipelineExecutor):
     They end with the process that started them, also if that is killed.
     """
 
+    quiet = False
+    """Whether only errors are printed; the log files have everything."""
+
     def run(self) -> None:
         """Run all tasks; the first exception of one is raised when those that began before have ended.
 
@@ -57,11 +60,11 @@ class LocalExecutor(LocalPipelineExecutor):
         """
         if self.workers == 1:
             for rank in range(self.tasks):
-                self._run_for_rank(rank)
+                self._run_for_rank(rank, self._place(rank))
             return
         spawn = multiprocessing.get_context("spawn")  # jax's threads do not survive a fork
         with ProcessPoolExecutor(self.workers, spawn, _end_with_parent) as pool:
-            begun = [pool.submit(self._run_for_rank, rank, rank) for rank in range(self.tasks)]
+            begun = [pool.submit(self._run_for_rank, rank, self._place(rank)) for rank in range(self.tasks)]
             try:
                 for one in begun:
                     one.result()
@@ -72,6 +75,9 @@ class LocalExecutor(LocalPipelineExecutor):
                 ) from error
             finally:
                 pool.shutdown(cancel_futures=True)
+
+    def _place(self, rank: int) -> int:
+        return rank + self.quiet  # datatrove prints the log of place 0
 
 
 def _end_with_parent() -> None:
@@ -132,7 +138,9 @@ def _check_done(executor: PipelineExecutor, phase: Phase, logs: Path) -> None:
 
 def _local(config: Config, phase: Phase, logs: str, before: Any) -> PipelineExecutor:
     workers = min(phase.tasks, config.workers or os.cpu_count() or 1)
-    return LocalExecutor([PhaseStep(phase)], phase.tasks, workers, logs, skip_completed=False)
+    executor = LocalExecutor([PhaseStep(phase)], phase.tasks, workers, logs, skip_completed=False)
+    executor.quiet = not config.progress
+    return executor
 
 
 def _ray(config: Config, phase: Phase, logs: str, before: Any) -> PipelineExecutor:

@@ -25,10 +25,14 @@ def refused(capsys: pytest.CaptureFixture[str], *given: object, **more: object) 
     return capsys.readouterr().err.strip().splitlines()[-1]
 
 
-def test_local_tasks_give_what_one_process_gives(run: Path, corpus: Path, tmp_path: Path) -> None:
+def test_local_tasks_give_what_one_process_gives(
+    run: Path, corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     given: dict[str, object] = {"keep_count": 17, "rule": "gumbel", "format": "documents"}
     select(run, corpus, tmp_path / "one", **given)
     select(run, corpus, tmp_path / "many", executor="local", tasks=2, workers=1, **given)
+    assert "Launching pipeline" not in capsys.readouterr().err, "--no-progress"
+    assert "Launching pipeline" in (tmp_path / "many/executor/score/logs/task_00001.log").read_text()
     assert everything(tmp_path / "many") == everything(tmp_path / "one")
     assert json.loads((tmp_path / "many" / "summary.json").read_text())["kept"] == 17
 
