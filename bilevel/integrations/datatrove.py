@@ -126,8 +126,11 @@ class ChooseDocuments(PipelineStep):
         """Write the choice; a document that is given passes."""
         if world_size != 1:
             raise UserError(f"ChooseDocuments sees the scores of all tasks, so it runs with tasks=1, not {world_size}.")
-        tables = [_read(self.scores, task) for task in range(self.tasks)]
-        found, texts = ([table[name].to_numpy() for table in tables] for name in ("score", "text"))
+        columns = [
+            (table["score"].to_numpy(), table["text"].to_numpy())
+            for table in (_read(self.scores, task) for task in range(self.tasks))
+        ]
+        found, texts = zip(*columns, strict=True) if columns else ((), ())
         self.choice.mkdir(parents=True, exist_ok=True)
         choice = choose(found, self.rule, str(self.scores), texts=texts)
         choice.save(self.choice)

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from selections import code_of, everything, flags, select
+from selections import KILL_AFTER_WRITES, code_of, everything, flags, select
 
 from bilevel import cli
 
@@ -58,26 +58,13 @@ def test_a_task_that_fails_is_told(run: Path, corpus: Path, tmp_path: Path, caps
     assert "b.txt" in refused(capsys, run, corpus, tmp_path / "out", **given)
 
 
-KILL = """
-import os, signal, pyarrow.parquet as pq
-written, original = 0, pq.ParquetWriter.write_table
-def write_table(self, *given, **more):
-    global written
-    original(self, *given, **more)
-    written += 1
-    if written == {count}:
-        os.kill(os.getpid(), signal.SIGKILL)
-pq.ParquetWriter.write_table = write_table
-"""
-
-
 @pytest.mark.slow
 def test_killed_local_tasks_are_done_again(run: Path, corpus: Path, tmp_path: Path) -> None:
     """Killed while the second task scores, then while it writes; at last with two processes."""
     select(run, corpus, tmp_path / "one", keep_count=17)
     given: dict[str, object] = {"keep_count": 17, "executor": "local", "tasks": 3}
     for count in (2, 4):
-        code = KILL.format(count=count) + MAIN
+        code = KILL_AFTER_WRITES.format(count=count) + MAIN
         command = [sys.executable, "-c", code, *flags(run, corpus, tmp_path / "many", workers=1, **given)]
         assert code_of(command, tmp_path / "log") == -signal.SIGKILL, (tmp_path / "log").read_text()
     assert len(list((tmp_path / "many" / "scores").glob("*.parquet"))) == 3

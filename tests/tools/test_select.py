@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import hashlib
 import json
 import os
 import shutil
@@ -19,6 +18,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from selections import KILL_AFTER_WRITES, WORDS, everything
 from tiny_text import shrink
 
 from bilevel import cli
@@ -38,7 +38,6 @@ from bilevel.tools.select.scores import ScoreFiles
 
 T = 24
 MODULES = {"ngram": NGramWeighting(width=4, hidden=4), "conv": ConvWeighting(layers=2, width=4)}
-WORDS = ["the", "cat", "sat", "on", "a", "mat", "while", "rain", "fell", "över", "old", "town", "people", "ran"]
 
 
 @pytest.fixture(scope="module")
@@ -125,12 +124,6 @@ def lines_in(output: Path) -> list[str]:
     files = sorted((output / "selected").iterdir())
     plain = (gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes() for file in files)
     return [line for text in plain for line in text.decode().split("\n")[:-1]]
-
-
-def everything(output: Path) -> dict[str, str]:
-    """A digest of each file, temporary ones left out."""
-    files = [path for path in sorted(output.rglob("*")) if path.is_file() and not path.name.startswith(".")]
-    return {str(path.relative_to(output)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 def direct_scores(run: Path, documents: list[str]) -> list[float]:
@@ -297,19 +290,6 @@ def command(*arguments: str, before: str = "") -> subprocess.Popen[str]:
         [sys.executable, "-c", code, *arguments],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
-
-
-KILL_AFTER_WRITES = """
-import os, signal, pyarrow.parquet as pq
-written, original = 0, pq.ParquetWriter.write_table
-def write_table(self, *given, **more):
-    global written
-    original(self, *given, **more)
-    written += 1
-    if written == {count}:
-        os.kill(os.getpid(), signal.SIGKILL)
-pq.ParquetWriter.write_table = write_table
-"""
 
 
 def test_killed_and_continued(run: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,17 @@ import numpy as np
 from bilevel import cli
 
 WORDS = ["the", "cat", "sat", "on", "a", "mat", "while", "rain", "fell", "över", "old", "town", "people", "ran"]
+KILL_AFTER_WRITES = """
+import os, signal, pyarrow.parquet as pq
+written, original = 0, pq.ParquetWriter.write_table
+def write_table(self, *given, **more):
+    global written
+    original(self, *given, **more)
+    written += 1
+    if written == {count}:
+        os.kill(os.getpid(), signal.SIGKILL)
+pq.ParquetWriter.write_table = write_table
+"""
 
 
 def three_files() -> list[list[str]]:

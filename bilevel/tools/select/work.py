@@ -70,10 +70,10 @@ class Work:
                 f"{len(missing)} of {len(self.parts)} files are not scored (the first is {missing[0].source.name}), or changed "
                 "meanwhile: give the same command again."
             )
-        scores = [self._files.read(part)["score"].to_numpy() for part in self.parts]
-        capped = config.max_copies is not None
-        texts = [self._files.read(part)["text"].to_numpy() for part in self.parts] if capped else None
-        choice = choose(scores, config.choice, config.corpus, flag_of, texts)
+        names = ("score",) if config.max_copies is None else ("score", "text")
+        columns = [[table[name].to_numpy() for name in names] for table in map(self._files.read, self.parts)]
+        scores, *texts = zip(*columns, strict=True) if columns else ([],)
+        choice = choose(scores, config.choice, config.corpus, flag_of, texts[0] if texts else None)
         self._selection.prepare()
         return choice
 
