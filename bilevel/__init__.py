@@ -27,6 +27,7 @@ from bilevel.selection import scoring as scoring
 from bilevel.selection.meta_weight_net import LossWeighting as LossWeighting
 from bilevel.selection.meta_weight_net import meta_weight_net as meta_weight_net
 from bilevel.selection.scorers import Scorer as Scorer
+from bilevel.selection.uses import MaxUses as MaxUses
 from bilevel.state import TrainState as TrainState
 from bilevel.step import estimators as estimators
 from bilevel.step.halves import Halves as Halves

@@ -32,3 +32,5 @@ class TrainState:
     """Exponential moving average of (params, model_state), or None when it is not kept."""
     rng: Array
     """A typed key (`jax.random.key`). It never changes: step t draws from `fold_in(rng, t)`."""
+    uses: Any = None
+    """How often each row was trained on, uint8 `[N]`, or None when nothing is capped. See `bilevel.MaxUses`."""

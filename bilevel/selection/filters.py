@@ -39,6 +39,8 @@ class Filter(NamedTuple):
     """With scope "local" and no mapped axis: the number of groups that are filtered apart."""
     proportional: bool = False
     """Whether rows are drawn in proportion to the softmax of the logits, as the estimator "score" needs."""
+    caps: bool = False
+    """Whether rows with a logit of −∞ are picked after all others, and none twice at once, as `make_step`'s max_uses needs."""
     groups: Callable[[Batch], Array] | None = None
     """Big batch -> the group of each row, int32 `[B]`, for a rule that looks at them."""
 
@@ -78,7 +80,7 @@ def gumbel_top_k(
         return jax.lax.top_k(noisy, k)[1]
 
     rule = _temperature_rule(temperature, min_effective_fraction, max_spread)
-    return _scoped(Filter(select, rule, scope, "gumbel_top_k", proportional=True), shards)
+    return _scoped(Filter(select, rule, scope, "gumbel_top_k", proportional=True, caps=True), shards)
 
 
 def importance(
@@ -132,7 +134,7 @@ def top_k(
     The temperature does not change what is kept, only the weights in the α-gradient. Grangier et al., section 4.3, filter (b).
     """
     rule = _temperature_rule(temperature, min_effective_fraction, max_spread)
-    return _scoped(Filter(lambda key, logits, k: jax.lax.top_k(logits, k)[1], rule, scope, "top_k"), shards)
+    return _scoped(Filter(lambda key, logits, k: jax.lax.top_k(logits, k)[1], rule, scope, "top_k", caps=True), shards)
 
 
 def top_fraction(fraction: float, *, scope: Scope = "global", shards: int = 1) -> Filter:
@@ -158,7 +160,7 @@ def top_fraction(fraction: float, *, scope: Scope = "global", shards: int = 1) -
         drawn = jnp.where(values > -jnp.inf, jax.random.uniform(key, highest.shape), -1.0)
         return highest[jax.lax.top_k(drawn, k)[1]]
 
-    return _scoped(Filter(select, lambda logits: jnp.ones(()), scope, "top_fraction"), shards)
+    return _scoped(Filter(select, lambda logits: jnp.ones(()), scope, "top_fraction", caps=True), shards)
 
 
 def threshold(value: float, *, scope: Scope = "global", shards: int = 1) -> Filter:
@@ -188,7 +190,7 @@ def threshold(value: float, *, scope: Scope = "global", shards: int = 1) -> Filt
         )  # at least 0, and those below the value less than that
         return jax.lax.top_k(jnp.where(logits > value, drawn, logits - value - 1.0), k)[1]
 
-    return _scoped(Filter(select, lambda logits: jnp.ones(()), scope, "threshold"), shards)
+    return _scoped(Filter(select, lambda logits: jnp.ones(()), scope, "threshold", caps=True), shards)
 
 
 def uniform(*, scope: Scope = "global", shards: int = 1) -> Filter:

@@ -45,10 +45,12 @@ class Rows(NamedTuple):
     """What the scorer knows about the rows."""
 
 
-def score(weighting: LogitFn, weight_params: Params, big_batch: Batch, rule: Filter, axis: Axis) -> Scores:
+def score(
+    weighting: LogitFn, weight_params: Params, big_batch: Batch, rule: Filter, axis: Axis, left: Array | None = None
+) -> Scores:
     """Score the big batch: logits divided by the filter's temperature.
 
-    No derivative is taken.
+    No derivative is taken. Rows that are not `left`, bool `[B/n]`, get the logit −∞.
     """
     logits = weighting(weight_params, big_batch)
     rows = trees.num_rows(big_batch)
@@ -59,6 +61,8 @@ def score(weighting: LogitFn, weight_params: Params, big_batch: Batch, rule: Fil
         )
     logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
     bad, logits = _bad(logits, big_batch, axis), usable(logits)
+    if left is not None:
+        logits = jnp.where(left, logits, -jnp.inf)
     pool = axis.gather(logits) if rule.scope == "global" else logits
     temperature = rule.temperature(pool)
     if rule.scope == "local":

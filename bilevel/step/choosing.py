@@ -55,6 +55,8 @@ class Inner(NamedTuple):
     rng: Array
     features: Callable[[Array], Features]
     """The rows' losses at θ -> what the scorer knows about the rows."""
+    left: Array | None = None
+    """bool `[b]`: the rows that are not used up, which alone have a weight; None: all."""
 
 
 class Choice(NamedTuple):
@@ -177,7 +179,8 @@ class Chooser:
         others: Callable[[], picking.Rows],
     ) -> Chosen:
         """Weigh the rows of the θ-update, and those of the α-gradient where they are others."""
-        inner = Inner(rows.batch, self._weights(scores, rows), keys.loss, lambda _: rows.features)
+        left = self._left(state, rows.batch)
+        inner = Inner(rows.batch, self._weights(scores, rows, left), keys.loss, lambda _: rows.features, left)
 
         def outer() -> Inner:
             return inner if self.options.shares_rows else self._outer(state, keys, scores, others())
@@ -188,12 +191,12 @@ class Chooser:
         """Weigh rows of the α-gradient that are not those of the θ-update."""
         axis, (_, loss_key) = self.options.axis, jax.random.split(keys.alpha)
         if self.options.alpha_batch == "filtered":
-            count = self._for_alpha(keys).rows
-            weights = axis.spread(jnp.full((count // axis.size,), 1.0 / count))
+            left = self._left(state, rows.batch)
+            weights = self._even(self._for_alpha(keys).rows, left)
         else:
-            logits = self.scorer.logits(state.weight_params, rows.batch, rows.features) / scores.temperature
-            weights = estimators.softmax(filters.usable(logits), axis)
-        return Inner(rows.batch, weights, axis.fold(loss_key), lambda _: rows.features)
+            left, logits = None, self.scorer.logits(state.weight_params, rows.batch, rows.features)
+            weights = estimators.softmax(filters.usable(logits / scores.temperature), axis)
+        return Inner(rows.batch, weights, axis.fold(loss_key), lambda _: rows.features, left)
 
     def _for_theta(self, keys: Keys) -> _Draw:
         return _Draw(keys.filter, self.options.batch_size, self.filter)
@@ -230,7 +233,8 @@ class Chooser:
             def logits(weight_params: Params, batch: Batch) -> Array:
                 return self.scorer.logits(weight_params, batch, features)
 
-            return picking.score(logits, state.weight_params, big_batch, self.filter, axis)
+            left = self._left(state, big_batch)
+            return picking.score(logits, state.weight_params, big_batch, self.filter, axis, left)
         flat = jnp.zeros(trees.num_rows(big_batch))
         everyone = axis.size if self.filter.scope == "global" else 1
         return picking.Scores(flat, jnp.tile(flat, everyone), jnp.ones(()))
@@ -262,14 +266,26 @@ class Chooser:
             return self.options.mode == "dense"
         return scores.local.shape[0] * self.options.axis.size == self.options.batch_size
 
-    def _weights(self, scores: picking.Scores, rows: picking.Rows) -> Array:
+    def _left(self, state: TrainState, batch: Batch) -> Array | None:
+        """Which rows of a batch may still be trained on; None: all."""
+        cap = self.options.max_uses
+        return None if cap is None else cap.left(state.uses, batch)
+
+    def _even(self, count: int, left: Array | None) -> Array:
+        """Weights of rows that count alike, `count` over all devices, those that are used up left out."""
+        axis = self.options.axis
+        if left is None:
+            return axis.spread(jnp.full((count // axis.size,), 1.0 / count))
+        return left / jnp.maximum(estimators.total(left, axis), 1).astype(jnp.float32)
+
+    def _weights(self, scores: picking.Scores, rows: picking.Rows, left: Array | None) -> Array:
         """Weigh the rows of the θ-update: see `Inner.weights`."""
         options, axis = self.options, self.options.axis
         if options.mode == "dense" and self.uses_weights:
             return estimators.softmax(scores.local, axis)
-        even = jnp.full((options.batch_size // axis.size,), 1.0 / options.batch_size)
         if self.filter.weigh is None or self._takes_all(scores):
-            return axis.spread(even)
+            return self._even(options.batch_size, left)
+        even = jnp.full((options.batch_size // axis.size,), 1.0 / options.batch_size)
         return spread_rows(even * self.filter.weigh(scores.pool, rows.positions), self.evaluations.mesh)
 
     def _picked(self, draw: _Draw, scores: picking.Scores, big_batch: Batch, features: Features) -> picking.Rows:

@@ -49,6 +49,12 @@ def entropy_pull(bonus: float, logits: Array, pool: Array, temperature: Array, a
     return jnp.where(jnp.isfinite(logits), bonus * (widen(logits) - centre), 0.0)
 
 
+def left_out(logits: Array, alignments: Array, left: Array, axis: Axis = ALONE) -> tuple[Array, Array]:
+    """Take the say from rows that are not `left`, bool `[b]`: logits of −∞, and alignments at the mean of the others."""
+    known = total(jnp.where(left, alignments, 0.0), axis) / jnp.maximum(total(left, axis), 1)
+    return jnp.where(left, logits, -jnp.inf), jnp.where(left, alignments, known)
+
+
 def logit_cotangents(
     alignments: Array,
     logits: Array,

@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeAlias
 from bilevel.devices.axis import ALONE, Axis
 from bilevel.methods.base import Method
 from bilevel.selection.filters import Filter
+from bilevel.selection.uses import MaxUses
 from bilevel.step.estimators import Estimator
 from bilevel.types import UserError
 
@@ -32,6 +33,7 @@ class StepOptions:
     ema_decay: float | None = None
     micro_batches: int = 1
     row_metrics: tuple[str, ...] = ()
+    max_uses: MaxUses | None = None
     axis: Axis = ALONE
 
     def __post_init__(self) -> None:
@@ -161,6 +163,16 @@ def check_together(
         raise UserError(
             f"The filter {filter.name}(unbiased=True) undoes every preference in the mean: use it in sparse mode and with a "
             "method that learns no weighting network (frozen), or leave unbiased out."
+        )
+    if options.max_uses is not None and (options.mode == "dense" or not method.uses_weights):
+        raise UserError(
+            "max_uses leaves rows of a big batch out by their logits, and here none are picked by logits: choose "
+            'mode="sparse" and a method with a weighting network (uniform ones: load each row as often as it may be used).'
+        )
+    if options.max_uses is not None and filter is not None and not filter.caps:
+        raise UserError(
+            f"max_uses does not fit the filter {filter.name}, which may pick a row whatever its logit, or twice at once: choose "
+            "gumbel_top_k, top_k, top_fraction or threshold."
         )
     if not has_weighting and method.uses_weights:
         raise UserError("weighting=None, but this method selects or weighs rows by it: give a function or a Scorer.")

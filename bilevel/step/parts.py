@@ -88,6 +88,7 @@ class Parts:
             method_state=method_state,
             ema=ema,
             rng=rng,
+            uses=None if self.options.max_uses is None else self.options.max_uses.init(),
         )
 
     def step(self, state: TrainState, big_batch: Batch, specific_batch: Batch) -> tuple[TrainState, Metrics]:
@@ -171,8 +172,8 @@ class Parts:
         self, state: TrainState, chosen: Chosen, moved: Moved, weights: Array | None = None
     ) -> tuple[TrainState, Metrics]:
         axis, scores = self.options.axis, chosen.scores(moved.losses)
-        rows = {**moved.rows, "loss": moved.losses}
-        means = {f"generic_{name}": estimators.total(x, axis) / self.options.batch_size for name, x in rows.items()}
+        rows, left, state_after = {**moved.rows, "loss": moved.losses}, chosen.inner.left, self._next(state, moved)
+        means = {f"generic_{name}": self._mean(x, left) for name, x in rows.items()}
         metrics = {**means, **moved.metrics, "temperature": scores.temperature}
         if weights is None:
             metrics |= weight_metrics(axis.gather(scores.pool) if self._local else scores.pool)
@@ -188,13 +189,28 @@ class Parts:
             metrics["bad_logits"] = scores.bad.number.astype(jnp.float32)
             vectors["bad_logit_row"] = scores.bad.row
         if isinstance(batch := chosen.inner.batch, dict) and "id" in batch:
-            vectors["ids"] = batch["id"]
+            vectors["ids"] = batch["id"] if left is None else jnp.where(left, batch["id"], -1)
+        if left is not None:
+            assert self.options.max_uses is not None
+            assert not callable(chosen.inner.weights)
+            metrics["rows_left_out"] = estimators.total(~left, axis).astype(jnp.float32)
+            vectors["weights"] = chosen.inner.weights
+            uses = self.options.max_uses.counted(state.uses, batch, left, axis)
+            state_after = dataclasses.replace(state_after, uses=uses)
         taken = moved.asked.keys() & {**metrics, **vectors}.keys()
         if taken:
             raise UserError(
                 f"row_metrics asks for {min(taken)!r}, and the step has a metric of that name: rename it in the loss's LossAux."
             )
-        return self._next(state, moved), {**metrics, **vectors, **moved.asked}
+        return state_after, {**metrics, **vectors, **moved.asked}
+
+    def _mean(self, x: Array, left: Array | None) -> Array:
+        """The mean over the rows of the θ-update that were trained on; NOT_COMPUTED without any."""
+        if left is None:
+            return estimators.total(x, self.options.axis) / self.options.batch_size
+        count = estimators.total(left, self.options.axis)
+        mean = estimators.total(jnp.where(left, x, 0.0), self.options.axis) / jnp.maximum(count, 1)
+        return jnp.where(count > 0, mean, NOT_COMPUTED)
 
     @property
     def _local(self) -> bool:
@@ -243,15 +259,20 @@ class Parts:
         logits, pullback = jax.vjp(
             lambda p: self.chooser.scorer.logits(p, rows.batch, features), axis.spread(state.weight_params)
         )
+        known, alignments = filters.usable(logits), trees.widen(update.alignments)
+        if rows.left is not None:
+            known, alignments = estimators.left_out(known, alignments, rows.left, axis)
         cotangents = estimators.logit_cotangents(
-            trees.widen(update.alignments),
-            filters.usable(logits / temperature),
+            alignments,
+            known / temperature,
             options.estimator,
             num_rows=logits.shape[0] * axis.size,
             normalize=options.normalize_alignments,
-            pull=estimators.entropy_pull(options.entropy_bonus, logits, scores.local, temperature, axis),
+            pull=estimators.entropy_pull(options.entropy_bonus, known, scores.local, temperature, axis),
             axis=axis,
         )
+        if rows.left is not None:
+            cotangents = jnp.where(rows.left, cotangents, 0.0)
         (gradient,) = pullback((cotangents / temperature).astype(logits.dtype))
         return axis.sum(gradient)
 

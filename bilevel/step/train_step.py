@@ -20,6 +20,7 @@ from bilevel.devices.axis import Axis
 from bilevel.methods.base import Method
 from bilevel.selection import filters, scorers
 from bilevel.selection.scorers import Scorer
+from bilevel.selection.uses import MaxUses
 from bilevel.step.choosing import Chooser
 from bilevel.step.estimators import Estimator
 from bilevel.step.kinds import StepFn as StepFn
@@ -53,6 +54,7 @@ def make_step(
     ema_decay: float | None = None,
     micro_batches: int = 1,
     row_metrics: tuple[str, ...] = (),
+    max_uses: MaxUses | None = None,
     mesh: jax.sharding.Mesh | None = None,
     gather: Callable[[str], bool] | None = None,
     axis_name: str | None = None,
@@ -96,6 +98,8 @@ def make_step(
         to rounding with the activations of one part in memory. See `bilevel.derivatives.rows.RowLosses`.
       row_metrics: names of the per-example metrics of `loss` that the step returns for the rows of the θ-update, as its own
         evaluation gave them.
+      max_uses: no row is trained on more often than this says; sparse mode, and a filter that goes by logits. See
+        `bilevel.MaxUses`. None: no limit.
       mesh: the devices that rows are spread over under plain `jit`: those that the filter picks are spread over it too, and split
         parameters (`bilevel.devices.sharding.split_state`) are gathered where they are used. With None the
         compiler decides, and tends to compute all rows on every device.
@@ -118,7 +122,8 @@ def make_step(
       without ids), or −1; and `selected`, `[b]`: the positions in the big batch (with `axis_name`: in that of all devices) of
       the rows of the θ-update. If the big batch is a dict with `id`, int32 `[B]`, there is also `ids`, `[b]`: the ids of these
       rows. Where they have different weights (in dense mode, and by a method that chooses them itself) there is also
-      `weights`, float32 `[b]`. Those named by `row_metrics` follow, `[b, …]`.
+      `weights`, float32 `[b]`. With `max_uses` there is rows_left_out, how many of the b rows were used up: they have the
+      weight 0 and the id −1. Those named by `row_metrics` follow, `[b, …]`.
 
     Raises:
       UserError: for options that do not go together, now; by `init`, for parameters that are not real numbers and an optimizer
@@ -130,7 +135,7 @@ def make_step(
         update_every = 1 if method.chooses_weights else 4
     options = StepOptions(
         batch_size, mode, estimator, alpha_batch, alpha_batch_size, update_every, probe_every, normalize_alignments,
-        entropy_bonus, ema_decay, micro_batches, row_metrics, Axis(axis_name),
+        entropy_bonus, ema_decay, micro_batches, row_metrics, max_uses, Axis(axis_name),
     )  # fmt: skip
     check_together(options, method, filter, has_weighting=weighting is not None, has_rate=weight_optimizer is not None)
     evaluations = Evaluations(

@@ -60,6 +60,9 @@ class Study:
     """b: rows in a θ-update."""
     big_batch_size: Count = 512
     """B: rows that are scored for it."""
+    max_uses: int = 0
+    """Most times that a row is trained on by methods that pick rows from a big batch by their logits, 1 to 255: one that was
+    picked so often is left out of later big batches; 0: no limit. Others train on each row once an epoch."""
     specific_sets: tuple[str, ...] = of_comparison(())
     """Several specific sets, each as --data.specific takes one: everything is done for each, in a folder named after it."""
     same_seconds: bool = of_comparison(False)
@@ -125,6 +128,8 @@ class Study:
         """Refuse numbers out of range and flags that do not go together; a UserError names the first."""
         check_bounds(self)
         self.optimizer.check()
+        if not 0 <= self.max_uses <= 255:
+            raise UserError(f"--max-uses {self.max_uses} must be at least 0 and at most 255: 0 is no limit.")
         self._check_together()
         self._check_hosts()
 

@@ -9,6 +9,9 @@ from typing import Any, NamedTuple
 
 from bilevel.data import Dataset
 from bilevel.methods import Method
+from bilevel.offline.irreducible import unwrapped
+from bilevel.selection.filters import Filter
+from bilevel.selection.uses import MaxUses
 from bilevel.state import TrainState
 from bilevel.step import SampledStep, TrainStep, make_step
 from bilevel.study.config import Study
@@ -114,7 +117,9 @@ def plan_over(
     step = make_step(
         model.loss, weighting.logits, context.optimizer, method=method, batch_size=study.batch_size,
         specific_loss=model.specific_loss, ema_decay=study.optimizer.average or None, micro_batches=study.micro_batches,
-        mesh=mesh if mesh.size > 1 else None, gather=model.gather, **{"weight_optimizer": None, **options},
+        mesh=mesh if mesh.size > 1 else None, gather=model.gather,
+        max_uses=_max_uses(context, options.get("filter")) if fields.get("picks") else None,
+        **{"weight_optimizer": None, **options},
     )  # fmt: skip
 
     def init(model_key: Array, weight_key: Array, step_key: Array, start: Params = NOTHING) -> TrainState:
@@ -122,6 +127,26 @@ def plan_over(
         return step.init(step_key, params, weighting.init(weight_key), model_state)
 
     return Plan(model=model, step=step, init=init, **fields)
+
+
+def _max_uses(context: Context, rule: Filter | None) -> MaxUses | None:
+    """The cap on how often a row is trained on."""
+    times = context.study.max_uses
+    if not times:
+        return None
+    if rule is not None and not rule.caps:
+        raise UserError(
+            f"--max-uses {times} does not fit {context.method}, whose filter ({rule.name}) may pick a row whatever its logit, or "
+            f"twice at once: give --{context.flag}.filter gumbel_top_k where it has that flag, or omit --max-uses or the method."
+        )
+    whole, positions = unwrapped(context.splits.train)
+    steps, size = context.study.steps, context.study.batch_size
+    if steps * size > times * len(positions):
+        raise UserError(
+            f"--steps {steps} of --batch-size {size} train on {steps * size:,} rows, and --max-uses {times} leaves "
+            f"{times * len(positions):,}: take fewer steps, raise --max-uses, or give more generic data."
+        )
+    return MaxUses(len(whole), times)
 
 
 def probed(context: Context, model: Model, blocks: int, name: str = "probe-blocks") -> ParamFilter | None:

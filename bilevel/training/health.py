@@ -17,6 +17,7 @@ class Health:
         self.fault: Fault | None = None
         """What was the first not to be finite in this start of the run."""
         self._alpha_steps = 0
+        self._left_out = False
         self._moved = False
 
     def note(self, fault: Fault) -> None:
@@ -40,5 +41,15 @@ class Health:
                 f"All alignments were 0 on each of the first {self._alpha_steps} α-steps, so the method has learned nothing: "
                 "look for an optimizer of θ whose derivative is 0 where α is due (of signs, or one that gathers gradients), "
                 "or for a specific loss that does not depend on θ.",
+                stacklevel=2,
+            )
+
+    def watch_uses(self, step: int | None) -> None:
+        """Warn, once, of a step that had too few rows left for its θ-update; None: there was none."""
+        if step is not None and not self._left_out:
+            self._left_out = True
+            warnings.warn(
+                f"At step {step} the big batch had fewer rows left than a batch, the others having been trained on as often as "
+                "max_uses allows, so the batch was smaller: raise max_uses (--max-uses), or take fewer steps.",
                 stacklevel=2,
             )

@@ -100,14 +100,20 @@ class Fetched:
         return {name: _known_mean(column) for name, column in self.columns.items() if name != BAD_ROW}
 
     def first_bad(self, name: str) -> tuple[int, float] | None:
-        """Return the first step at which the metric is not finite, and its value there."""
-        bad = np.flatnonzero(~np.isfinite(self.columns.get(name, np.zeros(0))))
+        """Return the first step at which the metric is not finite, though computed, and its value there."""
+        column = self.columns.get(name, np.zeros(0))
+        bad = np.flatnonzero(~np.isfinite(column) & (column != NOT_COMPUTED))
         return (self.begin + int(bad[0]), float(self.columns[name][bad[0]])) if bad.size else None
 
     def first_fault(self) -> Fault | None:
         """Return the first step that went on without something, as it was not finite: an α-step, or the logit of a row."""
         faults = (self._bad_logit(), self._skipped_alpha())
         return min((fault for fault in faults if fault is not None), key=lambda fault: fault.step, default=None)
+
+    def first_left_out(self) -> int | None:
+        """Return the first step that left rows out of its θ-update, as they are used up."""
+        found = np.flatnonzero(self.columns.get("rows_left_out", np.zeros(0)) > 0)
+        return self.begin + int(found[0]) if found.size else None
 
     def silent(self) -> tuple[int, int]:
         """Return the number of α-steps, and that of those among them whose alignments were all 0."""

@@ -267,6 +267,7 @@ class _Run:
         if (evaluates or saves) and (broken := _broken(state)):
             self._diverged(done, f"{broken} after step {done}, though the generic loss was finite")
         self._health.watch(*fetched.silent())
+        self._health.watch_uses(fetched.first_left_out())
         values = fetched.means()
         if evaluates and self._evaluate is not None:
             values.update(self._evaluate(state))

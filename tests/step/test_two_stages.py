@@ -57,6 +57,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "a specific gradient that is reused": {"update_every": 1, "probe_every": 2, "method": SOBA, "micro_batches": 2},
     "weighted rows": {"filter": filters.importance(unbiased=True), "method": bilevel.frozen()},
     "weights of high entropy": {"filter": filters.gumbel_top_k(min_effective_fraction=0.5), "entropy_bonus": 0.1},
+    "rows that are used up": {"max_uses": bilevel.MaxUses(250, 1), "alpha_batch_size": 16, "estimator": "score"},
     "rows without weights": {"method": bilevel.uniform(), "weighting": None, "filter": filters.uniform()},
     "nothing to choose": {"method": bilevel.uniform(), "weighting": None, "batch_size": BIG},
 }

@@ -393,3 +393,20 @@ def test_rows_of_the_task_are_as_the_tests_say() -> None:
     data = rows_of(np.arange(9) % 3, 0, "rows").rows(np.arange(9))
     np.testing.assert_allclose(data["y"][::3], data["x"][::3].sum(1), rtol=1e-5)
     np.testing.assert_allclose(data["y"][1::3], -data["x"][1::3].sum(1), rtol=1e-5)
+
+
+def test_rows_are_used_no_more_often_than_the_flag_says(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """60 rows for 15 batches of 4."""
+    flags = ("--data.rows", 60, "--max-uses", 1, "--steps", 15, "--log-every", 1)
+    with pytest.warns(UserWarning, match=r"had fewer rows left than a batch.*raise max_uses \(--max-uses\)"):
+        call(tmp_path / "whole", "uniform,soba", *flags)
+    left_out = [row["rows_left_out"] for row in metrics(tmp_path / "whole/soba-seed0")]
+    assert left_out[0] == 0
+    assert max(left_out) > 0
+    assert "rows_left_out" not in metrics(tmp_path / "whole/uniform-seed0")[0]
+    fails(tmp_path / "long", "soba", *flags, "--steps", 16)
+    assert "train on 64 rows, and --max-uses 1 leaves 60" in " ".join(capsys.readouterr().err.split())
+    fails(tmp_path / "twice", "soba", *flags, "--soba.filter", "importance")
+    assert "--max-uses 1 does not fit soba, whose filter (importance)" in " ".join(capsys.readouterr().err.split())
+    fails(tmp_path / "more", "soba", *flags, "--max-uses", 256)
+    assert "--max-uses 256 must be at least 0 and at most 255" in " ".join(capsys.readouterr().err.split())
