@@ -17,7 +17,7 @@ from bilevel.files import appearing, remove_abandoned
 from bilevel.integrations.scorer import DocumentScorer as DocumentScorer
 from bilevel.offline.choice import KEEP, Choice, Rule, choose
 from bilevel.offline.documents import digests
-from bilevel.tools.select.scores import SCHEMA
+from bilevel.tools.select.scores import schema_of
 from bilevel.types import UserError
 
 try:
@@ -36,27 +36,32 @@ class ScoreDocuments(PipelineStep):
     """Give each document a score, and write those of a task to SCORES/NNNNN.parquet when its last document has passed.
 
     The tables are those of `bilevel select`: `document` (its number in the task, from 0), `bytes`, `score`, `text` (a number,
-    equal for equal texts). Blank documents pass without a score.
+    equal for equal texts); with a group, also `group`. Blank documents pass without a score.
 
     Args:
         scorer: list of n texts -> float32 `[n]`, NaN for blank ones: a `DocumentScorer`, or your own.
         scores: a folder that all tasks see.
         field: name of the score in the metadata of a document.
+        group: the name in the metadata of what groups documents, such as their site, for `max_per_group`.
+
+    Raises:
+        UserError: in its task, that the scorer gives another number of scores, or that a document has no group.
     """
 
     type, name = _TYPE, "score documents"
 
     def __init__(
-        self, scorer: Callable[[Sequence[str]], NDArray[np.float32]], scores: str | Path, *, field: str = "score"
-    ):
+        self, scorer: Callable[[Sequence[str]], NDArray[np.float32]], scores: str | Path, *, field: str = "score",
+        group: str | None = None,
+    ):  # fmt: skip
         super().__init__()
-        self.scorer, self.scores, self.field = scorer, _folder(scores), field
+        self.scorer, self.scores, self.field, self.group = scorer, _folder(scores), field, group
 
     def run(self, data: Any, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
         """Score the documents of a task, about 16 MiB of text at once."""
         self.scores.mkdir(parents=True, exist_ok=True)
         remove_abandoned(self.scores)
-        with _table(_file(self.scores, rank)) as writer:
+        with _table(_file(self.scores, rank), schema_of(self.group is not None)) as writer:
             count = 0
             for block in document_blocks(data or (), _BLOCK):
                 with self.track_time("block"):
@@ -68,13 +73,24 @@ class ScoreDocuments(PipelineStep):
                 place = np.flatnonzero(~np.isnan(scores))
                 sizes = np.array([len(_bytes(block[i])) for i in place], np.int64)
                 texts = digests([_bytes(block[i]) for i in place])
-                writer.write_table(pa.table([count + place, sizes, scores[place], texts], schema=writer.schema))
+                groups = [] if self.group is None else [digests([self._group(block[i]) for i in place])]
+                writer.write_table(
+                    pa.table([count + place, sizes, scores[place], texts, *groups], schema=writer.schema)
+                )
                 for i in place:
                     _note(block[i], self.field, float(scores[i]))
                 self.stat_update("scored", value=len(place))
                 count += len(block)
                 yield from block
             writer.add_key_value_metadata({_COUNT: str(count)})
+
+    def _group(self, document: Document) -> bytes:
+        assert self.group is not None
+        if document.metadata.get(self.group) is None:
+            raise UserError(
+                f"Document {document.id} has no {self.group!r} in its metadata: name another group, or omit it."
+            )
+        return str(document.metadata[self.group]).encode("utf-8", "surrogatepass")
 
 
 class ChooseDocuments(PipelineStep):
@@ -91,6 +107,7 @@ class ChooseDocuments(PipelineStep):
         keep_count: number of documents to keep.
         keep_quantile: keep the documents whose quantile, the share of the documents with a lower score, is at least this.
         max_copies: most documents of the same text that are kept, the first ones of the tasks in turn (default: all).
+        max_per_group: most documents of the same group that are kept, those of the highest ranks (default: all).
         rule: "top" for the highest scores, "gumbel" for a draw in proportion to exp(score / temperature).
         temperature: with "gumbel": higher is closer to uniform.
         seed: with "gumbel": decides the draw.
@@ -111,13 +128,14 @@ class ChooseDocuments(PipelineStep):
         keep_count: int | None = None,
         keep_quantile: float | None = None,
         max_copies: int | None = None,
+        max_per_group: int | None = None,
         rule: Literal["top", "gumbel"] = "top",
         temperature: float = 1.0,
         seed: int = 0,
     ):
         super().__init__()
         self.scores, self.choice, self.tasks = _folder(scores), _folder(choice), tasks
-        self.rule = Rule(keep_fraction, keep_count, keep_quantile, max_copies, rule, temperature, seed)
+        self.rule = Rule(keep_fraction, keep_count, keep_quantile, max_copies, max_per_group, rule, temperature, seed)
         given = [name for name in KEEP if getattr(self.rule, name) is not None]
         if len(given) != 1:
             raise UserError(f"Found {' and '.join(given) or 'none'}: give exactly one of {', '.join(KEEP)}.")
@@ -126,13 +144,15 @@ class ChooseDocuments(PipelineStep):
         """Write the choice; a document that is given passes."""
         if world_size != 1:
             raise UserError(f"ChooseDocuments sees the scores of all tasks, so it runs with tasks=1, not {world_size}.")
-        columns = [
-            (table["score"].to_numpy(), table["text"].to_numpy())
-            for table in (_read(self.scores, task) for task in range(self.tasks))
-        ]
-        found, texts = zip(*columns, strict=True) if columns else ((), ())
+        tables = [_read(self.scores, task) for task in range(self.tasks)]
+        if self.rule.max_per_group is not None and any("group" not in table.schema.names for table in tables):
+            raise UserError(
+                f"{self.scores} has scores without groups: give ScoreDocuments a group, or omit max_per_group."
+            )
+        names = ("score", "text") if self.rule.max_per_group is None else ("score", "text", "group")
+        found, *kinds = ([table[name].to_numpy() for table in tables] for name in names)
         self.choice.mkdir(parents=True, exist_ok=True)
-        choice = choose(found, self.rule, str(self.scores), texts=texts)
+        choice = choose(found, self.rule, str(self.scores), str, *kinds)
         choice.save(self.choice)
         self.stat_update("documents", value=sum(choice.documents))
         self.stat_update("kept", value=sum(choice.kept))
@@ -211,9 +231,9 @@ def _file(folder: Path, task: int) -> Path:
 
 
 @contextlib.contextmanager
-def _table(path: Path) -> Iterator[pq.ParquetWriter]:
+def _table(path: Path, schema: pa.Schema) -> Iterator[pq.ParquetWriter]:
     """Write a table of scores in one piece; if something is raised, or the task is killed, there is none."""
-    with appearing(path) as file, pq.ParquetWriter(file, SCHEMA, compression="zstd") as writer:
+    with appearing(path) as file, pq.ParquetWriter(file, schema, compression="zstd") as writer:
         yield writer
 
 

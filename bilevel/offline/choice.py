@@ -17,12 +17,14 @@ from bilevel.types import UserError
 
 KEEP = ("keep_fraction", "keep_count", "keep_quantile")
 """Fields of which one says how many documents are kept."""
+_LIMITS = ("max_copies", "max_per_group")
 _SCORES, _EXCESS, _FOUND = "scores.npy", "excess.npy", "choice.json"
 _MUST: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "keep_fraction": ("lie in (0, 1]", lambda x: 0 < x <= 1),
     "keep_count": ("be at least 1", lambda x: x >= 1),
     "keep_quantile": ("lie in [0, 1)", lambda x: 0 <= x < 1),
     "max_copies": ("be at least 1", lambda x: x >= 1),
+    "max_per_group": ("be at least 1", lambda x: x >= 1),
     "rule": ("be top or gumbel", lambda x: x in ("top", "gumbel")),
     "temperature": ("be greater than 0", lambda x: x > 0),
     "seed": ("be at least 0", lambda x: x >= 0),
@@ -45,6 +47,8 @@ class Rule:
     """Least quantile: the share of the documents of the corpus with a lower score."""
     max_copies: int | None = None
     """Most documents of the same text that can be kept, the first ones of the corpus; None: any number."""
+    max_per_group: int | None = None
+    """Most documents of the same group that can be kept, those of the highest ranks; None: any number."""
     rule: Literal["top", "gumbel"] = "top"
     """Those with the highest scores; or a draw without replacement, in proportion to exp(score / temperature)."""
     temperature: float = 1.0
@@ -84,7 +88,8 @@ class Choice:
     effective_sample_size: float
     """Of the weights of the kept documents."""
     excess: NDArray[np.bool_] | None = None
-    """bool `[n]`: of the documents of all parts, in order, the copies that cannot be kept; None: there is no limit."""
+    """bool `[n]`: of the documents of all parts, in order, those that the limits on copies and groups
+    leave out; None: there is no limit."""
 
     def kept_of(self, scores: NDArray[np.float32], part: int) -> NDArray[np.bool_]:
         """Return which documents of a part are kept, bool `[n]`, given its scores, float32 `[n]`."""
@@ -130,7 +135,7 @@ class Choice:
         try:
             found: dict[str, Any] = json.loads((folder / _FOUND).read_text(encoding="utf-8"))
             found["rule"], found["scores"] = Rule(**found["rule"]), np.load(folder / _SCORES, mmap_mode="r")
-            if found["rule"].max_copies is not None:
+            if _limited(found["rule"]):
                 found["excess"] = np.load(folder / _EXCESS, mmap_mode="r")
             lists = {name: tuple(value) for name, value in found.items() if isinstance(value, list)}
             return cls(**{**found, **lists})
@@ -144,6 +149,7 @@ def choose(
     corpus: str,
     shown: Callable[[str], str] = str,
     texts: Sequence[NDArray[np.int64]] | None = None,
+    groups: Sequence[NDArray[np.int64]] | None = None,
 ) -> Choice:
     """Find which documents of a corpus are kept, exactly: of equal ranks, the first in the corpus.
 
@@ -153,6 +159,7 @@ def choose(
         corpus: its name, for messages.
         shown: the name of a field of the rule -> what the user calls it, for messages.
         texts: `digests` of the documents, with `max_copies`.
+        groups: likewise, of what names their groups, with `max_per_group`.
 
     Raises:
         UserError: the corpus has no text, or fewer documents than are to be kept.
@@ -162,9 +169,10 @@ def choose(
         raise UserError(f"{corpus} holds no text: give files with text in them.")
     ranks = [rule.ranks(own, part) for part, own in enumerate(scores)]
     excess = None
-    if rule.max_copies is not None:
-        assert texts is not None
-        excess = _excess(np.concatenate(texts), rule.max_copies)
+    if _limited(rule):
+        excess = _excess(
+            np.concatenate(ranks), rule, *(None if x is None else np.concatenate(x) for x in (texts, groups))
+        )
         parts = np.split(excess, np.cumsum([len(x) for x in ranks])[:-1])
         ranks = [np.where(out, np.float32(-np.inf), own) for out, own in zip(parts, ranks, strict=True)]
     threshold, kept = highest_documents(ranks, _count(whole, scores, excess, rule, corpus, shown))
@@ -179,11 +187,30 @@ def choose(
     )  # fmt: skip
 
 
-def _excess(texts: NDArray[np.int64], most: int) -> NDArray[np.bool_]:
-    """Which documents have so many of the same text before them, bool `[n]`."""
-    order = np.argsort(texts, kind="stable")
-    grouped = texts[order]
-    found = np.zeros(len(texts), np.bool_)
+def _limited(rule: Rule) -> bool:
+    return any(getattr(rule, name) is not None for name in _LIMITS)
+
+
+def _excess(
+    ranks: NDArray[np.float32], rule: Rule, texts: NDArray[np.int64] | None, groups: NDArray[np.int64] | None
+) -> NDArray[np.bool_]:
+    """Which documents have so many of the same text before them, or of the same group above them, bool `[n]`."""
+    out = np.zeros(len(ranks), np.bool_)
+    if rule.max_copies is not None:
+        assert texts is not None
+        out = _behind(texts, np.argsort(texts, kind="stable"), rule.max_copies)
+    if rule.max_per_group is not None:
+        assert groups is not None
+        left = np.flatnonzero(~out)
+        own = groups[left]
+        out[left] = _behind(own, np.lexsort((-ranks[left], own)), rule.max_per_group)
+    return out
+
+
+def _behind(kinds: NDArray[np.int64], order: NDArray[np.intp], most: int) -> NDArray[np.bool_]:
+    """Which of those of a kind come behind the first `most` in an order that has equal kinds together, bool `[n]`."""
+    grouped = kinds[order]
+    found = np.zeros(len(kinds), np.bool_)
     found[order[most:]] = grouped[most:] == grouped[: len(grouped) - most]
     return found
 
@@ -208,7 +235,8 @@ def _count(
         return min(left, max(1, round(rule.keep_fraction * len(whole))))
     count = rule.keep_count or left
     if count > left:
-        kind = "documents" if excess is None else f"documents with {shown('max_copies')} {rule.max_copies}"
+        limits = [f"{shown(name)} {value}" for name in _LIMITS if (value := getattr(rule, name)) is not None]
+        kind = f"documents{' with ' if limits else ''}{' and '.join(limits)}"
         raise UserError(
             f"{shown('keep_count')} {count} is more than the {left} {kind} in {corpus}: give at most {left} "
             "(what is scored is used again)."

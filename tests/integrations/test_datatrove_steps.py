@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +65,26 @@ def test_any_function_of_texts_scores(tmp_path: Path) -> None:
     score(lambda texts: np.array([len(text) if text.strip() else np.nan for text in texts], np.float32), tmp_path)
     lengths = {x.id: len(x.text) for task in range(3) for x in documents(task)}
     assert {x.id for x in keep(tmp_path, keep_count=9)} == set(sorted(lengths, key=lambda i: -lengths[i])[:9])
+
+
+def test_no_group_has_more_than_its_share(tmp_path: Path) -> None:
+    def by_length(texts: Sequence[str]) -> np.ndarray:
+        return np.array([len(text) if text.strip() else np.nan for text in texts], np.float32)
+
+    step, own = ScoreDocuments(by_length, tmp_path / "scores", group="site"), list(documents(0))
+    for number, document in enumerate(own):
+        document.metadata["site"] = number % 4
+    list(step(own, 0, 1))
+    for _ in ChooseDocuments(tmp_path / "scores", tmp_path / "choice", tasks=1, keep_count=8, max_per_group=2)():
+        pass
+    kept = [x.id for x in KeepDocuments(tmp_path / "scores", tmp_path / "choice")(own, 0, 1)]
+    wanted = [sorted(own[site::4], key=lambda x: -len(x.text))[:2] for site in range(4)]
+    assert sorted(kept) == sorted(x.id for group in wanted for x in group)
+    with pytest.raises(UserError, match="Document y has no 'site' in its metadata"):
+        list(step([Document("a", "y")], 0, 1))
+    list(ScoreDocuments(by_length, tmp_path / "scores")(own, 0, 1))
+    with pytest.raises(UserError, match="has scores without groups: give ScoreDocuments a group"):
+        list(ChooseDocuments(tmp_path / "scores", tmp_path / "choice", tasks=1, keep_count=1, max_per_group=1)())
 
 
 def test_what_documents_have_is_kept(tmp_path: Path) -> None:

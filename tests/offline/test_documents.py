@@ -63,3 +63,33 @@ def test_copies_beyond_the_limit_are_never_kept(tmp_path: Path) -> None:
     assert len(texts_kept) == len({*texts_kept}) == 10
     with pytest.raises(UserError, match=f"41 is more than the {first.sum()} documents with max_copies 2 in corpus"):
         choose(scores, Rule(keep_count=41, max_copies=2), "corpus", texts=texts)
+
+
+def test_the_highest_of_each_group_are_kept(tmp_path: Path) -> None:
+    """Copies that cannot be kept take no place in their group; equal scores go by their order in the corpus."""
+    rng = np.random.default_rng(2)
+    sizes = (20, 5, 15)
+    group, text = (np.split(rng.integers(0, n, 40), np.cumsum(sizes)[:-1]) for n in (4, 30))
+    scores = [rng.integers(0, 9, n).astype(np.float32) for n in sizes]
+    groups, texts = ([digests([b"%d" % i for i in own]) for own in kind] for kind in (group, text))
+    whole, of_group, of_text = (np.concatenate(x) for x in (scores, group, text))
+    for rule in (Rule(keep_count=9, max_per_group=3), Rule(keep_count=8, max_per_group=2, max_copies=1)):
+        choice = choose(scores, rule, "corpus", texts=texts, groups=groups)
+        choice.save(tmp_path)
+        wanted, seen = (
+            [],
+            [int(i) for i in np.arange(40) if rule.max_copies is None or i == np.argmax(of_text == of_text[i])],
+        )
+        for i in sorted(seen, key=lambda i: -whole[i]):
+            if sum(of_group[j] == of_group[i] for j in wanted) < (rule.max_per_group or 0):
+                wanted.append(i)
+        for found in (choice, Choice.load(tmp_path)):
+            kept = np.concatenate([found.kept_of(own, part) for part, own in enumerate(scores)])
+            assert np.flatnonzero(kept).tolist() == sorted(wanted[: rule.keep_count])
+    with pytest.raises(UserError, match="13 is more than the 12 documents with max_per_group 3 in corpus"):
+        choose(scores, Rule(keep_count=13, max_per_group=3), "corpus", groups=groups)
+    drawn = choose(scores, Rule(keep_count=8, max_per_group=2, rule="gumbel", temperature=3.0), "corpus", groups=groups)
+    found = np.concatenate(
+        [own[drawn.kept_of(s, part)] for part, (own, s) in enumerate(zip(group, scores, strict=True))]
+    )
+    assert np.bincount(found).tolist() == [2, 2, 2, 2]

@@ -241,6 +241,32 @@ def test_fields_inside_and_joined(run: Path, tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_no_group_has_more_than_its_share(kind: str, run: Path, tmp_path: Path) -> None:
+    """Over two files; the highest of each group are kept, and the scores serve for another limit."""
+    rows: list[dict[str, Any]] = [
+        {"text": record["text"], "meta": {"site": f"s{i % 3}"}} for i, record in enumerate(RECORDS)
+    ]
+    for name, part in (("a", rows[:25]), ("b", rows[25:])):
+        path = tmp_path / f"{name}.{kind}"
+        if kind == "jsonl":
+            path.write_text("".join(json.dumps(row) + "\n" for row in part))
+        else:
+            pq.write_table(pa.Table.from_pylist(part), path)
+    given: dict[str, Any] = {"group_field": "meta.site", "scores": tmp_path / "scores"}
+    for most in (1, 3):
+        files = select(
+            run, tmp_path / f"*.{kind}", tmp_path / f"out{most}", keep_count=3 * most, max_per_group=most, **given
+        )
+        found = [row for file in files for row in pq.read_table(file).to_pylist()]
+        for site in range(3):
+            own = [row for row in found if (row["document"] + 25 * row["file"].endswith(f"b.{kind}")) % 3 == site]
+            highest = sorted((row["score"] for row in own), reverse=True)[:most]
+            assert sorted((row["score"] for row in own if row["kept"]), reverse=True) == highest
+        summary = json.loads((tmp_path / f"out{most}" / "summary.json").read_text())
+        assert (summary["kept"], summary["left_out"]) == (3 * most, len(found) - 3 * most)
+
+
 def test_mistakes(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     corpus, table = write(tmp_path / "a.jsonl"), write(tmp_path / "a.parquet")
     (tmp_path / "a.txt").write_text("one\ntwo\n")
@@ -249,6 +275,15 @@ def test_mistakes(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str])
     def told(corpus: Path, **given: object) -> str:
         return refused(capsys, run, corpus, tmp_path / "out", **{"keep_count": 2, **given})
 
+    groups: dict[str, object] = {"max_per_group": 1, "group_field": "key"}
+    assert "line 1: the field 'key' is missing; name a text or whole number in every record (--group-field)" in told(
+        corpus, **groups
+    )
+    assert "has no column 'key'" in told(table, **groups)
+    assert "is plain text; leave --group-field out" in told(tmp_path / "a.txt", **groups)
+    assert "--max-per-group needs --group-field: give both, or neither" in told(corpus, max_per_group=1)
+    assert "--group-field needs --max-per-group" in told(corpus, group_field="id")
+    assert "--max-per-group 0 must be at least 1" in told(corpus, **{**groups, "max_per_group": 0})
     attributes: dict[str, object] = {"format": "attributes"}
     assert "line 1: the field 'key' is missing" in told(corpus, id_field="key", **attributes)
     assert "line 1: the field 'more' holds a dict" in told(corpus, id_field="more", **attributes)

@@ -24,7 +24,7 @@ from bilevel.data.compression import compressing
 from bilevel.data.digests import FIELD
 from bilevel.data.opening import Place, compression_of
 from bilevel.data.text.fields import field_names, joined
-from bilevel.data.text.stored import Chosen
+from bilevel.data.text.stored import ID_FIELD, Chosen
 from bilevel.types import UserError
 
 
@@ -92,7 +92,7 @@ class ColumnFile:
         """Return the names of the columns."""
         return list(schema_of(self._path, self._kind).names)
 
-    def keys(self, field: str | None) -> Iterator[Any]:
+    def keys(self, field: str | None, flag: str = ID_FIELD) -> Iterator[Any]:
         """Stream the values of a column, or the numbers of the rows."""
         schema, start = schema_of(self._path, self._kind), 0
         if field is None:
@@ -100,14 +100,14 @@ class ColumnFile:
                 yield np.arange(start, start + count)
                 start += count
             return
-        place = place_in(schema, field, self._path, "--id-field")
+        place = place_in(schema, field, self._path, flag)
         with self._batches([place]) as batches:
             for batch in batches:
                 values = values_at(batch, place)
                 if values.null_count:
                     row = start + values.is_null().to_pylist().index(True)
                     raise UserError(
-                        f"{self._path}, row {row}: {field!r} is null; name a column with a value in every row (--id-field)."
+                        f"{self._path}, row {row}: {field!r} is null; name a column with a value in every row ({flag})."
                     )
                 yield values
                 start += batch.num_rows

@@ -79,8 +79,8 @@ def _text(value: Any, name: str, where: str) -> bytes | None:
     )
 
 
-def record_key(record: Mapping[str, Any], name: str, where: str) -> str | int:
-    """Return what identifies a record.
+def record_key(record: Mapping[str, Any], name: str, where: str, flag: str) -> str | int:
+    """Return what identifies a record, or its group; `flag` is where the user names the field.
 
     Raises:
         UserError: it has no such field, or one that holds neither a text nor a whole number.
@@ -90,7 +90,5 @@ def record_key(record: Mapping[str, Any], name: str, where: str) -> str | int:
         value = value.decode("utf-8", "replace")
     if isinstance(value, bool) or not isinstance(value, str | int):
         found = "is missing" if value is _MISSING else f"holds a {type(value).__name__}"
-        raise UserError(
-            f"{where}: the field {name!r} {found}; name a text or whole number in every record (--id-field)."
-        )
+        raise UserError(f"{where}: the field {name!r} {found}; name a text or whole number in every record ({flag}).")
     return value

@@ -15,7 +15,7 @@ from bilevel.data.compression import PACKED_SUFFIXES, Compression, compressing
 from bilevel.data.opening import Place, compression_of
 from bilevel.data.text.fields import DEFAULT, field_names, record_key, record_text
 from bilevel.data.text.lines import json_object, line_blocks
-from bilevel.data.text.stored import Chosen
+from bilevel.data.text.stored import ID_FIELD, Chosen
 from bilevel.types import UserError
 
 
@@ -55,21 +55,21 @@ class LineFile:
         number, line = next(lines, (1, b"{}"))
         return list(json_object(line, f"{self._path}, line {number}"))
 
-    def keys(self, field: str | None) -> Iterator[Any]:
+    def keys(self, field: str | None, flag: str = ID_FIELD) -> Iterator[Any]:
         """Stream the values of a field of JSON lines, None for a blank line; or the numbers of the lines."""
         if field is not None and self._kind == "text":
-            raise UserError(f"--id-field {field} names a field, but {self._path} is plain text; leave --id-field out.")
+            raise UserError(f"{flag} {field} names a field, but {self._path} is plain text; leave {flag} out.")
         start = 0
         with contextlib.closing(line_blocks(self._path)) as blocks:
             for block in blocks:
-                yield np.arange(start, start + len(block)) if field is None else self._keys(block, field, start)
+                yield np.arange(start, start + len(block)) if field is None else self._keys(block, field, start, flag)
                 start += len(block)
 
-    def _keys(self, block: list[bytes], field: str, start: int) -> list[str | int | None]:
+    def _keys(self, block: list[bytes], field: str, start: int, flag: str) -> list[str | int | None]:
         found: list[str | int | None] = []
         for number, line in enumerate(block, start=start + 1):
             where = f"{self._path}, line {number}"
-            found.append(record_key(json_object(line, where), field, where) if line.strip() else None)
+            found.append(record_key(json_object(line, where), field, where, flag) if line.strip() else None)
         return found
 
     def name(self, stem: str, *, plain: bool) -> str:

@@ -15,7 +15,7 @@ from bilevel.data.opening import Place, compression_of
 from bilevel.data.text.fields import DEFAULT, field_names, record_key, record_text
 from bilevel.data.text.line_file import json_line, json_lines, rounded, with_number
 from bilevel.data.text.lines import json_object
-from bilevel.data.text.stored import Chosen
+from bilevel.data.text.stored import ID_FIELD, Chosen
 from bilevel.types import UserError
 
 _BLOCK_BYTES = 1 << 20
@@ -98,24 +98,22 @@ class RecordFile:
         content = _content(record)
         return [DEFAULT] if content == "text" else list(_fields(record, content, self._where(0)))
 
-    def keys(self, field: str | None) -> Iterator[Any]:
+    def keys(self, field: str | None, flag: str = ID_FIELD) -> Iterator[Any]:
         """Stream the values of a field, None for a blank record; or the numbers of the records."""
         start, content = 0, None
         for block in self._blocks():
             content = content or _content(block[0])
             if field is not None and content == "text":
-                raise UserError(
-                    f"--id-field {field} names a field, but {self._path} holds plain text; leave --id-field out."
-                )
+                raise UserError(f"{flag} {field} names a field, but {self._path} holds plain text; leave {flag} out.")
             if field is None:
                 yield np.arange(start, start + len(block))
             else:
-                yield [self._key(one, content, field, start + i) for i, one in enumerate(block)]
+                yield [self._key(one, content, field, start + i, flag) for i, one in enumerate(block)]
             start += len(block)
 
-    def _key(self, record: bytes, content: Content, field: str, number: int) -> str | int | None:
+    def _key(self, record: bytes, content: Content, field: str, number: int, flag: str) -> str | int | None:
         where = self._where(number)
-        return record_key(_fields(record, content, where), field, where) if record.strip() else None
+        return record_key(_fields(record, content, where), field, where, flag) if record.strip() else None
 
     def name(self, stem: str, *, plain: bool) -> str:
         """Return the same name."""

@@ -9,6 +9,8 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+ID_FIELD = "--id-field"
+
 
 class Chosen(NamedTuple):
     """Which records are written."""
@@ -38,8 +40,11 @@ class Stored(Protocol):
         """Return the names of the fields of the first record; of plain text, what it is called where it becomes a field."""
         ...
 
-    def keys(self, field: str | None) -> Iterator[Any]:
-        """Stream what identifies the records, in lists or arrays: the values of a field, or the numbers of the records."""
+    def keys(self, field: str | None, flag: str = ID_FIELD) -> Iterator[Any]:
+        """Stream what identifies the records, in lists or arrays: the values of a field, or the numbers of the records.
+
+        `flag` is where the user names the field, for messages.
+        """
         ...
 
     def name(self, stem: str, *, plain: bool) -> str:

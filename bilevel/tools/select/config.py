@@ -84,6 +84,11 @@ class Config:
     a document is the share of the documents of the corpus with a lower score."""
     max_copies: Count | None = None
     """Keep at most this many documents of the same text, the first ones of the corpus (default: all that are chosen)."""
+    max_per_group: Count | None = None
+    """Keep at most this many documents of the same group, those with the highest scores, or drawn first (default: all that are
+    chosen)."""
+    group_field: str | None = None
+    """With --max-per-group: name of the field or column that says which group a document is of, such as its site or author."""
     rule: Literal["top", "gumbel"] = "top"
     """top: those with the highest scores (ties: the first in the corpus); gumbel: drawn without replacement, with
     probabilities proportional to exp(score / temperature), as training draws its batches."""
@@ -129,6 +134,13 @@ class Config:
                 f"--id-field is for --format parquet and attributes; --format {self.format} keeps all fields: leave --id-field "
                 "out."
             )
+        if (self.group_field is None) != (self.max_per_group is None):
+            found, other = (
+                ("--max-per-group", "--group-field")
+                if self.group_field is None
+                else ("--group-field", "--max-per-group")
+            )
+            raise UserError(f"{found} needs {other}: give both, or neither.")
         given = [flag_of(name) for name in ("tasks", "workers") if getattr(self, name) is not None]
         if given and self.executor is None:
             raise UserError(f"{given[0]} is for --executor: give local, slurm or ray, or leave {given[0]} out.")

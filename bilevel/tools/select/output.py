@@ -19,7 +19,7 @@ from bilevel.training.progress import Progress
 from bilevel.training.run_dir import read_json, write_json
 
 SELECTED = "selected"
-DECIDES = ("format", *KEEP, "max_copies", "rule", "temperature", "seed", "id_field", "weight_field")
+DECIDES = ("format", *KEEP, "max_copies", "max_per_group", "rule", "temperature", "seed", "id_field", "weight_field")
 """Flags that say, given the scores, what is written."""
 QUANTILES = (0.0, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 0.999, 1.0)
 """Of the scores of the corpus: the scale of scores is that of one network, and only their order compares to another's."""
@@ -75,7 +75,7 @@ class Selection:
             "score_quantiles": choice.scores_at(QUANTILES), "files": files,
         }  # fmt: skip
         if choice.excess is not None:
-            summary["copies_left_out"] = int(choice.excess.sum())
+            summary["left_out"] = int(choice.excess.sum())
         if self._config.rule == "top":
             summary["threshold_quantile"] = float(choice.quantiles(np.array([choice.threshold], np.float32))[0])
         if self._config.format == "weights":

@@ -70,10 +70,13 @@ class Work:
                 f"{len(missing)} of {len(self.parts)} files are not scored (the first is {missing[0].source.name}), or changed "
                 "meanwhile: give the same command again."
             )
-        names = ("score",) if config.max_copies is None else ("score", "text")
-        columns = [[table[name].to_numpy() for name in names] for table in map(self._files.read, self.parts)]
-        scores, *texts = zip(*columns, strict=True) if columns else ([],)
-        choice = choose(scores, config.choice, config.corpus, flag_of, texts[0] if texts else None)
+        limits = {"text": config.max_copies, "group": config.max_per_group}
+        names = ["score", *(name for name, limit in limits.items() if limit is not None)]
+        tables = [[table[name].to_numpy() for name in names] for table in map(self._files.read, self.parts)]
+        columns = {name: [table[i] for table in tables] for i, name in enumerate(names)}
+        choice = choose(
+            columns["score"], config.choice, config.corpus, flag_of, columns.get("text"), columns.get("group")
+        )
         self._selection.prepare()
         return choice
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from bilevel.data.text.fields import DEFAULT
 from bilevel.data.text.line_file import write_json_lines
 from bilevel.data.text.parts import Part
-from bilevel.data.text.stored import Chosen, Stored
+from bilevel.data.text.stored import ID_FIELD, Chosen, Stored
 from bilevel.tools.select.config import Config, Format
 from bilevel.types import UserError
 
@@ -23,6 +23,7 @@ SCHEMA = pa.schema(
      ("score", pa.float32()), ("quantile", pa.float64()), ("kept", pa.bool_())]
 )  # fmt: skip
 _BLOCK = 4096
+GROUP_FIELD = "--group-field"
 
 
 class Judged(NamedTuple):
@@ -46,14 +47,15 @@ def file_name(part: Part, written: Format) -> str:
     """Return the name of the file that is written for a part."""
     if written == "parquet":
         return f"{part.stem}.parquet"
-    return _stored(part).name(part.stem, plain=written == "documents")
+    return stored(part).name(part.stem, plain=written == "documents")
 
 
 def check_fields(part: Part, config: Config) -> None:
-    """Refuse an --id-field that there is not, and a --weight-field that there is, by a `UserError`, before anything is scored."""
-    if config.id_field is not None:
-        next(part.stream(lambda: _stored(part).keys(config.id_field)), None)
-    if config.format == "weights" and config.weight_field in _stored(part).fields():
+    """Refuse fields that there are not, and a --weight-field that there is, by a `UserError`, before anything is scored."""
+    for field, flag in ((config.id_field, ID_FIELD), (config.group_field, GROUP_FIELD)):
+        if field is not None:
+            next(part.stream(lambda field=field, flag=flag: stored(part).keys(field, flag)), None)
+    if config.format == "weights" and config.weight_field in stored(part).fields():
         raise UserError(
             f"{part.source.name} has a field {config.weight_field!r} already; give the weights another name (--weight-field)."
         )
@@ -65,8 +67,8 @@ def write_part(part: Part, judged: Judged, config: Config, target: Path) -> Iter
         pq.write_table(_table(part, judged, config.id_field), target, compression="zstd")
         yield len(judged.number)
     elif config.format == "attributes":
-        keys = part.stream(lambda: _stored(part).keys(config.id_field))
-        yield from _stored(part).write_columns(target, _attributes(keys, judged))
+        keys = part.stream(lambda: stored(part).keys(config.id_field))
+        yield from stored(part).write_columns(target, _attributes(keys, judged))
     else:
         count = int(judged.number[-1]) + 1 if len(judged.number) else 0
         kept, weight = np.zeros(count, bool), None
@@ -75,7 +77,7 @@ def write_part(part: Part, judged: Judged, config: Config, target: Path) -> Iter
             weight = np.zeros(count, np.float32)
             weight[judged.number] = judged.weight
         chosen = Chosen(kept, weight, config.weight_field)
-        yield from part.stream(lambda: _stored(part).write(target, chosen))
+        yield from part.stream(lambda: stored(part).write(target, chosen))
 
 
 def _table(part: Part, judged: Judged, id_field: str | None) -> pa.Table:
@@ -88,7 +90,7 @@ def _table(part: Part, judged: Judged, id_field: str | None) -> pa.Table:
     table = pa.table(columns, schema=SCHEMA)
     if id_field is None:
         return table
-    found = list(part.stream(lambda: _stored(part).keys(id_field)))
+    found = list(part.stream(lambda: stored(part).keys(id_field)))
     keys = pa.chunked_array(_of_one_type(found)) if found else pa.chunked_array([pa.nulls(0, pa.string())])
     return table.append_column("id", keys.take(judged.number))
 
@@ -123,7 +125,8 @@ def _attributes(keys: Iterable[Any], judged: Judged) -> Iterator[dict[str, Any]]
         start += len(block)
 
 
-def _stored(part: Part) -> Stored:
+def stored(part: Part) -> Stored:
+    """Return what reads the records of a part, and writes others like them."""
     return part.source.stored or _Texts(part)
 
 
@@ -147,12 +150,10 @@ class _Texts:
         for number, text in enumerate(self.texts(None)):
             yield self._part.files[number] if self._part.files else number, text
 
-    def keys(self, field: str | None) -> Iterator[Any]:
+    def keys(self, field: str | None, flag: str = ID_FIELD) -> Iterator[Any]:
         if field is not None:
             name = self._part.files[0] if self._part.files else self._part.source.name
-            raise UserError(
-                f"--id-field {field} names a field of files with records, which {name} is not; leave it out."
-            )
+            raise UserError(f"{flag} {field} names a field of files with records, which {name} is not; leave it out.")
         return ([place] for place, _ in self._places())
 
     def name(self, stem: str, *, plain: bool) -> str:
