@@ -35,6 +35,9 @@ from bilevel.data.loading.arrays import ArrayDataset as ArrayDataset
 from bilevel.data.loading.arrays import Dataset as Dataset
 from bilevel.data.loading.arrays import NumpyBatch as NumpyBatch
 from bilevel.data.loading.columns import WithColumn as WithColumn
+from bilevel.data.loading.grouped import GROUP as GROUP
+from bilevel.data.loading.grouped import GroupedData as GroupedData
+from bilevel.data.loading.grouped import GroupLoader as GroupLoader
 from bilevel.data.loading.joined import JoinedData as JoinedData
 from bilevel.data.loading.loader import Loader as Loader
 from bilevel.data.loading.loader import evaluation_batches as evaluation_batches

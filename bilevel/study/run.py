@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 
-from bilevel.data import Dataset
+from bilevel.data import Dataset, GroupedData
 from bilevel.devices import sharding
 from bilevel.devices.processes import say
 from bilevel.selection.known import faults, observer
@@ -139,7 +139,10 @@ class Run:
             result = self._trained(state, context.study.steps, rows)
         else:
             result, report = self._switched(state, plan.switch)
-        found = _summary(context, result, context.loaded_rows(plan.picks)) | self.measured(result.state) | dict(report)
+        loaded = context.loaded_rows(plan.picks)
+        if isinstance(rows, GroupedData):
+            loaded, rows = rows.mean_rows(loaded), None
+        found = _summary(context, result, loaded) | self.measured(result.state) | dict(report)
         found["seconds"] += found.get("preparation_seconds", 0.0)
         if not plan.weighs:
             found.pop("effective_sample_size", None)
@@ -205,7 +208,7 @@ class Run:
         )  # fmt: skip
 
 
-def _summary(context: Context, result: TrainResult, loaded_rows: int) -> dict[str, Any]:
+def _summary(context: Context, result: TrainResult, loaded_rows: float) -> dict[str, Any]:
     """Return the numbers of a run that follow from its metrics.
 
     Shares of the rows that were trained on are means over all rows of metrics (`share/NAME`), and over the last fifth of them

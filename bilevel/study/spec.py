@@ -9,13 +9,11 @@ from typing import Any, NamedTuple
 
 from bilevel.data import Dataset
 from bilevel.methods import Method
-from bilevel.offline.irreducible import unwrapped
-from bilevel.selection.filters import Filter
-from bilevel.selection.uses import MaxUses
 from bilevel.state import TrainState
 from bilevel.step import SampledStep, TrainStep, make_step
 from bilevel.study.config import Study
 from bilevel.study.context import Context
+from bilevel.study.picked import in_groups, max_uses
 from bilevel.study.task import Model, ParamFilter, Splits, Weighting
 from bilevel.training import OnSelected
 from bilevel.training.best_weights import BestWeights
@@ -114,11 +112,13 @@ def plan_over(
             f"--big-batch-size {study.big_batch_size} is smaller than --batch-size {study.batch_size}: the batch is picked "
             "from the big batch, so give a larger big batch."
         )
+    if (rule := options.get("filter")) is not None and rule.groups is not None:
+        weighting, fields = in_groups(context, weighting, fields)
     step = make_step(
         model.loss, weighting.logits, context.optimizer, method=method, batch_size=study.batch_size,
         specific_loss=model.specific_loss, ema_decay=study.optimizer.average or None, micro_batches=study.micro_batches,
         mesh=mesh if mesh.size > 1 else None, gather=model.gather,
-        max_uses=_max_uses(context, options.get("filter")) if fields.get("picks") else None,
+        max_uses=max_uses(context, options.get("filter")) if fields.get("picks") else None,
         **{"weight_optimizer": None, **options},
     )  # fmt: skip
 
@@ -127,26 +127,6 @@ def plan_over(
         return step.init(step_key, params, weighting.init(weight_key), model_state)
 
     return Plan(model=model, step=step, init=init, **fields)
-
-
-def _max_uses(context: Context, rule: Filter | None) -> MaxUses | None:
-    """The cap on how often a row is trained on."""
-    times = context.study.max_uses
-    if not times:
-        return None
-    if rule is not None and not rule.caps:
-        raise UserError(
-            f"--max-uses {times} does not fit {context.method}, whose filter ({rule.name}) may pick a row whatever its logit, or "
-            f"twice at once: give --{context.flag}.filter gumbel_top_k where it has that flag, or omit --max-uses or the method."
-        )
-    whole, positions = unwrapped(context.splits.train)
-    steps, size = context.study.steps, context.study.batch_size
-    if steps * size > times * len(positions):
-        raise UserError(
-            f"--steps {steps} of --batch-size {size} train on {steps * size:,} rows, and --max-uses {times} leaves "
-            f"{times * len(positions):,}: take fewer steps, raise --max-uses, or give more generic data."
-        )
-    return MaxUses(len(whole), times)
 
 
 def probed(context: Context, model: Model, blocks: int, name: str = "probe-blocks") -> ParamFilter | None:

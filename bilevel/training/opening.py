@@ -7,7 +7,7 @@ from typing import Literal, TypeAlias
 import jax
 from jax.sharding import Mesh
 
-from bilevel.data import Loader, MixedLoader, PastLoader, TaskLoader
+from bilevel.data import GroupLoader, Loader, MixedLoader, PastLoader, TaskLoader
 from bilevel.devices import sharding
 from bilevel.training.feed import Data, Source
 from bilevel.training.replay import Replay
@@ -19,7 +19,7 @@ Residence: TypeAlias = Literal["auto", "always", "never"]
 
 def open_source(
     residence: Residence,
-    generic: Loader | MixedLoader | PastLoader,
+    generic: Loader | MixedLoader | PastLoader | GroupLoader,
     specific: Loader | TaskLoader,
     mesh: Mesh,
 ) -> Data | Resident:

@@ -91,7 +91,7 @@ def test_in_the_sparse_step(axis: bool) -> None:
     train = bilevel.make_step(
         toy.loss, lambda p, batch: batch["x"] @ p["w"], optax.sgd(0.1), optax.sgd(0.1), bilevel.dds(), **options
     )
-    big = {**toy.arrays(1, 8), "target": jnp.asarray([3, 3, 4, 4, 3, 5, 6, 6])}
+    big = {**toy.arrays(1, 8), "group": jnp.asarray([3, 3, 4, 4, 3, 5, 6, 6])}
     state = train.init(jax.random.key(0), toy.params(1), toy.weight_params(1))
     spread: Any = train.step
     if axis:
@@ -115,7 +115,7 @@ def test_in_the_sparse_step(axis: bool) -> None:
     for _ in range(5):
         before = state.weight_params["w"]
         state, metrics = step(state, big, toy.arrays(2, 4))
-        assert sorted(big["target"][metrics["selected"]].tolist()) == [3, 4, 5, 6]
+        assert sorted(big["group"][metrics["selected"]].tolist()) == [3, 4, 5, 6]
         assert (state.weight_params["w"] != before).any()
     with pytest.raises(UserError, match=r"needs the array 'target' in the big batch, which has: x, y"):
         jax.eval_shape(step, state, toy.arrays(1, 8), toy.arrays(2, 4))

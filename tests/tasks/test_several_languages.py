@@ -3,12 +3,14 @@
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 from commands import compare, equal_after_a_kill, metrics_of, refused
 from tiny_pairs import language_flags, write_languages
 
 from bilevel.data import LanguageRows, PackedPairs
+from bilevel.selection import filters
 from bilevel.study.sampled import SEQUENCE
 from bilevel.tasks.translation import TASK, DataConfig, ModelConfig, PairSplits, TranslationConfig
 from bilevel.training import load_sequence
@@ -48,11 +50,9 @@ def test_rows_are_grouped_by_their_target(text: Path) -> None:
     assert languages is not None
     assert (languages.table.languages, languages.specific) == (NAMES, "aa")
     assert {name: len(part) for name, part in train.pairs.items()} == {"aa": 15, "bb": 60, "zz": 60}
-    batch = train.rows(np.arange(len(train)))
     for row in languages.table.rows:
         targets = {train.text(int(i))[1] for i in row if i >= 0}
         assert len(targets) == 1, "one target sentence"
-        assert len({int(batch["target_number"][i]) for i in row if i >= 0}) == 1
     domain = splits.known["language"]
     assert domain.names == NAMES
     np.testing.assert_array_equal(np.bincount(domain.values), [15, 60, 60])
@@ -125,6 +125,43 @@ def test_the_methods_draw_languages(methods: str, text: Path, capsys: pytest.Cap
     assert all(-1e-3 <= row[f"reward/{name}"] <= 1e-3 for row in last for name in NAMES)
     report = (text / "run" / "report.html").read_text()
     assert "Mean chances of the languages: multilingual_dds" in report
+
+
+def test_the_sparse_step_draws_one_language_of_each_target(
+    text: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of 8 targets with all their pairs, 4 are trained on, each from one language; cells without a pair never are."""
+    given = language_flags(text, compare="dds", steps=6, dds__filter="one_of_group", log_every=1)
+    drawn, picked = [], filters.one_of_group("group").select
+
+    def watched(key: Any, logits: Any, k: int, groups: Any) -> Any:
+        found = picked(key, logits, k, groups)
+        jax.debug.callback(lambda *x: drawn.append(x), logits, groups, found, ordered=True)
+        return found
+
+    monkeypatch.setattr(filters, "one_of_group", lambda *a, **k: filters.gumbel_top_k()._replace(
+        name="one_of_group", select=watched, groups=lambda batch: batch["group"]
+    ))  # fmt: skip
+    (row,) = compare("translation", text / "run", **given, big_batch_size=26)
+    assert row["epochs"] == pytest.approx(6 * 8 / 90), "targets, not cells"
+    assert "training_rows" not in row
+    jax.effects_barrier()
+    assert len(drawn) == 6
+    for logits, groups, positions in drawn:
+        assert logits.shape == (24,), "8 targets in 3 languages"
+        np.testing.assert_array_equal(np.isfinite(logits), groups >= 0)
+        assert (groups < 0).any()
+        assert len({*groups[positions].tolist()} - {-1}) == 4
+    for last in metrics_of(text / "run" / "dds-seed0"):
+        assert sum(last[f"share/{name}"] for name in NAMES) == pytest.approx(1)
+    for more, said in (
+        (
+            {"big_batch_size": 11},
+            "needs as many target sentences, each with 3 places: give --big-batch-size 12 or more",
+        ),
+        ({"dds__specific_candidates": 2}, "leave out specific-candidates, and mode dense"),
+    ):
+        assert said in refused("translation", text / "no", capsys, **{**given, **more})
 
 
 @pytest.mark.slow

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from bilevel.data.loading.arrays import NumpyBatch
 from bilevel.data.loading.joined import JoinedData
 from bilevel.data.pairs.by_target import PairsByTarget, pairs_by_target
 from bilevel.data.pairs.packed_pairs import PackedPairs, pack_pairs
@@ -18,13 +17,9 @@ from bilevel.data.pairs.stream import PairSource, joined_pairs, parts_of_pairs
 from bilevel.data.pairs.tokenizer import MergedVocabulary, PairTokenizer, Tokenizer, open_tokenizer
 from bilevel.types import UserError
 
-TARGET_NUMBER = "target_number"
-
 
 class LanguageRows(JoinedData):
     """Training pairs of several source languages, one language after the other.
-
-    Beside the arrays of pairs, rows have `target_number`, int32: equal for equal target sentences.
 
     Args:
         parts: the packed pairs by language.
@@ -35,18 +30,11 @@ class LanguageRows(JoinedData):
         self.pairs = dict(parts)
         """The packed pairs by language."""
         self.table: PairsByTarget = pairs_by_target(parts)
-        targets, columns = np.nonzero(self.table.rows >= 0)
-        self._numbers = np.empty(len(self), np.int32)
-        self._numbers[self.table.rows[targets, columns]] = targets
 
     @property
     def languages(self) -> NDArray[np.int32]:
         """int32 `[N]`: the language of each row, by its place in `parts`."""
         return np.repeat(np.arange(len(self.parts), dtype=np.int32), [len(part) for part in self.parts.values()])
-
-    def rows(self, indices: NDArray[np.integer[Any]]) -> NumpyBatch:
-        """Gather rows at `indices`, integer `[b]`."""
-        return {**super().rows(indices), TARGET_NUMBER: self._numbers[np.asarray(indices)]}
 
     def sentences(self, language: str) -> list[str]:
         """Return the source sentences of a language."""

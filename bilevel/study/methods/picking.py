@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, TypeAlias
 
 import jax
 
+from bilevel.data import GROUP
 from bilevel.selection import filters
 from bilevel.study.context import Context
 from bilevel.types import UserError
 
-FilterName: TypeAlias = Literal["gumbel_top_k", "importance", "top_k", "top_fraction", "threshold", "uniform"]
+FilterName: TypeAlias = Literal[
+    "gumbel_top_k", "importance", "top_k", "top_fraction", "threshold", "uniform", "one_of_group"
+]
 PROPORTIONAL = ("gumbel_top_k", "importance")
 """Filters that draw rows in proportion to their weights."""
 
@@ -21,7 +25,7 @@ class Picking:
     """How rows are picked from the big batch."""
 
     filter: FilterName = "gumbel_top_k"
-    """How rows are picked."""
+    """How rows are picked; one_of_group: one of the source languages of each target sentence, of whole targets."""
     temperature: float = 1.0
     """Of the filter: higher is closer to uniform."""
     min_effective_fraction: float = 0.0
@@ -42,8 +46,11 @@ class Picking:
                 return filters.top_fraction(self.top_fraction)
             case "threshold":
                 return filters.threshold(self.threshold)
-        factory = {"gumbel_top_k": filters.gumbel_top_k, "importance": filters.importance, "top_k": filters.top_k}
-        return factory[self.filter](temperature=self.temperature, min_effective_fraction=self.min_effective_fraction)
+            case "one_of_group":
+                factory = partial(filters.one_of_group, GROUP)
+            case name:
+                factory = getattr(filters, name)
+        return factory(temperature=self.temperature, min_effective_fraction=self.min_effective_fraction)
 
     def candidates(self, context: Context) -> int:
         """Return the specific rows in a big batch, which leave a generic one, and can be shared by all processes."""
