@@ -117,5 +117,5 @@ def test_in_the_sparse_step(axis: bool) -> None:
         state, metrics = step(state, big, toy.arrays(2, 4))
         assert sorted(big["group"][metrics["selected"]].tolist()) == [3, 4, 5, 6]
         assert (state.weight_params["w"] != before).any()
-    with pytest.raises(UserError, match=r"needs the array 'target' in the big batch, which has: x, y"):
+    with pytest.raises(UserError, match=r"needs the array 'group' in the big batch, which has: x, y"):
         jax.eval_shape(step, state, toy.arrays(1, 8), toy.arrays(2, 4))
