@@ -8,13 +8,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from bilevel.data.text.parts import Part
 from bilevel.files import appearing
 from bilevel.types import UserError
 
+_ROWS = 1 << 16
 _NOTE = b"bilevel"
 """In the metadata of a table: which text it is of."""
 
@@ -59,14 +62,22 @@ class PartTables:
         with appearing(self.file(part)) as file, pq.ParquetWriter(file, schema, compression="zstd") as writer:
             yield writer
 
-    def read(self, part: Part) -> pa.Table:
-        """Return the table of a part.
+    def read(self, part: Part, *names: str) -> list[NDArray[Any]]:
+        """Return columns of the table of a part, `[n]` each.
 
         Raises:
             UserError: its file is damaged.
         """
         file = self.file(part)
         try:
-            return pq.read_table(file)
+            with pq.ParquetFile(file) as table:
+                count, place = table.metadata.num_rows, 0
+                found = [np.empty(count, table.schema_arrow.field(name).type.to_pandas_dtype()) for name in names]
+                # Block by block: a table of all documents would be a second copy.
+                for block in table.iter_batches(_ROWS, columns=list(names)):
+                    for name, column in zip(names, found, strict=True):
+                        column[place : place + len(block)] = block.column(name).to_numpy()
+                    place += len(block)
+                return found
         except (OSError, pa.ArrowException) as error:
             raise UserError(f"{file} is damaged ({error}): remove it, and give the same command again.") from error

@@ -45,8 +45,7 @@ class Selection:
 
     def judged(self, part: Part, choice: Choice) -> Judged:
         """Return what a choice says of the documents of a part."""
-        table = self._files.read(part)
-        number, size, score = (table[name].to_numpy() for name in ("document", "bytes", "score"))
+        number, size, score = self._files.read(part, "document", "bytes", "score")
         quantile = choice.quantiles(score) if self._config.format in ("parquet", "attributes") else None
         weight = choice.weights(score) if self._config.format == "weights" else None
         return Judged(number, size, score, choice.kept_of(score, part.number), quantile, weight)

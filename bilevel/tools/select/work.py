@@ -72,7 +72,7 @@ class Work:
             )
         limits = {"text": config.max_copies, "group": config.max_per_group}
         names = ["score", *(name for name, limit in limits.items() if limit is not None)]
-        tables = [[table[name].to_numpy() for name in names] for table in map(self._files.read, self.parts)]
+        tables = [self._files.read(part, *names) for part in self.parts]
         columns = {name: [table[i] for table in tables] for i, name in enumerate(names)}
         choice = choose(
             columns["score"], config.choice, config.corpus, flag_of, columns.get("text"), columns.get("group")
