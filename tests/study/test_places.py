@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 from linear_task import TASK as LINEAR
-from study_calls import TASK, call, environment, free_port, result, rows, weights
+from study_calls import TASK, call, result, rows, two_processes, weights
 
 from bilevel.data import ArrayDataset
 from bilevel.devices import sharding
@@ -51,36 +49,7 @@ def test_two_processes_give_what_one_gives(tmp_path: Path, monkeypatch: pytest.M
     methods = "warm_soba,contrastive,rho_loss"
     own = ("--warm-soba.classifier-steps", 10, "--contrastive.finetune-steps", 10, "--contrastive.fraction", 0.25,
            "--warm-soba.specific-batch-size", 8, "--rho-loss.held-out-steps", 4)  # fmt: skip
-    flags = [
-        *map(str, (*TOGETHER, *own)),
-        "--run-dir",
-        str(tmp_path / "two"),
-        "--hosts.coordinator",
-        f"127.0.0.1:{free_port()}",
-    ]
-    command = [
-        sys.executable,
-        "-m",
-        "bilevel.cli",
-        "compare",
-        str(TASK),
-        "--compare",
-        methods,
-        *flags,
-        "--hosts.processes",
-        "2",
-    ]
-    started = [
-        subprocess.Popen([*command, "--hosts.process", str(i)], env=environment(), stderr=subprocess.PIPE, text=True)
-        for i in range(2)
-    ]
-    try:
-        errors = [process.communicate()[1] for process in started]
-    finally:
-        for process in started:
-            process.kill()
-    for process, error in zip(started, errors, strict=True):
-        assert process.returncode == 0, error
+    two_processes("compare", TASK, "--compare", methods, *TOGETHER, *own, "--run-dir", tmp_path / "two")
     one = sharding.make_mesh(jax.devices()[:1])
     monkeypatch.setattr(sharding, "make_mesh", lambda devices=None: one)
     call(tmp_path / "one", methods, *TOGETHER, *own)

@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from commands import compare, equal_after_a_kill, metrics_of, refused
+from commands import compare, equal_after_a_kill, flags, metrics_of, refused, results
+from study_calls import two_processes
 from tiny_pictures import DOMAINS, SIDE, picture_flags, shrink_towers, write_pictures
 from traced import fitting, setting_of
 
@@ -277,3 +278,14 @@ def test_bad_input_gets_one_sentence(case: str, text: Path, capsys: pytest.Captu
 def test_rows_that_are_read_in_full_have_no_stages(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     message = refused("image_classification", tmp_path / "run", capsys, compare="soba", two_stage=True)
     assert "--two-stage" in message
+
+
+@pytest.mark.slow
+def test_two_processes_give_what_one_gives(tmp_path: Path) -> None:
+    """Each loads its own rows and all past captions; the tower is the real one, as another process makes it."""
+    text = write_pictures(tmp_path)
+    given = picture_flags(text, compare="soba", batch_size=8, big_batch_size=32, finetune__steps=4, resident="never")
+    two_processes("compare", "image_text", *flags(tmp_path / "two", **given))
+    (two,), (one,) = results(tmp_path / "two"), compare("image_text", tmp_path / "one", **given)
+    for name in ("test_loss", "valid_loss", "finetuned_test_loss", "test_accuracy"):
+        assert two[name] == pytest.approx(one[name], rel=1e-3), name

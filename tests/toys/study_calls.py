@@ -3,6 +3,8 @@
 import json
 import os
 import socket
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +78,21 @@ def environment() -> dict[str, str]:
     }
 
 
-def free_port() -> int:
+def two_processes(*command: str | Path | float) -> None:
+    """Start a command of bilevel as two hosts do, and wait for both."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
+        port = free.getsockname()[1]
+    hosts = ("--hosts.coordinator", f"127.0.0.1:{port}", "--hosts.processes", "2")
+    whole = [sys.executable, "-m", "bilevel.cli", *map(str, command), *hosts]
+    started = [
+        subprocess.Popen([*whole, "--hosts.process", str(i)], env=environment(), stderr=subprocess.PIPE, text=True)
+        for i in range(2)
+    ]
+    try:
+        errors = [process.communicate()[1] for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    for process, error in zip(started, errors, strict=True):
+        assert process.returncode == 0, error
