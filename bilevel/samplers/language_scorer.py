@@ -20,8 +20,8 @@ import optax
 from bilevel.samplers.networks import Linear, apply_linear
 from bilevel.types import Array, UserError
 
-Estimator = Literal["sum", "policy_gradient"]
-ESTIMATORS: tuple[Estimator, ...] = ("sum", "policy_gradient")
+Estimator = Literal["sum", "positive_sum", "policy_gradient"]
+ESTIMATORS: tuple[Estimator, ...] = ("sum", "positive_sum", "policy_gradient")
 
 
 class ScorerParams(NamedTuple):
@@ -70,7 +70,9 @@ def scorer_gain(
 
         (1/B) Σ_j Σ_{i available} c_ji r_i log p(i|y_j).
 
-    "sum" is the paper's line 5, c = 1: among positive rewards it is stationary where p(i|y_j) = r_i / Σ_{i' available} r_i'.
+    "sum" is the paper's line 5, c = 1: among positive rewards it is stationary where p(i|y_j) = r_i / Σ_{i' available} r_i'. A
+    negative reward drives p(i|y_j) to 0, for as long as it lasts.
+    "positive_sum" (ours) takes 0 for negative rewards, so that there always is such a point.
     "policy_gradient" has c_ji = p(i|y_j), a constant to the derivative, so that the gradient is that of the expected reward
     (1/B) Σ_j Σ_i p(i|y_j) r_i, and p goes to the best available language.
 
@@ -86,6 +88,8 @@ def scorer_gain(
     """
     logs = jnp.where(available, log_chances(params, available, temperature), 0.0)
     counted = available.astype(logs.dtype)
+    if estimator == "positive_sum":
+        rewards = jnp.maximum(rewards, 0.0)
     if estimator == "policy_gradient":
         counted = jax.lax.stop_gradient(counted * jnp.exp(logs))
     return jnp.sum(counted * rewards.astype(logs.dtype) * logs) / available.shape[0]

@@ -74,7 +74,7 @@ def multilingual_dds(
       gradient_scale: α₂.
       similarity: "cosine" or "dot".
       reward_scale: multiplies r_i (the authors': 0.001 and 0.01). Adam divides it out but for its ε.
-      estimator: "sum", as above, or "policy_gradient"; see `scorer_gain`.
+      estimator: "sum", as above, "positive_sum" or "policy_gradient"; see `scorer_gain`.
       specific_rows: where g_S comes from: S's "dev" rows, or its "train" rows, g_S = g[S] as algorithm 2 writes it.
       units: of the scorer's hidden layer.
       temperature: of the scorer.

@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from bilevel import samplers
-from bilevel.samplers.language_scorer import Estimator, init_scorer, log_chances, scorer_gain
+from bilevel.samplers.language_scorer import ESTIMATORS, Estimator, init_scorer, log_chances, scorer_gain
 from bilevel.types import UserError
 
 LANGUAGES = 4
@@ -31,7 +31,7 @@ def written_out(params: samplers.ScorerParams, line: np.ndarray, language: Any) 
     return outputs[language] - jnp.log(sum(jnp.exp(outputs[i]) for i in there))
 
 
-@pytest.mark.parametrize("estimator", ["sum", "policy_gradient"])
+@pytest.mark.parametrize("estimator", ESTIMATORS)
 def test_the_update_is_the_written_out_sum(estimator: Estimator) -> None:
     with jax.enable_x64(True):
         params = scorer(np.float64)
@@ -42,6 +42,7 @@ def test_the_update_is_the_written_out_sum(estimator: Estimator) -> None:
                 log_chance, gradient = jax.value_and_grad(lambda p, line=line, i=i: written_out(p, line, i))(params)
                 factor = REWARDS[i] / len(AVAILABLE)
                 factor = factor * jnp.exp(log_chance) if estimator == "policy_gradient" else factor
+                factor = max(factor, 0.0) if estimator == "positive_sum" else factor
                 wanted = jax.tree.map(lambda x, g, f=factor: x + f * g, wanted, gradient)
         for x, y in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
             np.testing.assert_allclose(x, y, rtol=1e-10, atol=1e-14)
@@ -60,10 +61,12 @@ def test_the_policy_gradient_is_that_of_the_expected_reward() -> None:
             np.testing.assert_allclose(x, y, rtol=1e-10, atol=1e-14)
 
 
-@pytest.mark.parametrize("estimator", ["sum", "policy_gradient"])
+@pytest.mark.parametrize("estimator", ESTIMATORS)
 def test_where_the_updates_lead(estimator: Estimator) -> None:
-    """Line 5 rests where p is proportional to the rewards; the policy gradient goes to the best language."""
-    available, rewards = jnp.asarray(AVAILABLE), jnp.asarray([0.5, 0.2, 0.3, 0.9])
+    """Line 5 rests where p is proportional to the rewards, with negative ones if these count as 0; the policy gradient goes to
+    the best language."""
+    second = -0.2 if estimator == "positive_sum" else 0.2
+    available, rewards = jnp.asarray(AVAILABLE), jnp.asarray([0.5, second, 0.3, 0.9])
     optimizer = optax.adam(0.02)
 
     @jax.jit
@@ -82,8 +85,8 @@ def test_where_the_updates_lead(estimator: Estimator) -> None:
     )
     chances = np.exp(log_chances(climb(start), available))
     assert (chances[~AVAILABLE] == 0).all()
-    masses = AVAILABLE * np.asarray(rewards)
-    if estimator == "sum":
+    masses = AVAILABLE * np.maximum(rewards, 0)
+    if estimator != "policy_gradient":
         np.testing.assert_allclose(chances, masses / masses.sum(1, keepdims=True), atol=0.01)
     else:
         assert (chances[np.arange(len(masses)), masses.argmax(1)] > 0.98).all()

@@ -76,8 +76,9 @@ class MultilingualDds(Rounds):
     language's training rows."""
     through_optimizer: bool = False
     """Pull that gradient back through the optimizer's update; else the raw gradient."""
-    estimator: Literal["sum", "policy_gradient"] = "sum"
-    """sum: p(i|y) tends to be proportional to the rewards, as the paper's line 5 has it; policy_gradient: it goes to the best."""
+    estimator: Literal["sum", "positive_sum", "policy_gradient"] = "sum"
+    """sum: p(i|y) tends to be proportional to the rewards, as the paper's line 5 has it, and to 0 where they are negative;
+    positive_sum: negative rewards count as 0; policy_gradient: it goes to the best."""
     gradient_decay: float = 0.5
     """α₁ of the running gradients."""
     gradient_dtype: Literal["float32", "bfloat16"] = "float32"
