@@ -76,9 +76,9 @@ class MultilingualDds(Rounds):
     language's training rows."""
     through_optimizer: bool = False
     """Pull that gradient back through the optimizer's update; else the raw gradient."""
-    estimator: Literal["sum", "positive_sum", "policy_gradient"] = "sum"
-    """sum: p(i|y) tends to be proportional to the rewards, as the paper's line 5 has it, and to 0 where they are negative;
-    positive_sum: negative rewards count as 0; policy_gradient: it goes to the best."""
+    estimator: Literal["sum", "positive_sum", "policy_gradient"] = "positive_sum"
+    """positive_sum: p(i|y) tends to be proportional to the rewards, where negative ones count as 0; sum: the paper's line 5, by
+    which it goes to 0 where they are negative; policy_gradient: it goes to the best."""
     gradient_decay: float = 0.5
     """α₁ of the running gradients."""
     gradient_dtype: Literal["float32", "bfloat16"] = "float32"
@@ -192,7 +192,7 @@ SPECS: dict[str, Spec] = {
     "related": Spec(Related, _related, lacks=_lacks),
     "tcs": Spec(Tcs, _tcs, lacks=_lacks),
     "multilingual_dds": Spec(
-        MultilingualDds, _dds, paper={"scorer_steps": 1, "targets_per_round": 20_000}, lacks=_lacks
+        MultilingualDds, _dds, paper={"scorer_steps": 1, "targets_per_round": 20_000, "estimator": "sum"}, lacks=_lacks
     ),
-    "tcs_dds": Spec(TcsDds, _dds, paper={"targets_per_round": 20_000}, lacks=_lacks),
+    "tcs_dds": Spec(TcsDds, _dds, paper={"targets_per_round": 20_000, "estimator": "sum"}, lacks=_lacks),
 }
