@@ -252,7 +252,7 @@ def one_of_group(
         return jax.lax.top_k(jnp.where(won, 1.0 + jax.random.uniform(for_groups, logits.shape), ranks), k)[1]
 
     rule = _temperature_rule(temperature, min_effective_fraction, max_spread)
-    return _scoped(Filter(select, rule, scope, "one_of_group", caps=True, groups=groups), shards)
+    return _scoped(Filter(select, rule, scope, "one_of_group", groups=groups), shards)
 
 
 def usable(logits: Array) -> Array:

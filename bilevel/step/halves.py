@@ -105,6 +105,11 @@ def make_halves(
             "This method looks ahead by θ's optimizer, which stays in your loop: give dds(unroll=optax.sgd(ρ)) or "
             "anograd(through_optimizer=False)."
         )
+    if options.get("max_uses") is not None:
+        raise UserError(
+            "max_uses counts the rows of each θ-update, which the halves do not see: leave rows out of your big batches, or "
+            "omit it."
+        )
     if not callable(weighting):
         raise UserError(
             "The weighting of the halves sees rows alone: give a function (weight_params, batch) -> logits."

@@ -171,8 +171,8 @@ def check_together(
         )
     if options.max_uses is not None and filter is not None and not filter.caps:
         raise UserError(
-            f"max_uses does not fit the filter {filter.name}, which may pick a row whatever its logit, or twice at once: choose "
-            "gumbel_top_k, top_k, top_fraction, threshold or one_of_group."
+            f"max_uses does not fit the filter {filter.name}, which may pick a row whatever its logit, or one twice: choose "
+            "gumbel_top_k, top_k, top_fraction or threshold."
         )
     if not has_weighting and method.uses_weights:
         raise UserError("weighting=None, but this method selects or weighs rows by it: give a function or a Scorer.")

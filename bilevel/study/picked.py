@@ -19,7 +19,7 @@ from bilevel.types import Array, Batch, Params, UserError
 
 def in_groups(context: Context, weighting: Weighting, fields: Mapping[str, Any]) -> tuple[Weighting, dict[str, Any]]:
     """Return a weighting network and fields of a plan that loads the pairs of whole target sentences."""
-    study, languages, flag = context.study, context.splits.languages, f"--{context.flag}.filter one_of_group"
+    languages, flag = context.splits.languages, f"--{context.flag}.filter one_of_group"
     if languages is None:
         raise UserError(
             f"{flag} picks one of the source languages of each target sentence, and these data have one: choose another filter, "
@@ -31,11 +31,12 @@ def in_groups(context: Context, weighting: Weighting, fields: Mapping[str, Any])
             "specific-candidates, and mode dense."
         )
     table, logits = languages.table.rows, weighting.logits
-    needed = study.batch_size * table.shape[1]
-    if study.big_batch_size < needed:
+    rows, places = context.study.batch_size, table.shape[1]
+    needed, loaded = rows * places, context.loaded_rows(True)
+    if loaded < needed:
         raise UserError(
-            f"{flag} with --batch-size {study.batch_size} needs as many target sentences, each with {table.shape[1]} places: "
-            f"give --big-batch-size {needed} or more."
+            f"{flag} with --batch-size {rows} needs as many target sentences, each with {places} places, and big batches have "
+            f"{loaded}: give --big-batch-size {needed} or more, and as many rows, or a smaller --batch-size."
         )
 
     def of_present(params: Params, batch: Batch) -> Array:

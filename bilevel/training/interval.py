@@ -100,9 +100,13 @@ class Fetched:
         return {name: _known_mean(column) for name, column in self.columns.items() if name != BAD_ROW}
 
     def first_bad(self, name: str) -> tuple[int, float] | None:
-        """Return the first step at which the metric is not finite, though computed, and its value there."""
+        """Return the first step at which the metric is not finite, and its value there.
+
+        One without any row left has no loss, which is nothing bad.
+        """
         column = self.columns.get(name, np.zeros(0))
-        bad = np.flatnonzero(~np.isfinite(column) & (column != NOT_COMPUTED))
+        no_row = (column == NOT_COMPUTED) & (self.columns.get("rows_left_out", np.zeros_like(column)) > 0)
+        bad = np.flatnonzero(~np.isfinite(column) & ~no_row)
         return (self.begin + int(bad[0]), float(self.columns[name][bad[0]])) if bad.size else None
 
     def first_fault(self) -> Fault | None:

@@ -124,6 +124,10 @@ def test_what_cannot_be_capped_is_refused() -> None:
     cap = MaxUses(ROWS)
     with pytest.raises(UserError, match=r"max_uses does not fit the filter importance"):
         build(filter=filters.importance(), max_uses=cap)
+    with pytest.raises(UserError, match=r"max_uses counts the rows of each θ-update, which the halves do not see"):
+        bilevel.make_halves(
+            toy.loss, toy.weighting, optax.sgd(0.1), bilevel.soba(optax.sgd(0.1)), batch_size=SMALL, max_uses=cap
+        )
     with pytest.raises(UserError, match=r'choose mode="sparse" and a method with a weighting network'):
         build(bilevel.dds(), mode="dense", max_uses=cap)
     train, state = build(max_uses=cap)

@@ -140,7 +140,7 @@ def test_the_sparse_step_draws_one_language_of_each_target(
         return found
 
     monkeypatch.setattr(filters, "one_of_group", lambda *a, **k: filters.gumbel_top_k()._replace(
-        name="one_of_group", select=watched, groups=lambda batch: batch["group"]
+        name="one_of_group", caps=False, select=watched, groups=lambda batch: batch["group"]
     ))  # fmt: skip
     (row,) = compare("translation", text / "run", **given, big_batch_size=26)
     assert row["epochs"] == pytest.approx(6 * 8 / 90), "targets, not cells"
@@ -157,9 +157,10 @@ def test_the_sparse_step_draws_one_language_of_each_target(
     for more, said in (
         (
             {"big_batch_size": 11},
-            "needs as many target sentences, each with 3 places: give --big-batch-size 12 or more",
+            "each with 3 places, and big batches have 11: give --big-batch-size 12 or more",
         ),
         ({"dds__specific_candidates": 2}, "leave out specific-candidates, and mode dense"),
+        ({"max_uses": 1}, "--max-uses 1 does not fit dds, whose filter (one_of_group)"),
     ):
         assert said in refused("translation", text / "no", capsys, **{**given, **more})
 

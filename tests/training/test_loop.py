@@ -416,6 +416,16 @@ def test_the_first_that_was_not_finite_is_named_when_the_loss_is_not() -> None:
         toy_train(None, step=step, data=toy_data(poison=17))
 
 
+def test_a_loss_of_minus_infinity_diverges_but_where_no_row_was_left() -> None:
+    step = with_metrics(generic_loss=at(4, -np.inf, 1.0))
+    with pytest.raises(TrainingDiverged, match=r"^The generic loss is -inf at step 4"):
+        toy_train(None, num_steps=20, step=step)
+    step = with_metrics(generic_loss=at(4, -np.inf, 1.0), rows_left_out=at(4, 8.0))
+    with pytest.warns(UserWarning, match="At step 4 the big batch had fewer rows left than a batch"):
+        rows = toy_train(None, num_steps=20, step=step).history
+    assert rows[-1]["generic_loss"] == 1.0
+
+
 def test_alignments_of_zero_on_all_alpha_steps_are_warned_of() -> None:
     def silent_but(moving: int) -> Any:
         return with_metrics(
