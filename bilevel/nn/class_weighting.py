@@ -14,7 +14,7 @@ from bilevel.types import Array, Batch, LogitFn, Params
 
 
 def class_weighting(
-    network: Any, shape: tuple[int, ...], prepare: Prepare, *, inputs: str, labels: bool, bound: float
+    network: Any, shape: tuple[int, ...], prepare: Prepare, *, inputs: str, labels: bool
 ) -> tuple[Callable[[Array], Params], LogitFn]:
     """Return what makes the parameters of a weighting network, and its logits.
 
@@ -28,7 +28,6 @@ def class_weighting(
         prepare: makes inputs of what a batch holds.
         inputs: their name in a batch.
         labels: whether the output of a row's label counts; else the only one.
-        bound: logits are squashed into ± this, s ↦ bound · tanh(s / bound); 0: they are not.
     """
     fresh = partial(init_variables, network, shape=shape)
     # Only their shapes count: they are never used to normalise.
@@ -43,7 +42,6 @@ def class_weighting(
         x = prepare(batch[inputs], jax.random.key(0))
         found, _ = network.apply({"params": weights, **statistics}, x, train=True, mutable=list(statistics))
         column = batch["label"].astype(jnp.int32) if labels else jnp.zeros(len(found), jnp.int32)
-        scores = jnp.take_along_axis(found, column[:, None], axis=1)[:, 0]
-        return bound * jnp.tanh(scores / bound) if bound else scores
+        return jnp.take_along_axis(found, column[:, None], axis=1)[:, 0]
 
     return init, logits

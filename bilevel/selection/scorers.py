@@ -11,6 +11,7 @@ the statistics of the batch at hand normalises a scored row by those of the rows
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
 
@@ -44,6 +45,23 @@ def of_logits(weighting: LogitFn) -> Scorer:
     return Scorer(
         lambda params, model_state, batch, rng: (), lambda weights, batch, features: weighting(weights, batch)
     )
+
+
+def bounded(weighting: LogitFn, bound: float) -> LogitFn:
+    """Squash the logits of a weighting network into ± bound, s ↦ bound · tanh(s / bound).
+
+    Ours. Without it learned logits grow for as long as α is updated; with it the rows of which the network is sure weigh alike.
+
+    Args:
+      weighting: the network.
+      bound: in nats, at least 0; 0: the logits stay as they are.
+
+    Raises:
+      UserError: if the bound is negative or not finite.
+    """
+    if not 0 <= bound < math.inf:
+        raise UserError(f"A bound of {bound} on the logits must be a number of at least 0; 0 is none.")
+    return (lambda weights, batch: bound * jnp.tanh(weighting(weights, batch) / bound)) if bound else weighting
 
 
 def no_logits(weight_params: Params, batch: Batch) -> Array:

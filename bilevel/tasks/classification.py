@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 import jax
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, NonNegativeInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt
 
 from bilevel.data import ArrayDataset, LabelledData, channel_statistics, digest, open_labelled
 from bilevel.data.labelled import corruption as faults
@@ -25,6 +25,7 @@ from bilevel.nn.classification import Prepare, classification_loss, init_variabl
 from bilevel.nn.head import with_head
 from bilevel.nn.networks import last_blocks, network_of
 from bilevel.offline.confusion import confused_classes
+from bilevel.selection.scorers import bounded
 from bilevel.selection.scoring import scoring_loss
 from bilevel.study import Evaluate, Known, Measure, Model, ModelOptions, Picture, Splits, Text, Weighting
 from bilevel.study.config import Study
@@ -104,7 +105,7 @@ class ModelConfig:
     weighting_labels: bool = True
     """The weighting network sees the label: it has an output for each class, of which that of the label counts. Without, it
     sees the image alone, as in the paper."""
-    weighting_bound: float = 4.0
+    weighting_bound: NonNegativeFloat = 4.0
     """Logits are squashed into ± this bound, s ↦ bound · tanh(s / bound), so that rows of which the network is sure weigh
     alike; 0: no bound, as in the paper."""
 
@@ -247,8 +248,9 @@ class Classification:
         m = config.model
         outputs = splits.classes if m.weighting_labels else 1
         network = network_of(m.network, outputs, splits.shape, width=m.width, dtype=m.dtype, dropout=False)
-        bounded = {"labels": m.weighting_labels, "bound": m.weighting_bound}
-        return Weighting(*class_weighting(network, splits.shape, splits.plain, inputs=splits.inputs, **bounded))
+        seen = {"inputs": splits.inputs, "labels": m.weighting_labels}
+        init, logits = class_weighting(network, splits.shape, splits.plain, **seen)
+        return Weighting(init, bounded(logits, m.weighting_bound))
 
     def evaluate(self, config: ClassificationConfig, splits: Rows, model: Model) -> Evaluate:
         """Return accuracy and loss, means over rows."""

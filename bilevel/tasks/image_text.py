@@ -42,6 +42,7 @@ from bilevel.nn.image_text.losses import class_caption_loss, image_text_loss, wi
 from bilevel.nn.image_text.towers import ImageText, image_text, init_image_text, last_image_blocks
 from bilevel.nn.image_text.weighting import image_weighting
 from bilevel.selection.known import known_labels
+from bilevel.selection.scorers import bounded
 from bilevel.selection.scoring import scoring_loss
 from bilevel.study import Evaluate, Measure, Model, ModelOptions, Picture, Splits, Text, Weighting, evaluator
 from bilevel.study.methods.learning import LEARNING
@@ -116,8 +117,8 @@ class ModelConfig:
     """Type of the computation in the image tower; parameters and losses stay float32."""
     weighting_features: Annotated[tuple[Count, ...], Field(min_length=1)] = (8, 8, 8, 16)
     """Channels of each convolution of the weighting network."""
-    weighting_bound: NonNegativeFloat = 0.0
-    """Logits are squashed into ± this bound; 0: no bound."""
+    weighting_bound: NonNegativeFloat = 25.0
+    """Logits are squashed into ± this bound; 0: no bound, as in the paper."""
 
 
 @dataclass(frozen=True)
@@ -189,6 +190,7 @@ class ImageTextTask:
             },
             **{name: {"weight_learning_rate": 1e-3, "entropy_bonus": 0.005} for name in LEARNING},
         },
+        "paper": {"task": {"model": {"weighting_bound": 0.0}}},
         "atd": _ATD,
     }  # fmt: skip
 
@@ -236,9 +238,8 @@ class ImageTextTask:
         """Build the weighting network over small images; it sees no captions."""
         m, size = config.model, config.data.small_size
         prepare = preparation(*splits.statistics, augment=False)
-        return Weighting(
-            *image_weighting((size, size, 3), prepare, features=m.weighting_features, bound=m.weighting_bound)
-        )
+        init, logits = image_weighting((size, size, 3), prepare, features=m.weighting_features)
+        return Weighting(init, bounded(logits, m.weighting_bound))
 
     def evaluate(self, config: ImageTextConfig, splits: CaptionSplits, model: Model) -> Evaluate:
         """Return accuracy and loss, means over rows, and the mean of the classes' accuracies.

@@ -53,6 +53,7 @@ from bilevel.nn.transformer import (
     losses_of_tokens,
 )
 from bilevel.nn.weighting import ConvWeighting, NGramWeighting, logit_fn
+from bilevel.selection.scorers import bounded
 from bilevel.study import Evaluate, Known, Measure, Model, ModelOptions, Splits, Text, Weighting, evaluator
 from bilevel.training.settings import Count, free
 from bilevel.types import Array, ModelState, Params, UserError
@@ -122,6 +123,8 @@ class ModelConfig:
     """Layers of the convolutional weighting network (the paper: 2)."""
     weighting_width: Count = 32
     """Width of the weighting network (the paper: 128)."""
+    weighting_bound: NonNegativeFloat = 25.0
+    """Logits are squashed into ± this bound; 0: no bound, as in the paper."""
 
 
 @dataclass(frozen=True)
@@ -157,9 +160,7 @@ _ATD: dict[str, Any] = {
     },
     "task": {
         "data": {"length": 256},
-        "model": {
-            "network": "large", "dropout": 0.1, "weighting": "conv", "weighting_layers": 2, "weighting_width": 128,
-        },
+        "model": {"network": "large", "dropout": 0.1, "weighting": "conv", "weighting_layers": 2, "weighting_width": 128},
     },
 }  # fmt: skip
 """Grangier et al., tables 1, 2 and 13. Ours, where the paper is silent: the bytes in a row; the schedule and b2 of Adam (those of
@@ -181,14 +182,13 @@ class LanguageModeling:
         Measure("token_loss", "loss of a token", 3, "nats per token"),
     )
     presets: Mapping[str, Mapping[str, Any]] = {
-        "default": {
-            "study": {
-                "run_dir": Path("runs/language_modeling"),
-                "optimizer": {"name": "adam", "b2": 0.98, "learning_rate": 2e-3, "schedule": "cosine", "warmup": 100},
-            }
-        },
+        "default": {"study": {
+            "run_dir": Path("runs/language_modeling"),
+            "optimizer": {"name": "adam", "b2": 0.98, "learning_rate": 2e-3, "schedule": "cosine", "warmup": 100},
+        }},
+        "paper": {"task": {"model": {"weighting_bound": 0.0}}},
         "atd": _ATD,
-    }
+    }  # fmt: skip
 
     def open(self, config: LanguageConfig, folder: Path) -> TextSplits:
         """Open, pack and split the text."""
@@ -269,12 +269,14 @@ class LanguageModeling:
     def weighting(self, config: LanguageConfig, splits: TextSplits | None) -> Weighting:
         """Build the weighting network over bytes or tokens."""
         m, length = config.model, config.data.length
-        size: dict[str, Any] = {"width": m.weighting_width, "vocabulary": _vocabulary(_tokenizer(config, splits))}
-        conv = m.weighting == "conv"
-        own: Any = {"layers": m.weighting_layers} if conv else {"hidden": m.weighting_width}
-        module: Any = (ConvWeighting if conv else NGramWeighting)(**size, **own)
+        size: Any = {"width": m.weighting_width, "vocabulary": _vocabulary(_tokenizer(config, splits))}
+        ngram = m.weighting == "ngram"
+        module = (
+            NGramWeighting(hidden=m.weighting_width, **size) if ngram else ConvWeighting(m.weighting_layers, **size)
+        )
         tokens, count = jnp.zeros((1, length), jnp.int32), jnp.full((1,), length, jnp.int32)
-        return Weighting(lambda key: module.init(key, tokens, count)["params"], logit_fn(module))
+        logits = bounded(logit_fn(module), m.weighting_bound)
+        return Weighting(lambda key: module.init(key, tokens, count)["params"], logits)
 
     def pack(self, config: LanguageConfig) -> Pack:
         """Return what cuts documents into windows of --data.length bytes or tokens, as in training."""
@@ -292,7 +294,7 @@ class LanguageModeling:
         place = m.start_from or m.shape
         if m.network != "llama" or place is None:
             raise UserError(
-                f"the network {m.network} has no layout that others read: train with --model.network llama."
+                f"The network {m.network} has no layout that others read: train with --model.network llama."
             )
         write_folder(folder, read_settings(place), params, dtype=dtype, beside=files_beside(place))
 
@@ -387,14 +389,12 @@ def _source_options(data: DataConfig) -> list[dict[str, Any]]:
         with given_by(flag):
             uses.append(options_of(spec))
     field, documents = (any(use[i] for use in uses) for i in range(2))
-    return [
-        {
-            "field": data.field if use.field or not field else None,
-            "documents": data.documents if use.documents or not documents else "line",
-            "prompt": data.prompt_field if use.field or not field else None,
-        }
-        for use in uses
-    ]
+    found = []
+    for use in uses:
+        of_field = (data.field, data.prompt_field) if use.field or not field else (None, None)
+        lines = data.documents if use.documents or not documents else "line"
+        found.append({"field": of_field[0], "prompt": of_field[1], "documents": lines})
+    return found
 
 
 TASK = LanguageModeling()

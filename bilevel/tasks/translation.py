@@ -38,6 +38,7 @@ from bilevel.nn.translation.transformer import SIZES, TranslatorConfig, last_blo
 from bilevel.nn.translation.weighting import PairWeighting, pair_logits
 from bilevel.offline.translations import chance_of_difference, scored, signature, translator
 from bilevel.selection.known import known_labels
+from bilevel.selection.scorers import bounded
 from bilevel.study import (
     Evaluate,
     Known,
@@ -121,6 +122,8 @@ class ModelConfig:
     """Width of the weighting network's embedded pieces."""
     weighting_hidden: Count = 128
     """Units of its hidden layer."""
+    weighting_bound: NonNegativeFloat = 25.0
+    """Logits are squashed into ± this bound; 0: no bound, as in the paper."""
     beam: Count = 4
     """Hypotheses in the search for a translation."""
     length_penalty: NonNegativeFloat = 0.6
@@ -192,6 +195,7 @@ class Translation:
                 "optimizer": {"name": "adam", "b2": 0.98, "learning_rate": 2e-3, "schedule": "cosine", "warmup": 200},
             }
         },
+        "paper": {"task": {"model": {"weighting_bound": 0.0}}},
         "atd": _ATD,
     }  # fmt: skip
 
@@ -224,7 +228,8 @@ class Translation:
         )
         empty = _empty(config)
         sides = [empty[name] for name in ("source", "source_length", "target", "target_length")]
-        return Weighting(lambda key: module.init(key, *sides)["params"], pair_logits(module))
+        logits = bounded(pair_logits(module), m.weighting_bound)
+        return Weighting(lambda key: module.init(key, *sides)["params"], logits)
 
     def evaluate(self, config: TranslationConfig, splits: PairSplits, model: Model) -> Evaluate:
         """Return the nats per piece of a data set, with smoothed labels and without: totals over the pieces."""

@@ -285,10 +285,6 @@ def test_weighting_network() -> None:
     found = compiled(weights, {"small": small})
     assert len(set(found.tolist())) == 5
     np.testing.assert_allclose(compiled(weights, {"small": small[2:3]})[0], found[2], rtol=1e-5)
-    _, bounded = image_weighting(
-        (16, 16, 3), preparation((0.5,) * 3, (0.25,) * 3, augment=False), features=(4, 4, 4, 6), bound=0.1
-    )
-    np.testing.assert_allclose(bounded(weights, {"small": small}), 0.1 * np.tanh(found / 0.1), rtol=1e-4)
 
 
 def test_a_whole_step_in_both_stages() -> None:

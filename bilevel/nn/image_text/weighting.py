@@ -38,7 +38,6 @@ def image_weighting(
     *,
     features: tuple[int, ...] = (32, 32, 32, 64),
     inputs: str = "small",
-    bound: float = 0.0,
 ) -> tuple[Callable[[Array], Params], LogitFn]:
     """Return what makes the parameters of a weighting network, and its logits.
 
@@ -47,7 +46,6 @@ def image_weighting(
       prepare: makes inputs of small images; without augmentation, as it is given the same key always.
       features: channels of each convolution.
       inputs: name of the small images in a batch.
-      bound: logits are squashed into ± this, s ↦ bound · tanh(s / bound); 0: they are not.
     """
     network = ImageWeighting(features)
 
@@ -57,6 +55,6 @@ def image_weighting(
     def logits(weights: Params, batch: Batch) -> Array:
         found = network.apply({"params": weights}, prepare(batch[inputs], jax.random.key(0)))
         assert isinstance(found, jax.Array)
-        return bound * jnp.tanh(found / bound) if bound else found
+        return found
 
     return init, logits
