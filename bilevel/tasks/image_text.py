@@ -117,8 +117,8 @@ class ModelConfig:
     """Type of the computation in the image tower; parameters and losses stay float32."""
     weighting_features: Annotated[tuple[Count, ...], Field(min_length=1)] = (8, 8, 8, 16)
     """Channels of each convolution of the weighting network."""
-    weighting_bound: NonNegativeFloat = 25.0
-    """Logits are squashed into ± this bound; 0: no bound, as in the paper."""
+    weighting_bound: NonNegativeFloat = 0.0
+    """Logits are squashed into ± this bound; 0: no bound."""
 
 
 @dataclass(frozen=True)
@@ -190,7 +190,6 @@ class ImageTextTask:
             },
             **{name: {"weight_learning_rate": 1e-3, "entropy_bonus": 0.005} for name in LEARNING},
         },
-        "paper": {"task": {"model": {"weighting_bound": 0.0}}},
         "atd": _ATD,
     }  # fmt: skip
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from bilevel.selection.scorers import bounded
+from bilevel.study.flags import parse
 from bilevel.tasks.image_text import TASK as IMAGE_TEXT
 from bilevel.tasks.language_modeling import TASK as LANGUAGE_MODELING
 from bilevel.tasks.translation import TASK as TRANSLATION
@@ -59,17 +60,16 @@ def logits_of(case: str, **model: Any) -> np.ndarray:
 
 @pytest.mark.parametrize("case", CASES)
 def test_logits_stay_within_the_bound(case: str) -> None:
-    raw, by_default = logits_of(case, weighting_bound=0.0), logits_of(case)
+    raw = logits_of(case, weighting_bound=0.0)
     assert np.abs(raw).max() > 50
-    assert np.abs(by_default).max() <= 25
-    np.testing.assert_allclose(by_default, 25 * np.tanh(raw / 25), rtol=1e-4)
+    np.testing.assert_allclose(logits_of(case, weighting_bound=25.0), 25 * np.tanh(raw / 25), rtol=1e-4)
     np.testing.assert_allclose(logits_of(case, weighting_bound=3.0), 3 * np.tanh(raw / 3), rtol=1e-4)
 
 
-def test_the_papers_networks_have_no_bound() -> None:
-    for task, _, _ in CASES.values():
-        paper: Any = task.presets["paper"]
-        assert paper["task"]["model"]["weighting_bound"] == 0
+@pytest.mark.parametrize("task", [LANGUAGE_MODELING, TRANSLATION])
+@pytest.mark.parametrize(("preset", "bound"), [("default", 25.0), ("paper", 0.0), ("atd", 0.0)])
+def test_text_is_bounded_by_default_and_not_in_the_papers(task: Any, preset: str, bound: float) -> None:
+    assert parse(task, ["--preset", preset], "test").config.task.model.weighting_bound == bound
 
 
 def test_a_bound_that_is_none() -> None:
