@@ -49,6 +49,24 @@ def entropy_pull(bonus: float, logits: Array, pool: Array, temperature: Array, a
     return jnp.where(jnp.isfinite(logits), bonus * (widen(logits) - centre), 0.0)
 
 
+def shift_pull(
+    bonus: float, logits: Array, temperature: Array, estimator: Estimator, axis: Axis = ALONE
+) -> Array | None:
+    """Compute λ E_w[s], a scalar, the `shift` of `logit_cotangents`; None without a bonus.
+
+    A shift of all logits changes no weight, so that nothing else holds it, and a network with bounded logits loses them all
+    where they drift to its bound. E_w[s] is the mean over the rows if these were drawn by their weights, else the weighted mean.
+
+    Arguments as `entropy_pull`.
+    """
+    if not bonus:
+        return None
+    known = jnp.isfinite(logits)
+    drawn = known / jnp.maximum(total(known, axis), 1)
+    weights = softmax(logits / temperature, axis) if estimator == "softmax" else drawn
+    return bonus * total(jnp.where(known, weights * widen(logits), 0.0), axis)
+
+
 def left_out(logits: Array, alignments: Array, left: Array, axis: Axis = ALONE) -> tuple[Array, Array]:
     """Take the say from rows that are not `left`, bool `[b]`: logits of −∞, and alignments at the mean of the others."""
     known = total(jnp.where(left, alignments, 0.0), axis) / jnp.maximum(total(left, axis), 1)
@@ -63,6 +81,7 @@ def logit_cotangents(
     num_rows: int,
     normalize: bool = False,
     pull: Array | None = None,
+    shift: Array | None = None,
     axis: Axis = ALONE,
 ) -> Array:
     """Compute the cotangents c_i of the logits, float32 `[b]`.
@@ -81,6 +100,7 @@ def logit_cotangents(
       normalize: divide the alignments by the root mean square of their deviations from the mean first (a running reward scale of
         1, whatever the norm of the probe); all-equal alignments give 0.
       pull: λ (s_i − s̄), `[b]`, added to the alignments after scaling: the entropy bonus of `make_step`; None: nothing.
+      shift: λ E_w[s], see `shift_pull`; it moves all logits together, so that no baseline takes it away. None: nothing.
       axis: the devices that the rows are spread over.
     """
     mean = total(alignments, axis) / num_rows
@@ -94,10 +114,11 @@ def logit_cotangents(
     if pull is not None:
         pulled = total(pull, axis) / num_rows
         centred, mean = centred + pull - pulled, mean + pulled
+    together = 0.0 if shift is None else shift
     if estimator == "score":
         # a_i − ā_{−i} = (a_i − ā)·b/(b − 1)
-        return centred / max(num_rows - 1, 1)
+        return (centred + together) / max(num_rows - 1, 1)
     weights = softmax(logits, axis)
     if estimator == "uniform":
-        return (centred + mean) / num_rows - weights * mean
-    return weights * (centred - total(weights * centred, axis))
+        return (centred + mean + together) / num_rows - weights * mean
+    return weights * (centred - total(weights * centred, axis) + together)

@@ -11,7 +11,8 @@ import toy
 
 import bilevel
 from bilevel.selection import filters
-from bilevel.step.estimators import logit_cotangents
+from bilevel.selection.scorers import bounded
+from bilevel.step.estimators import Estimator, logit_cotangents, shift_pull
 from bilevel.types import Array, UserError
 
 LOGITS = jnp.asarray([0.5, -1.0, 1.5, 0.0, 0.2])
@@ -41,7 +42,7 @@ def test_score_estimator_adds_it_in_the_mean() -> None:
 
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
 def test_a_step_moves_alpha_by_it(temperature: float) -> None:
-    """Dense, where all rows have a part: what the bonus adds is −λτ times the gradient of the entropy."""
+    """Dense, where all rows have a part: what the bonus adds is −λτ times the gradient of the entropy, and a common shift."""
     alpha, big, specific = toy.weight_params(2), toy.arrays(3, 12), toy.arrays(4, 3)
 
     def moved(bonus: float) -> Array:
@@ -56,7 +57,12 @@ def test_a_step_moves_alpha_by_it(temperature: float) -> None:
         log_weights = jax.nn.log_softmax(toy.weighting(alpha, big) / temperature)
         return jnp.sum(jnp.exp(log_weights) * log_weights)
 
-    wanted = -BONUS * temperature * toy.flat(jax.grad(negative_entropy)(alpha))
+    def half_square_of_the_mean(alpha: dict[str, Array]) -> Array:
+        logits = toy.weighting(alpha, big)
+        return jnp.sum(jax.lax.stop_gradient(jax.nn.softmax(logits / temperature)) * logits) ** 2 / 2
+
+    entropy, shift = (toy.flat(jax.grad(f)(alpha)) for f in (negative_entropy, half_square_of_the_mean))
+    wanted = -BONUS * (temperature * entropy + shift / temperature)
     np.testing.assert_allclose(moved(BONUS) - moved(0.0), wanted, rtol=1e-3, atol=1e-5)
 
 
@@ -80,6 +86,42 @@ def test_noise_alone(bonus: float, grows: bool) -> None:
     (logits, _), _ = jax.lax.scan(step, begin, jax.random.split(jax.random.key(0), 4000))
     size = float(filters.effective_sample_size(logits))
     assert (size < 4) == grows, size
+
+
+@pytest.mark.parametrize("estimator", ["softmax", "score", "uniform"])
+def test_the_shift_moves_all_logits_together(estimator: Estimator) -> None:
+    """It adds to each row what the row counts for, and λ times the mean in all; the weights themselves stay."""
+    before = logit_cotangents(ALIGNMENTS, LOGITS, estimator, num_rows=5)
+    shift = shift_pull(BONUS, LOGITS, jnp.ones(()), estimator)
+    assert shift is not None
+    weights = np.asarray(jax.nn.softmax(LOGITS)) if estimator == "softmax" else np.full(5, 0.2)
+    assert float(shift) == pytest.approx(BONUS * float(weights @ np.asarray(LOGITS)), rel=1e-5)
+    added = logit_cotangents(ALIGNMENTS, LOGITS, estimator, num_rows=5, shift=shift) - before
+    rows = weights * 5 / 4 if estimator == "score" else weights  # which divides by b − 1
+    np.testing.assert_allclose(added, rows * float(shift), atol=1e-6)
+
+
+@pytest.mark.parametrize("bonus", [0.0, 0.05])
+def test_logits_that_drifted_to_their_bound(bonus: float) -> None:
+    """Rows with bounded logits that all lie near the bound come back with the bonus; without it nothing moves them."""
+    optimizer, rule = optax.adam(0.05), filters.importance()
+    network = bounded(lambda bias, rows: rows + bias, 4.0)
+    spread = jnp.linspace(-1, 1, 64)
+
+    def step(carry: tuple[Array, optax.OptState], key: Array) -> tuple[tuple[Array, optax.OptState], None]:
+        bias, state = carry
+        draw, noise = jax.random.split(key)
+        rows = spread[rule.select(draw, network(bias, spread), 8)]
+        logits, pullback = jax.vjp(lambda b: network(b, rows), bias)
+        shift = shift_pull(bonus, logits, jnp.ones(()), "score")
+        c = logit_cotangents(jax.random.normal(noise, (8,)), logits, "score", num_rows=8, normalize=True, shift=shift)
+        updates, state = optimizer.update(pullback(c)[0], state)
+        return (optax.apply_updates(bias, updates), state), None  # pyright: ignore[reportReturnType]
+
+    begin = (jnp.asarray(-10.0), optimizer.init(jnp.asarray(-10.0)))
+    (bias, _), _ = jax.lax.scan(step, begin, jax.random.split(jax.random.key(0), 1000))
+    logits = network(bias, spread)
+    assert (float(jnp.max(logits) - jnp.min(logits)) > 1.5) == bool(bonus), (bias, logits)
 
 
 def test_a_bonus_that_is_no_number() -> None:
