@@ -50,21 +50,26 @@ def entropy_pull(bonus: float, logits: Array, pool: Array, temperature: Array, a
 
 
 def shift_pull(
-    bonus: float, logits: Array, temperature: Array, estimator: Estimator, axis: Axis = ALONE
+    strength: float, logits: Array, temperature: Array, estimator: Estimator, axis: Axis = ALONE
 ) -> Array | None:
-    """Compute λ E_w[s], a scalar, the `shift` of `logit_cotangents`; None without a bonus.
+    """Compute κ E_w[s], a scalar, the `shift` of `logit_cotangents`; None without.
 
     A shift of all logits changes no weight, so that nothing else holds it, and a network with bounded logits loses them all
     where they drift to its bound. E_w[s] is the mean over the rows if these were drawn by their weights, else the weighted mean.
 
-    Arguments as `entropy_pull`.
+    Args:
+      strength: κ.
+      logits: s_i, `[b]`; those that are not finite have no part.
+      temperature: what they are divided by where they become weights.
+      estimator: that of `logit_cotangents`.
+      axis: the devices that the rows are spread over.
     """
-    if not bonus:
+    if not strength:
         return None
     known = jnp.isfinite(logits)
     drawn = known / jnp.maximum(total(known, axis), 1)
     weights = softmax(logits / temperature, axis) if estimator == "softmax" else drawn
-    return bonus * total(jnp.where(known, weights * widen(logits), 0.0), axis)
+    return strength * total(jnp.where(known, weights * widen(logits), 0.0), axis)
 
 
 def left_out(logits: Array, alignments: Array, left: Array, axis: Axis = ALONE) -> tuple[Array, Array]:
@@ -100,7 +105,7 @@ def logit_cotangents(
       normalize: divide the alignments by the root mean square of their deviations from the mean first (a running reward scale of
         1, whatever the norm of the probe); all-equal alignments give 0.
       pull: λ (s_i − s̄), `[b]`, added to the alignments after scaling: the entropy bonus of `make_step`; None: nothing.
-      shift: λ E_w[s], see `shift_pull`; it moves all logits together, so that no baseline takes it away. None: nothing.
+      shift: κ E_w[s], see `shift_pull`; it moves all logits together, so that no baseline takes it away. None: nothing.
       axis: the devices that the rows are spread over.
     """
     mean = total(alignments, axis) / num_rows

@@ -30,6 +30,7 @@ class StepOptions:
     probe_every: int | None = None
     normalize_alignments: bool = False
     entropy_bonus: float = 0.0
+    shift_pull: float = 0.0
     ema_decay: float | None = None
     micro_batches: int = 1
     row_metrics: tuple[str, ...] = ()
@@ -70,8 +71,9 @@ class StepOptions:
                 'estimator="uniform" needs rows drawn without regard to their weights: '
                 'use it with mode="dense" or alpha_batch="uniform", or choose "softmax" or "score".'
             )
-        if not 0 <= self.entropy_bonus < math.inf:
-            raise UserError(f"entropy_bonus={self.entropy_bonus} must be a number of at least 0; 0 is none.")
+        for name in ("entropy_bonus", "shift_pull"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise UserError(f"{name}={getattr(self, name)} must be a number of at least 0; 0 is none.")
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             raise UserError(f"ema_decay={self.ema_decay} must lie in (0, 1), or be None for no average.")
 

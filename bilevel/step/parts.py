@@ -269,7 +269,7 @@ class Parts:
             num_rows=logits.shape[0] * axis.size,
             normalize=options.normalize_alignments,
             pull=estimators.entropy_pull(options.entropy_bonus, known, scores.local, temperature, axis),
-            shift=estimators.shift_pull(options.entropy_bonus, known, temperature, options.estimator, axis),
+            shift=estimators.shift_pull(options.shift_pull, known, temperature, options.estimator, axis),
             axis=axis,
         )
         if rows.left is not None:

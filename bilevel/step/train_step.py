@@ -51,6 +51,7 @@ def make_step(
     probe_every: int | None = None,
     normalize_alignments: bool = False,
     entropy_bonus: float = 0.0,
+    shift_pull: float = 0.0,
     ema_decay: float | None = None,
     micro_batches: int = 1,
     row_metrics: tuple[str, ...] = (),
@@ -92,7 +93,10 @@ def make_step(
       entropy_bonus: λ ≥ 0. The α-gradient lowers Σ w_i a_i − λ τ H(w), with H the entropy of the weights and τ the filter's
         temperature: λ (s_i − s̄) is added to each alignment, after scaling, s̄ the mean logit of the big batch. Without it logits
         may grow without end: alignments of noise alone concentrate the weights. With it they rest where w ∝ exp(−E[a]/(λ τ)).
-        λ E_w[s] is added too, which draws the weighted mean of all logits to 0 and changes no weight. Costs nothing.
+        Costs nothing.
+      shift_pull: κ ≥ 0. κ E_w[s] is added to the cotangent of each logit, in proportion to the row's weight: that draws the
+        weighted mean of the logits to 0. A common shift changes no weight, so that nothing else holds it; where logits are
+        bounded (`bilevel.scorers.bounded`) all may drift to the bound, and differ no more. Costs nothing.
       ema_decay: keep an exponential moving average of (params, model_state) with this decay, in at least float32.
       micro_batches: evaluate the b rows (and the specific batch) in this many equal parts, one after the other: the same update
         to rounding with the activations of one part in memory. See `bilevel.derivatives.rows.RowLosses`.
@@ -135,7 +139,7 @@ def make_step(
         update_every = 1 if method.chooses_weights else 4
     options = StepOptions(
         batch_size, mode, estimator, alpha_batch, alpha_batch_size, update_every, probe_every, normalize_alignments,
-        entropy_bonus, ema_decay, micro_batches, row_metrics, max_uses, Axis(axis_name),
+        entropy_bonus, shift_pull, ema_decay, micro_batches, row_metrics, max_uses, Axis(axis_name),
     )  # fmt: skip
     check_together(options, method, filter, has_weighting=weighting is not None, has_rate=weight_optimizer is not None)
     evaluations = Evaluations(

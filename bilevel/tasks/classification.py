@@ -135,8 +135,8 @@ class Rows(Splits):
 
 
 _LEARNED: dict[str, Any] = {
-    "mode": "dense", "weight_learning_rate": 3e-4, "entropy_bonus": 0.03, "probe_every": 0, "probe_blocks": 0,
-    "average_specific": 0.9,
+    "mode": "dense", "weight_learning_rate": 3e-4, "entropy_bonus": 0.03, "shift_pull": 0.0, "probe_every": 0,
+    "probe_blocks": 0, "average_specific": 0.9,
 }  # fmt: skip
 _TRACKED = {name: value for name, value in _LEARNED.items() if name != "average_specific"}
 _PAPER: dict[str, Any] = {"alpha_batch": "filtered", "estimator": "uniform", "weight_learning_rate": 3e-4}
@@ -170,7 +170,7 @@ _PRESETS: dict[str, Any] = {
         **dict.fromkeys(("dds", "retrained_dds", "anograd", "implicit_cg", "implicit_neumann"), _LEARNED),
         **dict.fromkeys(("soba", "penalty", "warm_soba"), _TRACKED),
         "anograd": _LEARNED | {"through_optimizer": False},
-        "meta_weight_net": {"average_specific": 0.9},
+        "meta_weight_net": {"average_specific": 0.9, "shift_pull": 0.0},
         "contrastive": {"fraction": 0.5},
     },
     "paper": {

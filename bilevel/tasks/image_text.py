@@ -188,7 +188,7 @@ class ImageTextTask:
                 "run_dir": Path("runs/image_text"), "steps": 1500, "batch_size": 32, "big_batch_size": 256,
                 "optimizer": {"name": "adam", "learning_rate": 2e-3, "schedule": "cosine", "warmup": 100},
             },
-            **{name: {"weight_learning_rate": 1e-3, "entropy_bonus": 0.005} for name in LEARNING},
+            **{name: {"weight_learning_rate": 1e-3, "entropy_bonus": 0.005, "shift_pull": 0.0} for name in LEARNING},
         },
         "atd": _ATD,
     }  # fmt: skip

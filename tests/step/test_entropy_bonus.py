@@ -42,7 +42,7 @@ def test_score_estimator_adds_it_in_the_mean() -> None:
 
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
 def test_a_step_moves_alpha_by_it(temperature: float) -> None:
-    """Dense, where all rows have a part: what the bonus adds is −λτ times the gradient of the entropy, and a common shift."""
+    """Dense, where all rows have a part: what the bonus adds is −λτ times the gradient of the entropy."""
     alpha, big, specific = toy.weight_params(2), toy.arrays(3, 12), toy.arrays(4, 3)
 
     def moved(bonus: float) -> Array:
@@ -57,12 +57,7 @@ def test_a_step_moves_alpha_by_it(temperature: float) -> None:
         log_weights = jax.nn.log_softmax(toy.weighting(alpha, big) / temperature)
         return jnp.sum(jnp.exp(log_weights) * log_weights)
 
-    def half_square_of_the_mean(alpha: dict[str, Array]) -> Array:
-        logits = toy.weighting(alpha, big)
-        return jnp.sum(jax.lax.stop_gradient(jax.nn.softmax(logits / temperature)) * logits) ** 2 / 2
-
-    entropy, shift = (toy.flat(jax.grad(f)(alpha)) for f in (negative_entropy, half_square_of_the_mean))
-    wanted = -BONUS * (temperature * entropy + shift / temperature)
+    wanted = -BONUS * temperature * toy.flat(jax.grad(negative_entropy)(alpha))
     np.testing.assert_allclose(moved(BONUS) - moved(0.0), wanted, rtol=1e-3, atol=1e-5)
 
 
@@ -88,6 +83,27 @@ def test_noise_alone(bonus: float, grows: bool) -> None:
     assert (size < 4) == grows, size
 
 
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_a_step_draws_the_mean_of_the_logits_to_0(temperature: float) -> None:
+    """Dense: what the pull adds is −κ/τ times the gradient of half the square of Σ w s, with w held."""
+    alpha, big, specific = toy.weight_params(2), toy.arrays(3, 12), toy.arrays(4, 3)
+
+    def moved(pull: float) -> Array:
+        train = bilevel.make_step(
+            toy.loss, toy.weighting, optax.sgd(0.1), optax.sgd(1.0), bilevel.dds(), batch_size=12, mode="dense",
+            shift_pull=pull, filter=filters.gumbel_top_k(temperature=temperature),
+        )  # fmt: skip
+        state = train.init(jax.random.key(0), toy.params(1), alpha)
+        return jnp.asarray(toy.flat(jax.jit(train.learn)(state, big, specific)[0].weight_params))
+
+    def half_square(alpha: dict[str, Array]) -> Array:
+        logits = toy.weighting(alpha, big)
+        return jnp.sum(jax.lax.stop_gradient(jax.nn.softmax(logits / temperature)) * logits) ** 2 / 2
+
+    wanted = -BONUS / temperature * toy.flat(jax.grad(half_square)(alpha))
+    np.testing.assert_allclose(moved(BONUS) - moved(0.0), wanted, rtol=1e-3, atol=1e-5)
+
+
 @pytest.mark.parametrize("estimator", ["softmax", "score", "uniform"])
 def test_the_shift_moves_all_logits_together(estimator: Estimator) -> None:
     """It adds to each row what the row counts for, and λ times the mean in all; the weights themselves stay."""
@@ -101,9 +117,9 @@ def test_the_shift_moves_all_logits_together(estimator: Estimator) -> None:
     np.testing.assert_allclose(added, rows * float(shift), atol=1e-6)
 
 
-@pytest.mark.parametrize("bonus", [0.0, 0.05])
-def test_logits_that_drifted_to_their_bound(bonus: float) -> None:
-    """Rows with bounded logits that all lie near the bound come back with the bonus; without it nothing moves them."""
+@pytest.mark.parametrize("pull", [0.0, 0.05])
+def test_logits_that_drifted_to_their_bound(pull: float) -> None:
+    """Rows with bounded logits that all lie near the bound come back with the pull; without it nothing moves them."""
     optimizer, rule = optax.adam(0.05), filters.importance()
     network = bounded(lambda bias, rows: rows + bias, 4.0)
     spread = jnp.linspace(-1, 1, 64)
@@ -113,7 +129,7 @@ def test_logits_that_drifted_to_their_bound(bonus: float) -> None:
         draw, noise = jax.random.split(key)
         rows = spread[rule.select(draw, network(bias, spread), 8)]
         logits, pullback = jax.vjp(lambda b: network(b, rows), bias)
-        shift = shift_pull(bonus, logits, jnp.ones(()), "score")
+        shift = shift_pull(pull, logits, jnp.ones(()), "score")
         c = logit_cotangents(jax.random.normal(noise, (8,)), logits, "score", num_rows=8, normalize=True, shift=shift)
         updates, state = optimizer.update(pullback(c)[0], state)
         return (optax.apply_updates(bias, updates), state), None  # pyright: ignore[reportReturnType]
@@ -121,11 +137,11 @@ def test_logits_that_drifted_to_their_bound(bonus: float) -> None:
     begin = (jnp.asarray(-10.0), optimizer.init(jnp.asarray(-10.0)))
     (bias, _), _ = jax.lax.scan(step, begin, jax.random.split(jax.random.key(0), 1000))
     logits = network(bias, spread)
-    assert (float(jnp.max(logits) - jnp.min(logits)) > 1.5) == bool(bonus), (bias, logits)
+    assert (float(jnp.max(logits) - jnp.min(logits)) > 1.5) == bool(pull), (bias, logits)
 
 
-def test_a_bonus_that_is_no_number() -> None:
-    with pytest.raises(UserError, match="entropy_bonus=-1 must be a number of at least 0"):
-        bilevel.make_step(
-            toy.loss, toy.weighting, optax.sgd(0.1), optax.sgd(1.0), bilevel.dds(), batch_size=4, entropy_bonus=-1
-        )
+@pytest.mark.parametrize("name", ["entropy_bonus", "shift_pull"])
+def test_a_strength_that_is_no_number(name: str) -> None:
+    optimizers = optax.sgd(0.1), optax.sgd(1.0)
+    with pytest.raises(UserError, match=f"{name}=-1 must be a number of at least 0"):
+        bilevel.make_step(toy.loss, toy.weighting, *optimizers, bilevel.dds(), batch_size=4, **{name: -1})

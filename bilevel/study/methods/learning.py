@@ -25,7 +25,7 @@ from bilevel.training.run_dir import read_json
 from bilevel.training.settings import Count
 from bilevel.types import UserError
 
-_OF_STEP = ("mode", "alpha_batch", "update_every", "normalize_alignments", "entropy_bonus")
+_OF_STEP = ("mode", "alpha_batch", "update_every", "normalize_alignments", "entropy_bonus", "shift_pull")
 """Settings that `make_step` has under the same names."""
 
 
@@ -57,6 +57,8 @@ class Learning(Picking):
     """Scale the alignments of each α-step to root mean square 1."""
     entropy_bonus: NonNegativeFloat = 0.05
     """λ: keeps the logits from growing for ever, and sets how sharp the weights become; 0: none, as in the papers."""
+    shift_pull: NonNegativeFloat = 0.05
+    """Draws the mean of the logits to 0, which changes no weight and keeps them from their bound; 0: none, as in the papers."""
     weight_learning_rate: float | None = None
     """Of the weighting network (Adam); none given: 1e-2 with the estimator score, else 1e-3."""
     weight_warmup: NonNegativeInt = 0
@@ -304,7 +306,7 @@ _TRACKED = _WEIGHTS | {"tracker_learning_rate": Log(5e-4, 1e-2)}
 _IMPLICIT = _AVERAGED | {"damping": Log(1e-2, 10.0), "iterations": Among((3, 5, 10))}
 _PAPER: dict[str, Any] = {
     "estimator": "softmax", "update_every": 1, "probe_every": 0, "probe_blocks": 0, "derivatives": "forward",
-    "normalize_alignments": False, "entropy_bonus": 0.0, "weight_learning_rate": 1e-3,
+    "normalize_alignments": False, "entropy_bonus": 0.0, "shift_pull": 0.0, "weight_learning_rate": 1e-3,
 }  # fmt: skip
 """Grangier et al., sections 4.2, 4.3 and 6.2, and table 13 (the rate). Our own where they are silent: the tracker and its rate,
 and the rate of the SGD that dds unrolls."""
