@@ -294,7 +294,7 @@ class LanguageModeling:
         place = m.start_from or m.shape
         if m.network != "llama" or place is None:
             raise UserError(
-                f"The network {m.network} has no layout that others read: train with --model.network llama."
+                f"the network {m.network} has no layout that others read: train with --model.network llama."
             )
         write_folder(folder, read_settings(place), params, dtype=dtype, beside=files_beside(place))
 
