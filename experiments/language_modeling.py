@@ -4,9 +4,9 @@
     python -m experiments.language_modeling --data.generic "heap/*.txt.gz" --data.specific my_domain/ \
       --compare uniform,soba,dds,anograd --steps 6000 --seeds 3 --run-dir runs/my_domain
 
-The default command compares soba with uniform on text that ships with Python, 3,000 steps each. On two cores of an AMD EPYC it
-ended after 5.9 minutes (other programs at work for half of them) with a test loss of 2.077 (uniform) and 1.729 (soba) nats per
-byte (2026-11-29, jax 0.10.2).
+The default command compares soba with uniform on text that ships with Python, 3,000 steps each. On one core of an Intel Xeon,
+with others at work, it ended after 8.2 minutes with a test loss of 2.077 (uniform) and 1.703 (soba) nats per byte (2026-11-30,
+jax 0.10.2).
 The paper (tables 2 and 3): soba lowers the loss of uniform on Reuters, and on the other specific sets, before and after
 fine-tuning.
 The same as `bilevel compare language_modeling`; `--help` lists all flags.
