@@ -1,6 +1,7 @@
 """The entropy bonus: the gradient it adds, and that it keeps logits from growing where there is nothing to learn."""
 
 import itertools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -142,6 +143,6 @@ def test_logits_that_drifted_to_their_bound(pull: float) -> None:
 
 @pytest.mark.parametrize("name", ["entropy_bonus", "shift_pull"])
 def test_a_strength_that_is_no_number(name: str) -> None:
-    optimizers = optax.sgd(0.1), optax.sgd(1.0)
+    given: Any = {name: -1}
     with pytest.raises(UserError, match=f"{name}=-1 must be a number of at least 0"):
-        bilevel.make_step(toy.loss, toy.weighting, *optimizers, bilevel.dds(), batch_size=4, **{name: -1})
+        bilevel.make_step(toy.loss, toy.weighting, optax.sgd(0.1), optax.sgd(1.0), bilevel.dds(), batch_size=4, **given)
