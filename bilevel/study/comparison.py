@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -34,6 +35,8 @@ _COSTS = {
     "effective_sample_size": "effective sample size",
 }  # fmt: skip
 AGAINST = "How probable as large a difference to uniform of the same seed is by chance (p, the largest of the seeds):"
+_EVEN, _EVEN_AFTER = 0.01, 300
+"""Logits of a smaller standard deviation hardly differ; they begin at 0, so that the first steps say nothing."""
 _SAMPLE_SIZE = (
     "Of the weights over a big batch, 1/Σw²: 1 row means that the softmax puts all weight on one. A filter that draws b rows "
     "without replacement then takes those with the b largest logits."
@@ -139,7 +142,8 @@ def _crossing(result: Result, metrics: Metrics, setting: Setting) -> Row:
         }
     targets = {str(target): reached(test, target) for target in setting.config.study.targets}
     each = row["epochs"] / row["steps"]
-    warnings = [*row.get("warnings", []), worse_at_the_end([r for r in own if valid in r], measure)]
+    valids = [r for r in own if valid in r]
+    warnings = [*row.get("warnings", []), worse_at_the_end(valids, measure), even_at_the_end(own, row["method"])]
     if given := [warning for warning in warnings if warning]:
         found["warnings"] = given
     return found | {
@@ -165,6 +169,18 @@ def worse_at_the_end(rows: Sequence[Row], measure: Measure) -> str | None:
     return (
         f"valid {measure.title} was best at step {best['step']} ({best[name]:.{digits}f}) and ended at "
         f"{rows[-1][name]:.{digits}f}: train for fewer --steps."
+    )
+
+
+def even_at_the_end(rows: Sequence[Row], method: str) -> str | None:
+    """Return a sentence on a run whose learned logits hardly differ after its first steps."""
+    learned = [row for row in rows if math.isfinite(row.get("weight_gradient_norm", math.nan)) and "logit_rms" in row]
+    if not learned or learned[-1]["step"] < _EVEN_AFTER or learned[-1]["logit_rms"] >= _EVEN:
+        return None
+    return (
+        f"its logits hardly differ at the end (standard deviation {learned[-1]['logit_rms']:.1g}), so that all rows weigh alike: "
+        f"if they drifted to their bound, give --{method.replace('_', '-')}.shift-pull 0.05, else look for a weighting network "
+        "that does not learn."
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import math
 import re
 import sys
 from html import escape
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bilevel.study.comparison import worse_at_the_end
+from bilevel.study.comparison import even_at_the_end, worse_at_the_end
 from bilevel.study.report import Picture, Report, Text, domains, over_training, write_report
 from bilevel.study.task import Measure
 from bilevel.training.charts import Line, draw, mean_line
@@ -223,3 +224,21 @@ def test_a_sampler_that_draws_from_fewer_rows_than_a_batch_gets_a_warning() -> N
     assert found is not None
     assert found.startswith("by step 40 ")
     assert "was 15.5, below the 16 of a batch, and at the end it was 20.0: advice." in found
+
+
+@pytest.mark.parametrize(
+    ("step", "spread", "gradient", "warned"),
+    [(6000, 1e-4, 1e-5, True), (6000, 0.3, 1e-5, False), (100, 1e-4, 1e-5, False), (6000, 1e-4, math.nan, False)],
+)
+def test_logits_that_hardly_differ(step: int, spread: float, gradient: float, warned: bool) -> None:
+    """Not in the first steps, where they begin at 0, nor for methods that learn no network."""
+    rows = [{"step": 50, "logit_rms": 0.2, "weight_gradient_norm": 1.0}] if warned else []
+    rows = [
+        *rows,
+        {"step": step, "logit_rms": spread, "weight_gradient_norm": gradient},
+        {"step": step, "valid_loss": 1.0},
+    ]
+    found = even_at_the_end(rows, "warm_soba")
+    assert (found is not None) == warned
+    if found:
+        assert "--warm-soba.shift-pull 0.05" in found
