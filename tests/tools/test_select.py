@@ -128,7 +128,8 @@ def lines_in(output: Path) -> list[str]:
 
 def direct_scores(run: Path, documents: list[str]) -> list[float]:
     """The network applied to the rows of each document, cut by hand."""
-    module = MODULES[yaml.safe_load((run / "config.yaml").read_text())["model"]["weighting"]]
+    settings = yaml.safe_load((run / "config.yaml").read_text())["model"]
+    module, bound = MODULES[settings["weighting"]], settings["weighting_bound"]
     params, _ = load_tree(run / "weights.safetensors")
     cut: list[list[bytes]] = []
     for text in (document.encode() for document in documents):
@@ -140,7 +141,8 @@ def direct_scores(run: Path, documents: list[str]) -> list[float]:
     rows += [b"x"] * (-len(rows) % 512)  # one shape compiles for all tests
     tokens = jnp.array([list(row.ljust(T, b"\0")) for row in rows], jnp.uint8)
     apply = jax.jit(module.apply)
-    logits = iter(np.asarray(apply({"params": params}, tokens, jnp.array([len(row) for row in rows]))))
+    raw = np.asarray(apply({"params": params}, tokens, jnp.array([len(row) for row in rows])))
+    logits = iter(bound * np.tanh(raw / bound))
     return [sum(len(x) * float(next(logits)) for x in pieces) / sum(map(len, pieces)) for pieces in cut]
 
 
