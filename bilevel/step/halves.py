@@ -88,8 +88,8 @@ def make_halves(
       method: what learns α. One that looks ahead by θ's optimizer needs an own one: `dds(unroll=optax.sgd(ρ))`,
         `anograd(through_optimizer=False)`.
       batch_size: b, rows that are picked.
-      options: filter, derivatives, specific_loss, param_filter, estimator, normalize_alignments, entropy_bonus, micro_batches
-        and mesh, as in `bilevel.make_step`.
+      options: filter, derivatives, specific_loss, param_filter, estimator, normalize_alignments, entropy_bonus, shift_pull,
+        micro_batches and mesh, as in `bilevel.make_step`.
 
     Raises:
       UserError: for options that do not go together, a method that chooses weights by itself, or one that looks ahead by an

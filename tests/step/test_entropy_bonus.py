@@ -1,4 +1,4 @@
-"""The entropy bonus: the gradient it adds, and that it keeps logits from growing where there is nothing to learn."""
+"""The entropy bonus and the pull on the common shift: the gradients they add, and what they keep logits from."""
 
 import itertools
 from typing import Any
@@ -42,23 +42,31 @@ def test_score_estimator_adds_it_in_the_mean() -> None:
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
-def test_a_step_moves_alpha_by_it(temperature: float) -> None:
-    """Dense, where all rows have a part: what the bonus adds is −λτ times the gradient of the entropy."""
+@pytest.mark.parametrize("name", ["entropy_bonus", "shift_pull"])
+def test_a_step_moves_alpha_by_it(name: str, temperature: float) -> None:
+    """Dense, where all rows have a part: −λτ times the gradient of the entropy, or −κ/τ times that of (Σ w s)²/2, w held."""
     alpha, big, specific = toy.weight_params(2), toy.arrays(3, 12), toy.arrays(4, 3)
 
-    def moved(bonus: float) -> Array:
+    def moved(strength: float) -> Array:
+        given: Any = {name: strength}
         train = bilevel.make_step(
             toy.loss, toy.weighting, optax.sgd(0.1), optax.sgd(1.0), bilevel.dds(), batch_size=12, mode="dense",
-            entropy_bonus=bonus, filter=filters.gumbel_top_k(temperature=temperature),
+            filter=filters.gumbel_top_k(temperature=temperature), **given,
         )  # fmt: skip
         state = train.init(jax.random.key(0), toy.params(1), alpha)
         return jnp.asarray(toy.flat(jax.jit(train.learn)(state, big, specific)[0].weight_params))
 
     def negative_entropy(alpha: dict[str, Array]) -> Array:
         log_weights = jax.nn.log_softmax(toy.weighting(alpha, big) / temperature)
-        return jnp.sum(jnp.exp(log_weights) * log_weights)
+        return temperature * jnp.sum(jnp.exp(log_weights) * log_weights)
 
-    wanted = -BONUS * temperature * toy.flat(jax.grad(negative_entropy)(alpha))
+    def half_square_of_the_mean(alpha: dict[str, Array]) -> Array:
+        logits = toy.weighting(alpha, big)
+        weights = jax.lax.stop_gradient(jax.nn.softmax(logits / temperature))
+        return jnp.sum(weights * logits) ** 2 / 2 / temperature
+
+    lowers = {"entropy_bonus": negative_entropy, "shift_pull": half_square_of_the_mean}[name]
+    wanted = -BONUS * toy.flat(jax.grad(lowers)(alpha))
     np.testing.assert_allclose(moved(BONUS) - moved(0.0), wanted, rtol=1e-3, atol=1e-5)
 
 
@@ -84,30 +92,9 @@ def test_noise_alone(bonus: float, grows: bool) -> None:
     assert (size < 4) == grows, size
 
 
-@pytest.mark.parametrize("temperature", [1.0, 2.0])
-def test_a_step_draws_the_mean_of_the_logits_to_0(temperature: float) -> None:
-    """Dense: what the pull adds is −κ/τ times the gradient of half the square of Σ w s, with w held."""
-    alpha, big, specific = toy.weight_params(2), toy.arrays(3, 12), toy.arrays(4, 3)
-
-    def moved(pull: float) -> Array:
-        train = bilevel.make_step(
-            toy.loss, toy.weighting, optax.sgd(0.1), optax.sgd(1.0), bilevel.dds(), batch_size=12, mode="dense",
-            shift_pull=pull, filter=filters.gumbel_top_k(temperature=temperature),
-        )  # fmt: skip
-        state = train.init(jax.random.key(0), toy.params(1), alpha)
-        return jnp.asarray(toy.flat(jax.jit(train.learn)(state, big, specific)[0].weight_params))
-
-    def half_square(alpha: dict[str, Array]) -> Array:
-        logits = toy.weighting(alpha, big)
-        return jnp.sum(jax.lax.stop_gradient(jax.nn.softmax(logits / temperature)) * logits) ** 2 / 2
-
-    wanted = -BONUS / temperature * toy.flat(jax.grad(half_square)(alpha))
-    np.testing.assert_allclose(moved(BONUS) - moved(0.0), wanted, rtol=1e-3, atol=1e-5)
-
-
 @pytest.mark.parametrize("estimator", ["softmax", "score", "uniform"])
 def test_the_shift_moves_all_logits_together(estimator: Estimator) -> None:
-    """It adds to each row what the row counts for, and λ times the mean in all; the weights themselves stay."""
+    """It adds to each row what the row counts for, and κ times the mean in all; the weights themselves stay."""
     before = logit_cotangents(ALIGNMENTS, LOGITS, estimator, num_rows=5)
     shift = shift_pull(BONUS, LOGITS, jnp.ones(()), estimator)
     assert shift is not None
