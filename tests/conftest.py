@@ -7,6 +7,7 @@ from pathlib import Path
 
 import jax
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 from bilevel.devices.environment import keep_programs
 
@@ -36,6 +37,17 @@ def compiled_programs() -> None:
         os.environ["JAX_COMPILATION_CACHE_DIR"] = folder  # for processes that tests start
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = str(KEPT_SECONDS)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", KEPT_SECONDS)
+
+
+@pytest.fixture(autouse=True)
+def programs_kept_again() -> Iterator[None]:
+    """Undo `compile_anew` after a test of several devices."""
+    name = "jax_enable_compilation_cache"
+    kept = getattr(jax.config, name)
+    yield
+    if getattr(jax.config, name) != kept:
+        jax.config.update(name, kept)
+        compilation_cache.reset_cache()
 
 
 @pytest.fixture(autouse=True, scope="module")

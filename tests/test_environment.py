@@ -6,14 +6,19 @@ import io
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 from bilevel import cli
 from bilevel.data import open_source, pack
-from bilevel.devices import environment
+from bilevel.devices import environment, sharding
 from bilevel.files import user_path
 from bilevel.types import UserError
 
@@ -70,6 +75,30 @@ def test_no_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         pack(source, length=8, cache_dir="~/.cache/bilevel")
     assert len(pack(source, length=8, cache_dir=tmp_path / "cache")) == 1
     assert user_path("a/~") == Path("a/~")
+
+
+@pytest.fixture
+def program_folder(tmp_path: Path) -> Iterator[Path]:
+    """A folder that jax keeps every compiled program in."""
+    chosen = {"jax_compilation_cache_dir": str(tmp_path), "jax_persistent_cache_min_compile_time_secs": 0}
+    before = {name: getattr(jax.config, name) for name in chosen}
+    for values in (chosen, before):
+        for name, value in values.items():
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()
+        if values is chosen:
+            yield tmp_path
+
+
+def test_programs_of_several_cpu_devices_are_not_kept(program_folder: Path) -> None:
+    kept = []
+    for devices in (1, 2):
+        mesh = sharding.make_mesh(jax.devices()[:devices])
+        environment.compile_anew(mesh)
+        x = jax.device_put(np.arange(8.0), sharding.row_sharding(mesh))
+        jax.block_until_ready(jax.jit(jnp.sum)(x))
+        kept.append(len(list(program_folder.iterdir())))
+    assert 0 < kept[0] == kept[1]
 
 
 def test_names_that_are_not_utf8(tmp_path: Path) -> None:

@@ -12,6 +12,8 @@ from importlib.metadata import entry_points
 from pathlib import Path
 
 import jax
+from jax.experimental.compilation_cache import compilation_cache
+from jax.sharding import Mesh
 
 SECONDS = 0.5
 """Programs that compile faster are not kept."""
@@ -33,6 +35,17 @@ def keep_programs(folder: Path = Path("~/.cache/bilevel/programs")) -> None:
         return
     jax.config.update("jax_compilation_cache_dir", str(own))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", SECONDS)
+
+
+def compile_anew(mesh: Mesh) -> None:
+    """Turns jax's persistent compilation cache off where programs span several CPU devices.
+
+    XLA orders the collectives of a program that it compiles. One that it loads (0.10.2) has lost that order: devices begin
+    with different ones, and wait for each other until the process is aborted.
+    """
+    if mesh.size > 1 and mesh.devices.flat[0].platform == "cpu":
+        jax.config.update("jax_enable_compilation_cache", False)
+        compilation_cache.reset_cache()  # jax asks once
 
 
 def _processor() -> str:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import jax
 
 from bilevel.devices import sharding
+from bilevel.devices.environment import compile_anew
 from bilevel.devices.processes import of_first, say
 from bilevel.study import budget, comparison, search, sets
 from bilevel.study.config import Config
@@ -55,7 +56,9 @@ def compare(config: Config, task: Task) -> None:
 
 def opened(config: Config, task: Task) -> Setting:
     """Open the data of one specific set; a UserError says what is wrong with them."""
-    return Setting(config, task, task.open(config.task, config.study.run_dir), sharding.make_mesh())
+    mesh = sharding.make_mesh()
+    compile_anew(mesh)
+    return Setting(config, task, task.open(config.task, config.study.run_dir), mesh)
 
 
 def check_methods(setting: Setting, methods: Sequence[str]) -> None:
