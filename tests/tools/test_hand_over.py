@@ -157,6 +157,20 @@ def test_each_format(name: str, run: Path, judged: list[dict[str, Any]], tmp_pat
     np.testing.assert_allclose([row["weight"] for row in rows], plain / plain.mean(), rtol=1e-5)
 
 
+def test_repeated_ids_are_said(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Within a file and between two."""
+    for name, keys in {"a": "abc", "b": "dbbe"}.items():
+        lines = [json.dumps({"key": key, "text": f"some text {key}{i}"}) for i, key in enumerate(keys)]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines))
+    given = {"format": "attributes", "id_field": "key", "keep_count": 1}
+    select(run, tmp_path / "*.jsonl", tmp_path / "out", **given)
+    assert json.loads((tmp_path / "out" / "summary.json").read_text())["repeated_ids"] == 3
+    assert "3 documents share their id with another one, the first is document 1 of" in capsys.readouterr().err
+    select(run, tmp_path / "a.jsonl", tmp_path / "alone", **given)
+    assert json.loads((tmp_path / "alone" / "summary.json").read_text())["repeated_ids"] == 0
+    assert "share their id" not in capsys.readouterr().err
+
+
 def test_parquet_stays_as_it_was(run: Path, tmp_path: Path) -> None:
     (file,) = select(run, write(tmp_path / "a.parquet"), tmp_path / "out", format="documents")
     before, after = pq.ParquetFile(tmp_path / "a.parquet"), pq.ParquetFile(file)

@@ -8,12 +8,13 @@ import numpy as np
 
 from bilevel.data import digest
 from bilevel.data.text.parts import Part
+from bilevel.devices.processes import say
 from bilevel.files import appearing, remove_abandoned
 from bilevel.offline.choice import KEEP, Choice
 from bilevel.tools.select.card import write_card
 from bilevel.tools.select.config import Config
 from bilevel.tools.select.scores import ScoreFiles
-from bilevel.tools.select.written import Judged, file_name, write_part
+from bilevel.tools.select.written import Judged, file_name, key_digests, write_part
 from bilevel.training import prepare_run_dir
 from bilevel.training.progress import Progress
 from bilevel.training.run_dir import read_json, write_json
@@ -57,9 +58,15 @@ class Selection:
 
     def write(self, part: Part, judged: Judged, progress: Progress) -> None:
         """Write the file of a part, in one piece."""
+        named, ids = self._config.id_field is not None, [np.zeros(0, np.int64)]
+        seen = (lambda keys: ids.append(key_digests(keys))) if named else None
         with appearing(self.target(part)) as file:
-            for count in write_part(part, judged, self._config, file):
+            for count in write_part(part, judged, self._config, file, seen):
                 progress.advance(count)
+        if named:
+            self._ids(part).parent.mkdir(exist_ok=True)
+            with appearing(self._ids(part)) as path, path.open("wb") as file:
+                np.save(file, np.concatenate(ids))
         write_json(self._note(part), self._identity(part, judged))
 
     def write_summary(self, choice: Choice) -> None:
@@ -75,12 +82,32 @@ class Selection:
         }  # fmt: skip
         if choice.excess is not None:
             summary["left_out"] = int(choice.excess.sum())
+        if self._config.id_field is not None:
+            summary["repeated_ids"] = self._repeated_ids()
         if self._config.rule == "top":
             summary["threshold_quantile"] = float(choice.quantiles(np.array([choice.threshold], np.float32))[0])
         if self._config.format == "weights":
             summary["effective_sample_size"] = choice.effective_sample_size
             write_card(self._config, self._parts, summary)
         write_json(self._config.output / "summary.json", summary)
+
+    def _repeated_ids(self) -> int:
+        """Count the documents, blank ones too, whose id another one of the corpus has; they are said to the user."""
+        ids = [np.load(self._ids(part)) for part in self._parts]
+        _, kind, counts = np.unique(np.concatenate(ids), return_inverse=True, return_counts=True)
+        repeated = np.flatnonzero(counts[kind] > 1)
+        if len(repeated):
+            ends = np.cumsum([len(x) for x in ids])
+            part = int(np.searchsorted(ends, repeated[0], side="right"))
+            first = f"document {repeated[0] - ends[part] + len(ids[part])} of {self._parts[part].source.name}"
+            say(
+                f"Warning: {len(repeated):,} documents share their id with another one, the first is {first}: give --id-field a "
+                f"field that tells them apart, which {self._config.id_field} does not."
+            )
+        return len(repeated)
+
+    def _ids(self, part: Part) -> Path:
+        return self._config.output / "written" / f"{part.stem}.ids.npy"
 
     def _note(self, part: Part) -> Path:
         return self._config.output / "written" / f"{part.stem}.json"

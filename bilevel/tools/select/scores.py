@@ -13,10 +13,10 @@ from bilevel.data import digest
 from bilevel.data.text.part_tables import PartTables
 from bilevel.data.text.parts import Part
 from bilevel.files import remove_abandoned
-from bilevel.offline.documents import digests, score_documents
+from bilevel.offline.documents import score_documents
 from bilevel.tools.select.config import Config
 from bilevel.tools.select.network import Network
-from bilevel.tools.select.written import GROUP_FIELD, stored
+from bilevel.tools.select.written import GROUP_FIELD, key_digests, stored
 from bilevel.training import prepare_run_dir
 from bilevel.training.progress import Progress
 from bilevel.types import UserError
@@ -72,9 +72,5 @@ class ScoreFiles(PartTables):
         if self._config.group_field is None:
             return None
         keys = part.stream(lambda: stored(part).keys(self._config.group_field, GROUP_FIELD))
-        found = [digests([str(key).encode("utf-8", "surrogatepass") for key in _listed(block)]) for block in keys]
+        found = [key_digests(block) for block in keys]
         return np.concatenate(found) if found else np.zeros(0, np.int64)
-
-
-def _listed(block: Any) -> list[Any]:
-    return block if isinstance(block, list) else block.to_pylist()

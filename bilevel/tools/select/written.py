@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +15,7 @@ from bilevel.data.text.fields import DEFAULT
 from bilevel.data.text.line_file import write_json_lines
 from bilevel.data.text.parts import Part
 from bilevel.data.text.stored import ID_FIELD, Chosen, Stored
+from bilevel.offline.documents import digests
 from bilevel.tools.select.config import Config, Format
 from bilevel.types import UserError
 
@@ -61,14 +62,22 @@ def check_fields(part: Part, config: Config) -> None:
         )
 
 
-def write_part(part: Part, judged: Judged, config: Config, target: Path) -> Iterator[int]:
-    """Write the file of a part; yields how many documents, some at a time."""
+def write_part(
+    part: Part, judged: Judged, config: Config, target: Path, seen: Callable[[Any], object] | None = None
+) -> Iterator[int]:
+    """Write the file of a part; yields how many documents, some at a time. `seen` is given each block of keys that is written."""
+
+    def keys() -> Iterator[Any]:
+        for block in part.stream(lambda: stored(part).keys(config.id_field)):
+            if seen:
+                seen(block)
+            yield block
+
     if config.format == "parquet":
-        pq.write_table(_table(part, judged, config.id_field), target, compression="zstd")
+        pq.write_table(_table(part, judged, None if config.id_field is None else keys()), target, compression="zstd")
         yield len(judged.number)
     elif config.format == "attributes":
-        keys = part.stream(lambda: stored(part).keys(config.id_field))
-        yield from stored(part).write_columns(target, _attributes(keys, judged))
+        yield from stored(part).write_columns(target, _attributes(keys(), judged))
     else:
         count = int(judged.number[-1]) + 1 if len(judged.number) else 0
         kept, weight = np.zeros(count, bool), None
@@ -80,7 +89,13 @@ def write_part(part: Part, judged: Judged, config: Config, target: Path) -> Iter
         yield from part.stream(lambda: stored(part).write(target, chosen))
 
 
-def _table(part: Part, judged: Judged, id_field: str | None) -> pa.Table:
+def key_digests(block: Any) -> NDArray[np.int64]:
+    """Return `digests` of a block of keys, as texts."""
+    keys = block if isinstance(block, list) else block.to_pylist()
+    return digests([str(key).encode("utf-8", "surrogatepass") for key in keys])
+
+
+def _table(part: Part, judged: Judged, keys: Iterator[Any] | None) -> pa.Table:
     """Every document that is not blank."""
     number, which = judged.number, np.zeros(len(judged.number), np.int32)
     if part.files:
@@ -88,11 +103,11 @@ def _table(part: Part, judged: Judged, id_field: str | None) -> pa.Table:
     file = pa.DictionaryArray.from_arrays(which, part.files or (part.source.name,))
     columns = [file, number, judged.size, judged.score, judged.quantile, judged.kept]
     table = pa.table(columns, schema=SCHEMA)
-    if id_field is None:
+    if keys is None:
         return table
-    found = list(part.stream(lambda: stored(part).keys(id_field)))
-    keys = pa.chunked_array(_of_one_type(found)) if found else pa.chunked_array([pa.nulls(0, pa.string())])
-    return table.append_column("id", keys.take(judged.number))
+    found = list(keys)
+    ids = pa.chunked_array(_of_one_type(found)) if found else pa.chunked_array([pa.nulls(0, pa.string())])
+    return table.append_column("id", ids.take(judged.number))
 
 
 def _of_one_type(blocks: list[Any]) -> list[pa.Array]:
