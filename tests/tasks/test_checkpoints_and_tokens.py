@@ -9,7 +9,8 @@ from typing import Any, cast
 import jax
 import numpy as np
 import pytest
-from commands import compare, metrics_of, refused
+from commands import compare, flags, metrics_of, refused, results
+from study_calls import two_processes
 from tiny_decoder import reference_logits, stored, write_checkpoint
 from tiny_text import text_flags, write_texts
 from tiny_tokenizers import write_json_tokenizer, write_sentencepieces
@@ -140,6 +141,20 @@ def test_a_checkpoint_split_over_devices_trains_the_same(
         assert over[name] == pytest.approx(alone[name], rel=1e-4), name
     one, other = (stored(exported(text / run / "soba-seed0", text / f"of-{run}")) for run in ("run", "split"))
     for name, x in one.items():
+        np.testing.assert_allclose(other[name], x, atol=2e-4, err_msg=name)
+
+
+@pytest.mark.slow
+def test_two_processes_begin_with_a_checkpoint(text: Path, model: Path) -> None:
+    """Each reads it and holds half of its embedding; what the first one writes is what one process writes."""
+    write_checkpoint(model, "qwen3", num_hidden_layers=2, hidden_size=64)
+    given = llama_flags(text, model, batch_size=8, big_batch_size=32, finetune__steps=4, resident="never")
+    two_processes("compare", "language_modeling", *flags(text / "two", **given, shard_state=True))
+    (two,), (one,) = results(text / "two"), compare("language_modeling", text / "one", **given)
+    for name in ("test_loss", "valid_loss/generic", "finetuned_test_loss"):
+        assert two[name] == pytest.approx(one[name], rel=1e-4), name
+    first, other = (stored(exported(text / run / "soba-seed0", text / f"of-{run}")) for run in ("one", "two"))
+    for name, x in first.items():
         np.testing.assert_allclose(other[name], x, atol=2e-4, err_msg=name)
 
 
