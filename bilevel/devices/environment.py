@@ -40,7 +40,7 @@ def keep_programs(folder: Path = Path("~/.cache/bilevel/programs")) -> None:
 def compile_anew(mesh: Mesh) -> None:
     """Turns jax's persistent compilation cache off where programs span several CPU devices.
 
-    XLA orders the collectives of a program that it compiles. One that it loads (0.10.2) has lost that order: devices begin
+    XLA orders the collectives of a program that it compiles. One that it loads (jax 0.10.2) has lost that order: devices begin
     with different ones, and wait for each other until the process is aborted.
     """
     if mesh.size > 1 and mesh.devices.flat[0].platform == "cpu":

@@ -94,8 +94,9 @@ class Selection:
     def _repeated_ids(self) -> int:
         """Count the documents, blank ones too, whose id another one of the corpus has; they are said to the user."""
         ids = [np.load(self._ids(part)) for part in self._parts]
-        _, kind, counts = np.unique(np.concatenate(ids), return_inverse=True, return_counts=True)
-        repeated = np.flatnonzero(counts[kind] > 1)
+        whole = np.concatenate(ids)
+        found, counts = np.unique(whole, return_counts=True)
+        repeated = np.flatnonzero(np.isin(whole, found[counts > 1]))
         if len(repeated):
             ends = np.cumsum([len(x) for x in ids])
             part = int(np.searchsorted(ends, repeated[0], side="right"))
