@@ -118,6 +118,13 @@ def test_translation_cost(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_evaluation_speed() -> None:
+    lines = run("evaluation_speed", "--rows", "24", "--at-once", "8", "24").splitlines()
+    assert [line.partition(":")[0] for line in lines] == ["8 rows at once", "24 rows at once"]
+    assert all(float(line.split(": ")[1].split()[0]) >= 0 for line in lines)
+
+
+@pytest.mark.slow
 def test_loader(tmp_path: Path) -> None:
     flags = ["--parts", "loader", "--repeats", "1", "--cache-dir", str(tmp_path / "cache")]
     run("loader", *flags, "--json", str(tmp_path / "loader.json"))

@@ -14,3 +14,4 @@ from bilevel.study.task import Text as Text
 from bilevel.study.task import Weighting as Weighting
 from bilevel.study.task import evaluator as evaluator
 from bilevel.study.task import mean_evaluator as mean_evaluator
+from bilevel.study.task import rows_at_once as rows_at_once

@@ -28,7 +28,6 @@ FOLDER = "contrastive_finetuned"
 SECONDS = "seconds"
 """That fine-tuning and scoring took, without compiling, evaluating and saving."""
 DIGEST = "scores_digest"
-_SCORED_AT_ONCE = 256
 
 
 def switch(s: Any, context: Context) -> tuple[Switch, dict[str, str]]:
@@ -81,7 +80,7 @@ def _scored(s: Any, context: Context, state: Any, file: Path) -> LossTable:
     first, second = sharding.local((before, (after.params, after.model_state)))
     scores = score_gains(
         model.evaluation, first, second, RowView(train, rows), context.splits.specific,
-        batch_size=_SCORED_AT_ONCE, on_batch=clock,
+        batch_size=model.at_once, on_batch=clock,
         settings={"finetune_steps": s.finetune_steps, "seed": context.seed},
     )  # fmt: skip
     scores = dataclasses.replace(scores, settings={**scores.settings, SECONDS: seconds + clock.seconds})

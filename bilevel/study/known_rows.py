@@ -19,12 +19,11 @@ from bilevel.study.task import Model
 from bilevel.training.fit import FITTED, Fit, best_of
 from bilevel.training.run_dir import read_json, write_json
 from bilevel.training.settings import plain
-from bilevel.types import LossFn, ModelState, Params, UserError
+from bilevel.types import ModelState, Params, UserError
 
 TABLE = "table.safetensors"
 _NUMBER = "number"
 """Setting of tables that hold no losses: what they hold."""
-_BATCH = 512
 _IRREDUCIBLE, _MODEL = "irreducible", "model"
 SECONDS = "seconds.json"
 """Beside a table: the seconds of the updates of the models that it is from, and of their scoring the rows, as estimated."""
@@ -64,14 +63,14 @@ def irreducible_losses(context: Context, s: Any) -> Known:
     train, seed = context.splits.train, s.held_out_seed
     if s.table is not None:
         return Known(given_losses(context, s), _seconds(s.table.parent))
-    loss, fits, settings = _irreducible(context, s)
+    model, fits, settings = _irreducible(context, s)
 
     def compute(models: list[_Fitted]) -> tuple[LossTable, float]:
         clock = ScoringClock()
-        given: dict[str, Any] = {"batch_size": _BATCH, "settings": settings, "on_batch": clock}
+        given: dict[str, Any] = {"batch_size": model.at_once, "settings": settings, "on_batch": clock}
         if not s.halves:
-            return score_rows(loss, *models[0], train, **given), clock.seconds
-        return cross_scored(loss, (models[0], models[1]), train, seed=seed, **given), clock.seconds
+            return score_rows(model.evaluation, *models[0], train, **given), clock.seconds
+        return cross_scored(model.evaluation, (models[0], models[1]), train, seed=seed, **given), clock.seconds
 
     return _kept(context, _IRREDUCIBLE, settings, fits, compute)
 
@@ -83,13 +82,13 @@ def held_out_model(context: Context, s: Any) -> tuple[Params, ModelState]:
     return sharding.local((best.params, best.model_state))
 
 
-def _irreducible(context: Context, s: Any) -> tuple[LossFn, list[Fit], dict[str, Any]]:
-    """The loss that scores, the models that are fitted for it, and what the table depends on."""
+def _irreducible(context: Context, s: Any) -> tuple[Model, list[Fit], dict[str, Any]]:
+    """The model that scores, what is fitted for it, and what the table depends on."""
     rows = [half(context.splits.train, i, s.held_out_seed) for i in (0, 1)] if s.halves else [context.splits.held_out]
     model, about = context.model(network=s.held_out_network), (s.held_out_steps, s.held_out_seed)
     fits = [fitted(context, model, s.held_out_network, part, *about) for part in rows if part is not None]
     of_halves = {"halves": True, "half_seed": s.held_out_seed} if s.halves else {}
-    return model.evaluation, fits, {**fits[0].settings, **of_halves}
+    return model, fits, {**fits[0].settings, **of_halves}
 
 
 def check_irreducible(context: Context, s: Any) -> dict[str, str]:
@@ -135,7 +134,7 @@ def uncertain_rows(context: Context, s: Any) -> tuple[RowView, float]:
         assert model.scoring is not None
         clock = ScoringClock()
         table = score_rows(
-            model.scoring("running"), *models[0], train, batch_size=_BATCH, settings=settings,
+            model.scoring("running"), *models[0], train, batch_size=model.at_once, settings=settings,
             read=lambda losses, metrics, batch: entropies(metrics["logits"]), on_batch=clock,
         )  # fmt: skip
         return table, clock.seconds

@@ -23,6 +23,7 @@ from bilevel.study.report import Text as Text
 from bilevel.training.evaluation import Evaluate as Evaluate
 from bilevel.training.evaluation import evaluator as evaluator
 from bilevel.training.evaluation import mean_evaluator as mean_evaluator
+from bilevel.training.evaluation import rows_at_once as rows_at_once
 from bilevel.types import Array, LogitFn, LossFn, ModelState, Params, TokenLosses, UserError
 
 ParamFilter: TypeAlias = Callable[[str], bool]
@@ -136,6 +137,8 @@ class Model(NamedTuple):
     """Number of blocks -> the parameters of the last ones, for cheap probes; None: the network has no such blocks."""
     tokens: Callable[[bool], TokenLosses] | None = None
     """Whether in training -> the losses of tokens; None: rows have none."""
+    at_once: int = 256
+    """Most rows that are evaluated at once outside of steps: in measures, and for losses of all rows."""
     gather: ParamFilter | None = None
     """See `make_step`."""
     describe: str = ""

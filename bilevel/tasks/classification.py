@@ -37,7 +37,6 @@ from bilevel.training.run_dir import read_json, write_json
 from bilevel.training.settings import Amount, Count, Portion, Some, free, plain
 from bilevel.types import LossFn, UserError
 
-_EVALUATED_AT_ONCE = 512
 _CONFUSED = 4
 
 
@@ -254,7 +253,7 @@ class Classification:
 
     def evaluate(self, config: ClassificationConfig, splits: Rows, model: Model) -> Evaluate:
         """Return accuracy and loss, means over rows."""
-        return mean_evaluator(model.evaluation, _EVALUATED_AT_ONCE, accuracy="correct")
+        return mean_evaluator(model.evaluation, model.at_once, accuracy="correct")
 
     def show(
         self, config: ClassificationConfig, splits: Rows, ids: NDArray[np.integer[Any]]

@@ -50,7 +50,6 @@ from bilevel.study.task import Past
 from bilevel.training.settings import Count, free
 from bilevel.types import Array, Batch, LossFn, ModelState, Params
 
-_EVALUATED_AT_ONCE = 256
 _PAST = "past"
 
 
@@ -259,7 +258,7 @@ class ImageTextTask:
                 "class_accuracy": (of_class[0], of_class[1]),
             }
 
-        return evaluator(sums, _EVALUATED_AT_ONCE)
+        return evaluator(sums, model.at_once)
 
     def show(
         self, config: ImageTextConfig, splits: CaptionSplits, ids: NDArray[np.integer[Any]]

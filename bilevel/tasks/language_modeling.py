@@ -54,13 +54,20 @@ from bilevel.nn.transformer import (
 )
 from bilevel.nn.weighting import ConvWeighting, NGramWeighting, logit_fn
 from bilevel.selection.scorers import bounded
-from bilevel.study import Evaluate, Known, Measure, Model, ModelOptions, Splits, Text, Weighting, evaluator
+from bilevel.study import (
+    Evaluate,
+    Known,
+    Measure,
+    Model,
+    ModelOptions,
+    Splits,
+    Text,
+    Weighting,
+    evaluator,
+    rows_at_once,
+)
 from bilevel.training.settings import Count, free
 from bilevel.types import Array, ModelState, Params, UserError
-
-_EVALUATED_AT_ONCE = 256
-_MOST_LOGITS = 1 << 28
-"""Of the rows that are evaluated at once: 1 GiB."""
 
 
 @dataclass(frozen=True)
@@ -264,6 +271,7 @@ class LanguageModeling:
             init, loss, loss, evaluation, part=None if m.scan_layers else lambda count: last_blocks(count, shape),
             tokens=lambda train: losses_of_tokens(model, train=train),
             gather=gathered_before if gathers else None, describe=f"transformer {size}", start=start,
+            at_once=rows_at_once(config.data.length, _vocabulary(tokenizer)),
         )  # fmt: skip
 
     def weighting(self, config: LanguageConfig, splits: TextSplits | None) -> Weighting:
@@ -309,8 +317,7 @@ class LanguageModeling:
                 found["token_loss"] = (nats, count.sum())
             return {"loss": (nats, (batch.get("size", batch["length"]) * batch["mask"]).sum())} | found
 
-        logits = config.data.length * _vocabulary(splits.tokenizer)
-        return evaluator(sums, max(1, min(_EVALUATED_AT_ONCE, _MOST_LOGITS // logits)))
+        return evaluator(sums, model.at_once)
 
     def show(self, config: LanguageConfig, splits: Splits, ids: NDArray[np.integer[Any]]) -> Sequence[Text]:
         """Return generic rows as texts, with their domain where it is known."""

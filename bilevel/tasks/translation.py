@@ -51,11 +51,9 @@ from bilevel.study import (
     Text,
     Weighting,
 )
-from bilevel.study.task import Write, mean_evaluator
+from bilevel.study.task import Write, mean_evaluator, rows_at_once
 from bilevel.training.settings import Count, free
 from bilevel.types import Batch, ModelState, Params, UserError
-
-_EVALUATED_AT_ONCE = 128
 
 
 @dataclass(frozen=True)
@@ -218,7 +216,10 @@ class Translation:
         if m.dropout or m.weigh_pieces:  # else one and the same, so that a dense step scores its rows by its own losses
             evaluation = translation_loss(network, train=False, smoothing=m.smoothing)
         shape = _empty(config)
-        return Model(lambda key: (network.init(key, shape), {}), loss, loss, evaluation, part=part, describe=describe)
+        at_once = rows_at_once(config.data.length, splits.target.size)
+        return Model(
+            lambda key: (network.init(key, shape), {}), loss, loss, evaluation, part=part, describe=describe, at_once=at_once
+        )  # fmt: skip
 
     def weighting(self, config: TranslationConfig, splits: PairSplits) -> Weighting:
         """Build the weighting network over bags of pieces."""
@@ -233,7 +234,7 @@ class Translation:
 
     def evaluate(self, config: TranslationConfig, splits: PairSplits, model: Model) -> Evaluate:
         """Return the nats per piece of a data set, with smoothed labels and without: totals over the pieces."""
-        return mean_evaluator(model.evaluation, _EVALUATED_AT_ONCE, per="target_length", nll="nll")
+        return mean_evaluator(model.evaluation, model.at_once, per="target_length", nll="nll")
 
     def write(self, config: TranslationConfig, splits: PairSplits, model: Model) -> Write:
         """Return what translates all rows of a data set by beam search."""

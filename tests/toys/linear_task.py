@@ -17,6 +17,8 @@ from bilevel.types import LossAux, UserError
 
 DOMAINS = ("first", "second", "noise")
 FEATURES = 4
+AT_ONCE, MOST = 20, 64
+"""Rows evaluated at once, and the most that any test gives a step."""
 STUDY = {
     "steps": 8, "batch_size": 4, "big_batch_size": 16, "log_every": 2, "evaluate_every": 4, "checkpoint_every": 4,
     "progress": False, "optimizer": {"learning_rate": 0.05},
@@ -61,6 +63,7 @@ def classifier() -> Model:
     layer = nn.Dense(2)
 
     def loss(params: Any, model_state: Any, batch: Any, rng: Any) -> tuple[Any, LossAux]:
+        assert len(batch["x"]) <= MOST, "what scores all rows does not ask the model how many it takes at once"
         logits = layer.apply({"params": params}, batch["x"])
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])  # pyright: ignore[reportArgumentType]
         return losses, LossAux(model_state, {})
@@ -68,7 +71,8 @@ def classifier() -> Model:
     def init(key: Any) -> tuple[Any, Any]:
         return layer.init(key, jnp.zeros((1, FEATURES)))["params"], {}
 
-    return Model(init, loss, loss, loss, scoring=lambda statistics: with_head(loss), describe="a classifier")
+    scoring = with_head(loss)
+    return Model(init, loss, loss, loss, scoring=lambda statistics: scoring, describe="a classifier", at_once=AT_ONCE)
 
 
 class LinearTask:
@@ -108,11 +112,12 @@ class LinearTask:
             return {"w": 0.1 * jax.random.normal(key, (FEATURES,))} | ({"b": jnp.zeros(())} if bias else {}), {}
 
         def loss(params: Any, model_state: Any, batch: Any, rng: Any) -> tuple[Any, LossAux]:
+            assert len(batch["x"]) <= MOST, "what scores all rows does not ask the model how many it takes at once"
             found = batch["x"] @ params["w"] + params.get("b", 0.0)
             correct = ((found > 0) == (batch["label"] > 0)).astype(jnp.float32)
             return (found - batch["y"]) ** 2, LossAux(model_state, {"correct": correct})
 
-        return Model(init, loss, loss, loss, describe="a line")
+        return Model(init, loss, loss, loss, describe="a line", at_once=AT_ONCE)
 
     def weighting(self, config: LinearConfig, splits: Splits) -> Weighting:
         return Weighting(
@@ -120,7 +125,7 @@ class LinearTask:
         )
 
     def evaluate(self, config: LinearConfig, splits: Splits, model: Model) -> Evaluate:
-        return mean_evaluator(model.evaluation, 20)  # one program for all sets
+        return mean_evaluator(model.evaluation, AT_ONCE)  # one program for all sets
 
     def show(self, config: LinearConfig, splits: Splits, ids: Any) -> list[Text]:
         return [Text(0.0, DOMAINS[i % 3], f"row {i}") for i in ids]

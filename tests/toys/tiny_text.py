@@ -21,8 +21,8 @@ def shrink(patch: pytest.MonkeyPatch) -> None:
     """Make each network "xs" one of one block, and evaluate all sets by one program: less to compile."""
     patch.setitem(transformer.SIZES, "xs", TINY)
     patch.setitem(translators.SIZES, "xs", {"layers": 1, "width": 16, "heads": 2, "feed_forward": 32})
-    patch.setattr(language_modeling, "_EVALUATED_AT_ONCE", 16)
-    patch.setattr(translation, "_EVALUATED_AT_ONCE", 12)
+    patch.setattr(language_modeling, "rows_at_once", lambda *_: 16)
+    patch.setattr(translation, "rows_at_once", lambda *_: 12)
 
 
 def write_texts(folder: Path) -> Path:

@@ -24,8 +24,6 @@ from bilevel.training.run_dir import read_json, write_json
 from bilevel.training.settings import Count, Share, plain
 from bilevel.types import UserError
 
-_SCORED_AT_ONCE = 256
-
 
 @dataclass(frozen=True)
 class TokenSelection:
@@ -83,7 +81,7 @@ def _score(fit: Fit, model: Model, train: Dataset, fitted_in: Path, table: Path)
     tokens = model.tokens(False)
 
     def write(place: Path) -> None:
-        write_token_losses(place, tokens, params, model_state, train, batch_size=_SCORED_AT_ONCE, on_batch=clock)
+        write_token_losses(place, tokens, params, model_state, train, batch_size=model.at_once, on_batch=clock)
         write_json(place / SECONDS, {"training": training, "scoring": clock.seconds})
 
     rows = len(unwrapped(train)[0])
