@@ -134,6 +134,18 @@ class Context(Setting):
         parts = self.mesh.size * self.study.micro_batches
         return size if size <= rows else rows // parts * parts
 
+    def scored_parts(self, model: Model) -> int:
+        """Return in how many equal parts a model scores a big batch: each of at most `model.at_once` rows of a device.
+
+        Where statistics of the rows scored together count, these are of a micro-batch.
+        """
+        least, rows = self.study.micro_batches, self.loaded_rows(picks=True) // self.mesh.size
+        if model.scoring is not None:
+            return least
+        most = rows // max(1, model.at_once // 4)
+        parts = range(max(least, -(-rows // model.at_once)), most + 1)
+        return next((count for count in parts if rows % count == 0), least)
+
     def identified(self, name: str, file: Path | None, parts: Callable[[], Iterable[str | bytes]]) -> dict[str, str]:
         """Return the setting `name`: a digest of what `parts` reads from a file of another run, wherever that lies.
 

@@ -138,7 +138,7 @@ class Model(NamedTuple):
     tokens: Callable[[bool], TokenLosses] | None = None
     """Whether in training -> the losses of tokens; None: rows have none."""
     at_once: int = 256
-    """Most rows that are evaluated at once outside of steps: in measures, and for losses of all rows."""
+    """Most rows that are evaluated at once where θ does not move: for measures, losses of all rows, and scores of big batches."""
     gather: ParamFilter | None = None
     """See `make_step`."""
     describe: str = ""

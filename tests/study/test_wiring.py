@@ -192,6 +192,13 @@ def test_each_half_is_scored_by_the_model_of_the_other(tmp_path: Path, monkeypat
     )
 
 
+def test_a_model_scores_as_many_rows_at_once_as_it_takes(tmp_path: Path) -> None:
+    """The model of the linear task refuses half of such a big batch."""
+    given = ("--big-batch-size", 120, "--steps", 2)
+    call(tmp_path, "train_loss,meta_weight_net", *given, "--meta-weight-net.mode", "sparse")
+    assert all(math.isfinite(row["test_loss"]) for row in rows(tmp_path))
+
+
 @pytest.mark.parametrize(("method", "count"), [("soba", 3), ("classifier", 3), ("uniform", 0)])
 def test_specific_candidates_stand_in_every_big_batch(tmp_path: Path, method: str, count: int) -> None:
     setting = setting_of(tmp_path)

@@ -251,7 +251,7 @@ def _meta_weight_net(s: MetaWeightNet, context: Context) -> Plan:
     if s.warm_start:
         raise UserError("--meta-weight-net.warm-start: its network sees losses, not rows, so omit it.")
     model = context.trained_model(forward=s.derivatives == "forward")
-    net = meta_weight_net(model.loss, hidden=s.hidden, micro_batches=context.study.micro_batches)
+    net = meta_weight_net(model.loss, hidden=s.hidden, micro_batches=context.scored_parts(model))
     plan = _plan(s, context, _dds(s.average_specific, s.unroll_rate), model, Weighting(net.init, net.scorer))
     return dataclasses.replace(plan, reads_rows=True)
 

@@ -22,7 +22,7 @@ from bilevel.study.reducible import save_models
 from bilevel.study.spec import Plan, Spec, Start, labels, plan_over
 from bilevel.study.task import Model, Weighting
 from bilevel.training.settings import Count, free
-from bilevel.types import Array, LossFn, ModelState, Params
+from bilevel.types import Array, ModelState, Params
 
 
 @dataclass(frozen=True)
@@ -82,26 +82,26 @@ def _selecting(make: Callable[..., Scorer], rule: filters.Filter | None = None) 
     """The plans of a method that scores rows by a model."""
 
     def plan(s: Scoring, context: Context) -> Plan:
-        model, score, who = _paired(s, context)
-        scorer = make(score, micro_batches=context.study.micro_batches)
+        model, scoring_model, who = _paired(s, context)
+        score = scoring_model.evaluation if scoring_model.scoring is None else scoring_model.scoring(s.statistics)
+        scorer = make(score, micro_batches=context.scored_parts(scoring_model))
         scorer = scorer if s.network is None else scoring.trained_proxy(scorer)
         return _picked(s, context, model, scorer, rule, about={"scored_by": who})
 
     return plan
 
 
-def _paired(s: Scoring, context: Context) -> tuple[Model, LossFn, str]:
-    """What is trained, the loss that scores rows, and what scores them in words."""
+def _paired(s: Scoring, context: Context) -> tuple[Model, Model, str]:
+    """What is trained, what scores rows, and the latter in words."""
     target, who = context.trained_model(), "the target itself"
     scorer = context.trained_model(network=s.network, dtype=s.dtype)
-    score = scorer.evaluation if scorer.scoring is None else scorer.scoring(s.statistics)
     if s.network is not None:
         who = f"{s.network}, which is trained along on the rows picked"
         target = _both(target, context.trained_model(network=s.network))
     _, state = jax.eval_shape(scorer.init, jax.random.key(0))
     of = {"batch": "of the rows scored together", "running": "that the model keeps"}[s.statistics]
     norm = f"BatchNorm by the statistics {of}" if "batch_stats" in state else "no BatchNorm"
-    return target, score, f"scored by {who}, by a forward pass in {s.dtype or 'the type of the model'}, {norm}"
+    return target, scorer, f"scored by {who}, by a forward pass in {s.dtype or 'the type of the model'}, {norm}"
 
 
 def _both(target: Model, proxy: Model) -> Model:
