@@ -442,7 +442,7 @@ def test_measures_that_are_better_when_higher(tmp_path: Path, monkeypatch: pytes
     """Search, fine-tuning, ranks and irreducible losses of a task that has no loss among its measures."""
     new = '(Measure("gain", "gain", 3, lower_is_better=False),)'
     task = changed(tmp_path, '(Measure("loss", "loss", 3, "squared units"),)', new)
-    measured = "return mean_evaluator(model.evaluation, 20)"
+    measured = "return mean_evaluator(model.evaluation, AT_ONCE)"
     assert measured in task.read_text()
     gained = (
         f'{measured.replace("return", "found =")}\n        return lambda *given: {{"gain": -found(*given)["loss"]}}'
