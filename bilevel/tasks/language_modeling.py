@@ -54,18 +54,8 @@ from bilevel.nn.transformer import (
 )
 from bilevel.nn.weighting import ConvWeighting, NGramWeighting, logit_fn
 from bilevel.selection.scorers import bounded
-from bilevel.study import (
-    Evaluate,
-    Known,
-    Measure,
-    Model,
-    ModelOptions,
-    Splits,
-    Text,
-    Weighting,
-    evaluator,
-    rows_at_once,
-)
+from bilevel.study import Evaluate, Known, Measure, Model, ModelOptions, Splits, Text, Weighting, evaluator
+from bilevel.study.task import rows_at_once
 from bilevel.training.settings import Count, free
 from bilevel.types import Array, ModelState, Params, UserError
 
